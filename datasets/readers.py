@@ -1,0 +1,23 @@
+"""One interface for every dataset that can be read: a task, its provenance, and its episodes in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from .schema import Behaviour, Episode, TaskSpec
+
+
+class EpisodeReader(Protocol):
+    """A dataset of one task. Iterating reads one episode at a time, in a fixed order, and may be repeated."""
+
+    task: TaskSpec
+    behaviour: Behaviour
+    source: Mapping[str, Any]
+    """Provenance as JSON: format, path, id, and what was flattened or renamed."""
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        ...
+
+    def __iter__(self) -> Iterator[Episode]: ...

@@ -1,0 +1,184 @@
+"""What a task is, what an episode is, and how time is aligned: said once, here.
+
+Time: observations run t = 0..T, actions and rewards t = 0..T-1; reward[t] and terminated[t] follow
+action[t]. Every reader converts to this, so no filler rows exist after it.
+
+Units: observations are flat float32 in the environment's own units; continuous actions are scaled
+to [-1, 1]; a discrete action is a one-hot vector; a reward is summed over the action repeat, so
+"per decision" and never "per physics step".
+
+Dimension letters: T decisions of an episode, O observation, A action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ..pipeline.errors import TaskError
+
+ActionKind = Literal["continuous", "discrete"]
+ScoreKind = Literal["return_per_1000", "success", "normalised"]
+Behaviour = Literal["exploration", "expert", "policy", "unknown"]
+"""How a dataset was made. Decides the default behaviour anchor of extraction."""
+
+
+def heuristic_discount(episode_length: int) -> float:
+    """Discount for episodes of `episode_length` decisions: clip((n - 1) / n, 0.95, 0.995), n = length / 5.
+
+    500 decisions -> 0.99, 100 -> 0.95. Source: TD-MPC2 (arXiv 2310.16828) appendix.
+    """
+    fifth = episode_length / 5
+    return min(max((fifth - 1) / fifth, 0.95), 0.995)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Everything that the rest of the project knows about a task. JSON-serialisable."""
+
+    name: str
+    """`suite/task`, for example `dmc/walker-run`; unique within a table."""
+    observation_dim: int
+    action_dim: int
+    """Components of a continuous action, or the number of choices of a discrete one."""
+    episode_length: int
+    """Decisions until the time limit."""
+    action_kind: ActionKind = "continuous"
+    action_repeat: int = 1
+    """Environment steps per decision; rewards are summed over them."""
+    discount: float | None = None
+    """Per decision. None takes `heuristic_discount(episode_length)`."""
+    terminates: bool = False
+    """Whether an episode can end in a terminal state before the time limit."""
+    reports_success: bool = False
+    score_kind: ScoreKind = "normalised"
+    score_random: float | None = None
+    """Return of a uniformly random policy; the 0 of a normalised score."""
+    score_expert: float | None = None
+    """Return that counts as 1 in a normalised score."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `datasets.tasks.make_environment`; empty where no environment is known."""
+
+    def __post_init__(self) -> None:
+        for size in ("observation_dim", "action_dim", "episode_length", "action_repeat"):
+            if getattr(self, size) < 1:
+                raise TaskError(f"task {self.name!r}: {size} must be at least 1, found {getattr(self, size)}")
+        if self.discount is None:
+            object.__setattr__(self, "discount", heuristic_discount(self.episode_length))
+        object.__setattr__(self, "environment", dict(self.environment))
+
+    @property
+    def suite(self) -> str:
+        return self.name.split("/", 1)[0]
+
+    @property
+    def slug(self) -> str:
+        """The name as one path component."""
+        return self.name.replace("/", ".")
+
+    def score(self, return_mean: float, success_rate: float | None) -> float:
+        """Score in [0, 1] nominal: return/1000, success rate, or (return - random) / (expert - random).
+
+        NaN when the references of a normalised score are unknown, or when there is no success rate to report.
+        """
+        if self.score_kind == "return_per_1000":
+            return return_mean / 1000
+        if self.score_kind == "success":
+            return math.nan if success_rate is None else success_rate
+        if self.score_random is None or self.score_expert is None or self.score_expert == self.score_random:
+            return math.nan
+        return (return_mean - self.score_random) / (self.score_expert - self.score_random)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise TaskError(f"task spec has unknown fields {unknown}; it was written by another version of orrery")
+        return cls(**values)
+
+
+class TaskTable(Sequence[TaskSpec]):
+    """The ordered tasks of a model; a task's id is its position. Travels with stores, checkpoints and policies."""
+
+    def __init__(self, tasks: Sequence[TaskSpec]) -> None:
+        names = [task.name for task in tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise TaskError(f"a task table names each task once; repeated: {repeated}")
+        if not tasks:
+            raise TaskError("a task table needs at least one task")
+        self._tasks = tuple(tasks)
+
+    def __getitem__(self, index: int) -> TaskSpec:  # type: ignore[override]
+        return self._tasks[index]
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[TaskSpec]:
+        return iter(self._tasks)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskTable) and self._tasks == other._tasks
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self._tasks)
+
+    def id_of(self, name: str) -> int:
+        if name not in self.names:
+            raise TaskError(f"task {name!r} is not in this table, which holds: {', '.join(self.names)}")
+        return self.names.index(name)
+
+    @property
+    def observation_dim(self) -> int:
+        """Padded width: the largest of the table."""
+        return max(task.observation_dim for task in self._tasks)
+
+    @property
+    def action_dim(self) -> int:
+        return max(task.action_dim for task in self._tasks)
+
+    def action_mask(self) -> np.ndarray:
+        """[K, A] float32; 1 where a padded action component is one of the task's own."""
+        widths = np.array([task.action_dim for task in self._tasks])
+        return (np.arange(self.action_dim) < widths[:, None]).astype(np.float32)
+
+    def to_json(self) -> str:
+        return json.dumps([task.to_dict() for task in self._tasks], indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> TaskTable:
+        return cls([TaskSpec.from_dict(values) for values in json.loads(text)])
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode, already in the project's alignment and units."""
+
+    observations: np.ndarray
+    """[T + 1, O] float32."""
+    actions: np.ndarray
+    """[T, A] float32."""
+    rewards: np.ndarray
+    """[T] float32."""
+    terminated: bool
+    """Whether the last transition reached a terminal state; otherwise the episode was cut off."""
+    success: np.ndarray | None = None
+    """[T] bool, after each action; None where the task has no such notion."""
+    label: str = ""
+    """Where it came from, for error messages: `file.hdf5:data/demo_3`."""
+
+    def __len__(self) -> int:
+        return len(self.actions)

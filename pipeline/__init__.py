@@ -1,0 +1,1 @@
+"""What every stage shares: config, artifacts, the runner and the command line. Knows no algorithm."""

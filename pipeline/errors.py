@@ -1,0 +1,31 @@
+"""The errors that a user is meant to read.
+
+Each says what was expected, what was found, where, and what to do next; the command line prints
+the message without a traceback. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class OrreryError(Exception):
+    """Base of every error whose message is written for the user."""
+
+
+class ConfigError(OrreryError, ValueError):
+    """A setting is unknown, has the wrong type, or contradicts another."""
+
+
+class TaskError(OrreryError):
+    """A task name is unknown, or its environment cannot be built."""
+
+
+class DatasetError(OrreryError):
+    """A dataset or store is missing, malformed, or not what its manifest says."""
+
+
+class CheckpointError(OrreryError):
+    """Weights, their config and the task table do not belong together."""
+
+
+class StageError(OrreryError):
+    """A stage cannot run: an input is missing, stale or damaged, or its folder cannot be written."""

@@ -1,0 +1,80 @@
+"""What a stage is: a frozen config, declared inputs, one output folder, and `run(context)`.
+
+A stage reads only its inputs and writes only `context.folder`; the runner publishes that folder under
+the stage's name by renaming it. A stage that was interrupted finds what it had written still there,
+so `run` must either continue from it or overwrite it.
+
+Stages are found by name: `orrery/stages/<name>.py` holds one Stage subclass. That file is imported to read its
+config, also by commands that run nothing, so it imports torch and the like only inside `run`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that a stage reads."""
+
+    kind: str
+    """Kind of the artifact, as some stage's `output_kind`: datasets, store, world_model, policies, scores."""
+    optional: bool = False
+    many: bool = False
+    """Take every artifact of this kind that the run has made so far, not only the latest."""
+
+
+class ProgressTask(Protocol):
+    """One line of progress. `advance` moves it; `note` shows a short text (a loss, a score) beside it."""
+
+    def advance(self, amount: float = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the runner hands to a stage."""
+
+    folder: Path
+    """Where to write. Exists; holds what an interrupted attempt with the same key left."""
+    inputs: Mapping[str, Sequence[Path]]
+    """Verified artifact folders by input name; a list also where `many` is False (length 0 or 1)."""
+    workers: int
+    """Processes that the stage may start for parallel work."""
+    threads: int
+    """Torch threads of this process."""
+    log: logging.Logger
+    progress: Any
+    """`progress(description, total, completed=0)` is a context manager that yields a ProgressTask."""
+    run: Any = None
+    """Read-only facts about the whole run, for the report: `run.folder`, `run.config` (a plain dict)."""
+
+    def input(self, name: str) -> Path:
+        """The one artifact folder given for input `name`."""
+        (folder,) = self.inputs[name]
+        return folder
+
+
+class Stage:
+    """Base of every stage. Subclasses set the four class variables and `run`."""
+
+    Config: ClassVar[type]
+    """A frozen dataclass; every field has a default."""
+    inputs: ClassVar[Mapping[str, Input]] = {}
+    output_kind: ClassVar[str]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def run(self, context: Context) -> str:
+        """Do the work. Returns the one-line summary that is shown and stored: the key number first."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise an OrreryError for what can be seen to be wrong before anything runs. Called for all stages first."""
+
+

@@ -1,0 +1,1 @@
+"""One thin file per stage; an algorithm is a folder beside them."""
