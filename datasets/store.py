@@ -1,0 +1,229 @@
+"""TaskStore: episodes packed as contiguous float32 rows, one file per task, read by memory map.
+
+Layout of a store folder:
+
+    tasks.json              the TaskTable; task id = position
+    store.json              counts, statistics, provenance and findings per task
+    <task slug>/rows.f32    [R, O + A + 1] float32: observation | action | reward
+    <task slug>/episodes.npz    offsets [E + 1] int64, terminated [E] bool, returns [E] float64, ...
+
+An episode of T decisions takes T + 1 rows. Its last row holds the final observation; the action and reward there
+are zero and are never part of a window. Checksums are in the artifact's manifest.json, which the runner verifies.
+
+Dimension letters: R rows, E episodes, O observation, A action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..pipeline.errors import DatasetError
+from .schema import Behaviour, Episode, TaskSpec, TaskTable
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What store.json says of one task."""
+
+    task: str
+    behaviour: Behaviour
+    episodes: int
+    transitions: int
+    terminated: int
+    """Episodes that ended in a terminal state."""
+    return_mean: float
+    return_std: float
+    return_min: float
+    return_max: float
+    length_mean: float
+    success_rate: float | None
+    """Share of episodes with success at any step; None where the task has no such notion."""
+    success_rate_last: float | None
+    observation_mean: list[float]
+    observation_std: list[float]
+    source: Mapping[str, Any]
+    findings: Mapping[str, Any]
+    """What validation noticed and let pass."""
+
+
+class TaskWriter:
+    """Streams the episodes of one task to disk; memory holds one episode and the per-episode numbers."""
+
+    def __init__(self, folder: Path, spec: TaskSpec) -> None:
+        self._folder, self._spec = folder, spec
+        self._partial = folder.with_name(folder.name + ".partial")
+
+    def write(
+        self,
+        episodes: Iterable[Episode],
+        *,
+        behaviour: Behaviour,
+        source: Mapping[str, Any],
+        findings: Mapping[str, Any] | None = None,
+    ) -> TaskSummary:
+        """Write all episodes and publish the folder by rename. `findings` may be filled while `episodes` runs.
+
+        Raises:
+            DatasetError: no episode came.
+        """
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        lengths, returns, terminated, any_success, last_success = [], [], [], [], []
+        total = np.zeros(self._spec.observation_dim)
+        total_squares = np.zeros(self._spec.observation_dim)
+        with (self._partial / "rows.f32").open("wb") as file:
+            for episode in episodes:
+                rows = np.zeros((len(episode) + 1, row_width(self._spec)), np.float32)
+                rows[:, : self._spec.observation_dim] = episode.observations
+                rows[:-1, self._spec.observation_dim : -1] = episode.actions
+                rows[:-1, -1] = episode.rewards
+                file.write(rows.data)
+                lengths.append(len(episode))
+                returns.append(float(episode.rewards.sum(dtype=np.float64)))
+                terminated.append(episode.terminated)
+                if episode.success is not None:
+                    any_success.append(bool(episode.success.any()))
+                    last_success.append(bool(episode.success[-1]))
+                observations = episode.observations.astype(np.float64)
+                total += observations.sum(0)
+                total_squares += np.square(observations).sum(0)
+        if not lengths:
+            raise DatasetError(f"task {self._spec.name!r}: the dataset {dict(source)} holds no episode")
+        offsets = np.concatenate([[0], np.cumsum(np.array(lengths) + 1)])
+        np.savez(
+            self._partial / "episodes.npz",
+            offsets=offsets,
+            terminated=np.array(terminated),
+            returns=np.array(returns),
+        )
+        mean = total / offsets[-1]
+        variance = np.maximum(total_squares / offsets[-1] - mean**2, 0)
+        summary = TaskSummary(
+            task=self._spec.name,
+            behaviour=behaviour,
+            episodes=len(lengths),
+            transitions=int(sum(lengths)),
+            terminated=int(sum(terminated)),
+            return_mean=float(np.mean(returns)),
+            return_std=float(np.std(returns)),
+            return_min=float(np.min(returns)),
+            return_max=float(np.max(returns)),
+            length_mean=float(np.mean(lengths)),
+            success_rate=float(np.mean(any_success)) if any_success else None,
+            success_rate_last=float(np.mean(last_success)) if last_success else None,
+            observation_mean=mean.tolist(),
+            observation_std=np.sqrt(variance).tolist(),
+            source=dict(source),
+            findings=dict(findings or {}),
+        )
+        (self._partial / "task.json").write_text(
+            json.dumps({"spec": self._spec.to_dict(), "summary": dataclasses.asdict(summary)}, indent=1)
+        )
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._partial.rename(self._folder)
+        return summary
+
+
+def row_width(spec: TaskSpec) -> int:
+    """Floats per row: observation, action, reward."""
+    return spec.observation_dim + spec.action_dim + 1
+
+
+def finish_store(folder: Path, task_folders: Iterable[Path]) -> TaskTable:
+    """Write tasks.json and store.json over task folders that `TaskWriter` finished, in the order given."""
+    entries = [json.loads((task_folder / "task.json").read_text()) for task_folder in task_folders]
+    table = TaskTable([TaskSpec.from_dict(entry["spec"]) for entry in entries])
+    (folder / "tasks.json").write_text(table.to_json())
+    summaries = [entry["summary"] for entry in entries]
+    (folder / "store.json").write_text(json.dumps({"format": FORMAT, "tasks": summaries}, indent=1))
+    return table
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The memory-mapped data of one task."""
+
+    spec: TaskSpec
+    summary: TaskSummary
+    rows: torch.Tensor
+    """[R, O + A + 1] float32; reading it reads the file."""
+    offsets: np.ndarray
+    """[E + 1] int64; episode e takes rows offsets[e] up to offsets[e + 1]."""
+    terminated: np.ndarray
+    """[E] bool."""
+    returns: np.ndarray
+    """[E] float64, sum of the episode's rewards."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[E] int64, decisions per episode."""
+        return np.diff(self.offsets) - 1
+
+    def held_out(self, fraction: float) -> np.ndarray:
+        """[E] bool: a fixed random `fraction` of the episodes, at least one when there are two or more.
+
+        The choice depends on the number of episodes alone, so every stage that reads the store agrees on it.
+        """
+        episodes = len(self.terminated)
+        count = min(max(round(fraction * episodes), 1), episodes - 1) if fraction > 0 else 0
+        chosen = np.zeros(episodes, bool)
+        chosen[np.random.default_rng(episodes).permutation(episodes)[:count]] = True
+        return chosen
+
+
+class TaskStore:
+    """A packed dataset of one or more tasks. Larger than memory is normal: rows are mapped, not loaded."""
+
+    def __init__(self, folder: Path, table: TaskTable, tasks: list[TaskRows]) -> None:
+        self.folder, self.table, self.tasks = folder, table, tasks
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TaskStore:
+        """Map the store at `folder`.
+
+        Raises:
+            DatasetError: not a store, written in another format, or a row file of the wrong size.
+        """
+        folder = Path(folder)
+        if not (folder / "store.json").is_file() or not (folder / "tasks.json").is_file():
+            raise DatasetError(
+                f"{folder} is not a packed store: expected store.json and tasks.json in it. "
+                "Pack datasets with a run that has the stage `pack`, and give its folder RUN/pack"
+            )
+        described = json.loads((folder / "store.json").read_text())
+        if described.get("format") != FORMAT:
+            raise DatasetError(
+                f"{folder}/store.json: format {described.get('format')!r}, this version reads {FORMAT}; pack again"
+            )
+        table = TaskTable.from_json((folder / "tasks.json").read_text())
+        tasks = []
+        for spec, values in zip(table, described["tasks"], strict=True):
+            tasks.append(_map_task(folder / spec.slug, spec, TaskSummary(**values)))
+        return cls(folder, table, tasks)
+
+
+def _map_task(folder: Path, spec: TaskSpec, summary: TaskSummary) -> TaskRows:
+    path = folder / "rows.f32"
+    with np.load(folder / "episodes.npz", allow_pickle=False) as episodes:
+        offsets, terminated, returns = episodes["offsets"], episodes["terminated"], episodes["returns"]
+    width = row_width(spec)
+    expected = int(offsets[-1]) * width * 4
+    found = path.stat().st_size if path.is_file() else 0
+    if found != expected:
+        raise DatasetError(
+            f"{path}: expected {expected} bytes ({int(offsets[-1])} rows of {width} float32), found {found}. "
+            "The file was cut or replaced after packing; run `pack` again"
+        )
+    mapped = np.memmap(path, np.float32, mode="c", shape=(int(offsets[-1]), width))  # "c": torch wants it writable
+    return TaskRows(spec, summary, torch.from_numpy(mapped), offsets, terminated, returns)
