@@ -1,0 +1,93 @@
+"""From a task's name to its TaskSpec, and from a TaskSpec to its environment.
+
+One file per suite: `names()` lists its tasks without importing a simulator, `resolve(name)` gives the canonical spelling
+or None, `spec(name)` describes one, `make(spec)` builds the suite's own environment. This file dispatches on the part of
+the name before the first slash, and puts every environment behind the same contract (see `decisions`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import gymnasium
+
+from ...pipeline.errors import TaskError
+from ..schema import TaskSpec
+from .decisions import Decisions
+
+_SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium"}
+"""Suite prefix of a task name -> file of this package, which is also the `kind` of its environments."""
+
+
+class _Suite(Protocol):
+    def names(self) -> Sequence[str]: ...
+    def resolve(self, name: str) -> str | None: ...
+    def spec(self, name: str) -> TaskSpec: ...
+    def make(self, spec: TaskSpec) -> gymnasium.Env[Any, Any]: ...
+
+
+def _suite(kind: str) -> _Suite:
+    return cast(_Suite, importlib.import_module(f".{kind}", __name__))
+
+
+def task_names(suite: str) -> list[str]:
+    """Names of every task of a suite: `dmc`, `metaworld`, or `gymnasium` (all registered ids).
+
+    Raises:
+        TaskError: the suite is unknown.
+    """
+    if suite not in _SUITES:
+        raise TaskError(f"unknown suite {suite!r}; expected one of {', '.join(_SUITES)}")
+    return sorted(_suite(_SUITES[suite]).names())
+
+
+def resolve_name(name: str) -> str:
+    """The canonical spelling of a task name. Starts no simulator, so it is cheap enough for a check before a run.
+
+    Raises:
+        TaskError: no suite has such a task; the message gives the nearest names.
+    """
+    prefix = name.split("/", 1)[0]
+    if prefix in _SUITES and "/" in name:
+        if (canonical := _suite(_SUITES[prefix]).resolve(name)) is not None:
+            return canonical
+        candidates = task_names(prefix)
+    else:
+        candidates = [*task_names("dmc"), *task_names("metaworld")]
+    nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else f"a name starts with one of: {', '.join(_SUITES)}"
+    raise TaskError(f"unknown task {name!r}: {hint}; orrery.datasets.tasks.task_names(SUITE) lists a suite's tasks")
+
+
+def task_spec(name: str) -> TaskSpec:
+    """Describe a task by name, in the evaluation protocol of its suite.
+
+    May build the environment once to learn its sizes.
+
+    Raises:
+        TaskError: the name is unknown, or its environment cannot be built or has spaces that are not supported.
+    """
+    canonical = resolve_name(name)
+    return _suite(_SUITES[canonical.split("/", 1)[0]]).spec(canonical)
+
+
+def make_environment(spec: TaskSpec) -> Decisions:
+    """Build the environment that `spec.environment` describes, behind the contract of `Decisions`.
+
+    Raises:
+        TaskError: the spec names no environment, or one that cannot be built or does not have the spec's sizes.
+    """
+    kind = spec.environment.get("kind")
+    if kind is None:
+        raise TaskError(
+            f"task {spec.name!r} has no environment: its dataset does not say how to build one; "
+            "give spec.environment, for example {'kind': 'gymnasium', 'id': 'Pendulum-v1'}"
+        )
+    if kind not in _SUITES.values():
+        raise TaskError(
+            f"task {spec.name!r}: unknown kind of environment {kind!r}, expected one of {', '.join(_SUITES.values())}"
+        )
+    return Decisions(_suite(kind).make(spec), spec)

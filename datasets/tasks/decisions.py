@@ -1,0 +1,104 @@
+"""What every environment of the project looks like: one `step` is one decision.
+
+Observations are flat float32 [O] in the environment's own units. An action is always float32 [A] in [-1, 1]: a continuous
+one is scaled to the native bounds here, a discrete one is taken by argmax. Action repeat, reward summing and the time
+limit are in here, so nothing after this file counts environment steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from ...pipeline.errors import TaskError
+from ..schema import TaskSpec
+from ..spaces import flat_dim, flatten_observation
+
+
+class Decisions(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A suite's environment in decisions of `spec.action_repeat` steps, ended after `spec.episode_length` of them.
+
+    `reset(seed=s)` fixes the whole episode given the actions, whatever was played before. With `spec.reports_success`,
+    `info["success"]` is a bool after every step: the state that the decision led to counts, as in TD-MPC2.
+
+    Raises:
+        TaskError: the native spaces are not supported, or do not have the sizes that `spec` states.
+    """
+
+    def __init__(self, native: gymnasium.Env[Any, Any], spec: TaskSpec) -> None:
+        self.task = spec
+        self.native = native
+        self._to_native_action = _action_map(native.action_space, spec)
+        found = flat_dim(native.observation_space)
+        if found != spec.observation_dim:
+            raise TaskError(
+                f"task {spec.name!r}: its environment has {found} observation columns, expected {spec.observation_dim} "
+                f"as its data has; environment: {dict(spec.environment)}"
+            )
+        self.observation_space = spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        self._decision: int | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        observation, info = self.native.reset(seed=seed, options=options)
+        self._decision = 0
+        return flatten_observation(self.native.observation_space, observation), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self._decision is None:
+            raise gymnasium.error.ResetNeeded(f"task {self.task.name!r}: the episode is over; call reset() first")
+        native_action = self._to_native_action(np.asarray(action, np.float32))
+        reward = 0.0
+        for _ in range(self.task.action_repeat):
+            observation, step_reward, terminated, truncated, info = self.native.step(native_action)
+            reward += float(step_reward)
+            if terminated or truncated:
+                break
+        self._decision += 1
+        truncated = bool(truncated) or (not terminated and self._decision >= self.task.episode_length)
+        if terminated or truncated:
+            self._decision = None
+        if self.task.reports_success:
+            info = {**info, "success": bool(info.get("success", False))}
+        flat = flatten_observation(self.native.observation_space, observation)
+        return flat, reward, bool(terminated), truncated, info
+
+    def render(self) -> Any:
+        return self.native.render()
+
+    def close(self) -> None:
+        self.native.close()
+
+
+def _action_map(space: spaces.Space[Any], spec: TaskSpec) -> Any:
+    """The function from an action [A] in [-1, 1] to a member of the native `space`."""
+    if isinstance(space, spaces.Discrete) and spec.action_kind == "discrete":
+        _check_width(int(space.n), spec)
+        start = int(space.start)
+        return lambda action: start + int(np.argmax(action))
+    if not (isinstance(space, spaces.Box) and spec.action_kind == "continuous"):
+        raise TaskError(f"task {spec.name!r}: its environment takes {space}, expected {spec.action_kind} actions")
+    _check_width(flat_dim(space), spec)
+    # A dataset may state the bounds that its own actions were scaled by; they then take the place of the space's.
+    low = np.asarray(spec.environment.get("action_low", space.low), np.float64).reshape(space.shape)
+    high = np.asarray(spec.environment.get("action_high", space.high), np.float64).reshape(space.shape)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    with np.errstate(invalid="ignore"):  # inf - inf of an unbounded component, replaced by the identity
+        middle = np.where(bounded, (low + high) / 2, 0.0)
+        half = np.where(bounded, (high - low) / 2, 1.0)
+    return lambda action: (middle + half * np.clip(action, -1, 1).reshape(space.shape)).astype(space.dtype)
+
+
+def _check_width(found: int, spec: TaskSpec) -> None:
+    if found != spec.action_dim:
+        raise TaskError(
+            f"task {spec.name!r}: its environment has {found} action components or choices, expected {spec.action_dim}"
+        )

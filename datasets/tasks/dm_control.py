@@ -1,0 +1,134 @@
+"""`dmc/<domain>-<task>`: the DeepMind Control Suite from proprioceptive state.
+
+Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 500 decisions, observations concatenated in the order in which
+dm_control lists them, score = return / 1000. The lqr tasks differ: their reward is unbounded below, they can reach a
+terminal state, and dm_control gives them no time limit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from ...pipeline.errors import TaskError
+from ..schema import TaskSpec
+
+_TASKS = {
+    "acrobot": ["swingup", "swingup_sparse"],
+    "ball_in_cup": ["catch"],
+    "cartpole": ["balance", "balance_sparse", "swingup", "swingup_sparse", "two_poles", "three_poles"],
+    "cheetah": ["run"],
+    "dog": ["stand", "walk", "trot", "run", "fetch"],
+    "finger": ["spin", "turn_easy", "turn_hard"],
+    "fish": ["upright", "swim"],
+    "hopper": ["stand", "hop"],
+    "humanoid": ["stand", "walk", "run", "run_pure_state"],
+    "humanoid_CMU": ["stand", "walk", "run"],
+    "lqr": ["lqr_2_1", "lqr_6_2"],
+    "manipulator": ["bring_ball", "bring_peg", "insert_ball", "insert_peg"],
+    "pendulum": ["swingup"],
+    "point_mass": ["easy", "hard"],
+    "quadruped": ["walk", "run", "escape", "fetch"],
+    "reacher": ["easy", "hard"],
+    "stacker": ["stack_2", "stack_4"],
+    "swimmer": ["swimmer6", "swimmer15"],
+    "walker": ["stand", "walk", "run"],
+}
+"""`dm_control.suite.ALL_TASKS`, written out so that a name can be checked without the second that importing it takes."""
+
+_ALIASES = {"dmc/cup-catch": "dmc/ball_in_cup-catch"}
+"""TD-MPC2's spelling."""
+
+ACTION_REPEAT = 2
+EPISODE_LENGTH = 500
+
+
+def names() -> list[str]:
+    return [f"dmc/{domain}-{task}" for domain, tasks in _TASKS.items() for task in tasks]
+
+
+def resolve(name: str) -> str | None:
+    name = _ALIASES.get(name, name)
+    return name if name in names() else None
+
+
+def spec(name: str) -> TaskSpec:
+    domain, task = name.removeprefix("dmc/").split("-", 1)
+    observation_dim, action_dim = _sizes(domain, task)
+    is_lqr = domain == "lqr"
+    return TaskSpec(
+        name=name,
+        observation_dim=observation_dim,
+        action_dim=action_dim,
+        episode_length=EPISODE_LENGTH,
+        action_repeat=ACTION_REPEAT,
+        terminates=is_lqr,
+        score_kind="normalised" if is_lqr else "return_per_1000",
+        environment={"kind": "dm_control", "domain": domain, "task": task},
+    )
+
+
+@cache
+def _sizes(domain: str, task: str) -> tuple[int, int]:
+    environment = DmControl(domain, task)
+    return environment.observation_space.shape[0], environment.action_space.shape[0]
+
+
+def make(spec: TaskSpec) -> DmControl:
+    return DmControl(spec.environment["domain"], spec.environment["task"])
+
+
+class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
+    """One dm_control environment behind gymnasium's interface, in its own steps and action bounds.
+
+    The environment is built once and reused: a reset only replaces the task's random state, which is all that an episode
+    draws from, and is some 100 times faster than building (0.7 ms against 70 ms for cartpole).
+    """
+
+    observation_space: spaces.Box
+    action_space: spaces.Box
+
+    def __init__(self, domain: str, task: str) -> None:
+        with warnings.catch_warnings():
+            # Importing dm_control probes for a display and warns where there is none, which is no fault here.
+            warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing.*")
+            from dm_control import suite
+
+        try:
+            # `random` also draws the stiffnesses of the lqr models, so it is fixed: the task is the same in every process.
+            self._environment = suite.load(domain, task, task_kwargs={"random": 0})
+        except ValueError as error:
+            raise TaskError(f"dm_control has no task {domain}-{task}: {error}") from error
+        observation_dim = sum(int(np.prod(part.shape)) for part in self._environment.observation_spec().values())
+        self.observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float64)
+        bounds = self._environment.action_spec()
+        low, high = np.broadcast_to(bounds.minimum, bounds.shape), np.broadcast_to(bounds.maximum, bounds.shape)
+        self.action_space = spaces.Box(low, high, bounds.shape, np.float64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        # dm_control has no public way to reseed a task that exists; its `random` property returns this attribute.
+        self._environment.task._random = np.random.RandomState(seed)
+        return _flat(self._environment.reset().observation), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        timestep = self._environment.step(action)
+        terminated = timestep.last() and timestep.discount == 0
+        truncated = timestep.last() and not terminated
+        return _flat(timestep.observation), float(timestep.reward), terminated, truncated, {}
+
+    def render(self) -> Any:
+        return self._environment.physics.render(height=240, width=240, camera_id=0)
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def _flat(observation: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.ravel(part) for part in observation.values()])

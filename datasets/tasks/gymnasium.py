@@ -1,0 +1,125 @@
+"""`gymnasium/<Id>`: any registered gymnasium environment with flattenable observations and Box or Discrete actions.
+
+Also builds the environments that datasets name: `{"kind": "gymnasium", "id": ...}` or `{"kind": "gymnasium", "spec_json":
+...}`, the JSON of a gymnasium EnvSpec as Minari stores it, both with optional "action_low" and "action_high".
+
+A dataset is somebody else's file, so its EnvSpec is not obeyed blindly: gymnasium would import and call whatever its
+`entry_point` names. Only the id, the keyword arguments and the time limit are taken from it; the code that runs is the
+one that an installed package has registered under that id.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from typing import Any
+
+import gymnasium
+from gymnasium import spaces
+
+from ...pipeline.errors import TaskError
+from ..schema import TaskSpec
+from ..spaces import flat_dim
+
+DEFAULT_EPISODE_LENGTH = 1000
+"""Decisions, where an environment states no time limit."""
+
+_HARMLESS_WRAPPERS = {"FlattenObservation", "FilterObservation", "TimeAwareObservation", "RescaleAction", "ClipAction"}
+"""gymnasium.wrappers that an EnvSpec may ask for; others have effects beyond the environment, or state over episodes."""
+
+
+def names() -> list[str]:
+    return [f"gymnasium/{name}" for name in gymnasium.registry]
+
+
+def resolve(name: str) -> str | None:
+    try:
+        _registered(name.removeprefix("gymnasium/"))
+    except TaskError:
+        return None
+    return name
+
+
+def spec(name: str) -> TaskSpec:
+    identifier = name.removeprefix("gymnasium/")
+    environment = _make(name, identifier, {})
+    action_space = environment.action_space
+    if isinstance(action_space, spaces.Discrete):
+        action_dim = int(action_space.n)
+    elif isinstance(action_space, spaces.Box):
+        action_dim = flat_dim(action_space)
+    else:
+        raise TaskError(f"task {name!r}: its actions are {action_space}, expected Box or Discrete")
+    limit = environment.spec.max_episode_steps if environment.spec else None
+    return TaskSpec(
+        name=name,
+        observation_dim=flat_dim(environment.observation_space),
+        action_dim=action_dim,
+        action_kind="discrete" if isinstance(action_space, spaces.Discrete) else "continuous",
+        episode_length=limit or DEFAULT_EPISODE_LENGTH,
+        terminates=True,
+        environment={"kind": "gymnasium", "id": identifier},
+    )
+
+
+def make(spec: TaskSpec) -> gymnasium.Env[Any, Any]:
+    if "spec_json" not in spec.environment:
+        if "id" not in spec.environment:
+            raise TaskError(f"task {spec.name!r}: expected 'id' or 'spec_json' in {dict(spec.environment)}")
+        return _make(spec.name, spec.environment["id"], dict(spec.environment.get("kwargs", {})))
+    recorded = json.loads(spec.environment["spec_json"])
+    _import_owner(recorded)
+    kwargs = dict(recorded.get("kwargs") or {})
+    if (limit := recorded.get("max_episode_steps")) is not None:
+        kwargs["max_episode_steps"] = limit
+    environment = _make(spec.name, recorded["id"], kwargs)
+    for wrapper in recorded.get("additional_wrappers") or ():
+        environment = _wrap(spec.name, environment, wrapper)
+    return environment
+
+
+def _registered(identifier: str) -> gymnasium.envs.registration.EnvSpec:
+    """The registered spec of an id, which may name the module that registers it: `package.module:Name-v0`."""
+    module, _, bare = identifier.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(bare)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise TaskError(f"gymnasium has no environment {identifier!r}: {error}") from error
+
+
+def _import_owner(recorded: dict[str, Any]) -> None:
+    """Import the top package of a recorded entry point: that is when packages register their environments."""
+    package = str(recorded.get("entry_point") or "").split(":")[0].split(".")[0]
+    if recorded["id"] in gymnasium.registry or not package.isidentifier():
+        return
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise TaskError(
+            f"environment {recorded['id']!r} is not registered and its package {package!r} cannot be imported "
+            f"({error}); install the package that provides it"
+        ) from error
+
+
+def _make(name: str, identifier: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    registered = _registered(identifier)
+    with warnings.catch_warnings():
+        # A dataset or a config names a version on purpose; that a newer one exists is no news.
+        warnings.filterwarnings("ignore", message=".*is out of date.*")
+        try:
+            # The checker repeats at each step what the space checks of `Decisions` settle once, and prints warnings.
+            return gymnasium.make(registered, disable_env_checker=True, **kwargs)
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise TaskError(f"task {name!r}: its environment {identifier!r} cannot be built: {error}") from error
+
+
+def _wrap(name: str, environment: gymnasium.Env[Any, Any], wrapper: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    if wrapper["name"] not in _HARMLESS_WRAPPERS or not str(wrapper["entry_point"]).startswith("gymnasium.wrappers."):
+        raise TaskError(
+            f"task {name!r}: its dataset was made through the wrapper {wrapper['entry_point']!r}, which is not one of "
+            f"{', '.join(sorted(_HARMLESS_WRAPPERS))}; register an environment that includes it and give its id"
+        )
+    return getattr(gymnasium.wrappers, wrapper["name"])(environment, **(wrapper.get("kwargs") or {}))
