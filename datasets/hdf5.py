@@ -1,0 +1,288 @@
+"""HDF5 files as episodes: flat ones in D4RL's style, one group per episode in robomimic's, others by a column map.
+
+Decides where the episodes of a file end and what becomes of one whose final observation was not stored; `columns.py`
+decides where the parts of a transition are. Files are read one episode at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from ..pipeline.errors import DatasetError
+from .columns import ColumnMap, detect_columns
+from .schema import Behaviour, Episode, TaskSpec
+from .task_from_data import (
+    ActionScale,
+    fit_action_scale,
+    one_hot,
+    scale_from_bounds,
+    split_overrides,
+    success_flags,
+)
+
+_CHUNK = 65536
+"""Rows of actions that are looked at together when fitting their scale."""
+
+_FINAL_NOT_STORED = (
+    "not stored: an episode that was cut off is one transition shorter; the last observation of one that terminated "
+    "stands in for its terminal one"
+)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The rows of one episode: of the whole file's columns if it is flat, else of those in a group."""
+
+    group: str
+    start: int
+    stop: int
+    terminated: bool
+    final: Literal["row", "next", "repeat"]
+    """The final observation: the row at `stop`, the next_observation of the last row, or the last row again."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Hdf5Reader:
+    """An HDF5 file as an EpisodeReader.
+
+    Without next observations, an episode that was cut off loses its last transition, because where that led was not
+    stored. One that terminated keeps it, for the sake of its reward and the termination itself: the last observation
+    stands in for the terminal one, from which nothing is bootstrapped. `source["final_observation"]` says so.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        columns: ColumnMap | Mapping[str, Any] | str | Path | None = None,
+        name: str | None = None,
+        behaviour: Behaviour | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open a file and find its episodes.
+
+        Args:
+            path: the file.
+            columns: where things are, as a ColumnMap, a mapping of its fields, or a YAML file of them; None to detect.
+            name: of the task; default `hdf5/<file name without its ending>`.
+            behaviour: how the data was made; default `unknown`.
+            overrides: fields of TaskSpec that the file cannot tell (episode_length, environment, score_random, ...),
+                and `action_low` with `action_high`, the native bounds of its actions.
+
+        Raises:
+            DatasetError: the file is missing or damaged, a column is missing, or no end of an episode can be found.
+        """
+        self._path = Path(path).expanduser()
+        fields, bounds = split_overrides(overrides, str(self._path))
+        with _open(self._path) as file:
+            given = detect_columns(file) if columns is None else ColumnMap.load(columns)
+            self._columns = given.resolve(file)
+            self._spans = _find_spans(file, self._columns, fields.get("episode_length"))
+            names = _column_names(file[self._spans[0].group], self._columns.observation)
+            self._scale: ActionScale | None
+            self._scale, action_dim = self._action_scale(file, fields, bounds)
+        if fields.get("environment") and self._scale:
+            fields["environment"] = {**fields["environment"], **self._scale.environment_bounds()}
+        derived: dict[str, Any] = {
+            "name": name or f"hdf5/{self._path.stem}",
+            "observation_dim": len(names),
+            "action_dim": action_dim,
+            "action_kind": "continuous" if self._scale else "discrete",
+            "episode_length": max(len(span) for span in self._spans),
+            "terminates": any(span.terminated for span in self._spans),
+            "reports_success": self._columns.success is not None,
+        }
+        self.task = TaskSpec.from_dict(derived | fields)
+        self.behaviour: Behaviour = behaviour or "unknown"
+        self.source: Mapping[str, Any] = {
+            "format": "hdf5",
+            "path": str(self._path),
+            "layout": self._columns.to_dict(),
+            "columns": names,
+            "actions": self._scale.to_dict() if self._scale else "one-hot",
+            "final_observation": _FINAL_NOT_STORED if any(s.final == "repeat" for s in self._spans) else "stored",
+        }
+        if (len(names), action_dim) != (self.task.observation_dim, self.task.action_dim):
+            raise DatasetError(
+                f"{self._path}: the settings say observation_dim {self.task.observation_dim} and action_dim "
+                f"{self.task.action_dim}, the file has {len(names)} and {action_dim}; correct or drop those settings"
+            )
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __iter__(self) -> Iterator[Episode]:
+        with _open(self._path) as file:
+            for index, span in enumerate(self._spans):
+                flat = self._columns.episode_group is None
+                where = f"episode {index} (from row {span.start})" if flat else span.group.strip("/")
+                label = f"{self._path}:{where}"
+                try:
+                    episode = self._read(file[span.group], span, label)
+                except OSError as error:
+                    raise DatasetError(f"{label} cannot be read ({error}); fetch or write the file again") from error
+                yield episode
+
+    def _read(self, group: h5py.Group, span: _Span, label: str) -> Episode:
+        stop = span.stop + (span.final == "row")
+        observations = _joined(group, self._columns.observation, span.start, stop)
+        if span.final == "next":
+            final = _joined(group, self._columns.next_observation, span.stop - 1, span.stop)
+            observations = np.concatenate([observations, final])
+        elif span.final == "repeat":
+            observations = np.concatenate([observations, observations[-1:]])
+        actions = group[self._columns.action][span.start : span.stop]
+        if self._scale:
+            actions = self._scale(actions.reshape(len(span), -1))
+        else:
+            actions = one_hot(actions, 0, self.task.action_dim, label)
+        success = None
+        if self.task.reports_success and self._columns.success is not None:
+            success = success_flags(group[self._columns.success][span.start : span.stop], len(span), label)
+        rewards = np.asarray(group[self._columns.reward][span.start : span.stop], np.float32).reshape(-1)
+        return Episode(observations, actions, rewards, span.terminated, success, label)
+
+    def _action_scale(
+        self, file: h5py.File, fields: Mapping[str, Any], bounds: Mapping[str, Any]
+    ) -> tuple[ActionScale | None, int]:
+        """How actions are scaled (None if they are discrete) and their width. Whole numbers, one each, are choices."""
+        first = file[self._spans[0].group][self._columns.action]
+        width = _width(first)
+        looks_discrete = first.dtype.kind in "iu" and width == 1
+        if fields.get("action_kind", "discrete" if looks_discrete else "continuous") == "discrete":
+            largest = max(int(np.max(chunk, initial=0)) for chunk in self._action_chunks(file, width))
+            return None, int(fields.get("action_dim", largest + 1))
+        if bounds:
+            return scale_from_bounds(bounds, width, str(self._path)), width
+        unbounded = np.full(width, np.inf)
+        return fit_action_scale(-unbounded, unbounded, self._action_chunks(file, width)), width
+
+    def _action_chunks(self, file: h5py.File, width: int) -> Iterator[np.ndarray]:
+        for group in self._columns.groups(file):
+            actions = file[group][self._columns.action]
+            if _width(actions) != width:
+                raise DatasetError(
+                    f"{self._path}:{group.strip('/')}: actions have {_width(actions)} components, those of the first "
+                    f"episode {width}; remove the episodes that are not of this task"
+                )
+            for start in range(0, len(actions), _CHUNK):
+                yield actions[start : start + _CHUNK].reshape(-1, width)
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise DatasetError(f"no HDF5 file at {path}: expected an existing .hdf5 or .h5 file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be opened as HDF5 ({error}); it is damaged or of another format, fetch or write it again"
+        ) from error
+
+
+def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None) -> list[_Span]:
+    """The episodes of the file, in order, without those that hold no complete transition."""
+    spans = []
+    for name in columns.groups(file):
+        group = file[name]
+        num_rows, stored = _count_rows(group, columns, file.filename)
+        terminated, ends = _ends(group, columns, num_rows, episode_length, file.filename)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            ends_terminal = bool(terminated[end - 1])
+            if columns.episode_group is not None and end < stored:
+                final: Literal["row", "next", "repeat"] = "row"
+            elif columns.next_observation:
+                final = "next"
+            elif ends_terminal:
+                final = "repeat"
+            else:
+                end, final = end - 1, "row"
+            if end > start:
+                spans.append(_Span(name, start, end, ends_terminal, final))
+    if not spans:
+        raise DatasetError(f"{file.filename}: holds no complete transition; expected at least one episode of one")
+    return spans
+
+
+def _ends(
+    group: h5py.Group, columns: ColumnMap, num_rows: int, episode_length: int | None, path: str
+) -> tuple[np.ndarray, list[int]]:
+    """The terminated flag of each row, and the row after each episode's last.
+
+    A group is one episode and ends at its first termination. A flat file ends one at each flag and, where it has no
+    truncation column, after `episode_length` decisions, as D4RL does with its oldest files.
+    """
+
+    def flags(key: str | None) -> np.ndarray:
+        return np.zeros(num_rows, bool) if key is None else group[key][:num_rows].reshape(-1) > 0
+
+    terminated = flags(columns.terminated)
+    if columns.episode_group is not None:
+        return terminated, [int(np.argmax(terminated)) + 1 if terminated.any() else num_rows]
+    last = terminated | flags(columns.truncated)
+    if columns.truncated is None:
+        if episode_length is None and not terminated.any():
+            raise DatasetError(
+                f"{path}: nothing says where its episodes end: expected a column of timeouts, or terminals that are "
+                "sometimes set; name it in a column map (truncated: NAME), or give the setting episode_length"
+            )
+        if episode_length is not None:
+            since = 0
+            for row in range(num_rows):
+                since += 1
+                last[row] |= since == episode_length
+                since = 0 if last[row] else since
+    ends = [int(row) + 1 for row in np.flatnonzero(last)]
+    if not ends or ends[-1] < num_rows:
+        ends.append(num_rows)
+    return terminated, ends
+
+
+def _count_rows(group: h5py.Group, columns: ColumnMap, path: str) -> tuple[int, int]:
+    """Rows of actions T, and rows of observations, which may be T + 1 in an episode's own group.
+
+    Raises:
+        DatasetError: another column has a different number of rows.
+    """
+    where = f"{path}:{group.name.strip('/')}" if columns.episode_group else path
+    named = (columns.action, columns.reward, columns.terminated, columns.truncated, columns.success)
+    allowed_one_more = columns.observation if columns.episode_group else ()
+    num_rows, stored = -1, -1
+    for key in [k for k in named if k is not None] + [*columns.observation, *columns.next_observation]:
+        if key not in group:
+            raise DatasetError(f"{where}: has no column {key!r}, which the first episode has; add or remove it")
+        rows = len(group[key])
+        if num_rows < 0:
+            num_rows = rows
+        if rows != num_rows and not (key in allowed_one_more and rows == num_rows + 1):
+            raise DatasetError(
+                f"{where}: column {key!r} has {rows} rows, {columns.action!r} has {num_rows}; expected one per "
+                "transition. The file is misaligned or was cut short: write it again"
+            )
+        if key in columns.observation:
+            stored = rows if stored < 0 else min(stored, rows)
+    return num_rows, stored
+
+
+def _width(dataset: h5py.Dataset) -> int:
+    """Numbers per row."""
+    return int(np.prod(dataset.shape[1:]))
+
+
+def _column_names(group: h5py.Group, keys: tuple[str, ...]) -> list[str]:
+    return [f"{key}[{index}]" for key in keys for index in range(_width(group[key]))]
+
+
+def _joined(group: h5py.Group, keys: tuple[str, ...], start: int, stop: int) -> np.ndarray:
+    """[stop - start, O] float32. Values beyond float32 become infinite, which validation reports."""
+    with np.errstate(over="ignore"):
+        parts = [group[key][start:stop].reshape(stop - start, -1).astype(np.float32) for key in keys]
+    return np.concatenate(parts, axis=1)
