@@ -164,7 +164,8 @@ def detect_columns(file: h5py.File) -> ColumnMap:
                 return _recognise(child, pattern)
     raise DatasetError(
         f"{file.filename}: layout not recognised: expected 'observations', 'actions' and 'rewards' at the top, or in "
-        f"one group per episode at the top or below 'data'; found {_listed(list(file))}. Give a column map that names them"
+        f"one group per episode at the top or below 'data'; found {_listed(list(file))}. "
+        "Give a column map that names them"
     )
 
 

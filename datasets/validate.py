@@ -1,0 +1,196 @@
+"""Checks of every episode before anything is packed: what is wrong stops, what is only odd is noted.
+
+Dimension letters: T decisions of an episode, O observation, A action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..pipeline.errors import DatasetError
+from .schema import Episode, TaskSpec
+
+ACTION_TOLERANCE = 1e-3
+"""How far beyond [-1, 1] an action may lie: more than float32 rounding of a scaled one, less than a wrong scale."""
+
+
+@dataclass
+class Findings(Mapping[str, Any]):
+    """What was noticed and let pass; a mapping of its fields, ready for JSON. Complete once all have passed."""
+
+    episodes: int = 0
+    transitions: int = 0
+    unused_episodes: int = 0
+    """Shorter than the window and not terminated, so that no window fits."""
+    duplicate_episodes: int = 0
+    """With the same content as an earlier one."""
+    constant_observations: list[str] = field(default_factory=list)
+    """Columns that never change."""
+    warnings: list[str] = field(default_factory=list)
+    """The above and anything else, in words."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in tuple(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f.name for f in dataclasses.fields(self))
+
+    def __len__(self) -> int:
+        return len(dataclasses.fields(self))
+
+
+def validate(
+    episodes: Iterable[Episode],
+    spec: TaskSpec,
+    window: int,
+    findings: Findings | None = None,
+    columns: Sequence[str] = (),
+) -> Iterator[Episode]:
+    """Pass episodes on, one at a time, each checked first.
+
+    Args:
+        episodes: of one task; read once.
+        spec: what they should be.
+        window: decisions per training window.
+        findings: filled as episodes pass; the totals and warnings come when the last has.
+        columns: names of the O observation columns for messages, as a reader's `source["columns"]`.
+
+    Raises:
+        DatasetError: at the first episode that cannot be used; after the last, if there was none or all are too short.
+    """
+    findings = Findings() if findings is None else findings
+    labels: set[str] = set()
+    first_with: dict[bytes, str] = {}
+    repeats: list[tuple[str, str]] = []
+    lowest = np.full(spec.observation_dim, np.inf, np.float32)
+    highest = -lowest
+    rewarded = False
+    longest = 0
+    for index, episode in enumerate(episodes):
+        label = episode.label or f"episode {index}"
+        if label in labels:
+            raise DatasetError(
+                f"{label}: two episodes of task {spec.name!r} have this label; expected each once. "
+                "List each dataset once, or give the episodes different names"
+            )
+        labels.add(label)
+        _check_shapes(episode, spec, label)
+        _check_values(episode, label, columns)
+
+        content = _digest(episode)
+        if content in first_with:
+            repeats.append((label, first_with[content]))
+        first_with.setdefault(content, label)
+        np.minimum(lowest, episode.observations.min(axis=0), out=lowest)
+        np.maximum(highest, episode.observations.max(axis=0), out=highest)
+        rewarded = rewarded or bool(episode.rewards.any())
+        longest = max(longest, len(episode))
+        findings.episodes += 1
+        findings.transitions += len(episode)
+        # A terminated episode is padded past its end, so every length of it gives windows.
+        findings.unused_episodes += len(episode) < window and not episode.terminated
+        yield episode
+
+    if findings.episodes == 0:
+        raise DatasetError(f"task {spec.name!r}: the dataset holds no episode; expected at least one")
+    if findings.unused_episodes == findings.episodes:
+        raise DatasetError(
+            f"task {spec.name!r}: all {findings.episodes} episodes are shorter than the window of {window} decisions "
+            f"(longest: {longest}); choose a shorter window, or collect longer episodes"
+        )
+    findings.duplicate_episodes = len(repeats)
+    findings.constant_observations = [_column(columns, column) for column in np.flatnonzero(lowest == highest)]
+    findings.warnings += _warnings(findings, repeats, rewarded, window)
+
+
+def _check_shapes(episode: Episode, spec: TaskSpec, label: str) -> None:
+    length = len(episode.actions)
+    if length == 0:
+        raise DatasetError(f"{label}: has no transitions; expected at least one. Remove it from the dataset")
+    expected = {
+        "observations": (length + 1, spec.observation_dim),
+        "actions": (length, spec.action_dim),
+        "rewards": (length,),
+    }
+    if episode.success is not None:
+        expected["success"] = (length,)
+    for part, shape in expected.items():
+        found = getattr(episode, part).shape
+        if found[:1] != shape[:1]:
+            raise DatasetError(
+                f"{label}: {length} actions and {found[0] if found else 0} {part}; expected {shape[0]} {part} "
+                f"({'one more than actions' if part == 'observations' else 'one per action'}). "
+                "Correct or remove that episode"
+            )
+        if found != shape:
+            raise DatasetError(
+                f"{label}: {part} have shape {found}, task {spec.name!r} expects {shape}; "
+                "remove that episode or correct the task's dimensions"
+            )
+
+
+def _check_values(episode: Episode, label: str, columns: Sequence[str]) -> None:
+    for part in ("observations", "actions", "rewards"):
+        values = getattr(episode, part)
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            time, *column = (int(i) for i in wrong[0])
+            more = f", and {len(wrong) - 1} more in this episode" if len(wrong) > 1 else ""
+            raise DatasetError(
+                f"{label}: {_place(part, column, columns)} at t = {time} is {values[tuple(wrong[0])]}{more}; "
+                "expected finite numbers. Repair or remove that episode in the dataset"
+            )
+    beyond = np.argwhere(np.abs(episode.actions) > 1 + ACTION_TOLERANCE)
+    if len(beyond):
+        time, column = (int(i) for i in beyond[0])
+        raise DatasetError(
+            f"{label}: {_place('actions', [column], ())} at t = {time} is {episode.actions[time, column]:g} after "
+            "scaling; expected -1..1. Give the actions' true bounds with the settings action_low and action_high, "
+            "or correct the data"
+        )
+
+
+def _place(part: str, column: Sequence[int], columns: Sequence[str]) -> str:
+    if not column:
+        return part.removesuffix("s")
+    name = f" ({_column(columns, column[0])})" if part == "observations" and columns else ""
+    return f"{part.removesuffix('s')} column {column[0]}{name}"
+
+
+def _column(columns: Sequence[str], index: int) -> str:
+    return columns[index] if index < len(columns) else f"observation[{index}]"
+
+
+def _digest(episode: Episode) -> bytes:
+    content = hashlib.blake2b(digest_size=16)
+    for values in (episode.observations, episode.actions, episode.rewards):
+        content.update(np.ascontiguousarray(values))
+    return content.digest()
+
+
+def _warnings(findings: Findings, repeats: Sequence[tuple[str, str]], rewarded: bool, window: int) -> list[str]:
+    said = []
+    if not rewarded:
+        said.append("the reward is zero everywhere: nothing can be learned about what to do")
+    if findings.constant_observations:
+        shown = findings.constant_observations
+        names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+        said.append(f"{len(shown)} observation columns never change: {names}")
+    if repeats:
+        said.append(
+            f"{len(repeats)} episodes repeat an earlier one: first {repeats[0][0]}, which equals {repeats[0][1]}"
+        )
+    if findings.unused_episodes:
+        said.append(
+            f"{findings.unused_episodes} of {findings.episodes} episodes are shorter than the window of {window} "
+            "decisions and give no training window"
+        )
+    return said
