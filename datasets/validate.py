@@ -107,7 +107,7 @@ def validate(
             f"(longest: {longest}); choose a shorter window, or collect longer episodes"
         )
     findings.duplicate_episodes = len(repeats)
-    findings.constant_observations = [_column(columns, column) for column in np.flatnonzero(lowest == highest)]
+    findings.constant_observations = [_column(columns, column) for column in np.flatnonzero(lowest == highest).tolist()]
     findings.warnings += _warnings(findings, repeats, rewarded, window)
 
 
@@ -150,9 +150,9 @@ def _check_values(episode: Episode, label: str, columns: Sequence[str]) -> None:
             )
     beyond = np.argwhere(np.abs(episode.actions) > 1 + ACTION_TOLERANCE)
     if len(beyond):
-        time, column = (int(i) for i in beyond[0])
+        time, component = (int(i) for i in beyond[0])
         raise DatasetError(
-            f"{label}: {_place('actions', [column], ())} at t = {time} is {episode.actions[time, column]:g} after "
+            f"{label}: {_place('actions', [component], ())} at t = {time} is {episode.actions[time, component]:g} after "
             "scaling; expected -1..1. Give the actions' true bounds with the settings action_low and action_high, "
             "or correct the data"
         )
@@ -172,7 +172,7 @@ def _column(columns: Sequence[str], index: int) -> str:
 def _digest(episode: Episode) -> bytes:
     content = hashlib.blake2b(digest_size=16)
     for values in (episode.observations, episode.actions, episode.rewards):
-        content.update(np.ascontiguousarray(values))
+        content.update(np.ascontiguousarray(values).data)
     return content.digest()
 
 
