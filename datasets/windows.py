@@ -138,9 +138,7 @@ class WindowSampler:
         for rows_of_task, first, last in zip(self._tasks, bounds[:-1], bounds[1:], strict=True):
             if first < last:
                 _gather(rows_of_task, start[first:last], rows[first:last], observation_dim)
-        return self._assemble(
-            rows, torch.from_numpy(left), torch.from_numpy(ends_terminal), torch.from_numpy(task)
-        )
+        return self._assemble(rows, torch.from_numpy(left), torch.from_numpy(ends_terminal), torch.from_numpy(task))
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Task id and window of every slot of global batch `step`, sorted by task."""

@@ -76,5 +76,3 @@ class Stage:
 
     def check(self) -> None:
         """Raise an OrreryError for what can be seen to be wrong before anything runs. Called for all stages first."""
-
-

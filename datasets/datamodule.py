@@ -1,0 +1,82 @@
+"""Windows as Lightning data: whole batches, in the order that the step number decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning
+from tensordict import TensorDict
+from torch.utils.data import DataLoader, IterableDataset
+
+from .store import TaskStore
+from .windows import Split, WindowSampler
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """What the two loaders draw."""
+
+    horizon: int
+    """Decisions per training window."""
+    batch_size: int
+    """Windows per rank and step."""
+    seed: int
+    held_out: float
+    """Fraction of the episodes of each task kept for validation."""
+    validation_length: int
+    """Decisions per validation window."""
+    validation_batches: int
+    weights: dict[str, float] = field(default_factory=dict)
+    """Mixture weights by task; uniform where empty."""
+
+
+class _Batches(IterableDataset):
+    """Batches `first`, `first + 1`, ... of a sampler; `count` of them, or without end."""
+
+    def __init__(self, sampler: WindowSampler, first: int = 0, count: int | None = None) -> None:
+        self._sampler, self._first, self._count = sampler, first, count
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        step = self._first
+        while self._count is None or step < self._first + self._count:
+            yield self._sampler.batch(step)
+            step += 1
+
+
+class WindowData(lightning.LightningDataModule):
+    """Training windows that resume at the trainer's step, and fixed validation windows of held-out episodes."""
+
+    def __init__(self, store: str | Path, settings: WindowSettings) -> None:
+        super().__init__()
+        self._store, self._settings = Path(store), settings
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None  # Lightning attaches it before it asks for a loader
+        settings = self._settings
+        sampler = self._sampler("train", settings.horizon, settings.batch_size)
+        # One batch per micro-step; global_step counts optimiser steps.
+        first = trainer.global_step * trainer.accumulate_grad_batches
+        return DataLoader(_Batches(sampler, first), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        settings = self._settings
+        sampler = self._sampler("held_out", settings.validation_length, settings.batch_size)
+        return DataLoader(_Batches(sampler, count=settings.validation_batches), batch_size=None)
+
+    def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
+        trainer, settings = self.trainer, self._settings
+        assert trainer is not None
+        return WindowSampler(
+            TaskStore.open(self._store),
+            length=length,
+            batch_size=batch_size,
+            seed=settings.seed,
+            weights=settings.weights if split == "train" else None,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            split=split,
+            held_out=settings.held_out,
+        )

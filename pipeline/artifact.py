@@ -1,0 +1,247 @@
+"""A stage's output folder: its manifest, how it is published, and how it is checked before it is read.
+
+An artifact is a folder with `manifest.json`, which is written last: a folder without one is unfinished. A
+folder that other programs wrote has none either, and can be read as an input all the same (weights that
+were downloaded, say); it is then identified by the names, sizes and times of its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import StageError
+
+MANIFEST = "manifest.json"
+RECORDED_PACKAGES = (
+    "orrery", "torch", "lightning", "numpy", "mujoco", "dm-control", "metaworld", "gymnasium", "minari",
+    "tensordict", "torchrl", "hydra-core",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, what it was made from, and what its files hold."""
+
+    kind: str
+    stage: str
+    key: str
+    """Hash of stage, config, input digests and package version: what decides whether the artifact is up to date."""
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[InputRecord]]
+    files: Mapping[str, FileRecord]
+    """By path relative to the folder, with forward slashes."""
+    digest: str
+    """Hash over `files`: what artifacts made from this one remember."""
+    versions: Mapping[str, str]
+    created: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Time spent, over all attempts."""
+    summary: str
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        nested = {
+            "inputs": {name: [InputRecord(**one) for one in many] for name, many in values["inputs"].items()},
+            "files": {path: FileRecord(**one) for path, one in values["files"].items()},
+        }
+        return cls(**{**values, **nested})
+
+
+def hash_json(value: Any) -> str:
+    """Return the sha256 of a JSON value in its canonical form: sorted keys, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, without importing them."""
+    found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def finish(
+    folder: Path,
+    *,
+    kind: str,
+    stage: str,
+    key: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[InputRecord]],
+    seconds: float,
+    summary: str,
+) -> Manifest:
+    """Hash the files of a finished folder and write its manifest."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = _hash_files(folder, _files_of(folder))
+    manifest = Manifest(
+        kind=kind,
+        stage=stage,
+        key=key,
+        config=config,
+        inputs=inputs,
+        files=files,
+        digest=hash_json({path: asdict(record) for path, record in files.items()}),
+        versions=package_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=seconds,
+        summary=summary,
+    )
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Move a finished folder to its name. At every instant a reader sees the old artifact, the new one, or none."""
+    aside = _aside(final)
+    if aside.exists():
+        shutil.rmtree(aside)
+    if final.exists():
+        final.rename(aside)
+    partial.rename(final)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def recover(partial: Path, final: Path) -> None:
+    """Complete or undo what an interrupted `publish` left."""
+    if (partial / MANIFEST).exists():
+        publish(partial, final)
+    aside = _aside(final)
+    if aside.exists():
+        if final.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(final)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest, or None where the folder has none.
+
+    Raises:
+        StageError: the folder does not exist, or its manifest cannot be read.
+    """
+    if not folder.is_dir():
+        raise StageError(f"there is no artifact folder {folder}")
+    path = folder / MANIFEST
+    try:
+        return Manifest.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StageError(
+            f"{path} is damaged ({type(error).__name__}: {error}); delete {folder} and make it again"
+        ) from error
+
+
+def digest_of(folder: Path) -> str:
+    """Return what identifies the content of an input: cheap, and not yet a check of it."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return manifest.digest
+    stats = {path: (folder / path).stat() for path in _files_of(folder)}
+    return hash_json({path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()})
+
+
+def verify(folder: Path, kind: str) -> None:
+    """Check an artifact that is about to be read: its kind, and every byte of its files.
+
+    Raises:
+        StageError: naming the file, what was expected, what was found, and what to do.
+    """
+    verify_quick(folder, kind)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    found = _hash_files(folder, list(manifest.files))
+    for path, expected in manifest.files.items():
+        if found[path].sha256 != expected.sha256:
+            raise StageError(
+                f"{folder / path} was changed after stage {manifest.stage!r} wrote it: expected sha256 "
+                f"{expected.sha256[:12]}..., found {found[path].sha256[:12]}.... {_remedy(folder, manifest)}"
+            )
+
+
+def verify_quick(folder: Path, kind: str) -> None:
+    """Check an artifact's kind, and that each of its files exists with its size.
+
+    Raises:
+        StageError: as `verify`.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    if manifest.kind != kind:
+        raise StageError(f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}")
+    for path, expected in manifest.files.items():
+        try:
+            size = (folder / path).stat().st_size
+        except FileNotFoundError:
+            raise StageError(f"{folder / path} is missing. {_remedy(folder, manifest)}") from None
+        if size != expected.bytes:
+            raise StageError(
+                f"{folder / path} has {size:,} bytes, expected {expected.bytes:,}: it was truncated or changed after "
+                f"stage {manifest.stage!r} wrote it. {_remedy(folder, manifest)}"
+            )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees all of it or what was there before."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(final.name + ".old")
+
+
+def _remedy(folder: Path, manifest: Manifest) -> str:
+    return f"Delete {folder} and run again the command that made it: stage {manifest.stage!r} then starts anew."
+
+
+def _files_of(folder: Path) -> list[str]:
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path != MANIFEST)
+
+
+def _hash_files(folder: Path, paths: Sequence[str]) -> dict[str, FileRecord]:
+    def record(path: str) -> FileRecord:
+        with (folder / path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return FileRecord(bytes=file.tell(), sha256=digest)
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(record, paths), strict=True))

@@ -1,0 +1,320 @@
+"""From an experiment's name and `key=value` overrides to frozen dataclasses.
+
+Hydra composes YAML over a schema made of `Settings` and one Config dataclass per stage, so unknown keys
+and wrong types fail here, before anything runs. Nothing is changed after `load_config` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from .errors import ConfigError, OrreryError
+from .stage import Stage
+
+CONFIG_DIR = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of a run that belong to no single stage."""
+
+    name: str = ""
+    """Title of the run in its report; empty takes the experiment's name."""
+    stages: list[str] = field(default_factory=list)
+    """Stages to run, in order."""
+    tasks: list[str] = field(default_factory=list)
+    """Task names, for example dmc/walker-run; a task's id is its position."""
+    seeds: int = 2
+    """Number of policies per task and algorithm, each with a seed of its own."""
+    seed: int = 0
+    """Base of every random stream of the run."""
+    algorithms: list[str] = field(default_factory=list)
+    """Algorithms that the policies come from, as stages name them."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Artifacts made elsewhere, by input name: inputs.world_model=other/run/pretrain starts from that model."""
+    workers: int = 0
+    """Processes for parallel work; 0 takes one per core."""
+    threads: int = 0
+    """Torch threads of the main process; 0 takes one per core."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run, completely described."""
+
+    experiment: str
+    """Name of a built-in experiment, or absolute path of a YAML file."""
+    overrides: tuple[str, ...]
+    run_dir: Path
+    settings: Settings
+    stage_configs: Mapping[str, Any]
+    """Config dataclass by stage name, in the order of `settings.stages`."""
+    resolved: Mapping[str, Any]
+    """Every key with its final value, as plain dicts and lists; also of stages that do not run."""
+
+
+def discover_stages() -> dict[str, type[Stage]]:
+    """Return {name: class} of every module of `orrery.stages` that defines a Stage."""
+    package = importlib.import_module("..stages", __package__)
+    found = {}
+    for module_info in pkgutil.iter_modules(package.__path__):
+        if module_info.ispkg:
+            continue
+        module = importlib.import_module(f"{package.__name__}.{module_info.name}")
+        classes = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Stage) and value.__module__ == module.__name__
+        ]
+        if len(classes) > 1:
+            raise ConfigError(f"{module.__name__} must define one Stage, found {[c.__name__ for c in classes]}")
+        if classes:
+            found[module_info.name] = classes[0]
+    return found
+
+
+def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:
+    """Return {name: description} of the built-in experiments; the description is the file's first comment."""
+    found = {}
+    for path in sorted((config_dir / "experiments").glob("*.yaml")):
+        comments = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#")]
+        found[path.stem] = next((comment for comment in comments if comment and not comment.startswith("@")), "")
+    return found
+
+
+def load_config(
+    experiment: str,
+    overrides: Sequence[str] = (),
+    *,
+    stages: Mapping[str, type[Stage]],
+    config_dir: Path = CONFIG_DIR,
+) -> RunConfig:
+    """Compose an experiment with overrides and check it.
+
+    Args:
+        experiment: name of a file in `config_dir`/experiments, or path of a YAML file.
+        overrides: `key=value` in Hydra's syntax; the value of `run_dir` and `inputs.NAME` is taken as it is.
+        stages: the stages that have a key in the config, as `discover_stages` returns them.
+    Raises:
+        ConfigError: naming the key, what was expected and what was found.
+    """
+    run_dir, hydra_overrides = _split_overrides(overrides)
+    schema = _schema(stages)
+    node = _compose(experiment, hydra_overrides, schema, config_dir)
+    with _readable_errors(schema):
+        resolved: Any = OmegaConf.to_container(node, resolve=True)
+    settings = Settings(**{f.name: resolved[f.name] for f in dataclasses.fields(Settings)})
+    path = Path(experiment)
+    if not settings.name:
+        resolved["name"] = path.stem
+        settings = dataclasses.replace(settings, name=path.stem)
+    _check_settings(settings, stages)
+    stage_configs = {name: _instantiate(node, name, schema) for name in settings.stages}
+    return RunConfig(
+        experiment=str(path.resolve()) if _is_path(experiment) else experiment,
+        overrides=tuple(override for override in overrides if not override.startswith("run_dir=")),
+        run_dir=Path(run_dir) if run_dir is not None else Path("runs") / path.stem,
+        settings=settings,
+        stage_configs=stage_configs,
+        resolved=resolved,
+    )
+
+
+def dotted_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ('pretrain.steps', value) for each leaf of nested mappings; an empty mapping is a leaf."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Separate run_dir, and rewrite what Hydra's grammar does not allow: free text in paths, task names in keys."""
+    run_dir, rest = None, []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip("+~"):
+            raise ConfigError(f"expected key=value, found {override!r}; for example pretrain.steps=500")
+        if override[0] in "+~":
+            raise ConfigError(
+                f"{override!r}: every key exists already; write {override.lstrip('+~')!r}, without {override[0]!r}"
+            )
+        if key == "run_dir":
+            if not value:
+                raise ConfigError("run_dir= needs a path")
+            run_dir = value
+        elif key.startswith("inputs.") and not value.startswith(("'", '"')):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            rest.append(f"{key}='{escaped}'")
+        elif "/" in key and "." in (group := key.partition("/")[0]):
+            # A task name as the last part of the key; a dict is the form in which the grammar allows that.
+            owner = group.rpartition(".")[0]
+            rest.append(f"{owner}={{{key.removeprefix(owner + '.')}: {value}}}")
+        else:
+            rest.append(override)
+    for override in rest:
+        try:
+            OverridesParser.create().parse_overrides([override])
+        except OverrideParseException as error:
+            reason = " ".join(str(error).split()).partition(" See https")[0]
+            raise ConfigError(
+                f"cannot read {override!r}: {reason}. Lists are [a,b], mappings {{a: 1}}; put quotes around "
+                "other text, inside those of the shell: key='\"a=b\"'"
+            ) from error
+    return run_dir, rest
+
+
+def _schema(stages: Mapping[str, type[Stage]]) -> DictConfig:
+    if taken := sorted(set(stages) & {f.name for f in dataclasses.fields(Settings)}):
+        raise ConfigError(f"these names are keys of a run and cannot name a stage: {taken}")
+    hints = get_type_hints(Settings)
+    settings = [(f.name, hints[f.name], _same_default(f)) for f in dataclasses.fields(Settings)]
+    owned = [(name, stage.Config, field(default_factory=stage.Config)) for name, stage in stages.items()]
+    # A dataclass at the root, too: a plain dict would accept new top-level keys given with `+`.
+    schema = OmegaConf.structured(dataclasses.make_dataclass("Run", [*settings, *owned]))
+    _open_for_merging(schema)
+    return schema
+
+
+def _same_default(setting: dataclasses.Field[Any]) -> Any:
+    if setting.default_factory is not dataclasses.MISSING:
+        return field(default_factory=setting.default_factory)
+    return field(default=setting.default)
+
+
+def _open_for_merging(node: DictConfig) -> None:
+    """OmegaConf makes frozen dataclasses read-only and dicts closed: YAML could then set neither."""
+    OmegaConf.set_readonly(node, None)
+    if OmegaConf.get_type(node) is dict:
+        OmegaConf.set_struct(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _open_for_merging(child)
+
+
+def _is_path(experiment: str) -> bool:
+    return experiment.endswith((".yaml", ".yml"))
+
+
+def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_dir: Path) -> DictConfig:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=schema)
+    config_name = f"experiments/{experiment}"
+    with _readable_errors(schema):
+        if _is_path(experiment):
+            path = Path(experiment)
+            if not path.is_file():
+                raise ConfigError(f"there is no experiment file {path.resolve()}")
+            node: Any = OmegaConf.load(path)
+            if not isinstance(node, DictConfig):
+                raise ConfigError(f"{path} must hold `key: value` lines, found {type(node).__name__}")
+            if "defaults" not in node:
+                node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
+            config_name = "experiment_file"
+            store.store(name=config_name, node=node)
+        elif experiment not in (known := list_experiments(config_dir)):
+            lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
+            guess = _nearest(experiment, known)
+            raise ConfigError(
+                f"there is no experiment {experiment!r}.{guess} Known experiments:\n"
+                + ("\n".join(lines) or "  (none)")
+                + "\nYour own: give the path of a .yaml file."
+            )
+        with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
+            return compose(config_name=config_name, overrides=overrides)
+
+
+def _instantiate(node: DictConfig, name: str, schema: DictConfig) -> Any:
+    with _readable_errors(schema):
+        try:
+            return OmegaConf.to_object(node[name])
+        except OmegaConfBaseException:
+            raise
+        except (OrreryError, ValueError, TypeError) as error:
+            raise ConfigError(f"config key {name}: {error}") from error
+
+
+def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> None:
+    if not settings.stages:
+        raise ConfigError(f"stages must list at least one of: {', '.join(stages)}")
+    for name in settings.stages:
+        if name not in stages:
+            raise ConfigError(f"stages: there is no stage {name!r}.{_nearest(name, stages)} Known: {', '.join(stages)}")
+    if repeated := sorted({name for name in settings.stages if settings.stages.count(name) > 1}):
+        raise ConfigError(f"stages: each may be listed once; repeated: {', '.join(repeated)}")
+    if repeated := sorted({name for name in settings.tasks if settings.tasks.count(name) > 1}):
+        raise ConfigError(f"tasks: each may be listed once; repeated: {', '.join(repeated)}")
+    if settings.seeds < 1:
+        raise ConfigError(f"seeds is a number of seeds and must be at least 1, found {settings.seeds}")
+    for key in ("workers", "threads"):
+        if getattr(settings, key) < 0:
+            raise ConfigError(f"{key} must be at least 0 (one per core), found {getattr(settings, key)}")
+    names = {input_name for name in settings.stages for input_name in stages[name].inputs}
+    for name in settings.inputs:
+        if name not in names:
+            raise ConfigError(
+                f"inputs.{name}: no listed stage has an input {name!r}.{_nearest(name, names)} "
+                f"Inputs of the listed stages: {', '.join(sorted(names)) or 'none'}"
+            )
+
+
+@contextlib.contextmanager
+def _readable_errors(schema: DictConfig) -> Iterator[None]:
+    """Turn errors of Hydra, OmegaConf and YAML into a ConfigError that names the key or the place."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OmegaConfBaseException):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or not cause.full_key:
+            raise ConfigError(" ".join(str(error).split())) from error
+        key = cause.full_key
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            owner, _, _ = key.rpartition(".")
+            guess = _nearest(key, _keys_at_every_level(schema))
+            siblings = [] if guess else list((OmegaConf.select(schema, owner) if owner else schema) or [])
+            listing = f" Keys of {owner or 'a run'}: {', '.join(siblings)}" if siblings else ""
+            raise ConfigError(f"there is no config key {key!r}.{guess}{listing}") from error
+        reason = (cause.msg or str(cause)).splitlines()[0]
+        raise ConfigError(f"config key {key}: expected {_annotation(schema, key)}; {reason}") from error
+
+
+def _keys_at_every_level(node: DictConfig) -> Iterator[str]:
+    for key in node:
+        yield str(key)
+        if isinstance(child := node._get_node(key), DictConfig) and not child._is_none():
+            yield from (f"{key}.{inner}" for inner in _keys_at_every_level(child))
+
+
+def _annotation(schema: DictConfig, key: str) -> str:
+    """The declared type of a dotted key, as its dataclass spells it."""
+    owner: Any = OmegaConf.get_type(schema)
+    for part in key.split("."):
+        if not dataclasses.is_dataclass(owner):
+            break
+        owner = get_type_hints(owner).get(part, owner)
+    return owner.__name__ if isinstance(owner, type) and not get_args(owner) else str(owner)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,132 @@
+"""What a run shows while it works, and what it writes to RUN/log.txt.
+
+On a terminal progress is a transient line with the time left; elsewhere it is one printed line at most
+every `LINE_SECONDS`, so that a log file stays readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID as LineID
+
+from .stage import ProgressTask
+
+LINE_SECONDS = 10.0
+
+LOGGER_NAME = "orrery"
+
+
+@contextlib.contextmanager
+def logging_to(console: Console, file: Path) -> Iterator[logging.Logger]:
+    """Send orrery's log to the console (INFO) and to `file` (DEBUG, appended) while the block runs.
+
+    Warnings that third-party libraries raise go to the file only: they are not addressed to our user.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    on_console = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    on_console.setLevel(logging.INFO)
+    in_file = logging.FileHandler(file, encoding="utf-8")
+    in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    third_party = logging.getLogger("py.warnings")
+    former_level, former_propagate = logger.level, (logger.propagate, third_party.propagate)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = third_party.propagate = False
+    logger.addHandler(on_console)
+    logger.addHandler(in_file)
+    third_party.addHandler(in_file)
+    try:
+        with warnings.catch_warnings():
+            logging.captureWarnings(True)
+            yield logger
+    finally:
+        logging.captureWarnings(False)
+        logger.removeHandler(on_console)
+        logger.removeHandler(in_file)
+        third_party.removeHandler(in_file)
+        in_file.close()
+        logger.setLevel(former_level)
+        logger.propagate, third_party.propagate = former_propagate
+
+
+class ConsoleProgress:
+    """The `progress` of a stage's Context: `progress(description, total, completed=0)`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextlib.contextmanager
+    def __call__(self, description: str, total: float, completed: float = 0) -> Iterator[ProgressTask]:
+        if not self._console.is_terminal:
+            yield _Lines(self._console, description, total, completed)
+            return
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            yield _Bar(progress, progress.add_task(description, total=total, completed=completed, note=""))
+
+
+class _Bar:
+    def __init__(self, progress: Progress, line: LineID) -> None:
+        self._progress = progress
+        self._line = line
+
+    def advance(self, amount: float = 1) -> None:
+        self._progress.advance(self._line, amount)
+
+    def note(self, text: str) -> None:
+        self._progress.update(self._line, note=text)
+
+
+class _Lines:
+    def __init__(self, console: Console, description: str, total: float, completed: float) -> None:
+        self._console = console
+        self._description = description
+        self._total = total
+        self._first = self._completed = completed
+        self._note = ""
+        self._started = self._printed = time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        self._completed += amount
+        now = time.monotonic()
+        if now - self._printed < LINE_SECONDS:
+            return
+        self._printed = now
+        # Only what this attempt did tells the speed; `completed` may have been given by a resumed one.
+        rate = (self._completed - self._first) / (now - self._started)
+        left = f", {duration((self._total - self._completed) / rate)} left" if rate > 0 else ""
+        note = f" {self._note}" if self._note else ""
+        self._console.print(
+            f"  {self._description} {self._completed:g}/{self._total:g}{left}{note}", markup=False, highlight=False
+        )
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,141 @@
+"""Where each stage's inputs come from, and whether its artifact is up to date: decided from disk, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import artifact
+from .artifact import Manifest
+from .config import RunConfig, dotted_keys
+from .errors import StageError
+from .run_folder import partial_folder, read_attempt
+from .stage import Stage
+
+Action = Literal["fresh", "resume", "run"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a stage needs, and why."""
+
+    stage: str
+    action: Action
+    reason: str
+    key: str | None
+    """None while an input is still to be made."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an input comes from: an earlier stage of this run, or a folder made elsewhere."""
+
+    folder: Path
+    kind: str
+    stage: str | None
+
+
+def plan(config: RunConfig, stages: Mapping[str, type[Stage]]) -> list[Decision]:
+    """Say for each stage whether it is up to date, would continue, or would run, and why. Writes nothing.
+
+    Raises:
+        OrreryError: what `run` would raise before its first stage.
+    """
+    sources = check_all(config, stages)
+    decisions: list[Decision] = []
+    for name in config.settings.stages:
+        pending = [d.stage for d in decisions if d.action != "fresh"]
+        first = next((s.stage for many in sources[name].values() for s in many if s.stage in pending), None)
+        if first is not None:
+            decisions.append(Decision(name, "run", f"its input comes from {first}", None))
+        else:
+            decisions.append(decide(config, stages[name], name, sources[name]))
+    return decisions
+
+
+def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str, dict[str, list[Source]]]:
+    """Let every stage check its config and find the source of every input, before anything runs."""
+    for name in config.settings.stages:
+        stages[name](config.stage_configs[name]).check()
+    return {name: _find_sources(config, stages, name) for name in config.settings.stages}
+
+
+def _find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:
+    order = config.settings.stages
+    found: dict[str, list[Source]] = {}
+    for input_name, wanted in stages[name].inputs.items():
+        earlier = [
+            Source(config.run_dir / other, wanted.kind, other)
+            for other in order[: order.index(name)]
+            if stages[other].output_kind == wanted.kind
+        ]
+        if (path := config.settings.inputs.get(input_name)) is not None:
+            given = Source(_given_artifact(Path(path).expanduser(), input_name, wanted.kind), wanted.kind, None)
+            found[input_name] = [*earlier, given] if wanted.many else [given]
+        else:
+            found[input_name] = earlier if wanted.many else earlier[-1:]
+        if not found[input_name] and not wanted.optional:
+            makers = [other for other, stage in stages.items() if stage.output_kind == wanted.kind]
+            raise StageError(
+                f"stage {name!r} needs an input {input_name!r} of kind {wanted.kind!r}; no stage before it makes one. "
+                f"List one of these stages before it: {', '.join(makers) or 'none known'}; "
+                f"or give an artifact made elsewhere: inputs.{input_name}=PATH"
+            )
+    return found
+
+
+def _given_artifact(folder: Path, input_name: str, kind: str) -> Path:
+    if not folder.is_dir():
+        raise StageError(f"inputs.{input_name}: there is no folder {folder.absolute()}")
+    if artifact.read_manifest(folder) is None and (inside := sorted(folder.glob(f"*/{artifact.MANIFEST}"))):
+        right = [path.parent for path in inside if getattr(artifact.read_manifest(path.parent), "kind", "") == kind]
+        raise StageError(
+            f"inputs.{input_name}: {folder} is a folder of artifacts, expected one artifact of kind {kind!r}; "
+            + (f"give {' or '.join(map(str, right))}" if right else "it holds none of that kind")
+        )
+    artifact.verify_quick(folder, kind)
+    return folder.resolve()
+
+
+def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]) -> Decision:
+    digests = {
+        input_name: [artifact.digest_of(source.folder) for source in many] for input_name, many in sources.items()
+    }
+    version = artifact.package_versions()["orrery"]
+    stage_config = config.resolved[name]
+    key = artifact.hash_json([name, stage.output_kind, stage_config, digests, version])
+    final = config.run_dir / name
+    try:
+        manifest = artifact.read_manifest(final) if final.is_dir() else None
+        if manifest is not None:
+            artifact.verify_quick(final, stage.output_kind)
+    except StageError as error:
+        # Its own output is damaged: making it again is what the error would ask for.
+        return Decision(name, "run", f"its output is damaged: {error}", key)
+    if manifest is not None and manifest.key == key:
+        return Decision(name, "fresh", "", key)
+    attempt = read_attempt(final)
+    if attempt is not None and attempt.key == key and partial_folder(final).is_dir():
+        return Decision(name, "resume", f"interrupted after {attempt.seconds:.0f} s", key)
+    if manifest is None:
+        return Decision(name, "run", "it has not run yet", key)
+    return Decision(name, "run", _what_changed(manifest, stage_config, digests, version), key)
+
+
+def _what_changed(manifest: Manifest, config: Mapping[str, Any], digests: Mapping[str, list[str]], version: str) -> str:
+    before, after = dict(dotted_keys(manifest.config)), dict(dotted_keys(config))
+    changes = [
+        f"{manifest.stage}.{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) or (key in before) != (key in after)
+    ]
+    if manifest.versions.get("orrery") != version:
+        changes.append(f"orrery {manifest.versions.get('orrery')} -> {version}")
+    recorded = {name: [one.digest for one in many] for name, many in manifest.inputs.items()}
+    changes += [
+        f"input {name} changed" for name in sorted(recorded.keys() | digests.keys())
+        if recorded.get(name, []) != digests.get(name, [])
+    ]  # fmt: skip
+    return ", ".join(changes) or "its definition changed"

@@ -1,0 +1,195 @@
+"""Runs stages in order: skips what is up to date, continues what was interrupted, publishes what is finished.
+
+The state of a run is what is on disk, so the same call continues after Ctrl-C, a kill or a full disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from logging import Logger
+from pathlib import Path
+from typing import Any, Literal
+
+from . import artifact
+from .artifact import InputRecord, Manifest
+from .config import RunConfig
+from .errors import StageError
+from .plan import Decision, Source, check_all, decide
+from .run_folder import RUN_FILE, Attempt, attempt_file, disk_errors, partial_folder, read_attempt, write_attempt
+from .stage import Context, Stage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended."""
+
+    stage: str
+    status: Literal["fresh", "done", "failed", "interrupted", "waiting"]
+    seconds: float = 0.0
+    """Over all attempts."""
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The `run` of a stage's Context: read-only."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    """Every key of the run with its final value."""
+    stage_records: Mapping[str, Mapping[str, Any]]
+    """Manifests, as dicts, of the stages that come earlier and are published."""
+
+
+class StageInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
+def run(
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    *,
+    log: Logger,
+    progress: Any,
+    on_start: Callable[[Decision], None] = lambda decision: None,
+    on_end: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Bring every stage of `config` up to date, in order. The caller holds `locked(config.run_dir)`.
+
+    Args:
+        stages: classes by name, as `config.discover_stages` returns them.
+        log, progress: handed to the stages.
+        on_start, on_end: called around each stage; `on_start` not for stages that are fresh.
+    Raises:
+        OrreryError: a check failed (before anything ran) or a stage did.
+        StageInterrupted: Ctrl-C; the same call continues.
+    """
+    sources = check_all(config, stages)
+    outcomes = {name: Outcome(name, "waiting") for name in config.settings.stages}
+    verified: set[Source] = set()
+    for name in outcomes:
+        artifact.recover(partial_folder(config.run_dir / name), config.run_dir / name)
+    for name in outcomes:
+        decision = decide(config, stages[name], name, sources[name])
+        if decision.action == "fresh":
+            outcomes[name] = _outcome(_published(config.run_dir / name), "fresh")
+        else:
+            on_start(decision)
+            # For `status`, also when this process is killed: what stands there until the stage ends.
+            outcomes[name] = Outcome(name, "interrupted")
+            _write_run_file(config, outcomes)
+            try:
+                for source in (one for many in sources[name].values() for one in many):
+                    if source not in verified:
+                        artifact.verify(source.folder, source.kind)
+                        verified.add(source)
+                manifest = _run_stage(config, stages[name], decision, sources[name], log, progress)
+            except Exception:
+                outcomes[name] = Outcome(name, "failed")
+                _write_run_file(config, outcomes)
+                raise
+            outcomes[name] = _outcome(manifest, "done")
+        on_end(outcomes[name])
+    _write_run_file(config, outcomes)
+    return list(outcomes.values())
+
+
+def _run_stage(
+    config: RunConfig,
+    stage: type[Stage],
+    decision: Decision,
+    sources: Mapping[str, list[Source]],
+    log: Logger,
+    progress: Any,
+) -> Manifest:
+    name, key, final = decision.stage, decision.key, config.run_dir / decision.stage
+    if key is None:
+        raise ValueError(f"the inputs of stage {name!r} are not there yet")
+    partial = partial_folder(final)
+    with disk_errors(config.run_dir):
+        attempt = read_attempt(final) if decision.action == "resume" else None
+        if attempt is None:
+            attempt = Attempt(key, 0.0)
+            if partial.exists():
+                shutil.rmtree(partial)
+        # Named before its folder exists, so that no folder can be taken for one of another key.
+        write_attempt(final, attempt, running=True)
+        partial.mkdir(exist_ok=True)
+        context = Context(
+            folder=partial,
+            inputs={input_name: [source.folder for source in many] for input_name, many in sources.items()},
+            workers=config.settings.workers or _cores(),
+            threads=config.settings.threads or _cores(),
+            log=log,
+            progress=progress,
+            run=RunFacts(config.run_dir, config.resolved, _records(config, name)),
+        )
+        started = time.time()
+        try:
+            summary = stage(config.stage_configs[name]).run(context)
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a full disk must not hide the error
+                write_attempt(final, Attempt(key, attempt.seconds + time.time() - started), running=False)
+            # Lightning turns Ctrl-C into SystemExit.
+            if isinstance(error, KeyboardInterrupt) or (
+                isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+            ):
+                raise StageInterrupted(name) from error
+            raise
+        manifest = artifact.finish(
+            partial,
+            kind=stage.output_kind,
+            stage=name,
+            key=key,
+            config=config.resolved[name],
+            inputs={
+                input_name: [InputRecord(str(source.folder), artifact.digest_of(source.folder)) for source in many]
+                for input_name, many in sources.items()
+            },
+            seconds=attempt.seconds + time.time() - started,
+            summary=summary,
+        )
+        artifact.publish(partial, final)
+        attempt_file(final).unlink()
+    return manifest
+
+
+def _outcome(manifest: Manifest, status: Literal["fresh", "done"]) -> Outcome:
+    return Outcome(manifest.stage, status, manifest.seconds, manifest.summary)
+
+
+def _records(config: RunConfig, name: str) -> dict[str, dict[str, Any]]:
+    earlier = config.settings.stages[: config.settings.stages.index(name)]
+    return {other: asdict(_published(config.run_dir / other)) for other in earlier}
+
+
+def _published(folder: Path) -> Manifest:
+    manifest = artifact.read_manifest(folder)
+    if manifest is None:
+        raise StageError(f"{folder} has no {artifact.MANIFEST}; delete it and run the same command again")
+    return manifest
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_run_file(config: RunConfig, outcomes: Mapping[str, Outcome]) -> None:
+    facts = {
+        "experiment": config.experiment,
+        "overrides": list(config.overrides),
+        "config": config.resolved,
+        "versions": artifact.package_versions(),
+        "stages": [asdict(outcome) for outcome in outcomes.values()],
+    }
+    with disk_errors(config.run_dir):
+        artifact.write_json(config.run_dir / RUN_FILE, facts)

@@ -1,0 +1,227 @@
+"""extract: one policy per task and seed by first-order gradients through the frozen world model, and their
+behaviour-cloning baseline from the same encoder, data and number of updates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.stage import Context, Input, Stage
+from .extraction.config import ALGORITHMS, FirstOrderConfig
+
+if TYPE_CHECKING:
+    from ..datasets.schema import TaskTable
+    from ..datasets.store import TaskStore
+    from .extraction.first_order import FirstOrderExtraction, Member
+    from .world_model.networks import WorldModel
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Which policies are extracted, and how."""
+
+    first_order: FirstOrderConfig = field(default_factory=FirstOrderConfig)
+    """Rollouts, critics and optimiser."""
+    algorithms: list[str] = field(default_factory=lambda: list(ALGORITHMS))
+    """pwm (first-order extraction) and bc (behaviour cloning at equal budget)."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the world model to extract for; all of them where empty."""
+    seeds: int = 2
+    """Policies per task and algorithm."""
+    iterations: int = 500
+    """Actor updates of each policy."""
+    anchor: list[float] = field(default_factory=list)
+    """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2 beside the normalised return. Empty takes each task's
+    own from how its data was made: 0 for exploration, 1 for experts, policies and unknown data. Several weights make
+    one policy each, scored as pwm@WEIGHT."""
+    task_anchor: dict[str, float] = field(default_factory=dict)
+    """Anchor weight by task, before both of the above."""
+    starts_per_task: int = 16384
+    """Dataset frames per task that are encoded as start latents."""
+    log_every: int = 10
+    """Iterations between logged numbers; reading them waits for the device."""
+    checkpoint_every: int = 50
+    """Iterations between checkpoints for resuming."""
+    accelerator: str = "auto"
+    """cpu, cuda, or auto."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"extract.{name} must be at least 1, found {getattr(self, name)}")
+        if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
+            raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
+        if min([*self.anchor, *self.task_anchor.values()], default=0) < 0:
+            raise ConfigError("extract.anchor and extract.task_anchor must not be negative")
+
+
+DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1.0}
+"""Anchor weight by the behaviour that made the data. Narrow data without an anchor ends in exploiting the model's
+errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
+
+
+class Extract(Stage):
+    """Policies for all tasks and seeds, trained as one program."""
+
+    Config = ExtractConfig
+    inputs = {"world_model": Input("world_model"), "store": Input("store")}
+    output_kind = "policies"
+    config: ExtractConfig
+
+    def run(self, context: Context) -> str:
+        import torch
+
+        from ..datasets.store import TaskStore
+        from .extraction.first_order import FirstOrderExtraction
+        from .extraction.starts import encode_starts
+        from .world_model.networks import WorldModel
+
+        config = self.config
+        device = config.accelerator
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = WorldModel.load(context.input("world_model")).to(device)
+        store = TaskStore.open(context.input("store"))
+        check_same_tables(model.table, store.table, context)
+        names = config.tasks or list(model.table.names)
+        members = plan_members(config, store, names)
+        starts = encode_starts(
+            model, store, [model.table.id_of(name) for name in names], config.starts_per_task, 16, config.seed
+        )
+        extraction = FirstOrderExtraction(model, starts, members, config.first_order, config.iterations, config.seed)
+        curves = self._train(extraction, context)
+        return _publish(extraction, model, config, curves, context)
+
+    def _train(self, extraction: FirstOrderExtraction, context: Context) -> list[dict[str, Any]]:
+        """All iterations, from the last checkpoint on; returns the logged rows."""
+        import torch
+
+        config = self.config
+        checkpoint = context.folder / "checkpoint.pt"
+        first, curves = 0, []
+        if checkpoint.is_file():
+            state = torch.load(checkpoint, weights_only=True)
+            extraction.load_state_dict(state["extraction"])
+            first, curves = state["iteration"], state["curves"]
+        with context.progress("extract", total=config.iterations, completed=first) as progress:
+            for iteration in range(first, config.iterations):
+                metrics = extraction.update(iteration)
+                done = iteration + 1
+                progress.advance(1)
+                if done % config.log_every == 0 or done == config.iterations:
+                    extraction.check_finite(metrics, iteration)
+                    curves += _rows(extraction, metrics, done)
+                    if "imagined_reward" in metrics:
+                        progress.note(f"imagined reward {metrics['imagined_reward'].mean():.3f} per decision")
+                if done % config.checkpoint_every == 0 or done == config.iterations:
+                    state = {"extraction": extraction.state_dict(), "iteration": done, "curves": curves}
+                    partial = checkpoint.with_suffix(".partial")
+                    torch.save(state, partial)
+                    partial.replace(checkpoint)
+        return curves
+
+
+def check_same_tables(model: TaskTable, store: TaskTable, context: Context) -> None:
+    """Raise a CheckpointError that shows both tables unless they are the same."""
+    if model == store:
+        return
+    described = []
+    for k in range(max(len(model), len(store))):
+        left, right = (repr_task(table, k) for table in (model, store))
+        described.append(f"  {k}: {left:<44} {right}{'' if left == right else '   <- differs'}")
+    raise CheckpointError(
+        f"the world model in {context.input('world_model')} and the store in {context.input('store')} "
+        "have different task tables:\n"
+        + f"  id {'world model':<42} store\n"
+        + "\n".join(described)
+        + "\nUse the store that the model was trained on, or pretrain on this one"
+    )
+
+
+def repr_task(table: TaskTable, k: int) -> str:
+    """One task of a table in a few words."""
+    if k >= len(table):
+        return "-"
+    return f"{table[k].name} (O={table[k].observation_dim}, A={table[k].action_dim})"
+
+
+def plan_members(config: ExtractConfig, store: TaskStore, names: list[str]) -> list[Member]:
+    """Every (algorithm, task, anchor, seed), those that imagine first.
+
+    Raises:
+        ConfigError: an anchor for a task that is not extracted.
+    """
+    from .extraction.first_order import Member
+
+    for name in names:
+        store.table.id_of(name)
+    if unknown := sorted(set(config.task_anchor) - set(names)):
+        raise ConfigError(f"extract.task_anchor names {unknown}, but policies are extracted for: {', '.join(names)}")
+    members = []
+    if "pwm" in config.algorithms:
+        for name in names:
+            behaviour = store.tasks[store.table.id_of(name)].summary.behaviour
+            weights = config.anchor or [DEFAULT_ANCHOR[behaviour]]
+            if name in config.task_anchor:
+                weights = [config.task_anchor[name]]
+            for weight in weights:
+                algorithm = "pwm" if len(weights) == 1 else f"pwm@{weight:g}"
+                members += [Member(algorithm, name, seed, weight, True) for seed in range(config.seeds)]
+    if "bc" in config.algorithms:
+        members += [Member("bc", name, seed, 1.0, False) for name in names for seed in range(config.seeds)]
+    return members
+
+
+def _rows(extraction: FirstOrderExtraction, metrics: dict[str, Any], iteration: int) -> list[dict[str, Any]]:
+    values = {name: tensor.tolist() for name, tensor in metrics.items()}
+    return [
+        {
+            "iteration": iteration,
+            "algorithm": member.algorithm,
+            "task": member.task,
+            "seed": member.seed,
+            **{name: column[m] for name, column in values.items() if m < len(column)},
+        }
+        for m, member in enumerate(extraction.members)
+    ]
+
+
+def _publish(
+    extraction: FirstOrderExtraction,
+    model: WorldModel,
+    config: ExtractConfig,
+    curves: list[dict[str, Any]],
+    context: Context,
+) -> str:
+    """Write the policies, their index and the curves; drop the checkpoint."""
+    import pandas as pd
+
+    from .extraction.policy import LatentPolicy
+
+    imagined = extraction.imagined_returns().tolist()
+    entries = []
+    for m, member in enumerate(extraction.members):
+        task = model.table[model.table.id_of(member.task)]
+        trained_by = {"algorithm": member.algorithm, "seed": member.seed, "anchor": member.anchor}
+        path = Path(member.algorithm) / task.slug / f"seed_{member.seed}"
+        networks = config.first_order.networks
+        LatentPolicy.from_member(model, extraction.actor, m, task, networks, trained_by).save(context.folder / path)
+        entries.append(
+            {
+                **trained_by,
+                "task": member.task,
+                "path": path.as_posix(),
+                "imagined_return_per_step": imagined[m],
+            }
+        )
+    index = {"tasks": [task.to_dict() for task in model.table], "policies": entries}
+    (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+    pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
+    (context.folder / "checkpoint.pt").unlink()
+    count = len({member.task for member in extraction.members})
+    return f"{len(entries)} policies for {count} tasks, {config.iterations} updates each"

@@ -1,0 +1,138 @@
+"""Imagined rollouts of many policies through one frozen world model.
+
+Dimension letters: H horizon, M members, B rollouts of a member, D latent, A action.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..world_model.networks import WorldModel
+from .actor_critic import StackedActor, straight_through_one_hot
+
+
+@dataclass(frozen=True)
+class MemberTasks:
+    """Task facts of each member, as tensors."""
+
+    task_M: torch.Tensor
+    """[M] int64 task id."""
+    discount_M1: torch.Tensor
+    """[M, 1]."""
+    mask_M1A: torch.Tensor
+    """[M, 1, A], 1 where the component is the task's own."""
+    discrete_M11: torch.Tensor
+    """[M, 1, 1] bool."""
+    any_discrete: bool
+
+    def __getitem__(self, members: slice) -> MemberTasks:
+        return MemberTasks(
+            self.task_M[members],
+            self.discount_M1[members],
+            self.mask_M1A[members],
+            self.discrete_M11[members],
+            self.any_discrete,
+        )
+
+
+def member_tasks(model: WorldModel, task_ids: list[int], device: torch.device) -> MemberTasks:
+    """Gather the facts of `task_ids` from the model's table."""
+    specs = [model.table[k] for k in task_ids]
+    task_M = torch.tensor(task_ids, device=device)
+    discrete = [spec.action_kind == "discrete" for spec in specs]
+    return MemberTasks(
+        task_M,
+        torch.tensor([[spec.discount] for spec in specs], device=device, dtype=torch.float32),
+        model.action_mask_KA[task_M][:, None],
+        torch.tensor(discrete, device=device)[:, None, None],
+        any(discrete),
+    )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """H imagined decisions. z is of the states before each action; next_z after."""
+
+    z_HMBD: torch.Tensor
+    next_z_HMBD: torch.Tensor
+    reward_HMB: torch.Tensor
+    """Environment units per decision."""
+    continue_HMB: torch.Tensor
+    """Probability that the episode goes on after the decision; 1 where nothing terminates."""
+
+
+def act(
+    actor: StackedActor, z_MBD: torch.Tensor, noise_MBA: torch.Tensor, tasks: MemberTasks, members: slice
+) -> torch.Tensor:
+    """Sampled, masked actions [M, B, A]; `noise_MBA` is standard normal."""
+    head = actor.head(z_MBD, members)
+    action = actor.sample(head, noise_MBA, members)
+    if tasks.any_discrete:
+        # A Gumbel variable from the normal one, so that both kinds of action read the same random stream.
+        uniform = torch.special.ndtr(noise_MBA).clamp(1e-6, 1 - 1e-6)
+        one_hot = straight_through_one_hot(head, -torch.log(-torch.log(uniform)), tasks.mask_M1A.expand_as(head))
+        action = torch.where(tasks.discrete_M11, one_hot, action)
+    return action * tasks.mask_M1A
+
+
+def act_deterministic(actor: StackedActor, z_MBD: torch.Tensor, tasks: MemberTasks) -> torch.Tensor:
+    """tanh(mean), or the one-hot of the largest logit: [M, B, A], masked. What the published policy does."""
+    head = actor.head(z_MBD)
+    action = torch.tanh(head)
+    if tasks.any_discrete:
+        best = head.masked_fill(tasks.mask_M1A == 0, -torch.inf).argmax(-1)
+        action = torch.where(tasks.discrete_M11, torch.nn.functional.one_hot(best, head.shape[-1]).to(head), action)
+    return action * tasks.mask_M1A
+
+
+def imagine(
+    model: WorldModel,
+    actor: StackedActor,
+    start_MBD: torch.Tensor,
+    noise_HMBA: torch.Tensor,
+    tasks: MemberTasks,
+    members: slice,
+) -> Rollout:
+    """Roll the policies out through the model. Gradients flow along the latents and rewards into the actions.
+
+    The policy reads a detached latent: PWM leaves out the gradient path through the policy's input.
+    """
+    M, B, _ = start_MBD.shape
+    task = tasks.task_M[:, None].expand(M, B)
+    z, states, next_states, logits, continues = start_MBD, [], [], [], []
+    for noise_MBA in noise_HMBA:
+        action = act(actor, z.detach(), noise_MBA, tasks, members)
+        next_z, reward_logits, continue_logit = model.step(z, action, task)
+        states.append(z)
+        next_states.append(next_z)
+        logits.append(reward_logits)
+        continues.append(continue_logit)
+        z = next_z
+    reward_HMB = model.decode_reward(torch.stack(logits))
+    continue_HMB = torch.ones_like(reward_HMB)
+    if model.models_termination:
+        terminates = torch.tensor([task.terminates for task in model.table], device=z.device)[tasks.task_M]
+        continue_HMB = torch.where(terminates[:, None], torch.sigmoid(torch.stack(continues)), continue_HMB)
+    return Rollout(torch.stack(states), torch.stack(next_states), reward_HMB, continue_HMB)
+
+
+@torch.no_grad()
+def imagined_return(
+    model: WorldModel, actor: StackedActor, start_MBD: torch.Tensor, tasks: MemberTasks, length_M: torch.Tensor
+) -> torch.Tensor:
+    """Reward per decision [M] of the deterministic policies over whole imagined episodes of `length_M` decisions.
+
+    Beside the real return it shows how far a policy exploits errors of the model.
+    """
+    M, B, _ = start_MBD.shape
+    task = tasks.task_M[:, None].expand(M, B)
+    z, total, alive = start_MBD, torch.zeros_like(start_MBD[..., 0]), torch.ones_like(start_MBD[..., 0])
+    for t in range(int(length_M.max())):
+        z, logits, continue_logit = model.step(z, act_deterministic(actor, z, tasks), task)
+        total += torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
+        if continue_logit is not None:
+            terminates = torch.tensor([spec.terminates for spec in model.table], device=z.device)[tasks.task_M]
+            alive = torch.where(terminates[:, None], alive * torch.sigmoid(continue_logit), alive)
+    return total.mean(1) / length_M

@@ -1,0 +1,172 @@
+"""pack: datasets of any format, validated, into one memory-mapped store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.stage import Context, Input, Stage
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A dataset that Orrery did not collect."""
+
+    path: str = ""
+    """HDF5 file, Minari folder, or Minari id."""
+    columns: str = ""
+    """YAML file that maps the columns of an HDF5 file; empty recognises D4RL's and robomimic's layouts."""
+    behaviour: str = ""
+    """exploration, expert or policy: how the data was made; decides the default behaviour anchor."""
+    episode_length: int = 0
+    """Decisions per episode; 0 takes the environment's limit, or the longest episode."""
+    score_random: float | None = None
+    """Return that scores 0."""
+    score_expert: float | None = None
+    """Return that scores 1."""
+    environment: str = ""
+    """Gymnasium id to evaluate in, where the dataset does not tell."""
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Which datasets make the store, in which order."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the table, in order: simulated tasks that `collect` made, names under `sources`, Minari datasets as
+    minari/<id>, or HDF5 files. Empty takes everything that was collected, then every source."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Datasets by the task name they get."""
+    window: int = 5
+    """Decisions of the windows that will be drawn; an error where no episode is as long."""
+
+    def __post_init__(self) -> None:
+        for name, source in self.sources.items():
+            if not source.path:
+                raise ConfigError(f"pack.sources.{name}.path is empty; give an HDF5 file, a Minari folder or id")
+            if source.behaviour not in ("", "exploration", "expert", "policy", "unknown"):
+                raise ConfigError(
+                    f"pack.sources.{name}.behaviour: expected exploration, expert, policy or unknown, "
+                    f"found {source.behaviour!r}"
+                )
+            if self.tasks and name not in self.tasks:
+                raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """One task to be packed, in a process of its own."""
+
+    folder: Path
+    window: int
+    reader: Mapping[str, Any]
+    """Arguments of `open_reader`."""
+
+
+SIMULATED = ("dmc/", "metaworld/", "gymnasium/")
+
+
+class Pack(Stage):
+    """A TaskStore out of Minari and HDF5 datasets."""
+
+    Config = PackConfig
+    inputs = {"datasets": Input("datasets", optional=True)}
+    output_kind = "store"
+    config: PackConfig
+
+    def check(self) -> None:
+        from ..datasets.sources import open_reader
+
+        for name in self.config.tasks or self.config.sources:
+            if not name.startswith(SIMULATED):
+                open_reader(**_external(self.config, name))
+
+    def run(self, context: Context) -> str:
+        from ..datasets.sources import open_reader
+        from ..datasets.store import finish_store
+        from ..pipeline.fanout import JobFailure, run_jobs
+
+        readers = self._readers(context)
+        slugs = [open_reader(**reader).task.slug for reader in readers]
+        folders = [context.folder / slug for slug in slugs]
+        jobs = [
+            PackJob(folder, self.config.window, reader)
+            for folder, reader in zip(folders, readers, strict=True)
+            if not (folder / "task.json").is_file()  # finished by an interrupted attempt
+        ]
+        failures = []
+        with context.progress("pack", total=len(readers), completed=len(readers) - len(jobs)) as progress:
+            for _, result in run_jobs(pack_task, jobs, workers=min(context.workers, len(jobs))):
+                progress.advance(1)
+                if isinstance(result, JobFailure):
+                    failures.append(result.error)
+        if failures:
+            raise StageError("pack: " + "\n".join(failures))
+        table = finish_store(context.folder, folders)
+        summaries = json.loads((context.folder / "store.json").read_text())["tasks"]
+        for summary in summaries:
+            for warning in summary["findings"].get("warnings", []):
+                context.log.warning("pack: %s: %s", summary["task"], warning)
+        transitions = sum(summary["transitions"] for summary in summaries)
+        return f"{transitions:,} transitions of {len(table)} tasks"
+
+    def _readers(self, context: Context) -> list[Mapping[str, Any]]:
+        """Arguments of `open_reader` for every task, in the order of the table."""
+        collected: dict[str, Path] = {}
+        for folder in context.inputs["datasets"]:
+            for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
+                collected[name] = folder / entry["path"]
+        names = self.config.tasks or [*collected, *self.config.sources]
+        readers = []
+        for name in names:
+            if name in collected:
+                readers.append({"source": str(collected[name])})
+            elif name.startswith(SIMULATED) and name not in self.config.sources:
+                raise StageError(
+                    f"pack: no data for {name!r}; add the stage `collect`, give inputs.datasets=FOLDER, or "
+                    f"pack.sources.{name}.path=DATASET. Collected: {', '.join(collected) or 'nothing'}"
+                )
+            else:
+                readers.append(_external(self.config, name))
+        if not readers:
+            raise StageError("pack: nothing to pack; name datasets, for example tasks=[minari/mujoco/hopper/medium-v0]")
+        return readers
+
+
+def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
+    """Arguments of `open_reader` for a dataset from outside."""
+    if name not in config.sources:
+        return {"source": name}
+    source = config.sources[name]
+    overrides: dict[str, Any] = {
+        key: getattr(source, key) for key in ("score_random", "score_expert") if getattr(source, key) is not None
+    }
+    if source.episode_length:
+        overrides["episode_length"] = source.episode_length
+    if source.environment:
+        overrides["environment"] = {"kind": "gymnasium", "id": source.environment}
+    return {
+        "source": source.path,
+        "columns": source.columns or None,
+        "name": name,
+        "behaviour": source.behaviour or None,
+        "overrides": overrides,
+    }
+
+
+def pack_task(job: PackJob) -> None:
+    """Validate and write one task. Runs in a worker process."""
+    from ..datasets.sources import open_reader
+    from ..datasets.store import TaskWriter
+    from ..datasets.validate import Findings, validate
+
+    reader = open_reader(**job.reader)
+    findings = Findings()
+    episodes = validate(reader, reader.task, job.window, findings, reader.source.get("columns", ()))
+    TaskWriter(job.folder, reader.task).write(
+        episodes, behaviour=reader.behaviour, source=reader.source, findings=findings
+    )

@@ -1,0 +1,186 @@
+"""pretrain: one world model on all tasks of a store, frozen and published as safetensors + config + task table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import ConfigError
+from ..pipeline.stage import Context, Input, Stage
+from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How the world model is trained."""
+
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    """Sizes of the model."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam and its schedule."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Passed to Lightning."""
+    steps: int = 2500
+    """Optimiser steps."""
+    batch_size: int = 256
+    """Windows per device and step, over all tasks."""
+    horizon: int = 5
+    """Decisions per window; the model is unrolled over them open loop."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Share of each task in a batch, any positive scale; a task not named counts 1."""
+    reward_balance: float = 30.0
+    """Largest factor by which a sparse task's reward loss is raised (see world_model/balance.py); 1 turns it off."""
+    held_out: float = 0.05
+    """Fraction of the episodes of each task that only validation sees."""
+    validate_every: int = 500
+    """Steps between validations."""
+    validation_batches: int = 8
+    """Batches of windows of 16 decisions per validation."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints for resuming."""
+    seed: int = 0
+    """Of initial weights and window order."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"pretrain.{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")
+        if self.reward_balance < 1:
+            raise ConfigError(f"pretrain.reward_balance must be at least 1, found {self.reward_balance}")
+
+
+class Pretrain(Stage):
+    """One shared multi-task world model."""
+
+    Config = PretrainConfig
+    inputs = {"store": Input("store")}
+    output_kind = "world_model"
+    config: PretrainConfig
+
+    def run(self, context: Context) -> str:
+        import torch
+
+        from ..datasets.store import TaskStore
+        from .world_model.balance import reward_entropy, reward_weights
+        from .world_model.module import WorldModelTraining
+        from .world_model.networks import WorldModel
+
+        config = self.config
+        store = TaskStore.open(context.input("store"))
+        torch.manual_seed(config.seed)
+        model = WorldModel(config.model, store.table)
+        entropy_K = reward_entropy(store, model.bins_M)
+        module = WorldModelTraining(
+            model,
+            config.loss,
+            config.optimizer,
+            reward_weights(entropy_K, config.reward_balance),
+            total_steps=config.steps,
+            log_every=config.trainer.log_every,
+        )
+        self._fit(module, context)
+        model.save(context.folder)
+        training, validation = _metrics(context.folder)
+        training.to_csv(context.folder / "training.csv", index=False)
+        validation.to_csv(context.folder / "validation.csv", index=False)
+        return _summary(model, config.steps, validation)
+
+    def _fit(self, module: Any, context: Context) -> None:
+        import lightning
+        from lightning.pytorch.callbacks import ModelCheckpoint
+        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+        from ..datasets.datamodule import WindowData, WindowSettings
+        from .world_model.module import DIAGNOSED_HORIZONS
+        from .world_model.progress import StepProgress
+
+        config, folder = self.config, context.folder
+        settings = WindowSettings(
+            horizon=config.horizon,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            held_out=config.held_out,
+            validation_length=max(DIAGNOSED_HORIZONS),
+            validation_batches=config.validation_batches,
+            weights=dict(config.mixture),
+        )
+        last = folder / "checkpoints" / "last.ckpt"
+        # One log folder per attempt: Lightning's CSV logger empties the folder that it starts in.
+        attempt = f"attempt_{len(list((folder / 'logs').glob('attempt_*')))}"
+        trainer = lightning.Trainer(
+            max_steps=config.steps,
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            num_nodes=config.trainer.num_nodes,
+            strategy=config.trainer.strategy,
+            precision=config.trainer.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=config.trainer.accumulate,
+            gradient_clip_val=config.optimizer.clip_norm,
+            # In batches, which are micro-steps.
+            val_check_interval=config.validate_every * config.trainer.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.trainer.log_every,
+            callbacks=[
+                ModelCheckpoint(
+                    dirpath=last.parent,
+                    filename="last",
+                    every_n_train_steps=config.checkpoint_every,
+                    save_on_train_epoch_end=False,
+                    enable_version_counter=False,
+                ),
+                StepProgress(context.progress, config.steps),
+            ],
+            logger=[
+                CSVLogger(folder, name="logs", version=attempt),
+                TensorBoardLogger(folder, name="tensorboard", version=""),
+            ],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, WindowData(context.input("store"), settings), ckpt_path=last if last.is_file() else None)
+
+
+def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Logged metrics of all attempts: training losses by step, and open-loop errors by (step, task, horizon)."""
+    import pandas as pd
+
+    attempts = sorted((folder / "logs").glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+    logged = pd.concat([pd.read_csv(path) for path in attempts], ignore_index=True)
+    losses = [column for column in logged if column.startswith("train/")]
+    # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
+    training = logged[["step", *losses]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+    rows = []
+    for column in logged:
+        if not column.startswith(("reward_r2/", "latent_mse/")):
+            continue
+        metric, horizon, task = column.split("/", 2)
+        for step, value in logged[["step", column]].dropna().itertuples(index=False):
+            rows.append(
+                {"step": int(step) + 1, "task": task, "horizon": int(horizon), "metric": metric, "value": value}
+            )
+    long = pd.DataFrame(rows, columns=["step", "task", "horizon", "metric", "value"])
+    long = long.drop_duplicates(["step", "task", "horizon", "metric"], keep="last")
+    wide = long.pivot(index=["step", "task", "horizon"], columns="metric", values="value").reset_index()
+    return training, wide
+
+
+def _summary(model: Any, steps: int, validation: pd.DataFrame) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    head = f"{parameters:,} parameters, {steps} steps"
+    if validation.empty or "reward_r2" not in validation:
+        return head
+    last = validation[(validation.step == validation.step.max()) & (validation.horizon == validation.horizon.max())]
+    worst = last.loc[last.reward_r2.idxmin()]
+    return (
+        f"open-loop reward R2 {last.reward_r2.median():.2f} median over tasks at {int(worst.horizon)} decisions, "
+        f"worst {worst.reward_r2:.2f} ({worst.task}); {head}"
+    )

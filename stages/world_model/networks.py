@@ -1,0 +1,151 @@
+"""The latent world model: encoder, dynamics, reward and continue heads, conditioned on a task embedding.
+
+Dimension letters: B batch (any leading dimensions), O observation, A action, D latent, M bins, K tasks.
+Source: TD-MPC2 (arXiv 2310.16828) section 3.1. What differs: rows of the task embedding are kept within the unit
+ball by `renormalise_task_embedding`, called after the optimiser step, and never inside forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...datasets.schema import TaskTable
+from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from .config import WorldModelConfig
+from .losses import simnorm, two_hot_decode
+
+
+class NormedLinear(nn.Module):
+    """Linear, LayerNorm, activation."""
+
+    def __init__(self, in_dim: int, out_dim: int, activation: Callable[[torch.Tensor], torch.Tensor] = F.mish) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.norm = nn.LayerNorm(out_dim)
+        self._activation = activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._activation(self.norm(self.linear(x)))
+
+
+def mlp(in_dim: int, hidden_dims: Sequence[int], last: nn.Module) -> nn.Sequential:
+    """NormedLinear layers of the given widths, then `last`."""
+    widths = [in_dim, *hidden_dims]
+    return nn.Sequential(*(NormedLinear(a, b) for a, b in pairwise(widths)), last)
+
+
+def initialise(module: nn.Module) -> None:
+    """Linear weights N(0, 0.02^2) cut at two units, zero bias; embeddings U(-0.02, 0.02). TD-MPC2's choice."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.uniform_(module.weight, -0.02, 0.02)
+
+
+class Encoder(nn.Module):
+    """Observation and task embedding to latent. Apart from the model because every policy carries one."""
+
+    def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
+        super().__init__()
+        self._simnorm_dim = config.simnorm_dim
+        hidden = [config.encoder_dim] * (config.encoder_layers - 1)
+        in_dim = observation_dim + config.task_dim
+        out = NormedLinear(hidden[-1] if hidden else in_dim, config.latent_dim, self._simnorm)
+        self.layers = mlp(in_dim, hidden, out)
+
+    def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
+        return simnorm(x, self._simnorm_dim)
+
+    def forward(self, observation: torch.Tensor, task_embedding: torch.Tensor) -> torch.Tensor:
+        """[B, O], [B, E] -> z [B, D]."""
+        return self.layers(torch.cat([observation, task_embedding], -1))
+
+
+class WorldModel(nn.Module):
+    """encode, step and decode_reward over one table of tasks. Sizes come from the config and the table alone."""
+
+    bins_M: torch.Tensor
+
+    def __init__(self, config: WorldModelConfig, table: TaskTable) -> None:
+        super().__init__()
+        self.config, self.table = config, table
+        joint_dim = config.latent_dim + config.task_dim + table.action_dim
+        hidden = [config.mlp_dim, config.mlp_dim]
+        self.task_embedding = nn.Embedding(len(table), config.task_dim)
+        self.encoder = Encoder(config, table.observation_dim)
+        self.dynamics = mlp(joint_dim, hidden, NormedLinear(config.mlp_dim, config.latent_dim, self._simnorm))
+        self.reward = mlp(joint_dim, hidden, nn.Linear(config.mlp_dim, config.num_bins))
+        self.models_termination = any(task.terminates for task in table)
+        if self.models_termination:
+            # Of the next latent: whether the state that was reached lets the episode go on.
+            self.continue_head = mlp(config.latent_dim + config.task_dim, hidden, nn.Linear(config.mlp_dim, 1))
+        self.apply(initialise)
+        nn.init.zeros_(self.reward[-1].weight)  # uniform over the bins: an untrained head decodes to 0
+        self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
+        self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
+
+    action_mask_KA: torch.Tensor
+
+    def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
+        return simnorm(x, self.config.simnorm_dim)
+
+    def encode(self, observation: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """Latent of padded observations [B, O] of tasks [B] (int64): z [B, D]."""
+        return self.encoder(observation, self.task_embedding(task))
+
+    def step(
+        self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """One imagined decision.
+
+        Args:
+            z: [B, D]. action: [B, A] in [-1, 1]; padded components are masked here, whatever they hold. task: [B].
+        Returns:
+            next z [B, D]; reward logits [B, M] of (z, action); continue logit [B] of the next z, None where no task
+            of the table terminates.
+        """
+        embedding = self.task_embedding(task)
+        joint = torch.cat([z, embedding, action * self.action_mask_KA[task]], -1)
+        next_z = self.dynamics(joint)
+        return next_z, self.reward(joint), self._continue_logit(next_z, embedding)
+
+    def _continue_logit(self, z: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor | None:
+        if not self.models_termination:
+            return None
+        return self.continue_head(torch.cat([z, embedding], -1))[..., 0]
+
+    def decode_reward(self, logits: torch.Tensor) -> torch.Tensor:
+        """[B, M] -> [B], environment units per decision."""
+        return two_hot_decode(logits, self.bins_M)
+
+    @torch.no_grad()
+    def renormalise_task_embedding(self) -> None:
+        """Scale rows of the task embedding that are longer than 1 back to length 1."""
+        weight = self.task_embedding.weight
+        weight.div_(weight.norm(dim=-1, keepdim=True).clamp(min=1))
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors, config.json and tasks.json."""
+        save_weights(folder, "model", self.state_dict(), self.config)
+        (folder / "tasks.json").write_text(self.table.to_json())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> WorldModel:
+        """A frozen model: evaluation mode, no gradients.
+
+        Raises:
+            CheckpointError: files missing, or weights that do not fit the config and task table, each named.
+        """
+        folder = Path(folder)
+        config = read_config(folder, "model", WorldModelConfig)
+        table = TaskTable.from_json((folder / "tasks.json").read_text())
+        model = cls(config, table)
+        load_weights(folder, "model", model)
+        return model.eval().requires_grad_(False)

@@ -1,0 +1,40 @@
+"""Lightning's steps as one line of the pipeline's progress display."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+
+
+class StepProgress(lightning.Callback):
+    """Advances with the optimiser's steps and shows the latest loss."""
+
+    def __init__(self, progress: Any, total_steps: int) -> None:
+        self._progress, self._total = progress, total_steps
+        self._shown = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._shown = trainer.global_step
+        if trainer.is_global_zero:
+            self._display = self._progress("pretrain", total=self._total, completed=self._shown)
+            self._task = self._display.__enter__()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        if not trainer.is_global_zero or trainer.global_step == self._shown:
+            return
+        self._task.advance(trainer.global_step - self._shown)
+        self._shown = trainer.global_step
+        if loss := trainer.logged_metrics.get("train/total"):
+            self._task.note(f"loss {float(loss):.3f}")
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._close(trainer)
+
+    def on_exception(self, trainer: lightning.Trainer, *args: Any) -> None:
+        self._close(trainer)
+
+    def _close(self, trainer: lightning.Trainer) -> None:
+        if trainer.is_global_zero and hasattr(self, "_display"):
+            self._display.__exit__(None, None, None)
+            del self._display
