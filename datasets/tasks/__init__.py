@@ -1,8 +1,8 @@
 """From a task's name to its TaskSpec, and from a TaskSpec to its environment.
 
-One file per suite: `names()` lists its tasks without importing a simulator, `resolve(name)` gives the canonical spelling
-or None, `spec(name)` describes one, `make(spec)` builds the suite's own environment. This file dispatches on the part of
-the name before the first slash, and puts every environment behind the same contract (see `decisions`).
+One file per suite: `names()` lists its tasks without importing a simulator, `resolve(name)` gives the canonical
+spelling or None, `spec(name)` describes one, `make(spec)` builds the suite's own environment. This file dispatches on
+the part of the name before the first slash, and puts every environment behind the same contract (see `decisions`).
 """
 
 from __future__ import annotations

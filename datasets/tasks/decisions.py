@@ -1,8 +1,8 @@
 """What every environment of the project looks like: one `step` is one decision.
 
-Observations are flat float32 [O] in the environment's own units. An action is always float32 [A] in [-1, 1]: a continuous
-one is scaled to the native bounds here, a discrete one is taken by argmax. Action repeat, reward summing and the time
-limit are in here, so nothing after this file counts environment steps.
+Observations are flat float32 [O] in the environment's own units. An action is always float32 [A] in [-1, 1]: a
+continuous one is scaled to the native bounds here, a discrete one is taken by argmax. Action repeat, reward summing and
+the time limit are in here, so nothing after this file counts environment steps.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _TASKS = {
     "swimmer": ["swimmer6", "swimmer15"],
     "walker": ["stand", "walk", "run"],
 }
-"""`dm_control.suite.ALL_TASKS`, written out so that a name can be checked without the second that importing it takes."""
+"""`dm_control.suite.ALL_TASKS`, written out so that names can be checked without importing it (a second)."""
 
 _ALIASES = {"dmc/cup-catch": "dmc/ball_in_cup-catch"}
 """TD-MPC2's spelling."""
@@ -86,8 +86,8 @@ def make(spec: TaskSpec) -> DmControl:
 class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
     """One dm_control environment behind gymnasium's interface, in its own steps and action bounds.
 
-    The environment is built once and reused: a reset only replaces the task's random state, which is all that an episode
-    draws from, and is some 100 times faster than building (0.7 ms against 70 ms for cartpole).
+    The environment is built once and reused: a reset only replaces the task's random state, which is all that an
+    episode draws from, and is some 100 times faster than building (0.7 ms against 70 ms for cartpole).
     """
 
     observation_space: spaces.Box
@@ -98,9 +98,11 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
             # Importing dm_control probes for a display and warns where there is none, which is no fault here.
             warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing.*")
             from dm_control import suite
+        _repair_quadruped(suite.quadruped)
 
         try:
-            # `random` also draws the stiffnesses of the lqr models, so it is fixed: the task is the same in every process.
+            # `random` also draws the stiffnesses of the lqr models, so it is fixed: the task is the same in every
+            # process.
             self._environment = suite.load(domain, task, task_kwargs={"random": 0})
         except ValueError as error:
             raise TaskError(f"dm_control has no task {domain}-{task}: {error}") from error
@@ -128,6 +130,24 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def close(self) -> None:
         self._environment.close()
+
+
+def _repair_quadruped(quadruped: Any) -> None:
+    """Give the quadruped tasks back the sensor names that they look up with `numpy.in1d`, which numpy 2.4 removed.
+
+    dm_control releases without that call need a newer MuJoCo than Meta-World accepts.
+    """
+    if hasattr(np, "in1d"):
+        return
+
+    def sensor_names(physics: Any, *types: int) -> list[str]:
+        known: dict[Any, list[str]] = physics._sensor_types_to_names
+        if types not in known:
+            indices = np.flatnonzero(np.isin(physics.model.sensor_type, types))
+            known[types] = [physics.model.id2name(index, "sensor") for index in indices]
+        return known[types]
+
+    quadruped.Physics._get_sensor_names = sensor_names
 
 
 def _flat(observation: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """`gymnasium/<Id>`: any registered gymnasium environment with flattenable observations and Box or Discrete actions.
 
-Also builds the environments that datasets name: `{"kind": "gymnasium", "id": ...}` or `{"kind": "gymnasium", "spec_json":
-...}`, the JSON of a gymnasium EnvSpec as Minari stores it, both with optional "action_low" and "action_high".
+Also builds the environments that datasets name: `{"kind": "gymnasium", "id": ...}` or `{"kind": "gymnasium",
+"spec_json": ...}`, the JSON of a gymnasium EnvSpec as Minari stores it, both with optional "action_low" and
+"action_high".
 
 A dataset is somebody else's file, so its EnvSpec is not obeyed blindly: gymnasium would import and call whatever its
 `entry_point` names. Only the id, the keyword arguments and the time limit are taken from it; the code that runs is the
@@ -26,7 +27,7 @@ DEFAULT_EPISODE_LENGTH = 1000
 """Decisions, where an environment states no time limit."""
 
 _HARMLESS_WRAPPERS = {"FlattenObservation", "FilterObservation", "TimeAwareObservation", "RescaleAction", "ClipAction"}
-"""gymnasium.wrappers that an EnvSpec may ask for; others have effects beyond the environment, or state over episodes."""
+"""gymnasium.wrappers that an EnvSpec may ask for; others write files or keep state over episodes."""
 
 
 def names() -> list[str]:

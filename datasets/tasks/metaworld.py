@@ -1,8 +1,8 @@
 """`metaworld/<name>-v3`: the 50 tasks of Meta-World, goal observable, one random goal per episode.
 
 Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 100 decisions, the v2 reward, 39 observation columns, score =
-share of episodes with success at any step. Ours draws goals from the environment's own generator; the released code draws
-them from numpy's global one, so that its episodes cannot be repeated.
+share of episodes with success at any step. Ours draws goals from the environment's own generator; the released code
+draws them from numpy's global one, so that its episodes cannot be repeated.
 """
 
 from __future__ import annotations
@@ -16,14 +16,58 @@ from gymnasium import spaces
 from ...pipeline.errors import TaskError
 from ..schema import TaskSpec
 
-_TASKS = """
-assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall button-press-wall
-coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open door-unlock drawer-close
-drawer-open faucet-close faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side
-lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall plate-slide plate-slide-back
-plate-slide-back-side plate-slide-side push push-back push-wall reach reach-wall shelf-place soccer stick-pull stick-push
-sweep sweep-into window-close window-open
-""".split()
+_TASKS = [
+    "assembly",
+    "basketball",
+    "bin-picking",
+    "box-close",
+    "button-press",
+    "button-press-topdown",
+    "button-press-topdown-wall",
+    "button-press-wall",
+    "coffee-button",
+    "coffee-pull",
+    "coffee-push",
+    "dial-turn",
+    "disassemble",
+    "door-close",
+    "door-lock",
+    "door-open",
+    "door-unlock",
+    "drawer-close",
+    "drawer-open",
+    "faucet-close",
+    "faucet-open",
+    "hammer",
+    "hand-insert",
+    "handle-press",
+    "handle-press-side",
+    "handle-pull",
+    "handle-pull-side",
+    "lever-pull",
+    "peg-insert-side",
+    "peg-unplug-side",
+    "pick-out-of-hole",
+    "pick-place",
+    "pick-place-wall",
+    "plate-slide",
+    "plate-slide-back",
+    "plate-slide-back-side",
+    "plate-slide-side",
+    "push",
+    "push-back",
+    "push-wall",
+    "reach",
+    "reach-wall",
+    "shelf-place",
+    "soccer",
+    "stick-pull",
+    "stick-push",
+    "sweep",
+    "sweep-into",
+    "window-close",
+    "window-open",
+]
 """`metaworld.ALL_V3_ENVIRONMENTS`, written out so that a name can be checked without importing the simulator."""
 
 OBSERVATION_DIM = 39
@@ -66,7 +110,9 @@ class MetaWorld(gymnasium.Env[np.ndarray, np.ndarray]):
 
         key = f"{task}-goal-observable"
         if key not in ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE:
-            raise TaskError(f"Meta-World has no task {task!r}; orrery.datasets.tasks.task_names('metaworld') lists them")
+            raise TaskError(
+                f"Meta-World has no task {task!r}; orrery.datasets.tasks.task_names('metaworld') lists them"
+            )
         self._environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[key](seed=0)
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True

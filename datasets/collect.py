@@ -1,0 +1,258 @@
+"""Behaviours that make data, and how their episodes are written: one Minari HDF5 dataset per task.
+
+Decides what exploration looks like (per episode one of three kinds of noise, so that a dataset holds many time scales),
+how a scripted expert is varied, and that an episode depends only on (seed, task, its number): not on how the work was
+split. The recorded actions are those of the project, [-1, 1] or a choice, so a dataset describes its environment by the
+TaskSpec in its metadata rather than by a gymnasium EnvSpec.
+
+Dimension letters: B episodes being played, O observation, A action.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..pipeline.seeding import derive_seed
+from .minari import BEHAVIOUR_KEY, TASK_KEY
+from .rollout import Act, EpisodeResult
+from .schema import Behaviour, TaskSpec
+
+COLLECT_KEY = "orrery_collect"
+"""Metadata entry that holds the record of `write_dataset` as a JSON string."""
+
+MEAN_HOLD = (1.0, 32.0)
+"""Decisions. Range of the mean time for which held actions last, and of the time scale of correlated noise."""
+
+Controller = Callable[[np.ndarray], np.ndarray]
+"""One episode's behaviour: observation [O] -> action [A] in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How the episodes of a scripted expert differ from one another."""
+
+    noise: tuple[float, float] = (0.0, 0.6)
+    """Range of the standard deviation of the Gaussian noise on its actions, drawn once per episode."""
+    random_share: float = 0.1
+    """Probability that an episode is uniformly random instead."""
+
+
+def episode_seed(seed: int, task: str, number: int) -> int:
+    """Environment seed of a collected episode, below 2**31; evaluation draws its own from above."""
+    return derive_seed("collect", seed, task, number) % 2**31
+
+
+def has_expert(spec: TaskSpec) -> bool:
+    """Whether a scripted expert comes with the task's suite."""
+    return spec.environment.get("kind") == "metaworld"
+
+
+def behaviour_act(spec: TaskSpec, numbers: Sequence[int], seed: int, variation: Variation) -> Act:
+    """The behaviour for the episodes `numbers`: a varied scripted expert where the suite has one, else exploration."""
+    controllers: list[Controller] = []
+    for number in numbers:
+        rng = np.random.default_rng(derive_seed("behaviour", seed, spec.name, number))
+        controllers.append(expert(spec, rng, variation) if has_expert(spec) else exploration(spec, rng))
+
+    def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+        return np.stack([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
+
+    return act
+
+
+def exploration(spec: TaskSpec, rng: np.random.Generator) -> Controller:
+    """One episode's exploration: uniform, correlated (Ornstein-Uhlenbeck) or held bang-bang noise, a third each.
+
+    The time scale is drawn log-uniformly from `MEAN_HOLD`. Discrete choices are uniform, held for a random time.
+    """
+    time_scale = float(np.exp(rng.uniform(*np.log(MEAN_HOLD))))
+    if spec.action_kind == "discrete":
+        return _held(rng, time_scale, lambda: np.eye(spec.action_dim, dtype=np.float32)[rng.integers(spec.action_dim)])
+    kind = rng.integers(3)
+    if kind == 0:
+        return uniform(spec, rng)
+    if kind == 1:
+        return _ornstein_uhlenbeck(rng, time_scale, spec.action_dim)
+    return _held(rng, time_scale, lambda: rng.choice(np.float32([-1, 1]), spec.action_dim))
+
+
+def uniform(spec: TaskSpec, rng: np.random.Generator) -> Controller:
+    """Uniform over [-1, 1] at every decision; over the choices of a discrete action."""
+    if spec.action_kind == "discrete":
+        return lambda _: np.eye(spec.action_dim, dtype=np.float32)[rng.integers(spec.action_dim)]
+    return lambda _: rng.uniform(-1, 1, spec.action_dim).astype(np.float32)
+
+
+def expert(spec: TaskSpec, rng: np.random.Generator, variation: Variation) -> Controller:
+    """Meta-World's scripted policy for the task with Gaussian noise, or with `random_share` a random episode."""
+    from metaworld.policies import ENV_POLICY_MAP
+
+    if rng.random() < variation.random_share:
+        return uniform(spec, rng)
+    scale = rng.uniform(*variation.noise)
+    policy = ENV_POLICY_MAP[spec.environment["task"]]()
+
+    def controller(observation: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings():
+            # The scripts warn that the environment clips what they return; it is clipped below as well.
+            warnings.filterwarnings("ignore", message="Constant.s. may be too high")
+            action = policy.get_action(observation.astype(np.float64))
+        return np.clip(action + scale * rng.standard_normal(len(action)), -1, 1).astype(np.float32)
+
+    return controller
+
+
+def _ornstein_uhlenbeck(rng: np.random.Generator, time_scale: float, action_dim: int) -> Controller:
+    """First-order autoregressive noise whose correlation falls by 1/e in `time_scale` decisions, clipped to [-1, 1].
+
+    Its stationary standard deviation is drawn from [0.1, 1]: an unstable system needs gentle episodes too.
+    """
+    deviation = rng.uniform(0.1, 1.0)
+    keep = np.exp(-1 / time_scale)
+    state = deviation * rng.standard_normal(action_dim)
+
+    def controller(_: np.ndarray) -> np.ndarray:
+        nonlocal state
+        action = np.clip(state, -1, 1).astype(np.float32)
+        state = keep * state + np.sqrt(1 - keep**2) * deviation * rng.standard_normal(action_dim)
+        return action
+
+    return controller
+
+
+def _held(rng: np.random.Generator, mean_hold: float, draw: Callable[[], np.ndarray]) -> Controller:
+    """An action that is drawn anew with probability 1 / `mean_hold` at every decision."""
+    action = draw()
+
+    def controller(_: np.ndarray) -> np.ndarray:
+        nonlocal action
+        if rng.random() < 1 / mean_hold:
+            action = draw()
+        return action
+
+    return controller
+
+
+def dataset_id(task: str) -> str:
+    """Minari id of the dataset collected for a task: its name with characters that Minari refuses replaced, and -v0."""
+    return "".join(letter if letter.isalnum() or letter in "-_/" else "_" for letter in task) + "-v0"
+
+
+def write_dataset(
+    root: Path,
+    spec: TaskSpec,
+    behaviour: Behaviour,
+    results: Sequence[EpisodeResult],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the completed episodes as the Minari dataset `dataset_id(spec.name)` below `root`.
+
+    The dataset appears under its name when it is complete: it is written aside and renamed.
+
+    Args:
+        root: what MINARI_DATASETS_PATH must be for Minari to find the dataset.
+        spec: the task, stored in the metadata.
+        behaviour: how the data was made, stored in the metadata.
+        results: recorded episodes in order; those that failed are counted and left out. At least one completed.
+        settings: JSON of what determined the episodes, for provenance.
+
+    Returns:
+        The record: dataset_id, behaviour, episodes, transitions, failed_episodes, errors, return_mean, success_rate.
+    """
+    import minari
+    from gymnasium import spaces
+    from minari.data_collector import EpisodeBuffer
+
+    identifier = dataset_id(spec.name)
+    discrete = spec.action_kind == "discrete"
+    completed = []
+    buffers = []
+    for result in results:
+        episode = result.episode
+        if episode is None:
+            continue
+        completed.append(result)
+        length = len(episode)
+        last = np.arange(length) == length - 1
+        buffers.append(
+            EpisodeBuffer(
+                seed=result.seed,
+                observations=episode.observations,
+                actions=episode.actions.argmax(-1) if discrete else episode.actions,
+                rewards=episode.rewards,
+                terminations=last & episode.terminated,
+                truncations=last & (not episode.terminated),
+                # Minari's infos have an entry for the reset as well.
+                infos=None if episode.success is None else {"success": np.concatenate([[False], episode.success])},
+            )
+        )
+    record = {
+        "dataset_id": identifier,
+        "behaviour": behaviour,
+        "episodes": len(completed),
+        "transitions": sum(result.length for result in completed),
+        "failed_episodes": len(results) - len(completed),
+        "errors": sorted({result.error for result in results if result.error is not None})[:5],
+        "return_mean": float(np.mean([result.return_ for result in completed])),
+        "success_rate": float(np.mean([result.success_any for result in completed])) if spec.reports_success else None,
+    }
+    aside = root.parent / f"{root.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with _minari_root(aside), warnings.catch_warnings():
+        # Minari asks for an author and a permalink, which a local run does not have, and for an environment to evaluate
+        # in, which the TaskSpec describes.
+        warnings.filterwarnings("ignore", message=".*is set to None.*|env_spec is None.*")
+        dataset = minari.create_dataset_from_buffers(
+            identifier,
+            buffers,
+            observation_space=spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32),
+            action_space=spaces.Discrete(spec.action_dim) if discrete else spaces.Box(-1, 1, (spec.action_dim,)),
+            algorithm_name=behaviour,
+            description=f"{spec.name}, collected by orrery ({behaviour})",
+            data_format="hdf5",
+        )
+        dataset.storage.update_metadata(
+            {
+                TASK_KEY: json.dumps(spec.to_dict()),
+                BEHAVIOUR_KEY: behaviour,
+                COLLECT_KEY: json.dumps({**record, "settings": dict(settings)}),
+            }
+        )
+    final = root / identifier
+    final.parent.mkdir(parents=True, exist_ok=True)
+    (aside / identifier).rename(final)
+    shutil.rmtree(aside)
+    return record
+
+
+def read_record(root: Path, task: str) -> dict[str, Any] | None:
+    """The record of a dataset that `write_dataset` completed below `root`; None where there is none."""
+    metadata = root / dataset_id(task) / "data" / "metadata.json"
+    if not metadata.is_file():
+        return None
+    return dict(json.loads(json.loads(metadata.read_text())[COLLECT_KEY]))
+
+
+@contextmanager
+def _minari_root(root: Path) -> Iterator[None]:
+    """Point Minari at `root`, which it reads from the environment at every call, and nowhere else afterwards."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before

@@ -1,0 +1,193 @@
+"""The one loop that plays episodes: collecting data and evaluating policies are this with different actions.
+
+Several environments of a task advance in lockstep in one process, so that a policy is called once per decision for all
+of them. Decides what a failure costs: the episode in which it happened, and no other.
+
+Dimension letters: B episodes being played, O observation, A action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .schema import Episode, TaskSpec
+from .tasks import make_environment
+from .tasks.decisions import Decisions
+
+LANES = 8
+"""Environments that advance together. A batched policy call costs about the same for 8 rows as for 1."""
+
+
+class Act(Protocol):
+    """Chooses the next action of several episodes at once."""
+
+    def __call__(self, observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+        """Actions [B, A] in [-1, 1] for observations [B, O] float32.
+
+        `episode` [B] is each row's position in the `seeds` given to `play_episodes`, for behaviours that keep something
+        per episode, such as a noise process; a policy ignores it. Rows come and go as episodes begin and end.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What one episode came to."""
+
+    seed: int
+    return_: float
+    """Sum of rewards, up to the failure if there was one."""
+    length: int
+    """Decisions."""
+    success_any: bool | None
+    """Success after any decision; None where the task has no such notion."""
+    success_last: bool | None
+    """Success after the last decision."""
+    error: str | None = None
+    """One line, if something ended the episode before its time."""
+    episode: Episode | None = None
+    """Every transition, if recording was asked for and the episode completed."""
+
+
+def play_episodes(
+    spec: TaskSpec,
+    act: Act,
+    seeds: Sequence[int],
+    *,
+    record: bool = False,
+    lanes: int = LANES,
+    pool: list[Decisions] | None = None,
+) -> Iterator[tuple[int, EpisodeResult]]:
+    """Play one episode per seed; yield (position in `seeds`, result) as episodes end.
+
+    An environment that raises, or whose reward or observation is not finite, ends only its own episode; it is thrown
+    away and built anew. What `act` raises is not caught, since it concerns every episode.
+
+    Args:
+        spec: the task, whose environments `make_environment` builds.
+        act: chooses the actions.
+        seeds: one per episode; with the actions, a seed determines its episode.
+        record: keep every transition.
+        lanes: most environments that advance together.
+        pool: environments of this task left by an earlier call; used first, and refilled as episodes end. Building one
+            takes as long as some hundred decisions.
+
+    Raises:
+        TaskError: an environment cannot be built.
+    """
+    pool = [] if pool is None else pool
+    waiting = deque(enumerate(seeds))
+    playing: list[_Running] = []
+    while waiting or playing:
+        while waiting and len(playing) < lanes:
+            index, seed = waiting.popleft()
+            playing.append(_Running(index, seed, pool.pop() if pool else make_environment(spec)))
+            playing[-1].reset()
+        started = [running for running in playing if not running.over]
+        if started:
+            observation = np.stack([running.observations[-1] for running in started])
+            actions = act(observation, np.array([running.index for running in started]))
+            for running, action in zip(started, actions, strict=True):
+                running.step(np.asarray(action, np.float32))
+        for running in [running for running in playing if running.over]:
+            playing.remove(running)
+            if running.error is None:
+                pool.append(running.environment)
+            yield running.index, running.result(record)
+
+
+def policy_act(policy: Any) -> Act:
+    """The deterministic action of a Policy (`act(observation [B, O] tensor) -> action [B, A] tensor`) as an Act."""
+    import torch
+
+    def act(observation: np.ndarray, _: np.ndarray, /) -> np.ndarray:
+        with torch.inference_mode():
+            return policy.act(torch.from_numpy(observation)).numpy()
+
+    return act
+
+
+@dataclass
+class _Running:
+    """An episode under way."""
+
+    index: int
+    seed: int
+    environment: Decisions
+    observations: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    success: list[bool] = field(default_factory=list)
+    terminated: bool = False
+    over: bool = False
+    error: str | None = None
+
+    def reset(self) -> None:
+        # Simulators raise what they like, and one broken episode must not end the others.
+        try:
+            observation, _ = self.environment.reset(seed=self.seed)
+        except Exception as error:
+            self._fail(error)
+            return
+        self._observe(observation)
+
+    def step(self, action: np.ndarray) -> None:
+        if not np.isfinite(action).all():
+            self._stop(f"the action is not finite: {action.tolist()}")
+            return
+        try:
+            observation, reward, self.terminated, truncated, info = self.environment.step(action)
+        except Exception as error:
+            self._fail(error)
+            return
+        if not math.isfinite(reward):
+            self._stop(f"the reward is {reward}")
+            return
+        self.actions.append(action)
+        self.rewards.append(reward)
+        if self.environment.task.reports_success:
+            self.success.append(info["success"])
+        self.over = self.terminated or truncated
+        self._observe(observation)
+
+    def _observe(self, observation: np.ndarray) -> None:
+        self.observations.append(observation)
+        if not np.isfinite(observation).all():
+            column = int(np.flatnonzero(~np.isfinite(observation))[0])
+            self._stop(f"observation column {column} is {observation[column]}")
+
+    def _fail(self, error: Exception) -> None:
+        self._stop(" ".join(f"{type(error).__name__}: {error}".split()))
+
+    def _stop(self, reason: str) -> None:
+        self.error = f"{reason} (decision {len(self.actions)}, episode seed {self.seed})"
+        self.over = True
+
+    def result(self, record: bool) -> EpisodeResult:
+        spec = self.environment.task
+        known = spec.reports_success and bool(self.success)
+        episode = None
+        if record and self.error is None:
+            episode = Episode(
+                observations=np.stack(self.observations),
+                actions=np.stack(self.actions),
+                rewards=np.array(self.rewards, np.float32),
+                terminated=self.terminated,
+                success=np.array(self.success) if spec.reports_success else None,
+                label=f"{spec.name}:seed_{self.seed}",
+            )
+        return EpisodeResult(
+            seed=self.seed,
+            return_=math.fsum(self.rewards),
+            length=len(self.rewards),
+            success_any=any(self.success) if known else None,
+            success_last=self.success[-1] if known else None,
+            error=self.error,
+            episode=episode,
+        )
