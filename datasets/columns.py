@@ -113,17 +113,17 @@ class ColumnMap:
                     f"{path}: no {part} column {key!r} in {group}, which has {_listed(there)}; "
                     f"name the right one in a column map ({part}: NAME), or add it to the file"
                 )
-        if found.next_observation and len(found.next_observation) != len(found.observation):
-            raise DatasetError(
-                f"{path}: next_observation names {list(found.next_observation)}, observation "
-                f"{list(found.observation)}; expected the same parts in the same order"
-            )
         for key in found.observation:
             if file[group][key].ndim >= 4:
                 raise DatasetError(
                     f"{path}: observation column {key!r} has shape {file[group][key].shape}, which looks like images; "
                     f"learning from pixels is not supported: list the other observation columns in a column map"
                 )
+        if found.next_observation and len(found.next_observation) != len(found.observation):
+            raise DatasetError(
+                f"{path}: next_observation names {list(found.next_observation)}, observation "
+                f"{list(found.observation)}; expected the same parts in the same order"
+            )
         return found
 
     def groups(self, file: h5py.File) -> list[str]:

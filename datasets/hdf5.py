@@ -35,6 +35,11 @@ _FINAL_NOT_STORED = (
 )
 
 
+Final = Literal["row", "shortened", "next", "repeat"]
+"""The final observation of an episode: the row at its `stop`, that row because the last transition was given up for it,
+the next observation of its last row, or that last row again."""
+
+
 @dataclass(frozen=True)
 class _Span:
     """The rows of one episode: of the whole file's columns if it is flat, else of those in a group."""
@@ -43,8 +48,8 @@ class _Span:
     start: int
     stop: int
     terminated: bool
-    final: Literal["row", "next", "repeat"]
-    """The final observation: the row at `stop`, the next_observation of the last row, or the last row again."""
+    final: Final
+    """Where the final observation is."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -102,13 +107,14 @@ class Hdf5Reader:
         }
         self.task = TaskSpec.from_dict(derived | fields)
         self.behaviour: Behaviour = behaviour or "unknown"
+        final_stored = all(span.final in ("row", "next") for span in self._spans)
         self.source: Mapping[str, Any] = {
             "format": "hdf5",
             "path": str(self._path),
             "layout": self._columns.to_dict(),
             "columns": names,
             "actions": self._scale.to_dict() if self._scale else "one-hot",
-            "final_observation": _FINAL_NOT_STORED if any(s.final == "repeat" for s in self._spans) else "stored",
+            "final_observation": "stored" if final_stored else _FINAL_NOT_STORED,
         }
         if (len(names), action_dim) != (self.task.observation_dim, self.task.action_dim):
             raise DatasetError(
@@ -132,7 +138,7 @@ class Hdf5Reader:
                 yield episode
 
     def _read(self, group: h5py.Group, span: _Span, label: str) -> Episode:
-        stop = span.stop + (span.final == "row")
+        stop = span.stop + (span.final in ("row", "shortened"))
         observations = _joined(group, self._columns.observation, span.start, stop)
         if span.final == "next":
             final = _joined(group, self._columns.next_observation, span.stop - 1, span.stop)
@@ -198,13 +204,13 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             ends_terminal = bool(terminated[end - 1])
             if columns.episode_group is not None and end < stored:
-                final: Literal["row", "next", "repeat"] = "row"
+                final: Final = "row"
             elif columns.next_observation:
                 final = "next"
             elif ends_terminal:
                 final = "repeat"
             else:
-                end, final = end - 1, "row"
+                end, final = end - 1, "shortened"
             if end > start:
                 spans.append(_Span(name, start, end, ends_terminal, final))
     if not spans:

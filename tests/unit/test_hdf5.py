@@ -1,0 +1,246 @@
+"""Hdf5Reader: where episodes end, which observation is their last, column maps, and what it says of bad files."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from orrery.datasets.columns import ColumnMap
+from orrery.datasets.hdf5 import Hdf5Reader
+from orrery.datasets.sources import open_reader
+from orrery.pipeline.errors import DatasetError
+
+ENDS_AT = 7
+"""The first episode of `flat_columns` has rows 0..6; the second the other 5."""
+
+
+def flat_columns(**changes):
+    """Twelve transitions of two episodes, D4RL's names: the first terminates, the second times out.
+
+    Observation t of the file is (t, -t), its next observation (t + 0.5, -t - 0.5), its reward t.
+    """
+    row = np.arange(12.0)
+    columns = {
+        "observations": np.stack([row, -row], axis=1),
+        "next_observations": np.stack([row + 0.5, -row - 0.5], axis=1),
+        "actions": np.stack([row / 20, -row / 20, row * 0], axis=1),
+        "rewards": row,
+        "terminals": row == ENDS_AT - 1,
+        "timeouts": row == 11,
+    }
+    return {key: value for key, value in (columns | changes).items() if value is not None}
+
+
+def write(path: Path, columns) -> Path:
+    """Write a (nested) dict of arrays as an HDF5 file."""
+    with h5py.File(path, "w") as file:
+        for key, value in columns.items():
+            file[key] = value
+    return path
+
+
+def test_a_flat_file_splits_at_its_flags(tmp_path):
+    reader = Hdf5Reader(write(tmp_path / "walker.hdf5", flat_columns()))
+    first, second = reader
+    assert (len(reader), len(first), len(second)) == (2, 7, 5)
+    np.testing.assert_array_equal(first.observations[:, 0], [0, 1, 2, 3, 4, 5, 6, 6.5])
+    np.testing.assert_array_equal(second.observations[:, 1], [-7, -8, -9, -10, -11, -11.5])
+    np.testing.assert_array_equal(second.rewards, [7, 8, 9, 10, 11])
+    np.testing.assert_allclose(first.actions[:, 0], np.arange(7) / 20, rtol=1e-6)
+    assert (first.terminated, second.terminated) == (True, False)
+    assert {first.observations.dtype, first.actions.dtype, first.rewards.dtype} == {np.dtype(np.float32)}
+    task = reader.task
+    assert (task.name, task.observation_dim, task.action_dim) == ("hdf5/walker", 2, 3)
+    assert (task.episode_length, task.terminates, task.reports_success, dict(task.environment)) == (7, True, False, {})
+    assert reader.source["columns"] == ["observations[0]", "observations[1]"]
+    assert reader.source["final_observation"] == "stored"
+    assert second.label == f"{tmp_path / 'walker.hdf5'}:episode 1 (from row 7)"
+
+
+def test_without_next_observations_only_a_cut_off_episode_is_shorter(tmp_path):
+    reader = Hdf5Reader(write(tmp_path / "old.hdf5", flat_columns(next_observations=None)))
+    first, second = reader
+    np.testing.assert_array_equal(first.observations[:, 0], [0, 1, 2, 3, 4, 5, 6, 6])
+    np.testing.assert_array_equal(first.rewards, np.arange(7))
+    np.testing.assert_array_equal(second.observations[:, 0], [7, 8, 9, 10, 11])
+    np.testing.assert_array_equal(second.rewards, [7, 8, 9, 10])
+    assert (first.terminated, second.terminated) == (True, False)
+    assert "one transition shorter" in reader.source["final_observation"]
+    cut_off = write(tmp_path / "cut.hdf5", flat_columns(next_observations=None, terminals=None))
+    assert "one transition shorter" in Hdf5Reader(cut_off).source["final_observation"]
+
+
+def test_rows_after_the_last_flag_are_an_episode_too(tmp_path):
+    lengths = [len(e) for e in Hdf5Reader(write(tmp_path / "a.h5", flat_columns(timeouts=np.zeros(12))))]
+    assert lengths == [7, 5]
+
+
+def test_the_oldest_flat_files_split_after_the_episode_length(tmp_path):
+    path = write(tmp_path / "a.hdf5", flat_columns(timeouts=None, terminals=np.arange(12) == 5))
+    assert [(len(e), e.terminated) for e in Hdf5Reader(path, overrides={"episode_length": 4})] == [
+        (4, False),
+        (2, True),
+        (4, False),
+        (2, False),
+    ]
+
+
+def test_a_file_that_shows_no_ends_is_refused(tmp_path):
+    path = write(tmp_path / "a.hdf5", flat_columns(timeouts=None, terminals=np.zeros(12)))
+    with pytest.raises(DatasetError, match=r"a\.hdf5: nothing says where its episodes end.*episode_length"):
+        Hdf5Reader(path)
+
+
+def demos(num: int = 11, **changes):
+    columns = {}
+    for demo in range(num):
+        length = 3 + demo
+        row = np.arange(length, dtype=np.float64) + 100 * demo
+        parts = {
+            "obs/b_pose": row[:, None] + [[0, 1]],
+            "obs/a_grip": row,
+            "next_obs/b_pose": row[:, None] + [[1, 2]],
+            "next_obs/a_grip": row + 1,
+            "actions": np.zeros((length, 2)),
+            "rewards": row,
+            "dones": row == row[-1],
+        }
+        columns |= {f"data/demo_{demo}/{key}": value for key, value in (parts | changes).items() if value is not None}
+    return columns
+
+
+def test_one_group_per_episode_is_read_in_the_order_of_its_numbers(tmp_path):
+    reader = Hdf5Reader(write(tmp_path / "lift.hdf5", demos()))
+    episodes = list(reader)
+    assert [len(e) for e in episodes] == list(range(3, 14)), "demo_10 comes after demo_9"
+    assert reader.source["columns"] == ["obs/a_grip[0]", "obs/b_pose[0]", "obs/b_pose[1]"]
+    np.testing.assert_array_equal(episodes[0].observations, [[0, 0, 1], [1, 1, 2], [2, 2, 3], [3, 3, 4]])
+    assert all(e.terminated for e in episodes)
+    assert episodes[10].label == f"{tmp_path / 'lift.hdf5'}:data/demo_10"
+
+
+def test_a_group_may_hold_its_final_observation_itself(tmp_path):
+    columns = {"traj_0/obs": np.arange(4.0), "traj_0/actions": np.zeros((3, 1)), "traj_0/rewards": np.ones(3)}
+    columns["traj_0/success"] = [False, True, False]
+    (episode,) = reader = Hdf5Reader(write(tmp_path / "a.h5", columns))
+    np.testing.assert_array_equal(episode.observations, [[0], [1], [2], [3]])
+    np.testing.assert_array_equal(episode.success, [False, True, False])
+    assert not episode.terminated
+    assert reader.task.reports_success
+
+
+def test_a_group_ends_at_its_first_termination(tmp_path):
+    path = write(tmp_path / "a.h5", demos(1, dones=[0, 1, 1], **{"next_obs/b_pose": None, "next_obs/a_grip": None}))
+    (episode,) = Hdf5Reader(path)
+    assert (len(episode), episode.terminated) == (2, True)
+    np.testing.assert_array_equal(episode.observations[:, 0], [0, 1, 2]), "the next row is the terminal observation"
+
+
+MAP = """
+observation: [state/joint, state/tool]
+action: command
+reward: score
+truncated: cut
+success: solved
+"""
+
+
+@pytest.fixture
+def own_names(tmp_path):
+    columns = {
+        "state/joint": np.arange(8.0).reshape(4, 2),
+        "state/tool": np.arange(4.0),
+        "state/unused": np.zeros(4),
+        "command": np.array([[2.0], [-8.0], [4.0], [0.0]]),
+        "score": np.ones(4),
+        "cut": [0, 0, 0, 1],
+        "solved": [0, 0, 1, 1],
+    }
+    return write(tmp_path / "own.hdf5", columns)
+
+
+def test_a_column_map_in_yaml_names_anything_else(own_names, tmp_path):
+    (tmp_path / "map.yaml").write_text(MAP)
+    settings = {"episode_length": 50, "environment": {"kind": "gymnasium", "id": "Own-v0"}, "score_random": -1.0}
+    reader = open_reader(
+        own_names, columns=tmp_path / "map.yaml", name="own/arm", behaviour="expert", overrides=settings
+    )
+    (episode,) = reader
+    np.testing.assert_array_equal(episode.observations, [[0, 1, 0], [2, 3, 1], [4, 5, 2], [6, 7, 3]])
+    np.testing.assert_array_equal(episode.actions[:, 0], [0.25, -1, 0.5])
+    np.testing.assert_array_equal(episode.success, [False, False, True])
+    assert (reader.task.name, reader.behaviour, reader.task.episode_length) == ("own/arm", "expert", 50)
+    assert reader.task.environment == {
+        "kind": "gymnasium",
+        "id": "Own-v0",
+        "action_low": [-8.0],
+        "action_high": [8.0],
+    }
+
+
+def test_a_column_map_that_fits_nothing_says_what_is_there(own_names, tmp_path):
+    (tmp_path / "map.yaml").write_text(MAP.replace("score", "scores"))
+    with pytest.raises(DatasetError, match=r"no reward column 'scores' in /, which has command, cut, score, "):
+        Hdf5Reader(own_names, columns=tmp_path / "map.yaml")
+    with pytest.raises(DatasetError, match="unknown key 'rewards', nearest is 'reward'"):
+        ColumnMap.load({"rewards": "score"})
+    with pytest.raises(DatasetError, match=r"column map .*absent\.yaml cannot be read"):
+        Hdf5Reader(own_names, columns=tmp_path / "absent.yaml")
+    with pytest.raises(DatasetError, match=r"no group matches episode_group 'demo_\*'"):
+        Hdf5Reader(own_names, columns={"episode_group": "demo_*"})
+
+
+def test_whole_number_actions_are_choices(tmp_path):
+    choices = np.array([0, 1, 2, 1, 0, 0, 2, 1, 1, 0, 0, 2])
+    reader = Hdf5Reader(write(tmp_path / "a.h5", flat_columns(actions=choices)))
+    assert (reader.task.action_kind, reader.task.action_dim) == ("discrete", 3)
+    np.testing.assert_array_equal(next(iter(reader)).actions, np.eye(3)[choices[:ENDS_AT]])
+    more = Hdf5Reader(tmp_path / "a.h5", overrides={"action_dim": 5})
+    assert next(iter(more)).actions.shape == (7, 5)
+    fewer = Hdf5Reader(tmp_path / "a.h5", overrides={"action_dim": 2})
+    with pytest.raises(DatasetError, match=r"action at t = 2 is 2, expected one of 0\.\.1"):
+        next(iter(fewer))
+
+
+def test_only_the_rows_of_one_episode_are_read_at_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.h5", flat_columns())
+    read = []
+    original = h5py.Dataset.__getitem__
+
+    def counting(self, rows, *rest):
+        read.append((self.name, rows))
+        return original(self, rows, *rest)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    next(iter(Hdf5Reader(path)))
+    spans = {(rows.start, rows.stop) for name, rows in read if name in ("/observations", "/rewards")}
+    assert spans == {(0, ENDS_AT)}
+
+
+def test_a_file_without_rewards_says_so(tmp_path):
+    path = write(tmp_path / "a.hdf5", flat_columns(rewards=None))
+    with pytest.raises(DatasetError) as raised:
+        Hdf5Reader(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path}: no reward column 'rewards'")
+    assert "actions, next_observations, observations, terminals, timeouts" in message
+    assert "column map (reward: NAME)" in message
+
+
+def test_misaligned_damaged_and_unknown_files_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match="'rewards' has 11 rows, 'actions' has 12"):
+        Hdf5Reader(write(tmp_path / "a.h5", flat_columns(rewards=np.zeros(11))))
+    with pytest.raises(DatasetError, match=r"layout not recognised.*found pictures"):
+        Hdf5Reader(write(tmp_path / "b.h5", {"pictures": np.zeros(3)}))
+    with pytest.raises(DatasetError, match="which looks like images"):
+        Hdf5Reader(write(tmp_path / "c.h5", demos(1, **{"obs/camera": np.zeros((3, 4, 4, 3))})))
+    with pytest.raises(DatasetError, match="holds no complete transition"):
+        Hdf5Reader(write(tmp_path / "d.h5", {key: value[:0] for key, value in flat_columns().items()}))
+    whole = write(tmp_path / "e.h5", flat_columns()).read_bytes()
+    (tmp_path / "e.h5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DatasetError, match="cannot be opened as HDF5"):
+        Hdf5Reader(tmp_path / "e.h5")
+    uneven = demos(2)
+    del uneven["data/demo_1/rewards"]
+    with pytest.raises(DatasetError, match="data/demo_1: has no column 'rewards', which the first episode has"):
+        Hdf5Reader(write(tmp_path / "f.h5", uneven))
