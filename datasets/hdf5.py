@@ -110,7 +110,7 @@ class Hdf5Reader:
         final_stored = all(span.final in ("row", "next") for span in self._spans)
         self.source: Mapping[str, Any] = {
             "format": "hdf5",
-            "path": str(self._path),
+            "path": str(self._path.resolve()),
             "layout": self._columns.to_dict(),
             "columns": names,
             "actions": self._scale.to_dict() if self._scale else "one-hot",
@@ -200,6 +200,8 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
     for name in columns.groups(file):
         group = file[name]
         num_rows, stored = _count_rows(group, columns, file.filename)
+        if num_rows == 0:
+            continue
         terminated, ends = _ends(group, columns, num_rows, episode_length, file.filename)
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             ends_terminal = bool(terminated[end - 1])

@@ -83,7 +83,7 @@ class MinariReader:
         source: dict[str, Any] = {
             "format": "minari",
             "id": self._id,
-            "path": str(folder),
+            "path": str(folder.resolve()),
             "columns": columns,
             "actions": self._scale.to_dict() if self._scale else "one-hot",
         }
@@ -235,7 +235,8 @@ def find_minari(dataset: str | Path) -> Path:
     hint = f"nearest there: {', '.join(nearest)}" if nearest else f"{len(local)} datasets there, none of a similar name"
     raise DatasetError(
         f"no Minari dataset {str(dataset)!r}: expected a folder with data/metadata.json, or an id under {root} "
-        f"({hint}). To fetch a published one: minari download {dataset}"
+        f"({hint}). To fetch a published one: minari download {dataset}; data for a simulated task comes from the "
+        "collect stage"
     )
 
 

@@ -153,7 +153,7 @@ def _check_values(episode: Episode, label: str, columns: Sequence[str]) -> None:
         time, component = (int(i) for i in beyond[0])
         raise DatasetError(
             f"{label}: {_place('actions', [component], ())} at t = {time} is {episode.actions[time, component]:g} "
-            "after scaling; expected -1..1. Give the actions' true bounds with the settings action_low and action_high, "
+            "after scaling; expected -1..1. Give the true bounds with the settings action_low and action_high, "
             "or correct the data"
         )
 
