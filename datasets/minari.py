@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,8 @@ BEHAVIOUR_KEY = "orrery_behaviour"
 class MinariReader:
     """A Minari dataset as an EpisodeReader.
 
-    An episode that reports a termination before its end (some environments go on after one) is cut there;
-    `source["cut_at_termination"]` counts them.
+    Opening it reads only its metadata. The task of a dataset that carries none is found by reading every episode, when
+    `task` is first asked for. An episode that goes on after a termination, as in some environments, is cut there.
     """
 
     def __init__(
@@ -63,46 +64,53 @@ class MinariReader:
         Raises:
             DatasetError: not found, not readable, or its spaces are not ones that a task can have.
         """
-        folder = find_minari(dataset)
-        self._storage = _open_storage(folder)
-        metadata = json.loads((folder / "data" / "metadata.json").read_text())
-        self._id = str(metadata.get("dataset_id", folder.name))
+        self._folder = find_minari(dataset)
+        self._storage = _open_storage(self._folder)
+        self._metadata = json.loads((self._folder / "data" / "metadata.json").read_text())
+        self._id = str(self._metadata.get("dataset_id", self._folder.name))
         self._observation_space: Space = self._storage.observation_space
         self._action_space: Space = self._storage.action_space
         _refuse_images(self._observation_space, self._id)
         try:
-            columns = flat_columns(self._observation_space)
+            self._columns = flat_columns(self._observation_space)
         except TaskError as error:
             raise DatasetError(f"Minari dataset {self._id}: {error}") from error
-
-        fields, bounds = split_overrides(overrides, f"Minari dataset {self._id}")
+        _refuse_actions(self._action_space, self._id)
+        self._fields, self._bounds = split_overrides(overrides, f"Minari dataset {self._id}")
         if name is not None:
-            fields["name"] = name
-        self._scale = self._action_scale(bounds)
-        self.behaviour: Behaviour = behaviour or metadata.get(BEHAVIOUR_KEY, "unknown")
-        source: dict[str, Any] = {
-            "format": "minari",
-            "id": self._id,
-            "path": str(folder.resolve()),
-            "columns": columns,
-            "actions": self._scale.to_dict() if self._scale else "one-hot",
-        }
-        if TASK_KEY in metadata:
-            values = json.loads(metadata[TASK_KEY])
-        else:
-            values, source["cut_at_termination"] = self._describe(metadata, len(columns))
-        values |= fields
+            self._fields["name"] = name
+        self.behaviour: Behaviour = behaviour or self._metadata.get(BEHAVIOUR_KEY, "unknown")
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """The stored task, or the one that the data shows; either with the caller's settings over it.
+
+        Raises:
+            DatasetError: its dimensions are not those of the dataset, or an episode cannot be read.
+        """
+        stored = self._metadata.get(TASK_KEY)
+        values = (self._described if stored is None else json.loads(stored)) | self._fields
         if self._scale and values.get("environment"):
             values["environment"] = {**values["environment"], **self._scale.environment_bounds()}
-        self.task = TaskSpec.from_dict(values)
-        self.source: Mapping[str, Any] = source
-        found = len(columns), self._action_dim
-        if found != (self.task.observation_dim, self.task.action_dim):
+        task = TaskSpec.from_dict(values)
+        if (task.observation_dim, task.action_dim) != (len(self._columns), self._action_dim):
             raise DatasetError(
-                f"Minari dataset {self._id}: task {self.task.name!r} says observation_dim "
-                f"{self.task.observation_dim} and action_dim {self.task.action_dim}, the dataset's spaces give "
-                f"{found[0]} and {found[1]}; correct the task that was given or stored with it"
+                f"Minari dataset {self._id}: task {task.name!r} says observation_dim {task.observation_dim} and "
+                f"action_dim {task.action_dim}, the dataset's spaces give {len(self._columns)} and "
+                f"{self._action_dim}; correct the task that was given or stored with it"
             )
+        return task
+
+    @cached_property
+    def source(self) -> Mapping[str, Any]:
+        return {
+            "format": "minari",
+            "id": self._id,
+            "path": str(self._folder.resolve()),
+            "columns": self._columns,
+            "actions": self._scale.to_dict() if self._scale else "one-hot",
+            "ends": "an episode ends at its first termination; what follows is left out",
+        }
 
     def __len__(self) -> int:
         return int(self._storage.total_episodes)
@@ -161,18 +169,14 @@ class MinariReader:
             raise DatasetError(f"{label}: actions have shape {actions.shape}, but the space is {self._action_space}")
         return actions.reshape(len(actions), self._action_dim)
 
-    def _action_scale(self, bounds: Mapping[str, Any]) -> ActionScale | None:
+    @cached_property
+    def _scale(self) -> ActionScale | None:
         """How actions are scaled; None where they are discrete."""
         space = self._action_space
-        if isinstance(space, gs.Discrete):
-            return None
         if not isinstance(space, gs.Box):
-            raise DatasetError(
-                f"Minari dataset {self._id}: actions are {space}, expected Box or Discrete; convert the dataset so "
-                "that each action is one vector of numbers or one choice"
-            )
-        if bounds:
-            return scale_from_bounds(bounds, self._action_dim, f"Minari dataset {self._id}")
+            return None
+        if self._bounds:
+            return scale_from_bounds(self._bounds, self._action_dim, f"Minari dataset {self._id}")
         chunks = (self._flat_actions(raw, f"{self._id}:episode_{i}") for i, raw in enumerate(self._raw_episodes()))
         return fit_action_scale(space.low.reshape(-1), space.high.reshape(-1), chunks)
 
@@ -180,30 +184,28 @@ class MinariReader:
     def _action_dim(self) -> int:
         return flat_dim(self._action_space)
 
-    def _describe(self, metadata: Mapping[str, Any], observation_dim: int) -> tuple[dict[str, Any], int]:
-        """Fields of a TaskSpec read off the dataset, and how many of its episodes go on after a termination."""
-        longest, terminates, reports_success, num_cut = 1, False, len(self) > 0, 0
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        """Fields of a TaskSpec as the data shows them; reads every episode."""
+        longest, terminates, reports_success = 1, False, len(self) > 0
         for raw in self._raw_episodes():
-            end = _first_termination(raw)
-            longest = max(longest, end)
+            longest = max(longest, _first_termination(raw))
             terminates = terminates or bool(np.any(raw["terminations"]))
-            num_cut += end < len(raw["terminations"])
             reports_success = reports_success and "success" in (raw["infos"] or {})
-        spec = _environment_spec(metadata)
-        fields: dict[str, Any] = {
+        spec = _environment_spec(self._metadata)
+        return {
             "name": f"minari/{self._id}",
-            "observation_dim": observation_dim,
+            "observation_dim": len(self._columns),
             "action_dim": self._action_dim,
-            "action_kind": "discrete" if isinstance(self._action_space, gs.Discrete) else "continuous",
+            "action_kind": "continuous" if isinstance(self._action_space, gs.Box) else "discrete",
             "episode_length": (spec or {}).get("max_episode_steps") or longest,
             "terminates": terminates,
             "reports_success": reports_success,
             "score_kind": "normalised",
-            "score_random": metadata.get("ref_min_score"),
-            "score_expert": metadata.get("ref_max_score"),
+            "score_random": self._metadata.get("ref_min_score"),
+            "score_expert": self._metadata.get("ref_max_score"),
             "environment": {"kind": "gymnasium", "spec_json": json.dumps(spec)} if spec else {},
         }
-        return fields, num_cut
 
 
 def minari_root() -> Path:
@@ -265,6 +267,14 @@ def _refuse_images(space: Space, dataset_id: str, where: str = "observation") ->
         raise DatasetError(
             f"Minari dataset {dataset_id}: {where} has shape {space.shape}, which looks like images; expected vectors. "
             "Learning from pixels is not supported: convert the dataset to state observations"
+        )
+
+
+def _refuse_actions(space: Space, dataset_id: str) -> None:
+    if not isinstance(space, gs.Box | gs.Discrete):
+        raise DatasetError(
+            f"Minari dataset {dataset_id}: actions are {space}, expected Box or Discrete; convert the dataset so "
+            "that each action is one vector of numbers or one choice"
         )
 
 

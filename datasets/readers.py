@@ -11,10 +11,17 @@ from .schema import Behaviour, Episode, TaskSpec
 class EpisodeReader(Protocol):
     """A dataset of one task. Iterating reads one episode at a time, in a fixed order, and may be repeated."""
 
-    task: TaskSpec
     behaviour: Behaviour
-    source: Mapping[str, Any]
-    """Provenance as JSON: format, path, id, and what was flattened or renamed."""
+
+    @property
+    def task(self) -> TaskSpec:
+        """May read the dataset when first asked for, where the dataset does not state its task."""
+        ...
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Provenance as JSON: format, path, the names of the observation columns, and how actions were scaled."""
+        ...
 
     def __len__(self) -> int:
         """Number of episodes."""
