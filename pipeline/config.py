@@ -204,7 +204,7 @@ def _open_for_merging(node: DictConfig) -> None:
     OmegaConf.set_readonly(node, None)
     if OmegaConf.get_type(node) is dict:
         OmegaConf.set_struct(node, False)
-    for key in node:
+    for key in map(str, node):
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             _open_for_merging(child)
@@ -218,7 +218,7 @@ def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_d
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     config_name = f"experiments/{experiment}"
-    with _readable_errors(schema):
+    with _readable_errors(schema, [override.partition("=")[0] for override in overrides]):
         if _is_path(experiment):
             path = Path(experiment)
             if not path.is_file():
@@ -277,7 +277,7 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
 
 
 @contextlib.contextmanager
-def _readable_errors(schema: DictConfig) -> Iterator[None]:
+def _readable_errors(schema: DictConfig, typed_keys: Sequence[str] = ()) -> Iterator[None]:
     """Turn errors of Hydra, OmegaConf and YAML into a ConfigError that names the key or the place."""
     try:
         yield
@@ -289,20 +289,22 @@ def _readable_errors(schema: DictConfig) -> Iterator[None]:
             raise ConfigError(" ".join(str(error).split())) from error
         key = cause.full_key
         if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-            owner, _, _ = key.rpartition(".")
-            guess = _nearest(key, _keys_at_every_level(schema))
-            siblings = [] if guess else list((OmegaConf.select(schema, owner) if owner else schema) or [])
-            listing = f" Keys of {owner or 'a run'}: {', '.join(siblings)}" if siblings else ""
-            raise ConfigError(f"there is no config key {key!r}.{guess}{listing}") from error
+            # OmegaConf stops at the first part that it does not know; show what the user typed.
+            key = next((typed for typed in typed_keys if f"{typed}.".startswith(f"{key}.")), key)
+            raise ConfigError(f"there is no config key {key!r}.{_nearest_key(key, schema)}") from error
         reason = (cause.msg or str(cause)).splitlines()[0]
         raise ConfigError(f"config key {key}: expected {_annotation(schema, key)}; {reason}") from error
 
 
-def _keys_at_every_level(node: DictConfig) -> Iterator[str]:
-    for key in node:
-        yield str(key)
-        if isinstance(child := node._get_node(key), DictConfig) and not child._is_none():
-            yield from (f"{key}.{inner}" for inner in _keys_at_every_level(child))
+def _nearest_key(key: str, schema: DictConfig) -> str:
+    owner, _, last = key.rpartition(".")
+    node = OmegaConf.select(schema, owner) if owner else schema
+    if isinstance(node, DictConfig):
+        prefix = f"{owner}." if owner else ""
+        guess = _nearest(last, map(str, node), prefix)
+        return guess or f" Keys of {owner or 'a run'}: {', '.join(map(str, node))}"
+    everything: Any = OmegaConf.to_container(schema)
+    return _nearest(key, [known for known, _ in dotted_keys(everything)])
 
 
 def _annotation(schema: DictConfig, key: str) -> str:
@@ -315,6 +317,6 @@ def _annotation(schema: DictConfig, key: str) -> str:
     return owner.__name__ if isinstance(owner, type) and not get_args(owner) else str(owner)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return f" Did you mean {prefix + close[0]!r}?" if close else ""

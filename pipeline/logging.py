@@ -78,7 +78,7 @@ class ConsoleProgress:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
-            yield _Bar(progress, progress.add_task(description, total=total, completed=completed, note=""))
+            yield _Bar(progress, progress.add_task(description, total=total, completed=int(completed), note=""))
 
 
 class _Bar:

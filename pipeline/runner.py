@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from logging import Logger
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,7 @@ def run(
     progress: Any,
     on_start: Callable[[Decision], None] = lambda decision: None,
     on_end: Callable[[Outcome], None] = lambda outcome: None,
+    only: str | None = None,
 ) -> list[Outcome]:
     """Bring every stage of `config` up to date, in order. The caller holds `locked(config.run_dir)`.
 
@@ -69,6 +70,7 @@ def run(
         stages: classes by name, as `config.discover_stages` returns them.
         log, progress: handed to the stages.
         on_start, on_end: called around each stage; `on_start` not for stages that are fresh.
+        only: run this stage, up to date or not, from what the others have published so far, and no other.
     Raises:
         OrreryError: a check failed (before anything ran) or a stage did.
         StageInterrupted: Ctrl-C; the same call continues.
@@ -78,6 +80,8 @@ def run(
     verified: set[Source] = set()
     for name in outcomes:
         artifact.recover(partial_folder(config.run_dir / name), config.run_dir / name)
+    if only is not None:
+        return [_run_only(config, stages, only, sources[only], log, progress)]
     for name in outcomes:
         decision = decide(config, stages[name], name, sources[name])
         if decision.action == "fresh":
@@ -163,13 +167,31 @@ def _run_stage(
     return manifest
 
 
+def _run_only(
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    name: str,
+    sources: Mapping[str, list[Source]],
+    log: Logger,
+    progress: Any,
+) -> Outcome:
+    published = {
+        input_name: [source for source in many if source.folder.is_dir()] for input_name, many in sources.items()
+    }
+    for source in (one for many in published.values() for one in many):
+        artifact.verify(source.folder, source.kind)
+    decision = replace(decide(config, stages[name], name, published), action="run")
+    return _outcome(_run_stage(config, stages[name], decision, published, log, progress), "done")
+
+
 def _outcome(manifest: Manifest, status: Literal["fresh", "done"]) -> Outcome:
     return Outcome(manifest.stage, status, manifest.seconds, manifest.summary)
 
 
 def _records(config: RunConfig, name: str) -> dict[str, dict[str, Any]]:
     earlier = config.settings.stages[: config.settings.stages.index(name)]
-    return {other: asdict(_published(config.run_dir / other)) for other in earlier}
+    folders = {other: config.run_dir / other for other in earlier}
+    return {other: asdict(_published(folder)) for other, folder in folders.items() if folder.is_dir()}
 
 
 def _published(folder: Path) -> Manifest:

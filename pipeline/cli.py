@@ -1,0 +1,223 @@
+"""The command line: `orrery run | plan | status | inspect | report`.
+
+Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
+with 1 and its traceback. Heavy libraries are imported by the stages when they run, so that a run that is up to date
+says so at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from . import artifact
+from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
+from .config_help import experiment_help, run_help
+from .errors import OrreryError, StageError
+from .logging import ConsoleProgress, duration, logging_to
+from .plan import Decision, plan
+from .run_folder import RUN_FILE, lock_holder, locked, read_attempt
+from .runner import Outcome, StageInterrupted, run
+from .stage import Stage
+
+REPORT_STAGE = "report"
+REPORT_PAGE = "index.html"
+
+EXIT_BUG = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    stages: Mapping[str, type[Stage]] | None = None,
+    config_dir: Path = CONFIG_DIR,
+) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    try:
+        if arguments.command == "inspect":
+            from .inspect import describe
+
+            console.print(describe(arguments.path))
+            return 0
+        if arguments.command == "status":
+            _status(arguments.run_dir, console)
+            return 0
+        return _work(arguments, discover_stages() if stages is None else stages, config_dir, console)
+    except OrreryError as error:
+        errors.print(Text.assemble(("error: ", "bold red"), (str(error), "red")), soft_wrap=True)
+        return EXIT_USER_ERROR
+    except StageInterrupted as interrupt:
+        errors.print(f"\ninterrupted in stage {interrupt.stage}; the same command continues it", style="yellow")
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        errors.print("\ninterrupted", style="yellow")
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="orrery",
+        description="Pretrain one world model on many tasks, freeze it, and extract a fast policy per task.",
+    )
+    parser.add_argument("--version", action="version", version=f"orrery {version('orrery')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in [
+        ("run", "run the stages of an experiment that are not up to date"),
+        ("plan", "say what `run` would do, and why"),
+    ]:
+        # Help is ours: it depends on the experiment.
+        command = commands.add_parser(name, help=text, add_help=False)
+        command.add_argument("-h", "--help", action="store_true", dest="wants_help")
+        command.add_argument("experiment", nargs="?", metavar="EXPERIMENT")
+        command.add_argument("overrides", nargs="*", metavar="key=value")
+    command = commands.add_parser("status", help="how far a run is")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
+    command.add_argument("path", type=Path, metavar="PATH")
+    command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    return parser
+
+
+def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
+    if arguments.command == "report":
+        record = _read_run_file(arguments.run_dir)
+        overrides = [*record["overrides"], f"run_dir={arguments.run_dir}"]
+        config = load_config(record["experiment"], overrides, stages=stages, config_dir=config_dir)
+        if REPORT_STAGE not in config.settings.stages:
+            raise StageError(f"the run in {arguments.run_dir} has no stage {REPORT_STAGE!r}; add it to `stages`")
+        return _run(config, stages, console, only=REPORT_STAGE)
+    if arguments.experiment is None:
+        console.print(run_help(list_experiments(config_dir), stages))
+        return 0 if arguments.wants_help else EXIT_USER_ERROR
+    config = load_config(arguments.experiment, arguments.overrides, stages=stages, config_dir=config_dir)
+    if arguments.wants_help:
+        console.print(experiment_help(config, stages))
+        return 0
+    if arguments.command == "plan":
+        _print_plan(plan(config, stages), console)
+        return 0
+    return _run(config, stages, console)
+
+
+def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console, only: str | None = None) -> int:
+    plan(config, stages)  # raises for what is wrong before anything is written
+    printer = _Printer(console, config.settings.stages)
+    started = time.monotonic()
+    with locked(config.run_dir), logging_to(console, config.run_dir / "log.txt") as log:
+        log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
+        try:
+            outcomes = run(
+                config,
+                stages,
+                log=log,
+                progress=ConsoleProgress(console),
+                on_start=printer.on_start,
+                on_end=printer.on_end,
+                only=only,
+            )
+        except BaseException as error:
+            log.debug("stopped: %s", error, exc_info=not isinstance(error, OrreryError))
+            raise
+    if all(outcome.status == "fresh" for outcome in outcomes):
+        console.print("nothing to do: every stage is up to date")
+    else:
+        console.print(f"done in {duration(time.monotonic() - started)}")
+    page = config.run_dir / REPORT_STAGE / REPORT_PAGE
+    console.print(Text(f"report: {page}" if page.is_file() else f"run folder: {config.run_dir}"), soft_wrap=True)
+    return 0
+
+
+class _Printer:
+    """A line when a stage starts and one when it ends; those that are up to date only beside others."""
+
+    def __init__(self, console: Console, stages: Sequence[str]) -> None:
+        self._console = console
+        self._stages = stages
+        self._width = max(map(len, stages))
+        self._fresh: list[Outcome] = []
+
+    def on_start(self, decision: Decision) -> None:
+        for outcome in self._fresh:
+            self._line(outcome, "up to date")
+        self._fresh.clear()
+        number = f"{self._stages.index(decision.stage) + 1}/{len(self._stages)}"
+        verb = "continues" if decision.action == "resume" else "starts"
+        self._console.print(
+            Text(f"{number} {decision.stage:{self._width}}  {verb}: {decision.reason}", style="dim"), soft_wrap=True
+        )
+
+    def on_end(self, outcome: Outcome) -> None:
+        if outcome.status == "fresh":
+            self._fresh.append(outcome)
+        else:
+            self._line(outcome, duration(outcome.seconds))
+
+    def _line(self, outcome: Outcome, note: str) -> None:
+        number = f"{self._stages.index(outcome.stage) + 1}/{len(self._stages)}"
+        self._console.print(
+            f"{number} [bold]{outcome.stage:{self._width}}[/bold]  {escape(outcome.summary)} [dim]({note})[/dim]",
+            soft_wrap=True,
+        )
+
+
+def _print_plan(decisions: Sequence[Decision], console: Console) -> None:
+    words = {"fresh": "up to date", "resume": "continue", "run": "run"}
+    table = Table("stage", "would", "because", box=None, pad_edge=False)
+    for decision in decisions:
+        table.add_row(decision.stage, words[decision.action], Text(decision.reason))
+    console.print(table)
+
+
+def _status(run_dir: Path, console: Console) -> None:
+    record, holder = _read_run_file(run_dir), lock_holder(run_dir)
+    state = f"running, {holder}" if holder else "not running"
+    console.print(Text(f"{record['experiment']} in {run_dir}: {state}"), soft_wrap=True)
+    table = Table("stage", "status", "time", "result", box=None, pad_edge=False)
+    for stage in record["stages"]:
+        name, status, seconds, summary = stage["stage"], stage["status"], stage["seconds"], stage["summary"]
+        attempt = read_attempt(run_dir / name)
+        if status in ("interrupted", "failed"):
+            seconds = attempt.seconds if attempt else 0.0
+            status = "running" if holder and status == "interrupted" else status
+        elif status == "waiting" and (run_dir / name).is_dir() and (made := artifact.read_manifest(run_dir / name)):
+            status, seconds, summary = "to be checked", made.seconds, made.summary
+        words = {"fresh": "up to date", "failed": "failed, see log.txt"}
+        table.add_row(name, words.get(status, status), duration(seconds) if seconds else "", Text(summary))
+    console.print(table)
+
+
+def _read_run_file(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / RUN_FILE
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}. `orrery run` makes one") from None
+    except (ValueError, NotADirectoryError) as error:
+        raise StageError(
+            f"{path} cannot be read ({error}); `orrery run` with the same run_dir writes it again"
+        ) from error
+    return record
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+from orrery.pipeline import artifact
+from orrery.pipeline.errors import StageError
+from orrery.pipeline.seeding import derive_seed
+
+
+def make(folder: Path, text: str = "0123456789") -> artifact.Manifest:
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "rows.bin").write_text(text)
+    (folder / "names.txt").write_text("a b")
+    return artifact.finish(
+        folder,
+        kind="store",
+        stage="pack",
+        key="k",
+        config={"length": 3},
+        inputs={"datasets": [artifact.InputRecord("runs/x/collect", "d")]},
+        seconds=1.5,
+        summary="2 files",
+    )
+
+
+def test_the_manifest_round_trips_and_lists_every_file(tmp_path: Path) -> None:
+    written = make(tmp_path / "a")
+
+    assert artifact.read_manifest(tmp_path / "a") == written
+    assert set(written.files) == {"deep/rows.bin", "names.txt"}
+    assert written.files["names.txt"].bytes == 3
+    assert written.versions["orrery"]
+    artifact.verify(tmp_path / "a", "store")
+
+
+def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    same, other = make(tmp_path / "a"), make(tmp_path / "b")
+    assert same.digest == other.digest
+    assert make(tmp_path / "c", "012345678x").digest != same.digest
+
+
+def test_a_truncated_file_is_named_with_its_sizes(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / "deep" / "rows.bin").write_text("01234")
+    with pytest.raises(StageError, match=r"rows\.bin has 5 bytes, expected 10.*stage 'pack'"):
+        artifact.verify_quick(tmp_path / "a", "store")
+
+
+def test_an_edited_file_is_named_with_its_hashes(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / "deep" / "rows.bin").write_text("012345678x")
+    artifact.verify_quick(tmp_path / "a", "store")
+    with pytest.raises(StageError, match=r"rows\.bin was changed after stage 'pack'.*expected sha256.*Delete"):
+        artifact.verify(tmp_path / "a", "store")
+
+
+def test_a_missing_file_a_wrong_kind_and_a_broken_manifest(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(StageError, match="kind 'store', expected kind 'policies'"):
+        artifact.verify(tmp_path / "a", "policies")
+    (tmp_path / "a" / "names.txt").unlink()
+    with pytest.raises(StageError, match=r"names\.txt is missing"):
+        artifact.verify(tmp_path / "a", "store")
+    (tmp_path / "a" / artifact.MANIFEST).write_text('{"kind": "store"')
+    with pytest.raises(StageError, match=r"manifest\.json is damaged"):
+        artifact.verify(tmp_path / "a", "store")
+    with pytest.raises(StageError, match="no artifact folder"):
+        artifact.verify(tmp_path / "none", "store")
+
+
+def test_publishing_replaces_the_old_artifact(tmp_path: Path) -> None:
+    make(tmp_path / "pack", "old")
+    make(tmp_path / "pack.partial", "new")
+    artifact.publish(tmp_path / "pack.partial", tmp_path / "pack")
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    assert (tmp_path / "pack" / "deep" / "rows.bin").read_text() == "new"
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_publish_that_was_killed_is_completed(tmp_path: Path, renames: int) -> None:
+    final, partial, aside = tmp_path / "pack", tmp_path / "pack.partial", tmp_path / "pack.old"
+    make(final, "old")
+    make(partial, "new")
+    for source, target in [(final, aside), (partial, final)][:renames]:
+        source.rename(target)
+    artifact.recover(partial, final)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    assert (final / "deep" / "rows.bin").read_text() == "new"
+
+
+def test_without_a_finished_successor_the_old_artifact_comes_back(tmp_path: Path) -> None:
+    make(tmp_path / "pack.old", "old")
+    (tmp_path / "pack.partial").mkdir()
+    artifact.recover(tmp_path / "pack.partial", tmp_path / "pack")
+    assert (tmp_path / "pack" / "deep" / "rows.bin").read_text() == "old"
+
+
+def test_a_folder_of_other_programs_is_known_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_text("1")
+    before = artifact.digest_of(tmp_path)
+    artifact.verify(tmp_path, "world_model")
+    (tmp_path / "weights.safetensors").write_text("12")
+    assert artifact.digest_of(tmp_path) != before
+
+
+def test_derived_seeds_are_fixed_and_depend_on_order_and_type() -> None:
+    # By hand: the first eight bytes, little-endian, of sha256 of the text [0, "collect"].
+    assert derive_seed(0, "collect") == 13934849164573948267
+    assert len({derive_seed(0, 1), derive_seed(1, 0), derive_seed("0", 1), derive_seed(0, 1, 0)}) == 4

@@ -1,0 +1,150 @@
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from orrery.pipeline.cli import main
+from orrery.pipeline.run_folder import locked
+
+from .toy_stages import STAGES, write_configs
+
+
+@pytest.fixture
+def orrery(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Call the command line on the toy project; returns (exit code, stdout, stderr)."""
+    config_dir = write_configs(tmp_path / "configs")
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(argv, stages=STAGES, config_dir=config_dir)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def test_run_says_what_each_stage_made_and_then_that_nothing_is_left(orrery, run_dir: Path) -> None:
+    code, out, err = orrery("run", "toy", f"run_dir={run_dir}")
+    assert (code, err) == (0, "")
+    assert "2/3 add     total 3 (from the start) (0.0 s)" in out
+    assert out.endswith(f"report: {run_dir}/report/index.html\n")
+    assert "orrery run toy" in (run_dir / "log.txt").read_text()
+
+    code, out, _ = orrery("run", "toy", f"run_dir={run_dir}")
+    assert code == 0
+    assert out.startswith("nothing to do: every stage is up to date\n")
+
+    _, out, _ = orrery("run", "toy", f"run_dir={run_dir}", "add.scale=2")
+    assert "1/3 make    3 numbers (up to date)" in out
+    assert "2/3 add     starts: add.scale 1 -> 2" in out
+
+
+def test_plan_writes_nothing(orrery, run_dir: Path) -> None:
+    code, out, _ = orrery("plan", "toy", f"run_dir={run_dir}")
+    assert code == 0
+    assert "it has not run yet" in out
+    assert not run_dir.exists()
+
+
+def test_a_user_error_is_one_message(orrery, run_dir: Path) -> None:
+    code, out, err = orrery("run", "toy", "make.szie=2", f"run_dir={run_dir}")
+    assert (code, out) == (2, "")
+    assert err == "error: there is no config key 'make.szie'. Did you mean 'make.size'?\n"
+    assert not run_dir.exists()
+
+
+def test_ctrl_c_says_how_to_go_on(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
+    assert code == 130
+    assert "interrupted in stage add; the same command continues it" in err
+    assert "add" in orrery("status", str(run_dir))[1]
+    monkeypatch.delenv("TOY_FAILURE")
+    _, out, _ = orrery("run", "toy", f"run_dir={run_dir}")
+    assert "continues: interrupted after" in out
+    assert "total 3 (continued)" in out
+
+
+def test_a_bug_keeps_its_traceback(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "bug")
+    code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
+    assert code == 1
+    assert "ZeroDivisionError: a bug" in err
+    assert "ZeroDivisionError: a bug" in (run_dir / "log.txt").read_text()
+
+
+def test_status_tells_the_stages_apart(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    orrery("run", "toy", f"run_dir={run_dir}")
+    code, out, _ = orrery("status", str(run_dir))
+    assert code == 0
+    assert "not running" in out
+    assert [line.split()[:2] for line in out.splitlines()[2:]] == [
+        ["make", "done"],
+        ["add", "interrupted"],
+        ["report", "waiting"],
+    ]
+    with locked(run_dir):
+        _, out, _ = orrery("status", str(run_dir))
+    assert "running, process" in out
+
+    code, _, err = orrery("status", str(run_dir / "make"))
+    assert code == 2
+    assert "is not a run folder" in err
+
+
+def test_report_runs_that_stage_alone_from_what_there_is(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    orrery("run", "toy", f"run_dir={run_dir}", "report.title=mine")
+    code, out, _ = orrery("report", str(run_dir))
+    assert code == 0
+    assert f"report: {run_dir}/report/index.html" in out
+    assert (run_dir / "report" / "index.html").read_text() == "mine [] ['make']"
+    assert not (run_dir / "add").exists()
+
+    monkeypatch.delenv("TOY_FAILURE")
+    orrery("run", "toy", f"run_dir={run_dir}", "report.title=mine")
+    (run_dir / "report" / "index.html").write_text("edited")
+    assert orrery("report", str(run_dir))[0] == 0
+    assert (run_dir / "report" / "index.html").read_text() == "mine ['3'] ['add', 'make']"
+
+
+def test_help_names_experiments_keys_and_what_they_mean(orrery) -> None:
+    code, out, _ = orrery("run", "--help")
+    assert code == 0
+    for part in ("toy", "Adds numbers", "Base of every random stream", "Their sum, in two halves", "run_dir"):
+        assert part in out
+    code, out, _ = orrery("run", "toy", "make.size=8", "--help")
+    assert code == 0
+    assert "make.size" in out
+    assert "8 (int) Numbers to make; at least 1." in out
+    assert orrery("run")[0] == 2
+
+
+def test_version(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"orrery {version('orrery')}\n"
+
+
+def test_an_up_to_date_run_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, json\n"
+        "from orrery.pipeline.cli import main\n"
+        "from orrery.pipeline.config import discover_stages\n"
+        "discover_stages()\n"
+        "code = main(['run', '--help'])\n"
+        "print(json.dumps([code, sorted({name.partition('.')[0] for name in sys.modules})]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0
+    heavy = {"torch", "lightning", "mujoco", "dm_control", "metaworld", "gymnasium", "minari", "pandas", "matplotlib"}
+    assert heavy & set(modules) == set()

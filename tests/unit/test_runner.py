@@ -1,0 +1,198 @@
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from orrery.pipeline.config import load_config
+from orrery.pipeline.errors import StageError
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.plan import plan
+from orrery.pipeline.run_folder import lock_holder, locked, read_attempt
+from orrery.pipeline.runner import Outcome, StageInterrupted, run
+from rich.console import Console
+
+from .toy_stages import STAGES, write_configs
+
+
+class ToyProject:
+    def __init__(self, folder: Path) -> None:
+        self.config_dir = write_configs(folder / "configs")
+        self.run_dir = folder / "run"
+
+    def load(self, *overrides: str):
+        overrides = (f"run_dir={self.run_dir}", *overrides)
+        return load_config("toy", overrides, stages=STAGES, config_dir=self.config_dir)
+
+    def run(self, *overrides: str) -> dict[str, Outcome]:
+        config = self.load(*overrides)
+        with locked(config.run_dir):
+            outcomes = run(config, STAGES, log=logging.getLogger("toy"), progress=ConsoleProgress(Console(quiet=True)))
+        return {outcome.stage: outcome for outcome in outcomes}
+
+    def statuses(self, *overrides: str) -> list[str]:
+        return [outcome.status for outcome in self.run(*overrides).values()]
+
+    def plan(self, *overrides: str) -> list[tuple[str, str]]:
+        return [(decision.action, decision.reason) for decision in plan(self.load(*overrides), STAGES)]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> ToyProject:
+    return ToyProject(tmp_path)
+
+
+def test_a_second_run_does_nothing(toy: ToyProject) -> None:
+    assert {action for action, _ in toy.plan()} == {"run"}
+    first = toy.run()
+    assert [outcome.summary for outcome in first.values()] == ["3 numbers", "total 3 (from the start)", "1 totals"]
+    assert (toy.run_dir / "report" / "index.html").read_text() == "toy ['3'] ['add', 'make']"
+    times = {path: path.stat().st_mtime_ns for path in toy.run_dir.glob("*/*")}
+
+    assert toy.statuses() == ["fresh", "fresh", "fresh"]
+    assert toy.plan() == [("fresh", "")] * 3
+    assert {path: path.stat().st_mtime_ns for path in toy.run_dir.glob("*/*")} == times
+    record = json.loads((toy.run_dir / "run.json").read_text())
+    assert [stage["status"] for stage in record["stages"]] == ["fresh"] * 3
+    assert record["config"]["make"]["size"] == 3
+
+
+def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(toy: ToyProject) -> None:
+    toy.run()
+    assert toy.plan("add.scale=2") == [
+        ("fresh", ""),
+        ("run", "add.scale 1 -> 2"),
+        ("run", "its input comes from add"),
+    ]
+    assert toy.statuses("add.scale=2") == ["fresh", "done", "done"]
+    assert toy.statuses("add.scale=2", "report.title=other") == ["fresh", "fresh", "done"]
+    assert toy.statuses("add.scale=2", "report.title=other", "make.size=4") == ["done", "done", "done"]
+    # Not the setting but the content decides for those that only read it: the weights are not written anywhere.
+    assert toy.statuses("add.scale=2", "report.title=other", "make.size=4", "make.weights.a=1") == [
+        "done",
+        "fresh",
+        "fresh",
+    ]
+
+
+@pytest.mark.parametrize(("failure", "error"), [("interrupt", StageInterrupted), ("bug", ZeroDivisionError)])
+def test_an_interrupted_stage_continues(toy: ToyProject, monkeypatch, failure: str, error: type) -> None:
+    monkeypatch.setenv("TOY_FAILURE", failure)
+    with pytest.raises(error):
+        toy.run()
+    assert not (toy.run_dir / "add").exists()
+    status = {"interrupt": "interrupted", "bug": "failed"}[failure]
+    record = json.loads((toy.run_dir / "run.json").read_text())
+    assert [stage["status"] for stage in record["stages"]] == ["done", status, "waiting"]
+    attempt = read_attempt(toy.run_dir / "add")
+    assert attempt is not None
+
+    monkeypatch.delenv("TOY_FAILURE")
+    assert [action for action, _ in toy.plan()] == ["fresh", "resume", "run"]
+    outcomes = toy.run()
+    assert outcomes["add"].summary == "total 3 (continued)"
+    assert outcomes["add"].seconds >= attempt.seconds
+    assert sorted(path.name for path in toy.run_dir.iterdir()) == [".lock", "add", "make", "report", "run.json"]
+
+
+def test_what_another_setting_left_is_not_continued(toy: ToyProject, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "bug")
+    with pytest.raises(ZeroDivisionError):
+        toy.run()
+    monkeypatch.delenv("TOY_FAILURE")
+    assert toy.run("add.scale=2")["add"].summary == "total 6 (from the start)"
+
+
+def test_a_killed_run_continues(toy: ToyProject) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "import toy_stages\n"
+        "from orrery.pipeline.cli import main\n"
+        "main(sys.argv[2:], stages=toy_stages.STAGES, config_dir=Path(sys.argv[1]))\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(toy.config_dir), "run", "toy", f"run_dir={toy.run_dir}"],
+        env={"TOY_FAILURE": "kill"},
+        check=False,
+    )
+    assert killed.returncode == 9
+    assert not (toy.run_dir / "add").exists()
+    assert lock_holder(toy.run_dir) is None
+    assert toy.run()["add"].summary == "total 3 (continued)"
+
+
+def test_a_full_disk_is_said_and_survived(toy: ToyProject, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "disk full")
+    with pytest.raises(StageError, match=r"disk of .*run is full.*MiB free.*continues"):
+        toy.run()
+    monkeypatch.delenv("TOY_FAILURE")
+    assert toy.run()["add"].summary == "total 3 (continued)"
+
+
+def test_an_edited_input_is_refused_and_a_deleted_one_made_again(toy: ToyProject) -> None:
+    toy.run()
+    numbers = toy.run_dir / "make" / "numbers.txt"
+    numbers.write_text("9 9 9")
+    with pytest.raises(StageError, match=r"numbers\.txt was changed after stage 'make'"):
+        toy.run("add.scale=2")
+
+    numbers.write_text("9")
+    assert "numbers.txt has 1 bytes, expected 5" in toy.plan()[0][1]
+    # Made again with the same content, so what was made from it stays.
+    assert toy.statuses() == ["done", "fresh", "fresh"]
+
+
+def test_inputs_from_elsewhere(toy: ToyProject, tmp_path: Path) -> None:
+    toy.run()
+    there = toy.run_dir
+    toy.run_dir = tmp_path / "second"
+    assert toy.run("stages=[add]", f"inputs.numbers={there}/make")["add"].summary == "total 3 (from the start)"
+    assert toy.statuses("stages=[add]", f"inputs.numbers={there}/make") == ["fresh"]
+
+    with pytest.raises(StageError, match=r"kind 'total', expected kind 'numbers'"):
+        toy.run("stages=[add]", f"inputs.numbers={there}/add")
+    with pytest.raises(StageError, match=r"folder of artifacts.*give .*run/make"):
+        toy.run("stages=[add]", f"inputs.numbers={there}")
+    with pytest.raises(StageError, match=r"inputs\.numbers: there is no folder .*nowhere"):
+        toy.run("stages=[add]", "inputs.numbers=nowhere")
+
+
+def test_a_missing_input_and_a_bad_setting_stop_before_anything_runs(toy: ToyProject) -> None:
+    with pytest.raises(StageError, match=r"stage 'add' needs an input 'numbers'.*: make; or .*inputs\.numbers=PATH"):
+        toy.run("stages=[report,add]")
+    with pytest.raises(StageError, match="scale must not be 0"):
+        toy.run("add.scale=0")
+    assert not (toy.run_dir / "make").exists()
+
+
+def test_two_processes_do_not_share_a_run(toy: ToyProject) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from orrery.pipeline.run_folder import locked\n"
+            "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
+            str(toy.run_dir),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StageError, match=rf"in use by process {holder.pid} on \S+"):
+            toy.run()
+        assert f"process {holder.pid}" in (lock_holder(toy.run_dir) or "")
+    assert lock_holder(toy.run_dir) is None
+    assert toy.statuses() == ["done"] * 3
+
+
+@pytest.mark.parametrize("place", ["/proc/orrery", "file/inside"])
+def test_a_run_folder_that_cannot_be_written(toy: ToyProject, tmp_path: Path, place: str) -> None:
+    # Not by permissions: root, which runs the tests in a container, ignores them.
+    (tmp_path / "file").write_text("")
+    toy.run_dir = tmp_path / place
+    with pytest.raises(StageError, match=r"cannot write to the run folder .*run_dir=PATH"):
+        toy.run()
