@@ -166,10 +166,17 @@ def read_manifest(folder: Path) -> Manifest | None:
 def digest_of(folder: Path) -> str:
     """Return what identifies the content of an input: cheap, and not yet a check of it."""
     manifest = read_manifest(folder)
-    if manifest is not None:
-        return manifest.digest
-    stats = {path: (folder / path).stat() for path in _files_of(folder)}
-    return hash_json({path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()})
+    return stat_digest(folder) if manifest is None else manifest.digest
+
+
+def stat_digest(path: Path) -> str:
+    """Return a hash of the names, sizes and modification times of a file, or of all files in a folder."""
+    files = {name: path / name for name in _files_of(path)} if path.is_dir() else {path.name: path}
+    try:
+        stats = {name: file.stat() for name, file in files.items()}
+    except FileNotFoundError as error:
+        raise StageError(f"{error.filename} is not there any more") from error
+    return hash_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()})
 
 
 def verify(folder: Path, kind: str) -> None:

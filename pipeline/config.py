@@ -6,15 +6,17 @@ and wrong types fail here, before anything runs. Nothing is changed after `load_
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -24,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from .errors import ConfigError, OrreryError
+from .config_schema import build, declared_type, make_schema, spell
+from .errors import ConfigError
 from .stage import Stage
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
@@ -70,23 +73,28 @@ class RunConfig:
 
 
 def discover_stages() -> dict[str, type[Stage]]:
-    """Return {name: class} of every module of `orrery.stages` that defines a Stage."""
+    """Return {name: class} of every module of `orrery.stages` that defines a subclass of Stage.
+
+    Only those modules are imported: their neighbours may need torch.
+    """
     package = importlib.import_module("..stages", __package__)
     found = {}
     for module_info in pkgutil.iter_modules(package.__path__):
-        if module_info.ispkg:
+        module_name = f"{package.__name__}.{module_info.name}"
+        if module_info.ispkg or not (class_names := _stages_defined_in(module_name)):
             continue
-        module = importlib.import_module(f"{package.__name__}.{module_info.name}")
-        classes = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Stage) and value.__module__ == module.__name__
-        ]
-        if len(classes) > 1:
-            raise ConfigError(f"{module.__name__} must define one Stage, found {[c.__name__ for c in classes]}")
-        if classes:
-            found[module_info.name] = classes[0]
+        if len(class_names) > 1:
+            raise ConfigError(f"{module_name} must define one Stage, found {', '.join(class_names)}")
+        found[module_info.name] = getattr(importlib.import_module(module_name), class_names[0])
     return found
+
+
+def _stages_defined_in(module_name: str) -> list[str]:
+    spec = importlib.util.find_spec(module_name)
+    if spec is None or spec.origin is None:
+        return []
+    classes = [node for node in ast.parse(Path(spec.origin).read_bytes()).body if isinstance(node, ast.ClassDef)]
+    return [one.name for one in classes if any(isinstance(base, ast.Name) and base.id == "Stage" for base in one.bases)]
 
 
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:
@@ -114,10 +122,12 @@ def load_config(
     Raises:
         ConfigError: naming the key, what was expected and what was found.
     """
-    run_dir, hydra_overrides = _split_overrides(overrides)
-    schema = _schema(stages)
-    node = _compose(experiment, hydra_overrides, schema, config_dir)
-    with _readable_errors(schema):
+    parts = _parts(stages)
+    schema = make_schema(parts)
+    run_dir, hydra_overrides = _split_overrides(overrides, parts)
+    typed_keys = [override.partition("=")[0] for override in overrides]
+    with _readable_errors(schema, parts, typed_keys):
+        node = _compose(experiment, hydra_overrides, schema, config_dir)
         resolved: Any = OmegaConf.to_container(node, resolve=True)
     settings = Settings(**{f.name: resolved[f.name] for f in dataclasses.fields(Settings)})
     path = Path(experiment)
@@ -125,7 +135,7 @@ def load_config(
         resolved["name"] = path.stem
         settings = dataclasses.replace(settings, name=path.stem)
     _check_settings(settings, stages)
-    stage_configs = {name: _instantiate(node, name, schema) for name in settings.stages}
+    stage_configs = {name: build(stages[name].Config, resolved[name], name) for name in settings.stages}
     return RunConfig(
         experiment=str(path.resolve()) if _is_path(experiment) else experiment,
         overrides=tuple(override for override in overrides if not override.startswith("run_dir=")),
@@ -145,7 +155,7 @@ def dotted_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def _split_overrides(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """Separate run_dir, and rewrite what Hydra's grammar does not allow: free text in paths, task names in keys."""
     run_dir, rest = None, []
     for override in overrides:
@@ -163,10 +173,13 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
         elif key.startswith("inputs.") and not value.startswith(("'", '"')):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             rest.append(f"{key}='{escaped}'")
-        elif "/" in key and "." in (group := key.partition("/")[0]):
-            # A task name as the last part of the key; a dict is the form in which the grammar allows that.
-            owner = group.rpartition(".")[0]
-            rest.append(f"{owner}={{{key.removeprefix(owner + '.')}: {value}}}")
+        elif (entry := declared_type(parts, key)[1]) and get_origin(declared_type(parts, key)[0]) is dict:
+            # An entry of a mapping, by its name; only a mapping as the value may have any name and be new.
+            mapping = key.removesuffix(f".{entry}")
+            if dataclasses.is_dataclass(get_args(declared_type(parts, mapping)[0])[1]) and "." in entry:
+                entry, _, inner = entry.rpartition(".")
+                value = f"{{{inner}: {value}}}"
+            rest.append(f"{mapping}={{{entry}: {value}}}")
         else:
             rest.append(override)
     for override in rest:
@@ -181,33 +194,13 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     return run_dir, rest
 
 
-def _schema(stages: Mapping[str, type[Stage]]) -> DictConfig:
-    if taken := sorted(set(stages) & {f.name for f in dataclasses.fields(Settings)}):
-        raise ConfigError(f"these names are keys of a run and cannot name a stage: {taken}")
-    hints = get_type_hints(Settings)
-    settings = [(f.name, hints[f.name], _same_default(f)) for f in dataclasses.fields(Settings)]
-    owned = [(name, stage.Config, field(default_factory=stage.Config)) for name, stage in stages.items()]
-    # A dataclass at the root, too: a plain dict would accept new top-level keys given with `+`.
-    schema = OmegaConf.structured(dataclasses.make_dataclass("Run", [*settings, *owned]))
-    _open_for_merging(schema)
-    return schema
-
-
-def _same_default(setting: dataclasses.Field[Any]) -> Any:
-    if setting.default_factory is not dataclasses.MISSING:
-        return field(default_factory=setting.default_factory)
-    return field(default=setting.default)
-
-
-def _open_for_merging(node: DictConfig) -> None:
-    """OmegaConf makes frozen dataclasses read-only and dicts closed: YAML could then set neither."""
-    OmegaConf.set_readonly(node, None)
-    if OmegaConf.get_type(node) is dict:
-        OmegaConf.set_struct(node, False)
-    for key in map(str, node):
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            _open_for_merging(child)
+def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:
+    """{key: (type, default)} of everything that a run's config holds."""
+    defaults, hints = Settings(), get_type_hints(Settings)
+    parts = {f.name: (hints[f.name], getattr(defaults, f.name)) for f in dataclasses.fields(Settings)}
+    if taken := sorted(set(stages) & set(parts)):
+        raise ConfigError(f"these names are keys of a run and cannot name a stage: {', '.join(taken)}")
+    return parts | {name: (stage.Config, stage.Config()) for name, stage in stages.items()}
 
 
 def _is_path(experiment: str) -> bool:
@@ -218,38 +211,26 @@ def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_d
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     config_name = f"experiments/{experiment}"
-    with _readable_errors(schema, [override.partition("=")[0] for override in overrides]):
-        if _is_path(experiment):
-            path = Path(experiment)
-            if not path.is_file():
-                raise ConfigError(f"there is no experiment file {path.resolve()}")
-            node: Any = OmegaConf.load(path)
-            if not isinstance(node, DictConfig):
-                raise ConfigError(f"{path} must hold `key: value` lines, found {type(node).__name__}")
-            if "defaults" not in node:
-                node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
-            config_name = "experiment_file"
-            store.store(name=config_name, node=node)
-        elif experiment not in (known := list_experiments(config_dir)):
-            lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
-            guess = _nearest(experiment, known)
-            raise ConfigError(
-                f"there is no experiment {experiment!r}.{guess} Known experiments:\n"
-                + ("\n".join(lines) or "  (none)")
-                + "\nYour own: give the path of a .yaml file."
-            )
-        with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-            return compose(config_name=config_name, overrides=overrides)
-
-
-def _instantiate(node: DictConfig, name: str, schema: DictConfig) -> Any:
-    with _readable_errors(schema):
-        try:
-            return OmegaConf.to_object(node[name])
-        except OmegaConfBaseException:
-            raise
-        except (OrreryError, ValueError, TypeError) as error:
-            raise ConfigError(f"config key {name}: {error}") from error
+    if _is_path(experiment):
+        path = Path(experiment)
+        if not path.is_file():
+            raise ConfigError(f"there is no experiment file {path.resolve()}")
+        node: Any = OmegaConf.load(path)
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{path} must hold `key: value` lines, found {type(node).__name__}")
+        if "defaults" not in node:
+            node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
+        config_name = "experiment_file"
+        store.store(name=config_name, node=node)
+    elif experiment not in (known := list_experiments(config_dir)):
+        lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
+        raise ConfigError(
+            f"there is no experiment {experiment!r}.{_nearest(experiment, known)} Known experiments:\n"
+            + ("\n".join(lines) or "  (none)")
+            + "\nYour own: give the path of a .yaml file."
+        )
+    with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
+        return compose(config_name=config_name, overrides=overrides)
 
 
 def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> None:
@@ -277,7 +258,7 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
 
 
 @contextlib.contextmanager
-def _readable_errors(schema: DictConfig, typed_keys: Sequence[str] = ()) -> Iterator[None]:
+def _readable_errors(schema: DictConfig, parts: Mapping[str, Any], typed_keys: Sequence[str]) -> Iterator[None]:
     """Turn errors of Hydra, OmegaConf and YAML into a ConfigError that names the key or the place."""
     try:
         yield
@@ -293,7 +274,8 @@ def _readable_errors(schema: DictConfig, typed_keys: Sequence[str] = ()) -> Iter
             key = next((typed for typed in typed_keys if f"{typed}.".startswith(f"{key}.")), key)
             raise ConfigError(f"there is no config key {key!r}.{_nearest_key(key, schema)}") from error
         reason = (cause.msg or str(cause)).splitlines()[0]
-        raise ConfigError(f"config key {key}: expected {_annotation(schema, key)}; {reason}") from error
+        expected = spell(declared_type(parts, key)[0])
+        raise ConfigError(f"config key {key}: expected {expected}; {reason}") from error
 
 
 def _nearest_key(key: str, schema: DictConfig) -> str:
@@ -305,16 +287,6 @@ def _nearest_key(key: str, schema: DictConfig) -> str:
         return guess or f" Keys of {owner or 'a run'}: {', '.join(map(str, node))}"
     everything: Any = OmegaConf.to_container(schema)
     return _nearest(key, [known for known, _ in dotted_keys(everything)])
-
-
-def _annotation(schema: DictConfig, key: str) -> str:
-    """The declared type of a dotted key, as its dataclass spells it."""
-    owner: Any = OmegaConf.get_type(schema)
-    for part in key.split("."):
-        if not dataclasses.is_dataclass(owner):
-            break
-        owner = get_type_hints(owner).get(part, owner)
-    return owner.__name__ if isinstance(owner, type) and not get_args(owner) else str(owner)
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

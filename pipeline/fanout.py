@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -107,6 +109,8 @@ def _start_worker(lifeline: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # those of libraries, once per process, would cut through the progress line
     threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
 
 

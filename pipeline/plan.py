@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import artifact
-from .artifact import Manifest
+from .artifact import InputRecord, Manifest
 from .config import RunConfig, dotted_keys
 from .errors import StageError
 from .run_folder import partial_folder, read_attempt
 from .stage import Stage
 
 Action = Literal["fresh", "resume", "run"]
+
+OUTSIDE = "outside the run"
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,23 @@ def _given_artifact(folder: Path, input_name: str, kind: str) -> Path:
     return folder.resolve()
 
 
-def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]) -> Decision:
-    digests = {
-        input_name: [artifact.digest_of(source.folder) for source in many] for input_name, many in sources.items()
+def input_records(
+    config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]
+) -> dict[str, list[InputRecord]]:
+    """Paths and digests of what a stage is made from; files outside the run stand under `OUTSIDE`."""
+    records = {
+        input_name: [InputRecord(str(source.folder), artifact.digest_of(source.folder)) for source in many]
+        for input_name, many in sources.items()
     }
+    if outside := stage(config.stage_configs[name]).reads():
+        records[OUTSIDE] = [InputRecord(str(path), artifact.stat_digest(path)) for path in outside]
+    return records
+
+
+def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]) -> Decision:
+    """Compare what the stage would be made from now with what its artifact was made from."""
+    records = input_records(config, stage, name, sources)
+    digests = {input_name: [record.digest for record in many] for input_name, many in records.items()}
     version = artifact.package_versions()["orrery"]
     stage_config = config.resolved[name]
     key = artifact.hash_json([name, stage.output_kind, stage_config, digests, version])

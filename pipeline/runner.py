@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import artifact
-from .artifact import InputRecord, Manifest
+from .artifact import Manifest
 from .config import RunConfig
 from .errors import StageError
-from .plan import Decision, Source, check_all, decide
+from .plan import Decision, Source, check_all, decide, input_records
 from .run_folder import RUN_FILE, Attempt, attempt_file, disk_errors, partial_folder, read_attempt, write_attempt
 from .stage import Context, Stage
 
@@ -137,6 +137,8 @@ def _run_stage(
             progress=progress,
             run=RunFacts(config.run_dir, config.resolved, _records(config, name)),
         )
+        # Before the stage reads them: what changes meanwhile must count as changed.
+        records = input_records(config, stage, name, sources)
         started = time.time()
         try:
             summary = stage(config.stage_configs[name]).run(context)
@@ -155,10 +157,7 @@ def _run_stage(
             stage=name,
             key=key,
             config=config.resolved[name],
-            inputs={
-                input_name: [InputRecord(str(source.folder), artifact.digest_of(source.folder)) for source in many]
-                for input_name, many in sources.items()
-            },
+            inputs=records,
             seconds=attempt.seconds + time.time() - started,
             summary=summary,
         )

@@ -76,3 +76,7 @@ class Stage:
 
     def check(self) -> None:
         """Raise an OrreryError for what can be seen to be wrong before anything runs. Called for all stages first."""
+
+    def reads(self) -> Sequence[Path]:
+        """Files and folders outside the run that `run` reads; when their size or time changes the stage runs again."""
+        return ()

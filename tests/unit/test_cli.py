@@ -146,5 +146,5 @@ def test_an_up_to_date_run_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0
-    heavy = {"torch", "lightning", "mujoco", "dm_control", "metaworld", "gymnasium", "minari", "pandas", "matplotlib"}
+    heavy = {"torch", "lightning", "mujoco", "dm_control", "metaworld", "minari", "pandas", "matplotlib"}
     assert heavy & set(modules) == set()

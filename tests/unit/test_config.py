@@ -4,7 +4,7 @@ import pytest
 from orrery.pipeline.config import RunConfig, discover_stages, list_experiments, load_config
 from orrery.pipeline.errors import ConfigError
 
-from .toy_stages import STAGES, MakeConfig, write_configs
+from .toy_stages import STAGES, FrameConfig, MakeConfig, write_configs
 
 
 @pytest.fixture
@@ -37,6 +37,14 @@ def test_entries_of_mappings_can_be_set(load) -> None:
     assert two.stage_configs["make"].weights == {"dmc/walker-run": 1.0, "dmc/reacher-easy": 2.0}
 
 
+def test_nested_dataclasses_arrive_frozen_and_typed(load) -> None:
+    config = load("report.frame.width=3", "report.frames.my/task.width=4", "report.limit=2").stage_configs["report"]
+    assert config.frame == FrameConfig(width=3, sides=(1, 2))
+    assert config.frames == {"my/task": FrameConfig(width=4)}
+    assert config.limit == 2.0
+    assert load("report.frame.sides=[7]").stage_configs["report"].frame.sides == (7,)
+
+
 def test_paths_of_inputs_need_no_quotes(load) -> None:
     assert load("inputs.numbers=/a b/c=d,'e'").settings.inputs == {"numbers": "/a b/c=d,'e'"}
 
@@ -53,6 +61,8 @@ def test_paths_of_inputs_need_no_quotes(load) -> None:
         ("make.weights.a=b", ["make.weights.a", "float", "'b'"]),
         ("tasks=5", ["tasks", "expected list[str]", "int"]),
         ("make.size=0", ["make: size must be at least 1, found 0"]),
+        ("report.frame.width=-1", ["report.frame: width must not be negative"]),
+        ("report.frames.a/b.width=x", ["report.frames.a/b.width", "'x'"]),
         ("make.size=[1", ["cannot read 'make.size=[1'"]),
         ("make.size", ["expected key=value, found 'make.size'"]),
         ("seeds=0", ["seeds", "at least 1", "found 0"]),

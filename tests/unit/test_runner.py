@@ -159,6 +159,19 @@ def test_inputs_from_elsewhere(toy: ToyProject, tmp_path: Path) -> None:
         toy.run("stages=[add]", "inputs.numbers=nowhere")
 
 
+def test_a_file_outside_the_run_counts_as_an_input(toy: ToyProject, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_text("a")
+    setting = f"report.picture={picture}"
+    toy.run(setting)
+    assert toy.statuses(setting) == ["fresh"] * 3
+    picture.write_text("another")
+    assert toy.plan(setting)[2] == ("run", "input outside the run changed")
+    picture.unlink()
+    with pytest.raises(StageError, match=r"picture\.png is not there any more"):
+        toy.run(setting)
+
+
 def test_a_missing_input_and_a_bad_setting_stop_before_anything_runs(toy: ToyProject) -> None:
     with pytest.raises(StageError, match=r"stage 'add' needs an input 'numbers'.*: make; or .*inputs\.numbers=PATH"):
         toy.run("stages=[report,add]")

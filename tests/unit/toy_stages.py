@@ -42,7 +42,7 @@ class Add(Stage):
 
     Config = AddConfig
     output_kind = "total"
-    inputs = {"numbers": Input("numbers")}  # noqa: RUF012
+    inputs = {"numbers": Input("numbers")}
 
     def check(self) -> None:
         if self.config.scale == 0:
@@ -71,8 +71,22 @@ class Add(Stage):
 
 
 @dataclass(frozen=True)
+class FrameConfig:
+    width: int = 1
+    sides: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.width < 0:
+            raise ValueError("width must not be negative")
+
+
+@dataclass(frozen=True)
 class ShowConfig:
     title: str = "toy"
+    frame: FrameConfig = field(default_factory=FrameConfig)
+    frames: dict[str, FrameConfig] = field(default_factory=dict)
+    limit: float | None = None
+    picture: str = ""
 
 
 class Show(Stage):
@@ -80,7 +94,10 @@ class Show(Stage):
 
     Config = ShowConfig
     output_kind = "report"
-    inputs = {"totals": Input("total", optional=True, many=True)}  # noqa: RUF012
+    inputs = {"totals": Input("total", optional=True, many=True)}
+
+    def reads(self) -> list[Path]:
+        return [Path(self.config.picture)] if self.config.picture else []
 
     def run(self, context: Context) -> str:
         totals = [(folder / "total.txt").read_text() for folder in context.inputs["totals"]]
