@@ -83,7 +83,7 @@ def exploration(spec: TaskSpec, rng: np.random.Generator) -> Controller:
         return uniform(spec, rng)
     if kind == 1:
         return _ornstein_uhlenbeck(rng, time_scale, spec.action_dim)
-    return _held(rng, time_scale, lambda: rng.choice(np.float32([-1, 1]), spec.action_dim))
+    return _held(rng, time_scale, lambda: rng.choice(np.array([-1, 1], np.float32), spec.action_dim))
 
 
 def uniform(spec: TaskSpec, rng: np.random.Generator) -> Controller:
@@ -100,7 +100,8 @@ def expert(spec: TaskSpec, rng: np.random.Generator, variation: Variation) -> Co
     if rng.random() < variation.random_share:
         return uniform(spec, rng)
     scale = rng.uniform(*variation.noise)
-    policy = ENV_POLICY_MAP[spec.environment["task"]]()
+    scripts: Mapping[str, Any] = ENV_POLICY_MAP
+    policy = scripts[spec.environment["task"]]()
 
     def controller(observation: np.ndarray) -> np.ndarray:
         with warnings.catch_warnings():

@@ -21,7 +21,9 @@ from .tasks import make_environment
 from .tasks.decisions import Decisions
 
 LANES = 8
-"""Environments that advance together. A batched policy call costs about the same for 8 rows as for 1."""
+"""Environments that advance together. A batched policy call costs about the same for 8 rows as for 1.
+
+A constant, because a policy's matrix products round differently for other batch sizes, and simulators amplify that."""
 
 
 class Act(Protocol):

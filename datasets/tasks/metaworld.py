@@ -113,7 +113,9 @@ class MetaWorld(gymnasium.Env[np.ndarray, np.ndarray]):
             raise TaskError(
                 f"Meta-World has no task {task!r}; orrery.datasets.tasks.task_names('metaworld') lists them"
             )
-        self._environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[key](seed=0)
+        # Its class is generated at import, with a constructor that the annotations of its base do not know.
+        build: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[key]
+        self._environment = build(seed=0)
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True
         # Its own observation space has bounds 0..0 for the goal, which the observations then violate.
@@ -123,8 +125,8 @@ class MetaWorld(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        # Meta-World ignores reset(seed=).
-        self._environment.seed(seed)
+        if seed is not None:  # Meta-World ignores reset(seed=)
+            self._environment.seed(seed)
         observation, _ = self._environment.reset()
         return observation, {"success": False}
 

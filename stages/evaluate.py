@@ -1,0 +1,298 @@
+"""Play every policy in the real environments, beside the data's behaviour and a uniformly random policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..datasets.schema import TaskSpec, TaskTable
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.seeding import derive_seed
+from ..pipeline.stage import Context, Input, Stage
+from .scores import EpisodeRow, ScoreRow, score_data, score_run, summarise, with_references, write_csv
+
+if TYPE_CHECKING:
+    from ..datasets.rollout import Act
+    from ..datasets.tasks.decisions import Decisions
+
+BASELINES = ("behaviour", "random")
+
+Run = tuple[str, str, int]
+"""(algorithm, task, policy seed)."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How policies are judged."""
+
+    episodes: int = 10
+    """Per policy."""
+    seed: int = 0
+    """With the task, the policy's seed and an episode's number, determines that episode's environment seed."""
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    """behaviour: the returns in the dataset. random: uniform actions, as many episodes as a policy has."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigError(f"episodes must be at least 1, found {self.episodes}")
+        if unknown := sorted(set(self.baselines) - set(BASELINES)):
+            raise ConfigError(f"unknown baselines {', '.join(unknown)}; expected {', '.join(BASELINES)}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    run: Run
+    spec: TaskSpec
+    config: EvaluateConfig
+    policy: Path | None
+    """None for the random policy."""
+
+
+def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int:
+    """Environment seed of an evaluation episode: 2**31 and above, where collected data has none."""
+    return 2**31 + derive_seed("evaluate", seed, task, policy_seed, episode) % 2**31
+
+
+class Evaluate(Stage):
+    """`scores.csv`, `episodes.csv` and `summary.json`: the last iterate of every policy, acting deterministically."""
+
+    Config = EvaluateConfig
+    inputs = {"policies": Input("policies", many=True, optional=True), "store": Input("store", optional=True)}
+    output_kind = "scores"
+    config: EvaluateConfig
+
+    def run(self, context: Context) -> str:
+        policies, specs = _read_policies(context.inputs["policies"])
+        data = _read_data(context.inputs["store"], specs)
+        if not specs:
+            raise StageError("evaluate found neither policies nor a store; run extract or pack before it")
+        skipped = {name: "no environment is known" for name, spec in specs.items() if not spec.environment}
+        jobs = self._jobs(policies, specs, skipped)
+        rows = self._play(context, jobs)
+        if jobs and all(row.error is not None for row in rows):
+            raise StageError(f"every episode of the evaluation failed; the first: {rows[0].error}")
+        return self._write(context.folder, specs, policies, data, skipped, [job.run for job in jobs], rows)
+
+    def _jobs(
+        self, policies: Mapping[Run, Mapping[str, Any]], specs: Mapping[str, TaskSpec], skipped: Mapping[str, str]
+    ) -> list[_Job]:
+        """One job per run, those of a task next to each other so that a process keeps its environments."""
+        jobs = []
+        for name, spec in specs.items():
+            if name in skipped:
+                continue
+            own = [run for run in policies if run[1] == name]
+            jobs += [_Job(run, spec, self.config, policies[run]["folder"]) for run in own]
+            if "random" in self.config.baselines:
+                seeds = sorted({run[2] for run in own}) or [0]
+                jobs += [_Job(("random", name, seed), spec, self.config, None) for seed in seeds]
+        return jobs
+
+    def _play(self, context: Context, jobs: Sequence[_Job]) -> list[EpisodeRow]:
+        """The episodes of all jobs in order. A finished job is on disk at once, so a kill costs only the others."""
+        log = context.folder / "finished.jsonl"
+        finished = _read_finished(log)
+        remaining = [job for job in jobs if job.run not in finished]
+        count = self.config.episodes
+        with (
+            log.open("a") as file,
+            context.progress("evaluate", total=count * len(jobs), completed=count * len(finished)) as progress,
+        ):
+            for index, outcome in run_jobs(_evaluate, remaining, workers=context.workers):
+                job = remaining[index]
+                if isinstance(outcome, JobFailure):
+                    context.log.warning("evaluating %s on %s, seed %d: %s", *job.run, outcome.error)
+                    outcome = _failed(job, outcome.error)
+                else:
+                    file.write(json.dumps([asdict(row) for row in outcome]) + "\n")
+                    file.flush()
+                finished[job.run] = outcome
+                progress.advance(count)
+                progress.note(f"{job.run[0]} {job.run[1]}")
+        return [row for job in jobs for row in finished[job.run]]
+
+    def _write(
+        self,
+        folder: Path,
+        specs: Mapping[str, TaskSpec],
+        policies: Mapping[Run, Mapping[str, Any]],
+        data: Mapping[str, Mapping[str, Any]],
+        skipped: Mapping[str, str],
+        runs: Sequence[Run],
+        episodes: list[EpisodeRow],
+    ) -> str:
+        references = {}
+        scores: list[ScoreRow] = []
+        for name, spec in specs.items():
+            own = [row for row in episodes if row.task == name]
+            random_returns = [row.return_ for row in own if row.algorithm == "random" and row.error is None]
+            spec, reference = with_references(spec, random_returns, data.get(name))
+            if reference is not None:
+                references[name] = reference
+            for run in (run for run in runs if run[1] == name):
+                scores.append(
+                    score_run(spec, run, [row for row in own if (row.algorithm, row.seed) == (run[0], run[2])])
+                )
+            if "behaviour" in self.config.baselines and name in data:
+                scores.append(score_data(spec, data[name]))
+        order = [*dict.fromkeys(run[0] for run in policies), *BASELINES]
+        scores.sort(key=lambda row: order.index(row.algorithm))
+        write_csv(folder / "episodes.csv", EpisodeRow, episodes)
+        write_csv(folder / "scores.csv", ScoreRow, scores)
+        suites = sorted({spec.suite for spec in specs.values()})
+        algorithms = summarise(scores, episodes)
+        summary = {
+            "algorithms": algorithms,
+            "by_suite": {
+                suite: summarise([row for row in scores if specs[row.task].suite == suite],
+                                 [row for row in episodes if specs[row.task].suite == suite])
+                for suite in suites
+            },
+            "protocol": {
+                "episodes": self.config.episodes,
+                "seed": self.config.seed,
+                "policy": "last iterate, deterministic",
+                "success": "after any decision",
+                "interval": "95%, 2000 resamples of seeds within each task; null where every task has one run",
+            },
+            "references": references,
+            "imagined": _imagined(policies, episodes),
+            "skipped": dict(skipped),
+            "failures": [
+                {"algorithm": row.algorithm, "task": row.task, "seed": row.seed, "episode": row.episode, "error":
+                row.error} for row in episodes if row.error is not None
+            ],
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+        (folder / "finished.jsonl").unlink()
+        return self._headline(algorithms, len(specs) - len(skipped), policies)
+
+    def _headline(self, algorithms: Mapping[str, Mapping[str, Any]], tasks: int, policies: Mapping[Run, Any]) -> str:
+        parts = [f"{name} {_interval(values['mean'])}" for name, values in algorithms.items()]
+        seeds = len({run[2] for run in policies}) or 1
+        failed = sum(values["failed_episodes"] for values in algorithms.values())
+        line = f"{', '.join(parts)} (mean score over {tasks} tasks x {seeds} seeds x {self.config.episodes} episodes)"
+        return f"{line}; {failed} episodes failed" if failed else line
+
+
+def _evaluate(job: _Job) -> list[EpisodeRow]:
+    """Play the episodes of one run. Runs in a worker process."""
+    from ..datasets.rollout import play_episodes, policy_act
+
+    algorithm, task, seed = job.run
+    seeds = [evaluation_seed(job.config.seed, task, seed, episode) for episode in range(job.config.episodes)]
+    if job.policy is None:
+        act = _random_act(job.spec, seeds)
+    else:
+        from .policy import load_policy
+
+        act = policy_act(load_policy(job.policy))
+    pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
+    results = dict(play_episodes(job.spec, act, seeds, pool=pool))
+    return [
+        EpisodeRow(algorithm, task, seed, episode, result.seed, result.return_, result.length,
+                   result.success_any, result.success_last, result.error)
+        for episode, result in sorted(results.items())
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _pool(_spec: str) -> list[Decisions]:
+    """Environments of the latest task in this process, kept from one run to the next."""
+    return []
+
+
+def _random_act(spec: TaskSpec, seeds: Sequence[int]) -> Act:
+    from ..datasets.collect import uniform
+
+    controllers = [uniform(spec, np.random.default_rng(derive_seed("random", seed))) for seed in seeds]
+
+    def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+        return np.stack([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
+
+    return act
+
+
+def _failed(job: _Job, error: str) -> list[EpisodeRow]:
+    algorithm, task, seed = job.run
+    return [
+        EpisodeRow(algorithm, task, seed, episode, evaluation_seed(job.config.seed, task, seed, episode),
+                   math.nan, 0, None, None, error)
+        for episode in range(job.config.episodes)
+    ]  # fmt: skip
+
+
+def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]], dict[str, TaskSpec]]:
+    """Every policy by its run, with its folder, and the specs of their tasks."""
+    policies: dict[Run, dict[str, Any]] = {}
+    specs: dict[str, TaskSpec] = {}
+    for artifact in artifacts:
+        index = json.loads((artifact / "policies.json").read_text())
+        table = TaskTable([TaskSpec.from_dict(values) for values in index["tasks"]])
+        specs |= {spec.name: spec for spec in table}
+        for entry in index["policies"]:
+            run = (entry["algorithm"], entry["task"], int(entry["seed"]))
+            if run in policies:
+                raise StageError(
+                    f"two policies of algorithm {run[0]!r} on {run[1]} with seed {run[2]}: {policies[run]['folder']} "
+                    f"and {artifact / entry['path']}; evaluate one of them at a time"
+                )
+            policies[run] = {**entry, "folder": artifact / entry["path"]}
+    return policies, specs
+
+
+def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, dict[str, Any]]:
+    """Statistics of each task's data; adds the store's tasks to `specs` if no policy has brought any."""
+    data: dict[str, dict[str, Any]] = {}
+    for store in stores:
+        data |= {entry["task"]: entry for entry in json.loads((store / "store.json").read_text())["tasks"]}
+        if not specs:
+            specs |= {spec.name: spec for spec in TaskTable.from_json((store / "tasks.json").read_text())}
+    return data
+
+
+def _read_finished(log: Path) -> dict[Run, list[EpisodeRow]]:
+    """Runs that an interrupted evaluation had finished. A line that the kill cut short is dropped."""
+    finished: dict[Run, list[EpisodeRow]] = {}
+    if not log.exists():
+        return finished
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    log.write_text("".join(lines))
+    for line in lines:
+        rows = [EpisodeRow(**values) for values in json.loads(line)]
+        finished[rows[0].algorithm, rows[0].task, rows[0].seed] = rows
+    return finished
+
+
+def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[EpisodeRow]) -> list[dict[str, Any]]:
+    """What the model promised each policy beside what it earned, per decision: the gap is model exploitation."""
+    table = []
+    for (algorithm, task, seed), entry in policies.items():
+        own = [row for row in episodes if (row.algorithm, row.task, row.seed) == (algorithm, task, seed)]
+        completed = [row for row in own if row.error is None]
+        decisions = sum(row.length for row in completed)
+        table.append(
+            {
+                "algorithm": algorithm,
+                "task": task,
+                "seed": seed,
+                "imagined_return_per_step": entry.get("imagined_return_per_step"),
+                "real_return_per_step": sum(row.return_ for row in completed) / decisions if decisions else None,
+            }
+        )
+    return table
+
+
+def _interval(estimate: Mapping[str, float | None]) -> str:
+    if estimate["value"] is None:
+        return "no score"
+    text = f"{estimate['value']:.2f}"
+    return text if estimate["low"] is None else f"{text} [{estimate['low']:.2f}, {estimate['high']:.2f}]"

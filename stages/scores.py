@@ -1,0 +1,137 @@
+"""From evaluation episodes to scores: one row per (algorithm, task, seed), and a summary per algorithm.
+
+Decides what a failure does to a score: episodes that failed are left out of their row and counted, a row without any
+completed episode has no score (NaN) and is named in the summary as unscored. No simulator and no torch in here.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets.schema import TaskSpec
+from .statistics import iqm, mean, stratified_bootstrap
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One evaluation episode; a row of episodes.csv."""
+
+    algorithm: str
+    task: str
+    seed: int
+    """Of the policy."""
+    episode: int
+    episode_seed: int
+    """Of the environment; the same for every algorithm."""
+    return_: float
+    length: int
+    """Decisions."""
+    success: bool | None
+    """Success after any decision."""
+    success_last: bool | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One run of one algorithm on one task; a row of scores.csv."""
+
+    algorithm: str
+    task: str
+    seed: int
+    episodes: int
+    """Completed."""
+    return_mean: float
+    return_std: float
+    """Over episodes, population form."""
+    success_rate: float | None
+    score: float
+
+
+def with_references(
+    spec: TaskSpec, random_returns: Sequence[float], data: Mapping[str, Any] | None
+) -> tuple[TaskSpec, dict[str, Any] | None]:
+    """The spec with the references of its normalised score filled in, and where they came from.
+
+    Where the task states none, 0 is this evaluation's random policy and 1 the best episode of the dataset. The second
+    value is None for other kinds of score.
+    """
+    if spec.score_kind != "normalised":
+        return spec, None
+    source = {"random_from": "task", "expert_from": "task"}
+    if spec.score_random is None:
+        source["random_from"] = "mean return of this evaluation's random policy"
+        spec = replace(spec, score_random=float(np.mean(random_returns)) if random_returns else None)
+    if spec.score_expert is None:
+        source["expert_from"] = "best episode of the dataset"
+        spec = replace(spec, score_expert=None if data is None else data.get("return_max"))
+    return spec, {"random": spec.score_random, "expert": spec.score_expert, **source}
+
+
+def score_run(spec: TaskSpec, run: tuple[str, str, int], episodes: Iterable[EpisodeRow]) -> ScoreRow:
+    """Score one run from its episodes."""
+    completed = [row for row in episodes if row.error is None]
+    if not completed:
+        return ScoreRow(*run, episodes=0, return_mean=math.nan, return_std=math.nan, success_rate=None, score=math.nan)
+    returns = np.array([row.return_ for row in completed])
+    success = [row.success for row in completed if row.success is not None]
+    rate = float(np.mean(success)) if success else None
+    average = float(returns.mean())
+    return ScoreRow(*run, len(completed), average, float(returns.std()), rate, spec.score(average, rate))
+
+
+def score_data(spec: TaskSpec, data: Mapping[str, Any]) -> ScoreRow:
+    """Score the behaviour that made a dataset, from the statistics of the store."""
+    average, rate = float(data["return_mean"]), data.get("success_rate")
+    score = spec.score(average, rate)
+    return ScoreRow("behaviour", spec.name, 0, int(data["episodes"]), average, float(data["return_std"]), rate, score)
+
+
+def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[str, dict[str, Any]]:
+    """Mean and IQM with 95% intervals for each algorithm, over all its scored runs."""
+    summary: dict[str, dict[str, Any]] = {}
+    for algorithm in dict.fromkeys(row.algorithm for row in rows):
+        own = [row for row in rows if row.algorithm == algorithm]
+        runs: dict[str, list[float]] = {}
+        for row in own:
+            if math.isfinite(row.score):
+                runs.setdefault(row.task, []).append(row.score)
+        scores = {task: np.array(values) for task, values in runs.items()}
+        summary[algorithm] = {
+            "mean": _estimate(scores, mean),
+            "iqm": _estimate(scores, iqm),
+            "tasks": len(scores),
+            "seeds": max((len(values) for values in scores.values()), default=0),
+            "failed_episodes": sum(row.algorithm == algorithm and row.error is not None for row in episodes),
+            "unscored": [f"{row.task} seed {row.seed}" for row in own if not math.isfinite(row.score)],
+        }
+    return summary
+
+
+def _estimate(scores: Mapping[str, np.ndarray], statistic: Any) -> dict[str, float | None]:
+    if not scores:
+        return {"value": None, "low": None, "high": None}
+    low, high = stratified_bootstrap(scores, statistic) or (None, None)
+    return {"value": statistic(np.concatenate(list(scores.values()))), "low": low, "high": high}
+
+
+def write_csv(path: Path, row_type: type[EpisodeRow] | type[ScoreRow], rows: Sequence[EpisodeRow | ScoreRow]) -> None:
+    """Write rows under their field names; what is unknown or NaN is left empty, which pandas reads as NaN."""
+    names = [field.name for field in fields(row_type)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([name.rstrip("_") for name in names])
+        for row in rows:
+            values = asdict(row)
+            writer.writerow(["" if _unknown(values[name]) else values[name] for name in names])
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

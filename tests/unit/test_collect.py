@@ -1,0 +1,210 @@
+"""Collected episodes depend on seed, task and number only; Minari and our reader both read what is written."""
+
+import json
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import minari
+import numpy as np
+import pytest
+from orrery.datasets.collect import Variation, dataset_id, episode_seed, expert, exploration
+from orrery.datasets.minari import MinariReader
+from orrery.datasets.rollout import play_episodes
+from orrery.datasets.schema import TaskSpec
+from orrery.datasets.tasks import make_environment, task_spec
+from orrery.pipeline.errors import ConfigError, StageError, TaskError
+from orrery.pipeline.stage import Context
+from orrery.stages.collect import Collect, CollectConfig
+
+
+class Line:
+    def __init__(self):
+        self.done = 0
+
+    def advance(self, amount=1):
+        self.done += amount
+
+    def note(self, text): ...
+
+
+def context(folder: Path, workers=1) -> Context:
+    @contextmanager
+    def progress(description, total, completed=0):
+        line = Line()
+        yield line
+        assert line.done + completed == total
+
+    folder.mkdir(exist_ok=True)
+    return Context(folder, {}, workers, 1, logging.getLogger("test"), progress)
+
+
+def collect(folder, workers=1, **settings):
+    stage = Collect(CollectConfig(**settings))
+    stage.check()
+    summary = stage.run(context(folder, workers))
+    return summary, json.loads((folder / "datasets.json").read_text())["tasks"]
+
+
+def episodes(folder, record):
+    return list(MinariReader(folder / record["path"]))
+
+
+def test_a_collected_dataset_replays_in_its_environment(tmp_path):
+    tasks = ["gymnasium/Pendulum-v1", "gymnasium/CartPole-v1"]
+    summary, records = collect(tmp_path, tasks=tasks, episodes=3, seed=7)
+    assert list(records) == tasks
+    assert summary.endswith("in 6 episodes of 2 tasks")
+    for task, record in records.items():
+        reader = MinariReader(tmp_path / record["path"])
+        assert reader.task.name == task
+        assert (reader.behaviour, record["behaviour"]) == ("exploration", "exploration")
+        assert record["transitions"] == sum(len(episode) for episode in reader)
+        assert record["return_mean"] == pytest.approx(np.mean([episode.rewards.sum() for episode in reader]), rel=1e-5)
+        environment = make_environment(reader.task)
+        for number, episode in enumerate(reader):
+            observation, _ = environment.reset(seed=episode_seed(7, task, number))
+            np.testing.assert_array_equal(observation, episode.observations[0])
+            for t, action in enumerate(episode.actions):
+                observation, _, terminated, _, _ = environment.step(action)
+                np.testing.assert_array_equal(observation, episode.observations[t + 1])
+            assert terminated == episode.terminated
+
+
+def test_minari_itself_reads_what_was_collected(tmp_path, monkeypatch):
+    _, records = collect(tmp_path, tasks=["gymnasium/CartPole-v1", "metaworld/reach-v3"], episodes=2)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    cartpole = minari.load_dataset(records["gymnasium/CartPole-v1"]["dataset_id"])
+    assert cartpole.action_space.n == 2
+    assert set(cartpole[0].actions) <= {0, 1}
+    assert cartpole[0].terminations[-1]
+    reach = minari.load_dataset(records["metaworld/reach-v3"]["dataset_id"])
+    assert reach[0].observations.shape == (101, 39)
+    assert reach[0].observations.dtype == np.float32
+    assert reach[0].infos["success"].shape == (101,)
+    assert records["metaworld/reach-v3"]["behaviour"] == "expert"
+    assert records["metaworld/reach-v3"]["success_rate"] is not None
+
+
+def test_episodes_do_not_depend_on_workers_or_on_how_many_are_asked_for(tmp_path, monkeypatch):
+    settings = {"tasks": ["gymnasium/Pendulum-v1"], "seed": 3}
+    _, few = collect(tmp_path / "few", episodes=3, **settings)
+    monkeypatch.setattr("orrery.stages.collect.CHUNK", 2)
+    _, many = collect(tmp_path / "many", episodes=5, workers=2, **settings)
+    pairs = zip(episodes(tmp_path / "few", *few.values()), episodes(tmp_path / "many", *many.values()), strict=False)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one.observations, other.observations)
+        np.testing.assert_array_equal(one.actions, other.actions)
+    _, other_seed = collect(tmp_path / "other", episodes=1, **(settings | {"seed": 4}))
+    (first,) = episodes(tmp_path / "other", *other_seed.values())
+    assert not np.array_equal(first.actions, episodes(tmp_path / "few", *few.values())[0].actions)
+
+
+def test_an_interrupted_collect_keeps_finished_tasks_and_replaces_half_written_ones(tmp_path, monkeypatch):
+    settings = {"tasks": ["gymnasium/Pendulum-v1", "gymnasium/CartPole-v1"], "episodes": 2}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orrery.stages.collect.Collect._finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path, **settings)
+    finished = tmp_path / "minari" / dataset_id("gymnasium/Pendulum-v1") / "data" / "main_data.hdf5"
+    before = finished.stat().st_mtime_ns
+    (tmp_path / "minari" / dataset_id("gymnasium/CartPole-v1") / "data" / "metadata.json").unlink()
+    (tmp_path / "minari" / dataset_id("gymnasium/CartPole-v1")).rename(tmp_path / "minari.partial")
+    _, records = collect(tmp_path, **settings)
+    assert finished.stat().st_mtime_ns == before
+    assert [record["episodes"] for record in records.values()] == [2, 2]
+    assert not (tmp_path / "minari.partial").exists()
+
+
+def test_wrong_settings_are_refused_before_anything_runs():
+    with pytest.raises(TaskError, match="unknown task 'dmc/cartpole-balanc'"):
+        Collect(CollectConfig(tasks=["dmc/cartpole-balanc"])).check()
+    with pytest.raises(ConfigError, match="names a task twice: dmc/ball_in_cup-catch"):
+        Collect(CollectConfig(tasks=["dmc/cup-catch", "dmc/ball_in_cup-catch"])).check()
+    with pytest.raises(ConfigError, match=r"collect\.tasks is empty"):
+        Collect(CollectConfig()).check()
+    with pytest.raises(ConfigError, match="expert_noise must be two numbers"):
+        CollectConfig(expert_noise=[0.5, 0.1])
+    with pytest.raises(ConfigError, match="expected a policies artifact"):
+        Collect(CollectConfig(tasks=["dmc/cartpole-balance"], policy="/nowhere")).check()
+
+
+def test_a_policy_can_collect(tmp_path, monkeypatch):
+    class Push:
+        def act(self, observation):
+            return observation.new_full((len(observation), 1), 0.5)
+
+    artifact = tmp_path / "policies"
+    artifact.mkdir()
+    entry = {"algorithm": "pwm", "task": "gymnasium/Pendulum-v1", "seed": 0, "path": "pwm"}
+    (artifact / "policies.json").write_text(json.dumps({"tasks": [], "policies": [entry]}))
+    monkeypatch.setattr("orrery.stages.policy.load_policy", lambda folder: Push())
+    _, records = collect(tmp_path / "out", tasks=["gymnasium/Pendulum-v1"], episodes=2, policy=str(artifact))
+    (record,) = records.values()
+    assert record["behaviour"] == "policy"
+    assert {action.item() for episode in episodes(tmp_path / "out", record) for action in episode.actions} == {0.5}
+    with pytest.raises(ConfigError, match=r"has no policy for dmc/cartpole-balance; it has gymnasium/Pendulum-v1"):
+        Collect(CollectConfig(tasks=["dmc/cartpole-balance"], policy=str(artifact))).check()
+
+
+def test_a_task_whose_episodes_all_fail_stops_the_stage(tmp_path, monkeypatch):
+    class Broken:
+        def act(self, observation):
+            return observation.new_full((len(observation), 1), float("nan"))
+
+    artifact = tmp_path / "policies"
+    artifact.mkdir()
+    entry = {"task": "gymnasium/Pendulum-v1", "path": "pwm"}
+    (artifact / "policies.json").write_text(json.dumps({"policies": [entry]}))
+    monkeypatch.setattr("orrery.stages.policy.load_policy", lambda folder: Broken())
+    with pytest.raises(StageError, match="all 2 episodes failed; the first: the action is not finite"):
+        collect(tmp_path / "out", tasks=["gymnasium/Pendulum-v1"], episodes=2, policy=str(artifact))
+
+
+def correlation(actions):
+    centred = actions - actions.mean(0)
+    return (centred[1:] * centred[:-1]).sum() / (centred**2).sum()
+
+
+def test_exploration_covers_time_scales_and_stays_in_range():
+    spec = TaskSpec("test/t", 1, 3, 500)
+    runs = []
+    for number in range(60):
+        controller = exploration(spec, np.random.default_rng(number))
+        runs.append(np.stack([controller(np.zeros(1)) for _ in range(400)]))
+    assert max(np.abs(run).max() for run in runs) <= 1
+    memory = np.array([correlation(run) for run in runs])
+    assert (memory < 0.3).mean() > 0.25  # uniform
+    assert (memory > 0.8).mean() > 0.2
+    bang_bang = [run for run in runs if (np.abs(run) == 1).all()]
+    assert 0.15 < len(bang_bang) / len(runs) < 0.55
+    held = [400 / max((np.diff(run, axis=0) != 0).any(1).sum(), 1) for run in bang_bang]
+    assert min(held) < 4
+    assert max(held) > 6
+
+
+def test_discrete_exploration_is_one_hot_and_tries_every_choice():
+    spec = TaskSpec("test/t", 1, 3, 500, action_kind="discrete")
+    controller = exploration(spec, np.random.default_rng(0))
+    actions = np.stack([controller(np.zeros(1)) for _ in range(400)])
+    np.testing.assert_array_equal(np.sort(actions, axis=1), np.tile([0, 0, 1], (400, 1)))
+    assert (actions.sum(0) > 20).all()
+
+
+def test_the_scripted_expert_solves_its_task_and_noise_spoils_it():
+    spec = task_spec("metaworld/reach-v3")
+
+    def success(variation):
+        controllers = [expert(spec, np.random.default_rng(number), variation) for number in range(4)]
+
+        def act(observation, episode):
+            return np.stack([controllers[i](row) for i, row in zip(episode, observation, strict=True)])
+
+        return [result.success_any for _, result in play_episodes(spec, act, range(4), lanes=1)]
+
+    assert success(Variation(noise=(0, 0), random_share=0)) == [True] * 4
+    assert success(Variation(random_share=1)) != [True] * 4

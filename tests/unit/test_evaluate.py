@@ -1,0 +1,232 @@
+"""Scores from real episodes: paired seeds, baselines, references, failures that stay visible, resuming."""
+
+import json
+import logging
+from contextlib import contextmanager
+
+import gymnasium
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gymnasium import spaces
+from orrery.datasets.collect import episode_seed
+from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.stage import Context
+from orrery.stages.evaluate import Evaluate, EvaluateConfig, evaluation_seed
+
+
+class Target(gymnasium.Env):
+    """Reward 1 - |action - 0.5| at each of 4 steps; success when within 0.1. Every `breaks_every`-th reset raises."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, breaks_every=0):
+        self.breaks_every = breaks_every
+
+    def reset(self, *, seed=None, options=None):
+        if self.breaks_every and seed % self.breaks_every == 0:
+            raise RuntimeError("the simulator has no licence")
+        return np.zeros(2), {}
+
+    def step(self, action):
+        error = abs(float(action[0]) - 0.5)
+        return np.zeros(2), 1 - error, False, False, {"success": error < 0.1}
+
+
+gymnasium.register("OrreryTest/Target-v0", Target)
+
+
+class Constant:
+    def __init__(self, value):
+        self.value = value
+
+    def act(self, observation):
+        assert observation.dtype == torch.float32
+        return torch.full((len(observation), 1), self.value)
+
+
+def task(name="test/target", **fields):
+    environment = {"kind": "gymnasium", "id": "OrreryTest/Target-v0", "kwargs": fields.pop("kwargs", {})}
+    values = {"observation_dim": 2, "action_dim": 1, "episode_length": 4, "environment": environment}
+    return TaskSpec(name, **(values | fields))
+
+
+def setup(folder, tasks, policies, data=True):
+    """A policies artifact with (algorithm, task, seed, constant action) and a store, as Evaluate reads them."""
+    artifact, store = folder / "policies", folder / "store"
+    for path in (artifact, store, folder / "out"):
+        path.mkdir()
+    entries = [
+        {"algorithm": a, "task": t, "seed": s, "path": f"{a}/{t}/{s}/{value}", "imagined_return_per_step": 0.9}
+        for a, t, s, value in policies
+    ]
+    index = {"tasks": [spec.to_dict() for spec in tasks], "policies": entries}
+    (artifact / "policies.json").write_text(json.dumps(index))
+    (store / "tasks.json").write_text(TaskTable(tasks).to_json())
+    statistics = {"episodes": 20, "transitions": 80, "return_mean": 2.0, "return_std": 0.5, "return_max": 3.0,
+                  "success_rate": 0.25, "success_rate_last": 0.2, "behaviour": "exploration"}  # fmt: skip
+    (store / "store.json").write_text(json.dumps({"tasks": [{"task": spec.name, **statistics} for spec in tasks]}))
+    return {"policies": [artifact] if policies else [], "store": [store] if data else []}
+
+
+@pytest.fixture(autouse=True)
+def constant_policies(monkeypatch):
+    def load(folder):
+        if folder.name == "damaged":
+            raise OSError("weights are gone")
+        return Constant(float(folder.name))
+
+    monkeypatch.setattr("orrery.stages.policy.load_policy", load)
+
+
+@contextmanager
+def progress(description, total, completed=0):
+    class Line:
+        def advance(self, amount=1): ...
+        def note(self, text): ...
+
+    yield Line()
+
+
+def evaluate(folder, inputs, **settings):
+    stage = Evaluate(EvaluateConfig(**({"episodes": 3} | settings)))
+    headline = stage.run(Context(folder / "out", inputs, 1, 1, logging.getLogger("test"), progress))
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    scores, episodes = (pd.read_csv(folder / "out" / f"{name}.csv") for name in ("scores", "episodes"))
+    return headline, summary, scores.set_index(["algorithm", "task", "seed"]), episodes
+
+
+def test_scores_by_hand(tmp_path):
+    spec = task(score_kind="success", reports_success=True)
+    policies = [
+        ("pwm", spec.name, 0, 0.5),
+        ("pwm", spec.name, 1, 0.55),
+        ("bc", spec.name, 0, 0.0),
+        ("bc", spec.name, 1, 0.5),
+    ]
+    headline, summary, scores, episodes = evaluate(tmp_path, setup(tmp_path, [spec], policies))
+    columns = ["algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score"]
+    assert list(pd.read_csv(tmp_path / "out" / "scores.csv").columns) == columns
+    assert scores.loc["pwm", spec.name, 0].tolist() == [3, 4.0, 0.0, 1.0, 1.0]
+    assert scores.loc["pwm", spec.name, 1].return_mean == pytest.approx(4 * 0.95)
+    assert scores.loc["bc", spec.name, 0].tolist() == [3, 2.0, 0.0, 0.0, 0.0]
+    assert scores.loc["behaviour", spec.name, 0].tolist() == [20, 2.0, 0.5, 0.25, 0.25]
+    assert list(scores.index.get_level_values("algorithm").unique()) == ["pwm", "bc", "behaviour", "random"]
+    assert summary["algorithms"]["pwm"]["mean"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert summary["algorithms"]["bc"]["mean"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert summary["algorithms"]["behaviour"]["mean"] == {"value": 0.25, "low": None, "high": None}
+    assert summary["by_suite"]["test"] == summary["algorithms"]
+    assert summary["imagined"][0] == {
+        "algorithm": "pwm",
+        "task": spec.name,
+        "seed": 0,
+        "imagined_return_per_step": 0.9,
+        "real_return_per_step": 1.0,
+    }
+    assert headline.startswith("pwm 1.00 [1.00, 1.00], bc 0.50 [0.00, 1.00], behaviour 0.25, random ")
+    assert headline.endswith("(mean score over 1 tasks x 2 seeds x 3 episodes)")
+    assert len(episodes) == 3 * 2 * 3
+
+
+def test_every_algorithm_meets_the_same_episodes_and_none_that_was_collected(tmp_path):
+    spec = task()
+    _, _, _, episodes = evaluate(
+        tmp_path, setup(tmp_path, [spec], [("pwm", spec.name, 5, 0.5), ("bc", spec.name, 5, 0.5)])
+    )
+    by_algorithm = episodes.groupby("algorithm").episode_seed.apply(list)
+    assert by_algorithm["pwm"] == by_algorithm["bc"] == by_algorithm["random"]
+    assert by_algorithm["pwm"] == [evaluation_seed(0, spec.name, 5, episode) for episode in range(3)]
+    drawn = [evaluation_seed(0, spec.name, s, episode) for s in range(5) for episode in range(20)]
+    assert len(set(drawn)) == 100
+    assert min(drawn) >= 2**31 > max(episode_seed(0, spec.name, number) for number in range(100))
+
+
+def test_a_normalised_score_takes_its_references_from_the_random_policy_and_the_data(tmp_path):
+    spec = task()
+    _, summary, scores, _ = evaluate(tmp_path, setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)]))
+    references = summary["references"][spec.name]
+    zero = scores.loc["random", spec.name, 0].return_mean
+    assert references["random"] == pytest.approx(zero)
+    assert (references["expert"], references["expert_from"]) == (3.0, "best episode of the dataset")
+    assert scores.loc["pwm", spec.name, 0].score == pytest.approx((4 - zero) / (3 - zero))
+    assert scores.loc["random", spec.name, 0].score == pytest.approx(0)
+
+
+def test_a_task_without_references_or_environment_is_shown_as_such(tmp_path):
+    spec, lost = task(), task("test/lost", environment={}, score_random=0.0, score_expert=4.0)
+    policies = [("pwm", spec.name, 0, 0.5), ("pwm", lost.name, 0, 0.5)]
+    _, summary, scores, _ = evaluate(
+        tmp_path, setup(tmp_path, [spec, lost], policies, data=False), baselines=["behaviour"]
+    )
+    assert summary["skipped"] == {lost.name: "no environment is known"}
+    assert np.isnan(scores.loc["pwm", spec.name, 0].score)
+    assert summary["algorithms"]["pwm"]["unscored"] == [f"{spec.name} seed 0"]
+    assert summary["algorithms"]["pwm"]["mean"]["value"] is None
+
+
+def test_an_environment_that_raises_costs_its_episode_only(tmp_path):
+    broken = task("test/broken", kwargs={"breaks_every": 2}, score_kind="return_per_1000")
+    fine = task("test/fine", score_kind="return_per_1000")
+    policies = [("pwm", broken.name, 0, 0.5), ("pwm", fine.name, 0, 0.5), ("bc", fine.name, 0, "damaged")]
+    headline, summary, scores, episodes = evaluate(tmp_path, setup(tmp_path, [broken, fine], policies), episodes=6)
+    failed = episodes[episodes.task.eq(broken.name) & episodes.algorithm.eq("pwm") & episodes.error.notna()]
+    assert 0 < len(failed) < 6
+    assert (failed.episode_seed % 2 == 0).all()
+    assert failed.error.str.startswith("RuntimeError: the simulator has no licence (decision 0").all()
+    assert scores.loc["pwm", broken.name, 0].episodes == 6 - len(failed)
+    assert scores.loc["pwm", fine.name, 0].episodes == 6
+    # A policy that cannot be loaded has no score, and is not left out of the table.
+    assert scores.loc["bc", fine.name, 0].episodes == 0
+    assert np.isnan(scores.loc["bc", fine.name, 0].score)
+    assert summary["algorithms"]["bc"]["failed_episodes"] == 6
+    assert {failure["error"] for failure in summary["failures"]} >= {"OSError: weights are gone", failed.error.iloc[0]}
+    assert headline.endswith(f"{6 + 2 * len(failed)} episodes failed")
+
+
+def test_an_evaluation_in_which_nothing_works_is_an_error(tmp_path):
+    spec = task(kwargs={"breaks_every": 1})
+    with pytest.raises(StageError, match=r"every episode of the evaluation failed.*no licence"):
+        evaluate(tmp_path, setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)]))
+
+
+def test_a_killed_evaluation_continues_with_what_is_missing(tmp_path, monkeypatch):
+    spec = task()
+    inputs = setup(tmp_path, [spec], [("pwm", spec.name, seed, 0.5) for seed in range(3)])
+    reached = []
+
+    def dies_at_third(folder):
+        reached.append(folder.parent.name)
+        if len(reached) == 3:
+            raise KeyboardInterrupt
+        return Constant(0.5)
+
+    monkeypatch.setattr("orrery.stages.policy.load_policy", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, inputs)
+    with (tmp_path / "out" / "finished.jsonl").open("a") as file:
+        file.write('[{"algorithm": "pwm", "ta')
+    _, _, scores, episodes = evaluate(tmp_path, inputs)
+    assert reached == ["0", "1", "2", "2"]
+    assert len(scores) == 3 + 1 + 3
+    assert not episodes.duplicated(["algorithm", "seed", "episode"]).any()
+    assert not (tmp_path / "out" / "finished.jsonl").exists()
+
+
+def test_without_policies_the_baselines_of_the_store_are_scored(tmp_path):
+    headline, _, scores, _ = evaluate(tmp_path, setup(tmp_path, [task()], []))
+    assert list(scores.index.get_level_values("algorithm")) == ["behaviour", "random"]
+    assert headline.startswith("behaviour ")
+
+
+def test_wrong_settings_and_inputs_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="unknown baselines expert; expected behaviour, random"):
+        EvaluateConfig(baselines=["expert"])
+    spec = task()
+    inputs = setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)])
+    with pytest.raises(StageError, match="two policies of algorithm 'pwm' on test/target with seed 0"):
+        evaluate(tmp_path, {**inputs, "policies": inputs["policies"] * 2})
+    with pytest.raises(StageError, match="neither policies nor a store"):
+        evaluate(tmp_path, {"policies": [], "store": []})
