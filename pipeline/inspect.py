@@ -1,0 +1,224 @@
+"""What `orrery inspect PATH` prints: whatever the path is, what it holds, in one screen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from . import artifact
+from .artifact import Manifest
+from .errors import DatasetError, StageError
+from .logging import duration
+from .run_folder import RUN_FILE
+
+if TYPE_CHECKING:
+    from ..datasets.readers import EpisodeReader
+
+SHOWN_FILES = 12
+"""The largest files of an artifact; the others are counted."""
+SHOWN_TENSORS = 60
+
+
+def describe(path: Path) -> RenderableType:
+    """Return what a run, an artifact, a dataset or a file of weights holds.
+
+    Args:
+        path: a run folder, an artifact's folder, a .safetensors file, an HDF5 file, or the folder or id of a
+            Minari dataset.
+    Raises:
+        StageError: it is none of these.
+        DatasetError: it is a dataset that cannot be read.
+    """
+    if (path / RUN_FILE).is_file():
+        return _describe_run(path)
+    if (path / artifact.MANIFEST).is_file():
+        return _describe_artifact(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _describe_weights([path])
+    if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
+        return _describe_weights(weights)
+    from ..datasets.sources import open_reader
+
+    try:
+        return _describe_dataset(open_reader(str(path)))
+    except DatasetError as error:
+        raise StageError(
+            f"{error}\n`orrery inspect` knows a run folder, an artifact's folder (RUN/pack), a .safetensors file, an "
+            "HDF5 file, and the folder or id of a Minari dataset"
+        ) from error
+
+
+def _describe_run(folder: Path) -> RenderableType:
+    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    table = _table("stage", "status", "kind", "size", "time", "result")
+    for stage in record["stages"]:
+        made = folder / stage["stage"]
+        manifest = artifact.read_manifest(made) if made.is_dir() else None
+        size = f"{_size(manifest)}" if manifest else ""
+        seconds = duration(stage["seconds"]) if stage["seconds"] else ""
+        kind = manifest.kind if manifest else ""
+        table.add_row(stage["stage"], stage["status"], kind, size, seconds, Text(stage["summary"]))
+    overrides = " ".join(record["overrides"])
+    return Group(Text(f"run of {record['experiment']} {overrides}".rstrip()), table)
+
+
+def _describe_artifact(folder: Path) -> RenderableType:
+    manifest = artifact.read_manifest(folder)
+    if manifest is None:
+        raise StageError(f"{folder} has no {artifact.MANIFEST}")
+    artifact.verify_quick(folder, manifest.kind)
+    facts = _table("", "")
+    facts.show_header = False
+    facts.add_row("kind", manifest.kind)
+    facts.add_row("made by", f"stage {manifest.stage}, {manifest.created}, in {duration(manifest.seconds)}")
+    facts.add_row("result", Text(manifest.summary))
+    for name, records in manifest.inputs.items():
+        for record in records:
+            facts.add_row(f"input {name}", Text(f"{record.path}  ({record.digest[:12]})"))
+    facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    parts: list[RenderableType] = [facts, Text("")]
+    for file, show in _CONTENTS.items():
+        if (folder / file).is_file():
+            parts += [show(json.loads((folder / file).read_text(encoding="utf-8"))), Text("")]
+    if weights := sorted(folder.glob("*.safetensors")):
+        parts += [_describe_weights(weights), Text("")]
+    return Group(*parts, _files(manifest))
+
+
+def _describe_tasks(specs: Sequence[Mapping[str, Any]]) -> RenderableType:
+    columns = ("name", "observation_dim", "action_dim", "action_kind", "episode_length", "discount", "terminates")
+    return _rows_table(specs, columns)
+
+
+def _describe_store(store: Mapping[str, Any]) -> RenderableType:
+    columns = (
+        "task", "behaviour", "episodes", "transitions", "terminated", "return_mean", "return_min", "return_max",
+        "success_rate",
+    )  # fmt: skip
+    return _rows_table(store["tasks"], columns)
+
+
+def _describe_collected(datasets: Mapping[str, Any]) -> RenderableType:
+    rows = [{"task": name, **entry} for name, entry in datasets["tasks"].items()]
+    return _rows_table(rows, ("task", "behaviour", "episodes", "transitions", "failed_episodes", "path"))
+
+
+def _describe_policies(policies: Mapping[str, Any]) -> RenderableType:
+    return _rows_table(policies["policies"], ("algorithm", "task", "seed", "path"))
+
+
+def _describe_scores(summary: Mapping[str, Any]) -> RenderableType:
+    """Key numbers of `summary.json`, whatever their nesting."""
+    from .config import dotted_keys
+
+    table = _table("number", "value")
+    for key, value in dotted_keys(summary):
+        table.add_row(key, _cell(value))
+    return table
+
+
+_CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
+    "datasets.json": _describe_collected,
+    "store.json": _describe_store,
+    "tasks.json": _describe_tasks,
+    "policies.json": _describe_policies,
+    "summary.json": _describe_scores,
+}
+"""The files by which stages say what they made, and how each is shown."""
+
+
+def _describe_dataset(reader: EpisodeReader) -> RenderableType:
+    lengths, returns, terminated, success = [], [], 0, []
+    for episode in reader:
+        lengths.append(len(episode))
+        returns.append(float(episode.rewards.sum(dtype=np.float64)))
+        terminated += episode.terminated
+        if episode.success is not None:
+            success.append(bool(episode.success.any()))
+    task = reader.task
+    facts = _table("", "")
+    facts.show_header = False
+    facts.add_row("task", task.name)
+    for name, value in reader.source.items():
+        facts.add_row(name, Text(_cell(value)))
+    facts.add_row("behaviour", reader.behaviour)
+    facts.add_row("observation", f"{task.observation_dim} numbers")
+    choices = "choices" if task.action_kind == "discrete" else "numbers in [-1, 1]"
+    facts.add_row("action", f"{task.action_kind}, {task.action_dim} {choices}")
+    facts.add_row("episodes", f"{len(lengths):,}")
+    facts.add_row("transitions", f"{sum(lengths):,}")
+    if lengths:
+        facts.add_row("length", _range(lengths))
+        facts.add_row("return", _range(returns))
+        facts.add_row("terminated", f"{terminated:,} of {len(lengths):,} episodes")
+    if success:
+        facts.add_row("success", f"{np.mean(success):.1%} of episodes")
+    return facts
+
+
+def _describe_weights(paths: Sequence[Path]) -> RenderableType:
+    from safetensors import SafetensorError, safe_open
+
+    table = _table("tensor", "shape", "type", "count")
+    counts = []
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                    tensor = file.get_slice(name)
+                    counts.append(math.prod(tensor.get_shape()))
+                    if len(counts) <= SHOWN_TENSORS:
+                        table.add_row(Text(name), str(tensor.get_shape()), tensor.get_dtype(), f"{counts[-1]:,}")
+        except (SafetensorError, OSError) as error:
+            raise StageError(f"{path} cannot be read as safetensors: {error}") from error
+    more = f", the first {SHOWN_TENSORS} shown" if len(counts) > SHOWN_TENSORS else ""
+    files = ", ".join(path.name for path in paths)
+    return Group(table, Text(f"{sum(counts):,} numbers in {len(counts)} tensors of {files}{more}"))
+
+
+def _files(manifest: Manifest) -> RenderableType:
+    largest = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)
+    table = _table("file", "bytes")
+    for path, record in largest[:SHOWN_FILES]:
+        table.add_row(Text(path), f"{record.bytes:,}")
+    if len(largest) > SHOWN_FILES:
+        rest = sum(record.bytes for _, record in largest[SHOWN_FILES:])
+        table.add_row(f"{len(largest) - SHOWN_FILES} more", f"{rest:,}")
+    return table
+
+
+def _rows_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    rows = list(rows)
+    present = [column for column in columns if any(column in row for row in rows)]
+    table = _table(*(column.replace("_", " ") for column in present))
+    for row in rows:
+        table.add_row(*(Text(_cell(row.get(column))) for column in present))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"mean {np.mean(values):.4g}, {min(values):.4g} to {max(values):.4g}"
+
+
+def _size(manifest: Manifest) -> str:
+    return f"{sum(record.bytes for record in manifest.files.values()) / 2**20:,.1f} MiB"

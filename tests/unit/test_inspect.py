@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from orrery.pipeline import artifact
+from orrery.pipeline.cli import main
+from safetensors.numpy import save_file
+
+from .toy_stages import STAGES, write_configs
+
+
+@pytest.fixture
+def inspect(capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(path: Path) -> str:
+        assert main(["inspect", str(path)]) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_a_run_and_an_artifact_of_it(inspect, tmp_path: Path, capsys) -> None:
+    run_dir = tmp_path / "run"
+    main(["run", "toy", f"run_dir={run_dir}"], stages=STAGES, config_dir=write_configs(tmp_path / "configs"))
+    capsys.readouterr()
+
+    assert "total 3 (from the start)" in inspect(run_dir)
+    shown = inspect(run_dir / "add")
+    for part in ("kind", "total", "stage add", "input numbers", str(run_dir / "make"), "half.txt"):
+        assert part in shown
+
+
+def test_a_store_shows_its_tasks(inspect, tmp_path: Path) -> None:
+    task = {"task": "dmc/walker-run", "behaviour": "exploration", "episodes": 12, "transitions": 6000}
+    (tmp_path / "store.json").write_text(json.dumps({"tasks": [task]}))
+    artifact.finish(tmp_path, kind="store", stage="pack", key="", config={}, inputs={}, seconds=1, summary="")
+    rows = [line.split() for line in inspect(tmp_path).splitlines()]
+    assert ["task", "behaviour", "episodes", "transitions"] in rows
+    assert ["dmc/walker-run", "exploration", "12", "6,000"] in rows
+
+
+def test_weights(inspect, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"encoder.weight": np.zeros((3, 4), np.float32), "scale": np.zeros((), np.float64)}, path)
+    shown = inspect(path)
+    assert ["encoder.weight", "[3,", "4]", "F32", "12"] in [line.split() for line in shown.splitlines()]
+    assert "13 numbers in 2 tensors of model.safetensors" in shown
+
+
+def test_an_hdf5_dataset(inspect, tmp_path: Path) -> None:
+    path = tmp_path / "flat.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"] = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+        file["actions"] = np.full((6, 2), 0.5, np.float32)
+        file["rewards"] = np.array([1, 2, 3, 1, 1, 1], np.float32)
+        file["terminals"] = np.array([0, 0, 1, 0, 0, 0], bool)
+        file["timeouts"] = np.array([0, 0, 0, 0, 0, 1], bool)
+    rows = [line.split() for line in inspect(path).splitlines()]
+    assert ["episodes", "2"] in rows
+    assert ["observation", "3", "numbers"] in rows
+    assert ["terminated", "1", "of", "2", "episodes"] in rows
+
+
+def test_what_it_cannot_read_is_said(tmp_path: Path, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    assert main(["inspect", str(tmp_path / "notes.txt")]) == 2
+    assert "knows a run folder" in capsys.readouterr().err
+    (tmp_path / "broken.safetensors").write_text("no")
+    assert main(["inspect", str(tmp_path / "broken.safetensors")]) == 2
+    assert "broken.safetensors cannot be read" in capsys.readouterr().err
