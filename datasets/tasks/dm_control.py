@@ -7,6 +7,7 @@ terminal state, and dm_control gives them no time limit.
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import cache
 from typing import Any
@@ -43,6 +44,8 @@ _TASKS = {
 
 _ALIASES = {"dmc/cup-catch": "dmc/ball_in_cup-catch"}
 """TD-MPC2's spelling."""
+
+_NEEDS_RENDERER = ("quadruped", "escape")
 
 ACTION_REPEAT = 2
 EPISODE_LENGTH = 500
@@ -94,6 +97,11 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
     action_space: spaces.Box
 
     def __init__(self, domain: str, task: str) -> None:
+        if (domain, task) == _NEEDS_RENDERER and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
+            raise TaskError(
+                f"dm_control's {domain}-{task} copies its terrain to a rendering context at every reset and finds no "
+                "display here; set the environment variable MUJOCO_GL=egl (or osmesa)"
+            )
         with warnings.catch_warnings():
             # Importing dm_control probes for a display and warns where there is none, which is no fault here.
             warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing.*")

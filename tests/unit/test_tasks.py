@@ -1,6 +1,7 @@
 """Every environment keeps the contract of Decisions: flat float32, [-1, 1], repeats and limits inside, exact seeds."""
 
 import json
+import os
 
 import gymnasium
 import numpy as np
@@ -190,7 +191,16 @@ def test_the_protocols_are_those_of_td_mpc2():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*task_names("dmc"), *task_names("metaworld")])
 def test_every_task_keeps_the_contract(name):
+    if name == "dmc/quadruped-escape" and not os.environ.get("MUJOCO_GL"):
+        pytest.skip("needs MUJOCO_GL=egl")
     check_task(name)
+
+
+def test_the_one_task_that_needs_a_renderer_says_so(monkeypatch):
+    for variable in ("MUJOCO_GL", "DISPLAY"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(TaskError, match="MUJOCO_GL=egl"):
+        task_spec("dmc/quadruped-escape")
 
 
 @pytest.mark.slow
