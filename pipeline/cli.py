@@ -35,6 +35,8 @@ from .stage import Stage
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
 
+PIPE_WIDTH = 160
+
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -48,7 +50,9 @@ def main(
 ) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    # Into a file or a pipe, tables may be as wide as they need.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    errors = Console(stderr=True, highlight=False)
     try:
         if arguments.command == "inspect":
             from .inspect import describe

@@ -59,7 +59,7 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) 
             [("run_dir", Text("Folder of the run; runs/EXPERIMENT.")), *_rows(Settings, dataclasses.asdict(Settings()))]
         ),
         Text("\nStages, each with keys of its own", style="bold"),
-        _columns([(name, Text(_first_line(stage))) for name, stage in stages.items()]),
+        _columns([(name, Text(_first_paragraph(stage))) for name, stage in stages.items()]),
         Text("\n`orrery run EXPERIMENT --help` lists every key of that experiment with its value.\n"),
         Text("Examples", style="bold"),
         Text(textwrap.indent(EXAMPLES, "  ")),
@@ -74,7 +74,7 @@ def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> Ren
         _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(Settings, config.resolved)]),
     ]
     for name in config.settings.stages:
-        parts.append(Text.assemble("\n", (name, "bold"), f"  {_first_line(stages[name])}"))
+        parts.append(Text.assemble("\n", (name, "bold"), f"  {_first_paragraph(stages[name])}"))
         parts.append(_columns(list(_rows(stages[name].Config, config.resolved[name], f"{name}."))))
     return Group(*parts)
 
@@ -112,5 +112,5 @@ def _columns(rows: list[tuple[str, Text]]) -> Table:
     return table
 
 
-def _first_line(stage: type[Stage]) -> str:
-    return (stage.__doc__ or "").strip().partition("\n")[0]
+def _first_paragraph(stage: type[Stage]) -> str:
+    return " ".join((stage.__doc__ or "").partition("\n\n")[0].split())

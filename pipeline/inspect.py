@@ -205,7 +205,10 @@ def _rows_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Ta
 
 
 def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import TaskID as LineID
+from rich.text import Text
 
 from .stage import ProgressTask
 
@@ -32,7 +32,7 @@ def logging_to(console: Console, file: Path) -> Iterator[logging.Logger]:
     Warnings that third-party libraries raise go to the file only: they are not addressed to our user.
     """
     logger = logging.getLogger(LOGGER_NAME)
-    on_console = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    on_console = _ConsoleHandler(console)
     on_console.setLevel(logging.INFO)
     in_file = logging.FileHandler(file, encoding="utf-8")
     in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -55,6 +55,16 @@ def logging_to(console: Console, file: Path) -> Iterator[logging.Logger]:
         in_file.close()
         logger.setLevel(former_level)
         logger.propagate, third_party.propagate = former_propagate
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else ""
+        self._console.print(Text(f"  {record.getMessage()}", style=style), soft_wrap=True)
 
 
 class ConsoleProgress:

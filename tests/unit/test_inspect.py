@@ -12,9 +12,7 @@ from .toy_stages import STAGES, write_configs
 
 
 @pytest.fixture
-def inspect(capsys: pytest.CaptureFixture[str], monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-
+def inspect(capsys: pytest.CaptureFixture[str]):
     def call(path: Path) -> str:
         assert main(["inspect", str(path)]) == 0
         return capsys.readouterr().out
