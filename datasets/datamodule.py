@@ -45,6 +45,11 @@ class _Batches(IterableDataset):
             step += 1
 
 
+def _as_it_is(batch: TensorDict) -> TensorDict:
+    """The default collate function takes a TensorDict apart."""
+    return batch
+
+
 class WindowData(lightning.LightningDataModule):
     """Training windows that resume at the trainer's step, and fixed validation windows of held-out episodes."""
 
@@ -59,12 +64,12 @@ class WindowData(lightning.LightningDataModule):
         sampler = self._sampler("train", settings.horizon, settings.batch_size)
         # One batch per micro-step; global_step counts optimiser steps.
         first = trainer.global_step * trainer.accumulate_grad_batches
-        return DataLoader(_Batches(sampler, first), batch_size=None)
+        return DataLoader(_Batches(sampler, first), batch_size=None, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         settings = self._settings
         sampler = self._sampler("held_out", settings.validation_length, settings.batch_size)
-        return DataLoader(_Batches(sampler, count=settings.validation_batches), batch_size=None)
+        return DataLoader(_Batches(sampler, count=settings.validation_batches), batch_size=None, collate_fn=_as_it_is)
 
     def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
         trainer, settings = self.trainer, self._settings

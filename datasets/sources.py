@@ -45,6 +45,18 @@ def open_reader(
     return MinariReader(_minari_folder(str(source), path), name=name, behaviour=behaviour, overrides=overrides)
 
 
+def dataset_files(source: str | Path) -> list[Path]:
+    """The files that hold the episodes of a dataset: what to look at to see whether it has changed.
+
+    Raises:
+        DatasetError: there is no such dataset.
+    """
+    path = Path(source).expanduser()
+    if path.suffix in HDF5_SUFFIXES and not is_minari_folder(path.parent.parent):
+        return [path]
+    return sorted(file for file in (_minari_folder(str(source), path) / "data").iterdir() if file.is_file())
+
+
 def _minari_folder(source: str, path: Path) -> Path:
     if path.suffix in HDF5_SUFFIXES:
         return path.parent.parent

@@ -85,6 +85,13 @@ class Pack(Stage):
             if not name.startswith(SIMULATED):
                 open_reader(**_external(self.config, name))
 
+    def reads(self) -> list[Path]:
+        from ..datasets.sources import dataset_files
+
+        external = [name for name in self.config.tasks or self.config.sources if not name.startswith(SIMULATED)]
+        columns = [Path(source.columns) for source in self.config.sources.values() if source.columns]
+        return [path for name in external for path in dataset_files(_external(self.config, name)["source"])] + columns
+
     def run(self, context: Context) -> str:
         from ..datasets.sources import open_reader
         from ..datasets.store import finish_store

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed

@@ -101,21 +101,13 @@ def imagine(
     """
     M, B, _ = start_MBD.shape
     task = tasks.task_M[:, None].expand(M, B)
-    z, states, next_states, logits, continues = start_MBD, [], [], [], []
+    latents, actions = [start_MBD], []
     for noise_MBA in noise_HMBA:
-        action = act(actor, z.detach(), noise_MBA, tasks, members)
-        next_z, reward_logits, continue_logit = model.step(z, action, task)
-        states.append(z)
-        next_states.append(next_z)
-        logits.append(reward_logits)
-        continues.append(continue_logit)
-        z = next_z
-    reward_HMB = model.decode_reward(torch.stack(logits))
-    continue_HMB = torch.ones_like(reward_HMB)
-    if model.models_termination:
-        terminates = torch.tensor([task.terminates for task in model.table], device=z.device)[tasks.task_M]
-        continue_HMB = torch.where(terminates[:, None], torch.sigmoid(torch.stack(continues)), continue_HMB)
-    return Rollout(torch.stack(states), torch.stack(next_states), reward_HMB, continue_HMB)
+        actions.append(act(actor, latents[-1].detach(), noise_MBA, tasks, members))
+        latents.append(model.next_latent(latents[-1], actions[-1], task))
+    z, task_HMB = torch.stack(latents), task.expand(len(actions), M, B)
+    reward_HMB = model.decode_reward(model.reward_logits(z[:-1], torch.stack(actions), task_HMB))
+    return Rollout(z[:-1], z[1:], reward_HMB, _continue_probability(model, z[1:], task_HMB))
 
 
 @torch.no_grad()
@@ -130,9 +122,15 @@ def imagined_return(
     task = tasks.task_M[:, None].expand(M, B)
     z, total, alive = start_MBD, torch.zeros_like(start_MBD[..., 0]), torch.ones_like(start_MBD[..., 0])
     for t in range(int(length_M.max())):
-        z, logits, continue_logit = model.step(z, act_deterministic(actor, z, tasks), task)
+        z, logits, _ = model.step(z, act_deterministic(actor, z, tasks), task)
         total += torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
-        if continue_logit is not None:
-            terminates = torch.tensor([spec.terminates for spec in model.table], device=z.device)[tasks.task_M]
-            alive = torch.where(terminates[:, None], alive * torch.sigmoid(continue_logit), alive)
+        alive = alive * _continue_probability(model, z, task)
     return total.mean(1) / length_M
+
+
+def _continue_probability(model: WorldModel, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+    """Probability that the episode goes on in z, of the shape of `task`; 1 for tasks that do not terminate."""
+    logits = model.continue_logits(z, task)
+    if logits is None:
+        return torch.ones(task.shape, device=z.device)
+    return torch.where(model.terminates_K[task], torch.sigmoid(logits), 1.0)

@@ -38,27 +38,25 @@ def rollout_losses(
     """
     observation = batch["observation"].transpose(0, 1)
     action = batch["action"].transpose(0, 1)
-    valid_TB = batch["valid"].T.float()
+    valid_TB = batch["valid"].T.to(batch["reward"].dtype)
     task = batch["task"]
     with torch.no_grad():
         target_z = model.encode(observation[1:], task.expand(len(action), -1))
-    z = model.encode(observation[0], task)
-    latents, logits, continues = [], [], []
+    latents = [model.encode(observation[0], task)]
     for action_t in action:
-        z, reward_logits, continue_logit = model.step(z, action_t, task)
-        latents.append(z)
-        logits.append(reward_logits)
-        continues.append(continue_logit)
-    consistency_TB = (torch.stack(latents) - target_z).square().mean(-1)
-    reward_TB = soft_cross_entropy(torch.stack(logits), batch["reward"].T, model.bins_M)
+        latents.append(model.next_latent(latents[-1], action_t, task))
+    z, task_TB = torch.stack(latents), task.expand(len(action), -1)
+    consistency_TB = (z[1:] - target_z).square().mean(-1)
+    reward_TB = soft_cross_entropy(model.reward_logits(z[:-1], action, task_TB), batch["reward"].T, model.bins_M)
     losses = {
         "consistency": horizon_mean(consistency_TB, valid_TB, config.rho),
         "reward": horizon_mean(reward_TB, valid_TB * reward_weight_K[task], config.rho),
         "continuation": consistency_TB.new_zeros(()),
     }
-    if model.models_termination:
-        goes_on_TB = 1 - batch["terminated"].T.float()
-        bce_TB = F.binary_cross_entropy_with_logits(torch.stack(continues), goes_on_TB, reduction="none")
+    continue_TB = model.continue_logits(z[1:], task_TB)
+    if continue_TB is not None:
+        goes_on_TB = 1 - batch["terminated"].T.to(batch["reward"].dtype)
+        bce_TB = F.binary_cross_entropy_with_logits(continue_TB, goes_on_TB, reduction="none")
         losses["continuation"] = horizon_mean(bce_TB, valid_TB, config.rho)
     losses["total"] = (
         config.consistency * losses["consistency"]

@@ -72,6 +72,8 @@ class WorldModel(nn.Module):
     """encode, step and decode_reward over one table of tasks. Sizes come from the config and the table alone."""
 
     bins_M: torch.Tensor
+    action_mask_KA: torch.Tensor
+    terminates_K: torch.Tensor
 
     def __init__(self, config: WorldModelConfig, table: TaskTable) -> None:
         super().__init__()
@@ -90,8 +92,7 @@ class WorldModel(nn.Module):
         nn.init.zeros_(self.reward[-1].weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
         self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
-
-    action_mask_KA: torch.Tensor
+        self.register_buffer("terminates_K", torch.tensor([task.terminates for task in table]), False)
 
     def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
         return simnorm(x, self.config.simnorm_dim)
@@ -111,15 +112,27 @@ class WorldModel(nn.Module):
             next z [B, D]; reward logits [B, M] of (z, action); continue logit [B] of the next z, None where no task
             of the table terminates.
         """
-        embedding = self.task_embedding(task)
-        joint = torch.cat([z, embedding, action * self.action_mask_KA[task]], -1)
+        joint = self._joint(z, action, task)
         next_z = self.dynamics(joint)
-        return next_z, self.reward(joint), self._continue_logit(next_z, embedding)
+        return next_z, self.reward(joint), self.continue_logits(next_z, task)
 
-    def _continue_logit(self, z: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor | None:
+    def next_latent(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """The first result of `step` alone. A rollout needs only this one decision at a time; its rewards and ends
+        cost less when they are read off all latents together afterwards."""
+        return self.dynamics(self._joint(z, action, task))
+
+    def reward_logits(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """The second result of `step` alone: [B, M]."""
+        return self.reward(self._joint(z, action, task))
+
+    def continue_logits(self, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor | None:
+        """Logit [B] that an episode goes on in the state z that was reached; None where no task terminates."""
         if not self.models_termination:
             return None
-        return self.continue_head(torch.cat([z, embedding], -1))[..., 0]
+        return self.continue_head(torch.cat([z, self.task_embedding(task)], -1))[..., 0]
+
+    def _joint(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return torch.cat([z, self.task_embedding(task), action * self.action_mask_KA[task]], -1)
 
     def decode_reward(self, logits: torch.Tensor) -> torch.Tensor:
         """[B, M] -> [B], environment units per decision."""

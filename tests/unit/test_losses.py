@@ -1,0 +1,63 @@
+"""World-model losses against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from orrery.stages.world_model.losses import (
+    horizon_mean,
+    simnorm,
+    soft_cross_entropy,
+    symexp,
+    symlog,
+    two_hot,
+    two_hot_decode,
+)
+
+BINS = torch.linspace(-2, 2, 5)  # -2, -1, 0, 1, 2 in symlog units
+
+
+def test_symlog_and_its_inverse():
+    x = torch.tensor([-100.0, -1.0, 0.0, 0.5, math.e - 1])
+    torch.testing.assert_close(symlog(x)[-1], torch.tensor(1.0))
+    torch.testing.assert_close(symexp(symlog(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("symlog_value", "expected"),
+    [
+        (0.0, [0, 0, 1, 0, 0]),
+        (0.25, [0, 0, 0.75, 0.25, 0]),
+        (-1.5, [0.5, 0.5, 0, 0, 0]),
+        (2.0, [0, 0, 0, 0, 1]),
+        (7.0, [0, 0, 0, 0, 1]),
+        (-7.0, [1, 0, 0, 0, 0]),
+    ],
+)
+def test_two_hot(symlog_value, expected):
+    value = symexp(torch.tensor(symlog_value))
+    torch.testing.assert_close(two_hot(value, BINS), torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
+
+
+def test_two_hot_decodes_to_the_value():
+    value = torch.tensor([-3.0, 0.0, 0.1, 2.5])
+    logits = two_hot(value, BINS).clamp(min=1e-30).log()
+    torch.testing.assert_close(two_hot_decode(logits, BINS), value, atol=1e-5, rtol=1e-5)
+
+
+def test_soft_cross_entropy_of_uniform_logits_is_log_of_the_bins():
+    torch.testing.assert_close(soft_cross_entropy(torch.zeros(3, 5), torch.randn(3), BINS), torch.full((3,), math.log(5)))
+
+
+def test_simnorm_is_a_softmax_per_group():
+    x = torch.tensor([[0.0, 0.0, math.log(3.0), 0.0]])
+    torch.testing.assert_close(simnorm(x, 2), torch.tensor([[0.5, 0.5, 0.75, 0.25]]))
+
+
+def test_horizon_mean_averages_valid_entries_of_each_step():
+    loss_TB = torch.tensor([[1.0, 3.0], [5.0, 100.0]])
+    weight_TB = torch.tensor([[1.0, 2.0], [1.0, 0.0]])
+    # step 0: (1 * 1 + 2 * 3) / 2 entries, step 1: 5 / 1 entry, at rho = 0.5, over two steps
+    assert float(horizon_mean(loss_TB, weight_TB, 0.5)) == pytest.approx((3.5 + 0.5 * 5) / 2)

@@ -1,0 +1,69 @@
+"""TaskStore: what is written is what is read, and damage is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from orrery.datasets.schema import TaskSpec
+from orrery.datasets.store import TaskStore, TaskWriter
+from orrery.pipeline.errors import DatasetError
+
+from .stores import numbered_episode, write_store
+
+SPEC = TaskSpec("toy/a", 3, 2, 50)
+
+
+def test_rows_hold_observation_action_reward(tmp_path):
+    episodes = [numbered_episode(SPEC, 0, 4), numbered_episode(SPEC, 1, 6, terminated=True)]
+    task = write_store(tmp_path, [(SPEC, episodes)]).tasks[0]
+    assert task.rows.shape == (4 + 1 + 6 + 1, 3 + 2 + 1)
+    assert task.offsets.tolist() == [0, 5, 12]
+    assert task.terminated.tolist() == [False, True]
+    second = task.rows[5:12]
+    assert torch.equal(second[:, :3], torch.from_numpy(episodes[1].observations))
+    assert torch.equal(second[:6, 3:5], torch.from_numpy(episodes[1].actions))
+    assert torch.equal(second[:6, 5], torch.from_numpy(episodes[1].rewards))
+    assert not second[6, 3:].any()
+
+
+def test_summary_counts_and_statistics(tmp_path):
+    episodes = [numbered_episode(SPEC, 0, 4), numbered_episode(SPEC, 1, 6, terminated=True)]
+    store = write_store(tmp_path, [(SPEC, episodes)], behaviour="expert")
+    summary = store.tasks[0].summary
+    assert (summary.episodes, summary.transitions, summary.terminated) == (2, 10, 1)
+    assert summary.return_mean == pytest.approx((0 + 1 + 2 + 3 + 6000 + 15) / 2)
+    assert summary.behaviour == "expert"
+    assert summary.success_rate is None
+    observations = np.concatenate([e.observations for e in episodes])
+    np.testing.assert_allclose(summary.observation_mean, observations.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(summary.observation_std, observations.std(0), rtol=1e-6)
+    assert store.table.names == ("toy/a",)
+
+
+def test_held_out_choice_depends_on_the_number_of_episodes_alone(tmp_path):
+    task = write_store(tmp_path, [(SPEC, [numbered_episode(SPEC, e, 4) for e in range(20)])]).tasks[0]
+    assert task.held_out(0.1).sum() == 2
+    assert task.held_out(0.001).sum() == 1
+    assert task.held_out(0).sum() == 0
+    assert np.array_equal(task.held_out(0.1), task.held_out(0.1))
+
+
+def test_an_empty_dataset_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="holds no episode"):
+        TaskWriter(tmp_path / "t", SPEC).write([], behaviour="unknown", source={"path": "x"})
+
+
+def test_a_cut_file_is_named_with_both_sizes(tmp_path):
+    write_store(tmp_path, [(SPEC, [numbered_episode(SPEC, 0, 4)])])
+    rows = tmp_path / "toy.a" / "rows.f32"
+    rows.write_bytes(rows.read_bytes()[:-8])
+    with pytest.raises(DatasetError) as caught:
+        TaskStore.open(tmp_path)
+    assert f"{rows}: expected 120 bytes (5 rows of 6 float32), found 112" in str(caught.value)
+    assert "run `pack` again" in str(caught.value)
+
+
+def test_another_folder_is_not_a_store(tmp_path):
+    with pytest.raises(DatasetError, match="is not a packed store: expected store.json and tasks.json"):
+        TaskStore.open(tmp_path)

@@ -1,0 +1,220 @@
+"""The world model: shapes, masks, embedding, saving; and that its losses see only what is valid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.datasets.windows import WindowSampler
+from orrery.pipeline.errors import CheckpointError, ConfigError
+from orrery.stages.world_model.balance import reward_entropy, reward_weights
+from orrery.stages.world_model.config import LossConfig, WorldModelConfig
+from orrery.stages.world_model.module import DIAGNOSED_HORIZONS, OpenLoopError, rollout_losses
+from orrery.stages.world_model.networks import WorldModel
+
+from .stores import numbered_episode, point_mass_episodes, point_mass_spec, write_store
+
+CONFIG = WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11)
+TABLE = TaskTable([TaskSpec("toy/a", 3, 1, 50), TaskSpec("toy/b", 5, 2, 50, terminates=True)])
+
+
+def make_model(table=TABLE, config=CONFIG):
+    torch.manual_seed(0)
+    return WorldModel(config, table)
+
+
+def test_shapes_and_simplex():
+    model = make_model()
+    task = torch.tensor([0, 1, 1])
+    z = model.encode(torch.randn(3, 5), task)
+    next_z, reward, goes_on = model.step(z, torch.randn(3, 2), task)
+    assert z.shape == next_z.shape == (3, 16)
+    assert reward.shape == (3, 11)
+    assert goes_on.shape == (3,)
+    torch.testing.assert_close(next_z.unflatten(-1, (2, 8)).sum(-1), torch.ones(3, 2))
+    # The reward head starts at uniform logits: it decodes to nothing.
+    torch.testing.assert_close(model.decode_reward(reward), torch.zeros(3))
+
+
+def test_step_is_its_three_parts():
+    model = make_model()
+    torch.nn.init.normal_(model.reward[-1].weight)
+    z, action, task = model.encode(torch.randn(4, 5), torch.tensor([0, 1, 0, 1])), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+    next_z, reward, goes_on = model.step(z, action, task)
+    torch.testing.assert_close(next_z, model.next_latent(z, action, task))
+    torch.testing.assert_close(reward, model.reward_logits(z, action, task))
+    torch.testing.assert_close(goes_on, model.continue_logits(next_z, task))
+
+
+def test_padded_action_components_change_nothing():
+    model = make_model()
+    task = torch.tensor([0])
+    z = model.encode(torch.randn(1, 5), task)
+    torch.testing.assert_close(
+        model.step(z, torch.tensor([[0.3, 0.0]]), task), model.step(z, torch.tensor([[0.3, 0.9]]), task)
+    )
+
+
+def test_no_continue_head_where_nothing_terminates():
+    model = make_model(TaskTable([TaskSpec("toy/a", 3, 1, 50)]))
+    task = torch.tensor([0])
+    assert model.step(model.encode(torch.randn(1, 3), task), torch.zeros(1, 1), task)[2] is None
+    assert not any("continue" in name for name in model.state_dict())
+
+
+def test_task_embedding_is_kept_in_the_unit_ball_and_left_alone_inside():
+    model = make_model()
+    with torch.no_grad():
+        model.task_embedding.weight[0] = 3.0
+        model.task_embedding.weight[1] = 0.1
+    inside = model.task_embedding.weight[1].clone()
+    model.renormalise_task_embedding()
+    torch.testing.assert_close(model.task_embedding.weight[0].norm(), torch.tensor(1.0))
+    assert torch.equal(model.task_embedding.weight[1], inside)
+
+
+def test_save_and_load_give_the_same_frozen_model(tmp_path):
+    model = make_model()
+    model.save(tmp_path)
+    loaded = WorldModel.load(tmp_path)
+    assert loaded.table == TABLE
+    assert loaded.config == CONFIG
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_loading_names_what_does_not_fit(tmp_path):
+    make_model().save(tmp_path)
+    other = TaskTable([*TABLE, TaskSpec("toy/c", 2, 1, 50)])
+    (tmp_path / "tasks.json").write_text(other.to_json())
+    with pytest.raises(CheckpointError) as caught:
+        WorldModel.load(tmp_path)
+    assert "task_embedding.weight: expected [3, 6], found [2, 6]" in str(caught.value)
+
+
+def test_loading_a_damaged_file_says_so(tmp_path):
+    make_model().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        WorldModel.load(tmp_path)
+
+
+def test_config_refuses_a_latent_that_does_not_divide():
+    with pytest.raises(ConfigError, match="latent_dim 20 is not a multiple of simnorm_dim 8"):
+        WorldModelConfig(latent_dim=20)
+
+
+@pytest.fixture
+def terminating_batch(tmp_path):
+    spec = TABLE[1]
+    store = write_store(tmp_path, [(spec, [numbered_episode(spec, e, 6, terminated=True) for e in range(4)])])
+    return store, WindowSampler(store, length=4, batch_size=16, seed=0).batch(0)
+
+
+def test_what_lies_after_the_end_has_no_loss_and_no_gradient(terminating_batch):
+    store, batch = terminating_batch
+    model = make_model(store.table)
+    torch.nn.init.normal_(model.reward[-1].weight, std=0.1)
+    assert not bool(batch["valid"].all())
+
+    def gradients(batch):
+        model.zero_grad()
+        losses = rollout_losses(model, batch, LossConfig(), torch.ones(1))
+        losses["total"].backward()
+        return losses, [p.grad.clone() for p in model.parameters()]
+
+    losses, expected = gradients(batch)
+    changed = batch.clone()
+    after_end = ~batch["valid"]
+    changed["reward"][after_end] = 123.0
+    changed["action"][after_end] = 0.7
+    changed["observation"][:, 1:][after_end] = 9.0
+    changed_losses, found = gradients(changed)
+    assert losses["continuation"] > 0
+    for name, value in losses.items():
+        torch.testing.assert_close(changed_losses[name], value)
+    torch.testing.assert_close(found, expected)
+
+
+def test_losses_match_a_loop_over_time_and_batch(terminating_batch):
+    store, batch = terminating_batch
+    model = make_model(store.table).double()
+    torch.nn.init.normal_(model.reward[-1].weight, std=0.1)
+    batch = batch.apply(lambda x: x.double() if x.is_floating_point() else x)
+    config = LossConfig(consistency=2.0, reward=0.5, continuation=3.0, rho=0.8)
+    losses = rollout_losses(model, batch, config, torch.tensor([1.7], dtype=torch.float64))
+    sums = torch.zeros(4, 4, dtype=torch.float64)  # step x (count, consistency, reward, continuation)
+    for b in range(16):
+        task = batch["task"][b : b + 1]
+        z = model.encode(batch["observation"][b : b + 1, 0], task)
+        for t in range(int(batch["valid"][b].sum())):
+            next_z, logits, goes_on = model.step(z, batch["action"][b : b + 1, t], task)
+            target = model.encode(batch["observation"][b : b + 1, t + 1], task)
+            log_p = torch.log_softmax(logits[0], -1)
+            # two-hot by hand
+            position = torch.log1p(batch["reward"][b, t]).clamp(max=10) / 2 + 5
+            low = int(position.floor())
+            high = min(low + 1, 10)
+            entropy = -((1 - position + low) * log_p[low] + (position - low) * log_p[high])
+            end = batch["terminated"][b, t].double()
+            bce = -(end * torch.log(1 - torch.sigmoid(goes_on[0])) + (1 - end) * torch.log(torch.sigmoid(goes_on[0])))
+            sums[t] += torch.stack(
+                [torch.ones(()).double(), (next_z - target).square().mean(), 1.7 * entropy, bce]
+            ).detach()
+            z = next_z
+    weights = 0.8 ** torch.arange(4) / 4
+    expected = (weights[:, None] * sums[:, 1:] / sums[:, :1]).sum(0)
+    torch.testing.assert_close(losses["consistency"], expected[0])
+    torch.testing.assert_close(losses["reward"], expected[1])
+    torch.testing.assert_close(losses["continuation"], expected[2])
+    torch.testing.assert_close(losses["total"], 2 * expected[0] + 0.5 * expected[1] + 3 * expected[2])
+
+
+def test_open_loop_r2_of_a_perfect_and_of_a_constant_prediction(tmp_path):
+    store = write_store(tmp_path, [(point_mass_spec(), point_mass_episodes(point_mass_spec(), 10))])
+    batch = WindowSampler(store, length=16, batch_size=32, seed=0).batch(0)
+    time = {"t": 0}
+
+    class Oracle:
+        def encode(self, observation, task):
+            return torch.zeros(len(task), 1)
+
+        def step(self, z, action, task):
+            time["t"] += 1
+            return z, batch["reward"][:, time["t"] - 1], None
+
+        def decode_reward(self, logits):
+            return logits
+
+    perfect = OpenLoopError(1, torch.device("cpu"))
+    perfect.add(Oracle(), batch)
+    assert perfect.result()[0].tolist() == [[1.0] * len(DIAGNOSED_HORIZONS)]
+
+    class Mean(Oracle):
+        def decode_reward(self, logits):
+            return logits.mean().expand(len(logits))
+
+    time["t"] = 0
+    constant = OpenLoopError(1, torch.device("cpu"))
+    constant.add(Mean(), batch)
+    torch.testing.assert_close(constant.result()[0], torch.zeros(1, 4, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_reward_weights_raise_sparse_tasks(tmp_path):
+    dense, sparse = point_mass_spec("toy/dense"), point_mass_spec("toy/sparse")
+    episodes = point_mass_episodes(dense, 20)
+    rare = [type(e)(e.observations, e.actions, (e.rewards > 0.99).astype("float32"), False) for e in episodes]
+    store = write_store(tmp_path, [(dense, episodes), (sparse, rare)])
+    entropy = reward_entropy(store, torch.linspace(-10, 10, 101))
+    share = float((torch.cat([torch.from_numpy(e.rewards) for e in rare]) > 0).float().mean())
+    # 1 lies in symlog units at ln 2 = 0.693: 0.466 of the way from bin 0.6 to 0.8. Rows include the unused last one.
+    share *= 25 / 26
+    upper = (0.693147 - 0.6) / 0.2
+    p = torch.tensor([1 - share, share * upper, share * (1 - upper)])
+    torch.testing.assert_close(entropy[1], -(p * p.log()).sum(), atol=1e-4, rtol=1e-3)
+    weights = reward_weights(entropy, 100.0)
+    torch.testing.assert_close(weights, torch.stack([torch.tensor(1.0), entropy[0] / entropy[1]]))
+    assert reward_weights(entropy, 1.0).tolist() == [1.0, 1.0]
