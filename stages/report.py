@@ -1,0 +1,50 @@
+"""report: one page, readable offline and in print, of what a run did and how well it did it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..pipeline.stage import Context, Input, Stage
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the page is called."""
+
+    title: str = ""
+    """Heading of the page; empty takes the name of the run."""
+
+
+class Report(Stage):
+    """`index.html`, self-contained, and `scores_table.md`, the score table for a README."""
+
+    Config = ReportConfig
+    inputs = {
+        "datasets": Input("datasets", optional=True),
+        "store": Input("store", optional=True),
+        "world_model": Input("world_model", optional=True),
+        "policies": Input("policies", optional=True, many=True),
+        "scores": Input("scores", optional=True),
+    }
+    output_kind = "report"
+    config: ReportConfig
+
+    def run(self, context: Context) -> str:
+        from .reporting.evidence import read_evidence
+        from .reporting.page import render_page
+        from .reporting.scoring import markdown_table, score_table
+
+        with context.progress("report", total=3) as progress:
+            evidence = read_evidence(context.inputs, context.run)
+            progress.advance()
+            page = render_page(evidence, self.config.title)
+            progress.advance()
+            (context.folder / "index.html").write_text(page, encoding="utf-8")
+            table = score_table(evidence)
+            markdown = "No scores: the stage evaluate has not finished.\n" if table is None else markdown_table(table)
+            (context.folder / "scores_table.md").write_text(markdown, encoding="utf-8")
+            progress.advance()
+        size = f"{len(evidence.tasks)} tasks, {len(page.encode()) / 1e6:.1f} MB"
+        if table is None:
+            return f"{size}, no scores"
+        return f"{sum(table.num_failing(name) for name in table.algorithms)} failing scores marked; {size}"

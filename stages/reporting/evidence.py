@@ -1,0 +1,146 @@
+"""Reads what the stages of a run published into one value, so that tables and figures never open a file.
+
+Whatever is not there is empty or None. A file that is there but lacks a column is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...pipeline.artifact import read_manifest
+from ...pipeline.errors import StageError
+from ..evaluate import BASELINES
+
+SCORE_COLUMNS = ("algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score")
+CURVE_COLUMNS = ("iteration", "algorithm", "task", "seed")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the report shows."""
+
+    tasks: Sequence[str]
+    """In the order of the task table; tasks that only scores name come last."""
+    specs: Mapping[str, Mapping[str, Any]]
+    """TaskSpec fields by task."""
+    data: Sequence[Mapping[str, Any]]
+    """Per task of the store, as in store.json."""
+    collected: Mapping[str, Mapping[str, Any]]
+    """Per task of the collected datasets, as in datasets.json."""
+    training: pd.DataFrame | None
+    """World model: step, train/<loss>..."""
+    validation: pd.DataFrame | None
+    """World model: step, task, horizon, reward_r2, latent_mse."""
+    policies: Sequence[Mapping[str, Any]]
+    """Entries of every policies.json."""
+    extraction: pd.DataFrame | None
+    """Policies that imagine: iteration, algorithm, task, seed, imagined_reward."""
+    scores: pd.DataFrame | None
+    """algorithm, task, seed, episodes, return_mean, return_std, success_rate, score."""
+    summary: Mapping[str, Any]
+    """summary.json of the evaluation."""
+    config: Mapping[str, Any]
+    """Every key of the run with its final value."""
+    records: Mapping[str, Mapping[str, Any]]
+    """Manifests by stage, earliest first; artifacts from outside the run by `input: folder`."""
+
+    @property
+    def algorithms(self) -> list[str]:
+        """Learned algorithms in the order of their policies, then the baselines."""
+        named = [entry["algorithm"] for entry in self.policies]
+        if self.scores is not None:
+            named += self.scores["algorithm"].tolist()
+        learned = [name for name in dict.fromkeys(named) if name not in BASELINES]
+        return learned + [name for name in BASELINES if name in named]
+
+
+def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
+    """Read the artifacts given to the report.
+
+    Args:
+        inputs: artifact folders by input name; any may be absent or empty.
+        run: the `run` of a stage's Context, or None.
+    Raises:
+        StageError: a file is damaged, or lacks columns.
+    """
+    indices = [_json(folder / "policies.json") for folder in inputs.get("policies", ())]
+    tables = [_tasks(folder) for name in ("store", "world_model") for folder in inputs.get(name, ())]
+    tables += [index.get("tasks", []) for index in indices]
+    specs = {spec["name"]: spec for table in reversed(tables) for spec in table}
+    scores = _table(inputs, "scores", "scores.csv", SCORE_COLUMNS)
+    summary = _first(inputs, "scores", "summary.json")
+    evaluated = [] if scores is None else scores["task"].tolist()
+    tasks = [spec["name"] for table in tables for spec in table] + evaluated + list(summary.get("skipped", {}))
+    logged = [_csv(folder / "training.csv", CURVE_COLUMNS) for folder in inputs.get("policies", ())]
+    imagines = [frame for frame in logged if frame is not None and "imagined_reward" in frame]
+    curves = [frame for frame in (one.dropna(subset="imagined_reward") for one in imagines) if not frame.empty]
+    records = {} if run is None else dict(run.stage_records)
+    return Evidence(
+        tasks=list(dict.fromkeys(tasks)),
+        specs=specs,
+        data=_first(inputs, "store", "store.json").get("tasks", []),
+        collected=_first(inputs, "datasets", "datasets.json").get("tasks", {}),
+        training=_table(inputs, "world_model", "training.csv", ["step"]),
+        validation=_table(inputs, "world_model", "validation.csv", ["step", "task", "horizon", "reward_r2"]),
+        policies=[entry for index in indices for entry in index.get("policies", [])],
+        extraction=pd.concat(curves, ignore_index=True) if curves else None,
+        scores=scores,
+        summary=summary,
+        config={} if run is None else run.config,
+        records=_outside(inputs, records) | records,
+    )
+
+
+def _outside(inputs: Mapping[str, Sequence[Path]], records: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Manifests of inputs that no stage of this run made."""
+    own = {record["digest"] for record in records.values()}
+    found = {}
+    for name, folders in inputs.items():
+        for folder in folders:
+            manifest = read_manifest(folder)
+            if manifest is not None and manifest.digest not in own:
+                found[f"{name}: {folder}"] = asdict(manifest)
+    return found
+
+
+def _tasks(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "tasks.json"
+    return _parse(path) if path.is_file() else []
+
+
+def _first(inputs: Mapping[str, Sequence[Path]], name: str, file: str) -> dict[str, Any]:
+    return next((_json(folder / file) for folder in inputs.get(name, ())), {})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return _parse(path) if path.is_file() else {}
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StageError(f"{path} is not JSON ({error}); run the stage that made it again") from error
+
+
+def _table(inputs: Mapping[str, Sequence[Path]], name: str, file: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    return next((_csv(folder / file, columns) for folder in inputs.get(name, ())), None)
+
+
+def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    """The table in `path`; None where there is no such file or no row in it."""
+    if not path.is_file():
+        return None
+    try:
+        frame = pd.read_csv(path)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise StageError(f"{path} is not a CSV table ({error}); run the stage that made it again") from error
+    if missing := [column for column in columns if column not in frame]:
+        raise StageError(f"{path} lacks the columns {', '.join(missing)}; it has: {', '.join(frame.columns)}")
+    return None if frame.empty else frame

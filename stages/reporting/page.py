@@ -1,0 +1,196 @@
+"""Puts the page together: which sections there are, in which order, and what stands in for a missing one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from ..evaluate import BASELINES
+from . import score_figures, tables, training_figures
+from .drawing import algorithm_styles, drawing_style
+from .evidence import Evidence
+from .machine import hardware, hardware_line
+from .scoring import ScoreTable, interval_text, score_table
+
+WEAK_R2 = 0.5
+"""A reward predicted worse than this is marked in the open-loop table."""
+
+NO_SCORES = "no policy has been evaluated yet"
+NO_MODEL = "no world model was given that has a record of its training"
+
+Styles = Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A block of the page."""
+
+    name: str
+    """Its branch in page.html, and its anchor."""
+    title: str
+    content: Any = None
+    missing: str = ""
+    """Why the section is left out; empty where it is not."""
+
+
+def render_page(evidence: Evidence, title: str = "") -> str:
+    """The whole page as HTML.
+
+    Args:
+        title: heading; empty takes the name of the run.
+    """
+    styles = algorithm_styles(evidence.algorithms)
+    with drawing_style():
+        sections = _sections(evidence, styles)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": tables.number, "interval": interval_text}
+    title = title or evidence.config.get("name") or "Orrery run"
+    return environment.get_template("page.html").render(title=title, sections=sections, styles=styles)
+
+
+def _sections(evidence: Evidence, styles: Styles) -> list[Section]:
+    return [
+        *_score_sections(evidence, styles),
+        _imagined(evidence, styles),
+        _open_loop(evidence),
+        _losses(evidence),
+        _extraction(evidence, styles),
+        _data(evidence),
+        _config(evidence),
+        Section(
+            "versions",
+            "Hardware and versions",
+            {"hardware": hardware(), "versions": tables.version_rows(evidence)},
+        ),
+        *_stage_sections(evidence),
+    ]
+
+
+def _score_sections(evidence: Evidence, styles: Styles) -> list[Section]:
+    titles = {
+        "result": "Result",
+        "scores": "Scores by task",
+        "algorithms": "Scores by algorithm",
+        "seeds": "Scores by seed",
+    }
+    table = score_table(evidence)
+    if table is None:
+        return [Section(name, title, missing=NO_SCORES) for name, title in titles.items()]
+    shown = {name: styles[name] for name in table.algorithms}
+    charts = score_figures.draw_tasks(table.runs, evidence.tasks, shown)
+    contents = {
+        "result": _result(evidence, table),
+        "scores": _scores(evidence, table),
+        "algorithms": score_figures.draw_aggregates(table.overall, shown),
+        "seeds": {"charts": charts, "keys": table.algorithms},
+    }
+    return [Section(name, title, contents[name]) for name, title in titles.items()]
+
+
+def _result(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
+    suites = evidence.summary.get("by_suite", {})
+    protocol = evidence.summary.get("protocol", {})
+    learned = [name for name in table.algorithms if name not in BASELINES]
+    seeds = max((table.overall.get(name, {}).get("seeds", 0) for name in learned or table.algorithms), default=0)
+    evaluated = sum(not row.skipped for row in table.rows)
+    skipped = f" ({len(table.rows) - evaluated} more not evaluated)" if evaluated < len(table.rows) else ""
+    episodes = protocol.get("episodes", "an unknown number of")
+    return {
+        "table": table,
+        "learned": learned,
+        "suites": suites if len(suites) > 1 else {},
+        "protocol": f"{evaluated} tasks{skipped}, {seeds} seeds per task, {episodes} episodes per seed; every policy "
+        f"is its last iterate and acts deterministically. Report written on {hardware_line()}.",
+        "interval": protocol.get("interval", ""),
+    }
+
+
+def _scores(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
+    failures = evidence.summary.get("failures", [])
+    errors = Counter((row["algorithm"], row["task"], row["error"]) for row in failures)
+    return {
+        "table": table,
+        "kinds": tables.score_kinds(evidence),
+        "errors": [(*key, count) for key, count in errors.items()],
+        "references": evidence.summary.get("references", {}),
+        "runs": table.runs.to_dict("records"),
+    }
+
+
+def _imagined(evidence: Evidence, styles: Styles) -> Section:
+    name, title = "imagined", "Imagined and real reward"
+    runs = tables.imagined_runs(evidence)
+    if runs.empty:
+        return Section(name, title, missing="no policy both imagined its reward and was evaluated")
+    content = {
+        "charts": score_figures.draw_imagined(runs, styles),
+        "keys": list(dict.fromkeys(runs["algorithm"])),
+        "rows": runs.groupby(["task", "algorithm"], sort=False).mean(numeric_only=True).reset_index(),
+    }
+    return Section(name, title, content)
+
+
+def _open_loop(evidence: Evidence) -> Section:
+    name, title = "open_loop", "Open-loop prediction of reward"
+    if evidence.validation is None:
+        return Section(name, title, missing=NO_MODEL)
+    content = {
+        "rows": tables.open_loop_rows(evidence.validation, evidence.tasks),
+        "charts": training_figures.draw_open_loop(evidence.validation, evidence.tasks),
+        "colours": training_figures.horizon_colours(evidence.validation),
+        "weak": WEAK_R2,
+        "floor": training_figures.R2_FLOOR,
+        "step": int(evidence.validation["step"].max()),
+    }
+    return Section(name, title, content)
+
+
+def _losses(evidence: Evidence) -> Section:
+    name, title = "losses", "Losses of the world model"
+    if evidence.training is None:
+        return Section(name, title, missing=NO_MODEL)
+    return Section(name, title, training_figures.draw_losses(evidence.training))
+
+
+def _extraction(evidence: Evidence, styles: Styles) -> Section:
+    name, title = "extraction", "Extraction"
+    if evidence.extraction is None:
+        return Section(name, title, missing="no policies were given that have a record of what they imagined")
+    content = {
+        "charts": training_figures.draw_extraction(evidence.extraction, evidence.tasks, evidence.policies, styles),
+        "keys": list(dict.fromkeys(evidence.extraction["algorithm"])),
+    }
+    return Section(name, title, content)
+
+
+def _data(evidence: Evidence) -> Section:
+    rows = tables.data_rows(evidence)
+    return Section("data", "Data", rows, missing="" if rows else "no store was given")
+
+
+def _config(evidence: Evidence) -> Section:
+    if not evidence.config:
+        return Section("config", "Configuration", missing="it is not known outside a run")
+    return Section("config", "Configuration", yaml.safe_dump(dict(evidence.config), sort_keys=False))
+
+
+def _stage_sections(evidence: Evidence) -> list[Section]:
+    missing = "" if evidence.records else "no finished stage is recorded"
+    rows = tables.stage_rows(evidence)
+    total = tables.total_time(evidence.records)
+    return [
+        Section("stages", "Stages", {"rows": rows, "total": total}, missing),
+        Section("lineage", "Lineage", rows, missing),
+    ]

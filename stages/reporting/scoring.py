@@ -1,0 +1,153 @@
+"""The score table: one cell per task and algorithm, and what is wrong with it.
+
+Decides which scores are marked. Nothing that failed is left out: a task without an environment, a run without a
+score and an episode that raised all have their place in the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ..evaluate import BASELINES
+from .evidence import Evidence
+
+FAILING_SCORE = 0.1
+"""A learned policy that scores less has not solved anything."""
+
+BELOW_DATA = "below data"
+
+
+@dataclass(frozen=True)
+class ScoreCell:
+    """One algorithm on one task."""
+
+    score: float
+    """Mean over seeds; NaN where no run has a score."""
+    spread: float | None
+    """Sample standard deviation over seeds; None with fewer than two."""
+    marks: tuple[str, ...]
+    """What is wrong with it, in words."""
+
+    @property
+    def text(self) -> str:
+        if math.isnan(self.score):
+            return "no score"
+        return two_decimals(self.score) if self.spread is None else f"{two_decimals(self.score)} ± {self.spread:.2f}"
+
+    @property
+    def failing(self) -> bool:
+        """Whether it failed, rather than merely not beating the data."""
+        return any(mark != BELOW_DATA for mark in self.marks)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One task."""
+
+    task: str
+    cells: Mapping[str, ScoreCell]
+    """By algorithm; absent where it was not evaluated."""
+    skipped: str = ""
+    """Why the task was not evaluated at all."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    algorithms: Sequence[str]
+    rows: Sequence[ScoreRow]
+    overall: Mapping[str, Mapping[str, Any]]
+    """Mean and IQM with intervals by algorithm, as in summary.json."""
+    runs: pd.DataFrame
+    """The rows of scores.csv."""
+
+    def num_failing(self, algorithm: str) -> int:
+        """Tasks on which the algorithm failed."""
+        return sum(row.cells[algorithm].failing for row in self.rows if algorithm in row.cells)
+
+    def num_below_data(self, algorithm: str) -> int:
+        """Tasks on which it scores less than the behaviour that made the data."""
+        return sum(BELOW_DATA in row.cells[algorithm].marks for row in self.rows if algorithm in row.cells)
+
+
+def score_table(evidence: Evidence) -> ScoreTable | None:
+    """Tabulate the scores; None where nothing was evaluated."""
+    if evidence.scores is None:
+        return None
+    failed = Counter((row["algorithm"], row["task"]) for row in evidence.summary.get("failures", []))
+    skipped = evidence.summary.get("skipped", {})
+    groups = {key: group["score"] for key, group in evidence.scores.groupby(["algorithm", "task"])}
+    algorithms = [name for name in evidence.algorithms if any(key[0] == name for key in groups)]
+    rows = []
+    for task in evidence.tasks:
+        behaviour = float(groups["behaviour", task].mean()) if ("behaviour", task) in groups else math.nan
+        cells = {}
+        for name in algorithms:
+            if (name, task) in groups:
+                values = groups[name, task].dropna()
+                score = float(values.mean()) if len(values) else math.nan
+                spread = float(values.std(ddof=1)) if len(values) > 1 else None
+                marks = _marks(name, score, behaviour, len(groups[name, task]) - len(values), failed[name, task])
+                cells[name] = ScoreCell(score, spread, marks)
+        reason = skipped.get(task, "" if cells else "it was not part of the evaluation")
+        rows.append(ScoreRow(task, cells, reason))
+    return ScoreTable(algorithms, rows, evidence.summary.get("algorithms", {}), evidence.scores)
+
+
+def _marks(algorithm: str, score: float, behaviour: float, unscored: int, failed: int) -> tuple[str, ...]:
+    marks = []
+    if failed:
+        marks.append(f"{failed} failed episode{'s' if failed > 1 else ''}")
+    if unscored:
+        marks.append(f"{unscored} run{'s' if unscored > 1 else ''} without a score")
+    if algorithm not in BASELINES:
+        if score < FAILING_SCORE:
+            marks.append(f"below {FAILING_SCORE:g}")
+        if score < behaviour:
+            marks.append(BELOW_DATA)
+    return tuple(marks)
+
+
+def two_decimals(value: float) -> str:
+    """The value with two decimals, and zero without a sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def interval_text(estimate: Mapping[str, float | None] | None) -> str:
+    """`0.81 [0.77, 0.85]`, without the brackets where there is no interval."""
+    value, low, high = (estimate[name] if estimate else None for name in ("value", "low", "high"))
+    if value is None:
+        return "no score"
+    if low is None or high is None:
+        return two_decimals(value)
+    return f"{two_decimals(value)} [{two_decimals(low)}, {two_decimals(high)}]"
+
+
+def markdown_table(table: ScoreTable) -> str:
+    """The table for a README; marks in words behind the score."""
+    lines = [["task", *table.algorithms], ["---", *["---:"] * len(table.algorithms)]]
+    for row in table.rows:
+        if row.skipped:
+            rest = [""] * (len(table.algorithms) - 1)
+            lines.append([_plain(row.task), _plain(f"not evaluated: {row.skipped}"), *rest])
+            continue
+        cells = [row.cells.get(name) for name in table.algorithms]
+        texts = [
+            "" if cell is None else f"{cell.text} ({', '.join(cell.marks)})" if cell.marks else cell.text
+            for cell in cells
+        ]
+        lines.append([_plain(row.task), *texts])
+    for label, statistic in (("mean [95%]", "mean"), ("IQM [95%]", "iqm")):
+        values = [interval_text(table.overall.get(name, {}).get(statistic)) for name in table.algorithms]
+        lines.append([f"**{label}**", *[f"**{value}**" for value in values]])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a table cell or a line."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,118 @@
+"""Figures of training: losses of the world model, its open-loop error per task, and extraction per task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.colors import to_hex
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from .drawing import new_panel, to_svg
+
+PANEL = (250, 178)
+R2_FLOOR = -0.25
+"""Where the axis of R^2 ends; anything lower is as bad and would flatten the rest."""
+X_TICKS = 5
+MAX_POINTS = 300
+"""Points per curve; longer logs are averaged over stretches of equal length."""
+
+
+def horizon_colours(validation: pd.DataFrame) -> dict[int, str]:
+    """Colour by horizon: light for short, dark for long, an order that survives grey-scale printing."""
+    horizons = sorted(int(horizon) for horizon in validation["horizon"].unique())
+    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.2, 0.85, len(horizons)))
+    return {horizon: to_hex(colour) for horizon, colour in zip(horizons, colours, strict=True)}
+
+
+def draw_losses(training: pd.DataFrame) -> list[tuple[str, Markup]]:
+    """One panel per logged loss that is not zero throughout."""
+    panels = []
+    losses = [column for column in training if str(column).startswith("train/")]
+    # The total first, then its terms.
+    for column in sorted(losses, key=lambda name: name != "train/total"):
+        curve = _thin(training[["step", column]].dropna())
+        values = curve[column].to_numpy()
+        if not len(values) or not values.any():
+            continue
+        name = column.removeprefix("train/")
+        figure, axes = new_panel(*PANEL, left=52)
+        axes.plot(curve["step"], values, color="#0072B2", linewidth=1.2)
+        axes.set(xlabel="Step")
+        if (values > 0).all():
+            axes.set_yscale("log")
+            decades = values.max() / values.min() > 30
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades else (1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        text = f"Loss of the world model, {name}: {values[0]:.3g} at first, {values[-1]:.3g} at the end"
+        axes.xaxis.set_major_locator(MaxNLocator(X_TICKS))
+        panels.append((name, to_svg(figure, text)))
+    return panels
+
+
+def draw_open_loop(validation: pd.DataFrame, tasks: Sequence[str]) -> list[tuple[str, Markup]]:
+    """R^2 of the open-loop reward over training steps, a panel per task and a line per horizon."""
+    colours = horizon_colours(validation)
+    steps = (0, float(validation["step"].max()))
+    panels = []
+    for task in tasks:
+        own = validation[(validation["task"] == task) & validation["reward_r2"].notna()]
+        if own.empty:
+            continue
+        figure, axes = new_panel(*PANEL)
+        for horizon, colour in colours.items():
+            curve = own[own["horizon"] == horizon].sort_values("step")
+            values = np.clip(curve["reward_r2"], R2_FLOOR, 1)
+            axes.plot(curve["step"], values, color=colour, linewidth=1.6, marker="o", markersize=2.5)
+        axes.set(ylim=(R2_FLOOR - 0.03, 1.03), xlim=steps, xlabel="Step", yticks=[0, 0.5, 1])
+        axes.xaxis.set_major_locator(MaxNLocator(X_TICKS))
+        last = own[own["step"] == own["step"].max()].sort_values("horizon")
+        numbers = ", ".join(f"{row.reward_r2:.2f} at {row.horizon}" for row in last.itertuples())
+        panels.append((task, to_svg(figure, f"Open-loop reward R2 of {task} over training; last: {numbers} decisions")))
+    return panels
+
+
+def draw_extraction(
+    extraction: pd.DataFrame,
+    tasks: Sequence[str],
+    policies: Sequence[Mapping[str, Any]],
+    styles: Mapping[str, tuple[str, str]],
+) -> list[tuple[str, Markup]]:
+    """Imagined reward per decision over iterations, a panel per task and a thin line per seed."""
+    anchors = {(entry["task"], entry["algorithm"]): entry.get("anchor") for entry in policies}
+    panels = []
+    for task in tasks:
+        own = extraction[extraction["task"] == task]
+        if own.empty:
+            continue
+        figure, axes = new_panel(*PANEL, left=52)
+        ends, weights = [], []
+        for algorithm, runs in own.groupby("algorithm", sort=False):
+            for _, run in runs.groupby("seed"):
+                curve = _thin(run[["iteration", "imagined_reward"]])
+                colour = styles[str(algorithm)][0]
+                axes.plot(curve["iteration"], curve["imagined_reward"], color=colour, linewidth=1, alpha=0.85)
+            last = runs.loc[runs["iteration"] == runs["iteration"].max(), "imagined_reward"].mean()
+            ends.append(f"{algorithm} {last:.3g}")
+            if (anchor := anchors.get((task, str(algorithm)))) is not None:
+                weights.append(f"{anchor:g}")
+        axes.set(xlabel="Iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(X_TICKS))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        note = f" (anchor {', '.join(weights)})" if weights else ""
+        text = f"Imagined reward per decision of {task} over extraction; mean over seeds at the end: {', '.join(ends)}"
+        panels.append((f"{task}{note}", to_svg(figure, text)))
+    return panels
+
+
+def _thin(curve: pd.DataFrame) -> pd.DataFrame:
+    """At most `MAX_POINTS` rows, each the mean of as many consecutive ones."""
+    size = -(-len(curve) // MAX_POINTS)
+    if size <= 1:
+        return curve
+    return curve.groupby(np.arange(len(curve)) // size).mean()

@@ -1,0 +1,320 @@
+"""The report: what it shows, what it marks, and that nothing missing or malformed is passed over in silence."""
+
+import contextlib
+import json
+import logging
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from orrery.datasets.schema import TaskSpec
+from orrery.pipeline import artifact
+from orrery.pipeline.errors import StageError
+from orrery.pipeline.stage import Context
+from orrery.stages.report import Report, ReportConfig
+from orrery.stages.reporting.drawing import algorithm_styles
+from orrery.stages.reporting.evidence import read_evidence
+from orrery.stages.reporting.scoring import interval_text, score_table, two_decimals
+from orrery.stages.reporting.tables import duration, number
+
+CUP, REACH, OTHER = "dmc/cup", "metaworld/reach-v3", "other/<script>$x$|y"
+SPECS = [
+    TaskSpec(CUP, 8, 2, 500, score_kind="return_per_1000"),
+    TaskSpec(REACH, 39, 4, 100, score_kind="success", reports_success=True),
+    TaskSpec(OTHER, 3, 1, 200),
+]
+SCORES = [
+    ("pwm", CUP, 0, 10, 900.0, 1.0, None, 0.90),
+    ("pwm", CUP, 1, 10, 800.0, 1.0, None, 0.80),
+    ("pwm", REACH, 0, 10, 10.0, 1.0, 0.1, 0.06),
+    ("pwm", REACH, 1, 0, None, None, None, None),
+    ("bc", CUP, 0, 7, 400.0, 1.0, None, 0.40),
+    ("bc", REACH, 0, 10, 700.0, 1.0, 0.7, 0.70),
+    ("behaviour", CUP, 0, 20, 70.0, 1.0, None, 0.07),
+    ("behaviour", REACH, 0, 20, 900.0, 1.0, 0.9, 0.90),
+    ("random", CUP, 0, 10, 10.0, 1.0, None, 0.01),
+]
+ERROR = "RuntimeError: <b>unstable</b>"
+
+
+class Progress:
+    def advance(self, amount: float = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(description: str, total: float, completed: float = 0) -> Any:
+    yield Progress()
+
+
+def write_store(folder: Path) -> None:
+    folder.mkdir()
+    entry = {"episodes": 20, "transitions": 1234, "return_mean": 70.0, "return_std": 2.0, "return_max": 99.0}
+    entry |= {"behaviour": "exploration", "success_rate": None, "source": {"format": "minari", "id": "<i>x</i>-v0"}}
+    warned = {"warnings": ["column <u>3</u> never changes"]}
+    tasks = [entry | {"task": spec.name, "findings": warned if spec.name == CUP else {}} for spec in SPECS]
+    (folder / "store.json").write_text(json.dumps({"format": 1, "tasks": tasks}))
+    (folder / "tasks.json").write_text(json.dumps([spec.to_dict() for spec in SPECS]))
+
+
+def write_world_model(folder: Path) -> None:
+    folder.mkdir()
+    steps = range(1, 1001)
+    losses = {"step": steps, "train/total": [2.0 / step for step in steps], "train/continuation": 0.0}
+    pd.DataFrame(losses).to_csv(folder / "training.csv", index=False)
+    r2 = {CUP: {1: 0.9, 16: -40.0}, REACH: {1: 0.95, 16: 0.8}, OTHER: {1: None, 16: None}}
+    rows = [
+        {"step": step, "task": task, "horizon": horizon, "latent_mse": 0.1, "reward_r2": value}
+        for step in (500, 1000)
+        for task, values in r2.items()
+        for horizon, value in values.items()
+    ]
+    pd.DataFrame(rows).to_csv(folder / "validation.csv", index=False)
+
+
+def write_policies(folder: Path) -> None:
+    folder.mkdir()
+    runs = [(name, task, seed) for name in ("pwm", "bc") for task in (CUP, REACH) for seed in (0, 1)]
+    policies = [
+        {"algorithm": name, "task": task, "seed": seed, "anchor": 1.0, "path": "x"} for name, task, seed in runs
+    ]
+    index = {"tasks": [spec.to_dict() for spec in SPECS], "policies": policies}
+    (folder / "policies.json").write_text(json.dumps(index))
+    curves = [
+        {"iteration": i, "algorithm": name, "task": task, "seed": seed, "imagined_reward": i if name == "pwm" else None}
+        for name, task, seed in runs
+        for i in (10, 20)
+    ]
+    pd.DataFrame(curves).to_csv(folder / "training.csv", index=False)
+
+
+def write_scores(folder: Path) -> None:
+    folder.mkdir()
+    columns = ["algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score"]
+    pd.DataFrame(SCORES, columns=columns).to_csv(folder / "scores.csv", index=False)
+    estimate = {"value": 0.6, "low": 0.5, "high": 0.7}
+    failure = {"algorithm": "bc", "task": CUP, "seed": 0, "error": ERROR}
+    imagined = {"algorithm": "pwm", "seed": 0, "imagined_return_per_step": 2.0}
+    summary = {
+        "algorithms": {
+            "pwm": {"mean": estimate, "iqm": estimate, "seeds": 2},
+            "behaviour": {"mean": {"value": 0.5, "low": None, "high": None}, "iqm": estimate, "seeds": 1},
+        },
+        "protocol": {"episodes": 10},
+        "failures": [failure | {"episode": episode} for episode in range(3)],
+        "skipped": {OTHER: "no environment is known"},
+        "imagined": [
+            imagined | {"task": CUP, "real_return_per_step": 1.9},
+            imagined | {"task": REACH, "real_return_per_step": 0.1},
+            imagined | {"task": REACH, "seed": 1, "real_return_per_step": None},
+        ],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+WRITERS = {"store": write_store, "world_model": write_world_model, "policies": write_policies, "scores": write_scores}
+
+
+def make_inputs(root: Path, *names: str) -> dict[str, list[Path]]:
+    for name in names:
+        WRITERS[name](root / name)
+    return {name: [root / name] if name in names else [] for name in [*WRITERS, "datasets"]}
+
+
+def write_report(root: Path, inputs: dict[str, list[Path]], run: Any = None, title: str = "") -> str:
+    folder = root / "report"
+    folder.mkdir()
+    Report(ReportConfig(title)).run(Context(folder, inputs, 1, 1, logging.getLogger("test"), progress, run))
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A report of everything, with the records of two stages."""
+    root = tmp_path_factory.mktemp("full")
+    inputs = make_inputs(root, *WRITERS)
+    finish = {"config": {}, "seconds": 65.0}
+    store = artifact.finish(
+        inputs["store"][0], kind="store", stage="pack", key="a" * 64, inputs={}, summary="rows <1>", **finish
+    )
+    made_from = {"store": [artifact.InputRecord(str(inputs["store"][0]), store.digest)]}
+    model = artifact.finish(
+        inputs["world_model"][0], kind="world_model", stage="pretrain", key="b" * 64, inputs=made_from, summary="R2",
+        **finish,
+    )  # fmt: skip
+    records = {"pack": asdict(store), "pretrain": asdict(model)}
+    run = SimpleNamespace(folder=root, config={"name": "tiny <run>", "seed": 7}, stage_records=records)
+    page = write_report(root, inputs, run)
+    return SimpleNamespace(page=page, folder=root / "report", store=store)
+
+
+def cell(page: str, task: str, column: int) -> str:
+    """A cell of the score table, as text."""
+    table = page[page.index('id="scores"') : page.index("<details>")]
+    row = next(row for row in table.split("<tr>") if f">{task}<" in row)
+    return " ".join(re.sub("<[^>]+>", " ", re.findall(r"<td.*?</td>", row, re.DOTALL)[column]).split())
+
+
+class Strict(HTMLParser):
+    """Every element closed in order, every id once, no external resource."""
+
+    void = {"meta", "br", "link", "img", "input", "hr"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.figures: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if tag not in self.void:
+            self.open.append(tag)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.links += [values[key] or "" for key in ("src", "href", "xlink:href") if key in values]
+        if tag == "svg":
+            self.figures.append(values.get("aria-label"))
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_self_contained_and_well_formed(full: SimpleNamespace) -> None:
+    parser = Strict()
+    parser.feed(full.page)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert parser.links
+    assert all(link.startswith("#") for link in parser.links)
+    assert {link[1:] for link in parser.links} <= set(parser.ids)
+    assert "url(http" not in full.page
+    assert "<script" not in full.page
+
+
+def test_every_figure_has_a_text_alternative(full: SimpleNamespace) -> None:
+    parser = Strict()
+    parser.feed(full.page)
+    # Mean and IQM; two suites of scores; two of imagined reward; two tasks of R2, one loss, two tasks of extraction.
+    assert len(parser.figures) == 2 + 2 + 2 + 2 + 1 + 2
+    assert all(parser.figures)
+    assert len(set(parser.figures)) == len(parser.figures)
+
+
+def test_text_from_data_is_escaped(full: SimpleNamespace) -> None:
+    for raw in ("<b>unstable", "<i>x", "<u>3", "tiny <run>", "rows <1>"):
+        assert raw not in full.page
+        assert raw.replace("<", "&lt;").replace(">", "&gt;") in full.page
+
+
+def test_failures_are_marked(full: SimpleNamespace) -> None:
+    assert cell(full.page, CUP, 0) == "0.85 ± 0.07"
+    assert cell(full.page, REACH, 0) == "0.06 1 run without a score below 0.1 below data"
+    assert cell(full.page, CUP, 1) == "0.40 3 failed episodes"
+    assert cell(full.page, REACH, 1) == "0.70 below data"
+    assert cell(full.page, CUP, 3) == "0.01"  # a baseline is not a failure
+    assert cell(full.page, REACH, 3) == "–"
+    assert "not evaluated: no environment is known" in full.page
+
+
+def test_marks_count_as_failing_unless_only_below_the_data(tmp_path: Path) -> None:
+    table = score_table(read_evidence(make_inputs(tmp_path, *WRITERS), None))
+    assert table is not None
+    assert [table.num_failing(name) for name in ("pwm", "bc", "random")] == [1, 1, 0]
+    assert [table.num_below_data(name) for name in ("pwm", "bc", "random")] == [1, 1, 0]
+
+
+def test_markdown_table(full: SimpleNamespace) -> None:
+    lines = (full.folder / "scores_table.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "| task | pwm | bc | behaviour | random |"
+    assert lines[2] == "| dmc/cup | 0.85 ± 0.07 | 0.40 (3 failed episodes) | 0.07 | 0.01 |"
+    assert lines[4].startswith(r"| other/<script>$x$\|y | not evaluated: no environment is known |")
+    assert lines[5] == "| **mean [95%]** | **0.60 [0.50, 0.70]** | **no score** | **0.50** | **no score** |"
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
+
+
+def test_lineage_leads_back_to_the_data(full: SimpleNamespace) -> None:
+    lineage = full.page[full.page.index('id="lineage"') :]
+    assert f"store: pack {full.store.digest[:12]}" in lineage
+    assert "2 min 10 s" in full.page  # two stages of 65 s
+
+
+def test_unpredicted_reward_is_marked_and_constant_reward_named(full: SimpleNamespace) -> None:
+    table = full.page[full.page.index('id="open_loop"') : full.page.index("Over training")]
+    assert '<td class="n weak">-40.00</td>' in table
+    assert '<td class="n">0.80</td>' in table
+    assert table.count("reward constant") == 2
+
+
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
+    page = write_report(tmp_path, make_inputs(tmp_path), title="Nothing yet")
+    assert "<title>Nothing yet</title>" in page
+    said = re.findall(r'<p class="missing">(.*?)</p>', page)
+    assert [line.partition(":")[0] for line in said] == [
+        "Result", "Scores by task", "Scores by algorithm", "Scores by seed", "Imagined and real reward",
+        "Open-loop prediction of reward", "Losses of the world model", "Extraction", "Data", "Configuration", "Stages",
+        "Lineage",
+    ]  # fmt: skip
+    assert (tmp_path / "report" / "scores_table.md").read_text().startswith("No scores")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_any_one_input_is_enough(tmp_path: Path, name: str) -> None:
+    page = write_report(tmp_path, make_inputs(tmp_path, name))
+    shown = {"store": "data", "world_model": "losses", "policies": "extraction", "scores": "result"}[name]
+    assert f'<section id="{shown}">' in page
+
+
+def test_world_model_without_a_training_record_is_not_an_error(tmp_path: Path) -> None:
+    (tmp_path / "downloaded").mkdir()
+    page = write_report(tmp_path, {"world_model": [tmp_path / "downloaded"]})
+    assert "no world model was given that has a record of its training" in page
+
+
+def test_damaged_inputs_name_the_file(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, "scores")
+    folder = inputs["scores"][0]
+    scores = pd.read_csv(folder / "scores.csv").rename(columns={"score": "points"})
+    scores.to_csv(folder / "scores.csv", index=False)
+    with pytest.raises(StageError, match=r"scores\.csv lacks the columns score; it has: .*points"):
+        read_evidence(inputs, None)
+    (folder / "scores.csv").unlink()
+    (folder / "summary.json").write_text('{"algorithms": ')
+    with pytest.raises(StageError, match=r"summary\.json is not JSON"):
+        read_evidence(inputs, None)
+
+
+def test_same_inputs_give_the_same_page(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, *WRITERS)
+    pages = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        pages.append(write_report(tmp_path / name, inputs))
+    assert pages[0] == pages[1]
+
+
+def test_algorithms_keep_their_colour_and_never_take_a_baselines() -> None:
+    styles = algorithm_styles(["pwm", "bc", "behaviour", "random"])
+    assert algorithm_styles(["pwm", "behaviour"])["pwm"] == styles["pwm"]
+    assert len(set(styles.values())) == 4
+    many = algorithm_styles([f"pwm@{i}" for i in range(30)])
+    assert len({many[f"pwm@{i}"] for i in range(30)}) == 30
+
+
+def test_number_formats() -> None:
+    assert [number(value) for value in (None, float("nan"), 0.0, 1234.0, 1234.5, 12.34, 0.5, 0.01234)] == [
+        "–", "–", "0", "1,234", "1,234", "12.3", "0.50", "0.012",
+    ]  # fmt: skip
+    assert [duration(seconds) for seconds in (8.23, 65, 7800)] == ["8.2 s", "1 min 05 s", "2 h 10 min"]
+    assert two_decimals(-0.001) == "0.00"
+    assert interval_text({"value": 0.5, "low": None, "high": None}) == "0.50"
+    assert interval_text({"value": None, "low": None, "high": None}) == "no score"
