@@ -4,7 +4,7 @@ A member is one policy: a task, a seed and an anchor weight. Members share nothi
 gradient of the summed loss is each member's own gradient, and training them together equals training them one by one.
 
 Dimension letters: M members, N critics of a member, B batch, D latent, A action.
-Source: PWM (arXiv 2407.02466) appendix B. Blocks are Linear, Mish, LayerNorm, in this order.
+Source: PWM (arXiv 2407.02466) appendix B. Blocks are Linear, activation, LayerNorm, in this order.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..world_model.networks import ACTIVATIONS
 from .config import ActorCriticConfig
 
 
 class StackedMLP(nn.Module):
     """M perceptrons of the same sizes. Parameters have the member as first dimension."""
 
-    def __init__(self, members: int, in_dim: int, units: Sequence[int], out_dim: int) -> None:
+    def __init__(self, members: int, in_dim: int, units: Sequence[int], out_dim: int, activation: str = "mish") -> None:
         super().__init__()
+        self._activation = ACTIVATIONS[activation]
         widths = [in_dim, *units, out_dim]
         pairs = list(pairwise(widths))
         self.weight = nn.ParameterList([torch.empty(members, a, b) for a, b in pairs])
@@ -38,7 +40,7 @@ class StackedMLP(nn.Module):
         for i, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
             x = torch.baddbmm(bias[members], x, weight[members])
             if i < last:
-                normed = F.layer_norm(F.mish(x), x.shape[-1:])
+                normed = F.layer_norm(self._activation(x), x.shape[-1:])
                 x = torch.addcmul(self.norm_bias[i][members], normed, self.norm_weight[i][members])
         return x
 
@@ -64,7 +66,7 @@ class StackedActor(nn.Module):
 
     def __init__(self, members: int, latent_dim: int, action_dim: int, config: ActorCriticConfig) -> None:
         super().__init__()
-        self.mlp = StackedMLP(members, latent_dim, config.actor_units, action_dim)
+        self.mlp = StackedMLP(members, latent_dim, config.actor_units, action_dim, config.activation)
         self.log_std = nn.Parameter(torch.full((members, 1, action_dim), config.log_std_init))
         self._log_std_min = config.log_std_min
 
@@ -83,7 +85,7 @@ class StackedCritic(nn.Module):
     def __init__(self, members: int, latent_dim: int, config: ActorCriticConfig) -> None:
         super().__init__()
         self.num_critics = config.num_critics
-        self.mlp = StackedMLP(members * config.num_critics, latent_dim, config.critic_units, 1)
+        self.mlp = StackedMLP(members * config.num_critics, latent_dim, config.critic_units, 1, config.activation)
 
     def forward(self, z_MBD: torch.Tensor) -> torch.Tensor:
         """[M, B, D] -> [M, N, B]."""

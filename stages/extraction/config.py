@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
+from ..world_model.config import ACTIVATION_NAMES
 
 ALGORITHMS = ("pwm", "bc")
 """pwm: first-order extraction, with the behaviour anchor where it is on. bc: behaviour cloning, the anchor alone."""
@@ -20,6 +21,8 @@ class ActorCriticConfig:
     """Hidden widths of each critic."""
     num_critics: int = 3
     """Critics per policy; the smallest value of them is used."""
+    activation: str = "mish"
+    """Of hidden layers: mish as published, silu, or relu."""
     log_std_init: float = -1.0
     """Initial log standard deviation of the exploration noise, per action component."""
     log_std_min: float = -1.427
@@ -36,6 +39,10 @@ class ActorCriticConfig:
     """Gradient norm of each policy is clipped to this."""
     critic_clip_norm: float = 100.0
     """Gradient norm of each policy's critics is clipped to this."""
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATION_NAMES:
+            raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
 
 
 @dataclass(frozen=True)

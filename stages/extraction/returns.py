@@ -40,7 +40,7 @@ def lambda_return(
 def bootstrapped_return(
     reward_TB: torch.Tensor, final_value_B: torch.Tensor, continue_TB: torch.Tensor, discount_B: torch.Tensor
 ) -> torch.Tensor:
-    """What the actor maximises: sum_t discount^t alive_t r_t + discount^T alive_T V(z_T), with alive_t = prod_{i<t} c_i.
+    """What the actor maximises: sum_t discount^t alive_t r_t + discount^T alive_T V(z_T), alive_t = prod_{i<t} c_i.
 
     Args and shapes as in `lambda_return`; final_value_B is V(z_T), [B].
     Returns:

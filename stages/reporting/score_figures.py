@@ -108,7 +108,7 @@ def draw_imagined(imagined: pd.DataFrame, styles: Styles) -> list[tuple[str, Mar
             axes.plot(runs[columns[0]], runs[columns[1]], "o", color=colour, markersize=2.6, alpha=0.7)
             axes.plot(centres[columns[0]], centres[columns[1]], marker, color=colour, markersize=6.5, alpha=0.85)
         axes.set(xlim=limits, ylim=limits, xlabel="Imagined reward per decision", ylabel="Real reward per decision")
-        _label_points(axes, means)
+        _label_points(axes, means, own[columns].to_numpy())
         gaps = (means[columns[0]] - means[columns[1]]).to_numpy()
         worst = means.iloc[int(np.argmax(gaps))]
         text = (
@@ -119,11 +119,16 @@ def draw_imagined(imagined: pd.DataFrame, styles: Styles) -> list[tuple[str, Mar
     return panels
 
 
-def _label_points(axes: Axes, means: pd.DataFrame) -> None:
-    """Name the task beside its first algorithm's point, those far from the line first, where there is room."""
+def _label_points(axes: Axes, means: pd.DataFrame, runs: np.ndarray) -> None:
+    """Name the task beside its first algorithm's point, those far from the line first, where there is room.
+
+    Args:
+        runs: [N, 2], imagined and real, of every seed: points that a name must not hide.
+    """
     pixels = axes.transData.transform(means[["imagined_return_per_step", "real_return_per_step"]].to_numpy())
     points = means.assign(x=pixels[:, 0], y=pixels[:, 1])
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
+    taken += [(x - 2, y - 2, x + 2, y + 2) for x, y in axes.transData.transform(runs)]
     frame = axes.get_window_extent()
     firsts = points.drop_duplicates("task")
     order = (firsts["x"] - firsts["y"] - (frame.x0 - frame.y0)).abs().sort_values(ascending=False).index

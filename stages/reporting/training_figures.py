@@ -25,7 +25,7 @@ MAX_POINTS = 300
 def horizon_colours(validation: pd.DataFrame) -> dict[int, str]:
     """Colour by horizon: light for short, dark for long, an order that survives grey-scale printing."""
     horizons = sorted(int(horizon) for horizon in validation["horizon"].unique())
-    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.2, 0.85, len(horizons)))
+    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.2, 0.72, len(horizons)))
     return {horizon: to_hex(colour) for horizon, colour in zip(horizons, colours, strict=True)}
 
 

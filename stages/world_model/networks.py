@@ -20,11 +20,14 @@ from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from .config import WorldModelConfig
 from .losses import simnorm, two_hot_decode
 
+Activation = Callable[[torch.Tensor], torch.Tensor]
+ACTIVATIONS: dict[str, Activation] = {"mish": F.mish, "silu": F.silu, "relu": F.relu}
+
 
 class NormedLinear(nn.Module):
     """Linear, LayerNorm, activation."""
 
-    def __init__(self, in_dim: int, out_dim: int, activation: Callable[[torch.Tensor], torch.Tensor] = F.mish) -> None:
+    def __init__(self, in_dim: int, out_dim: int, activation: Activation) -> None:
         super().__init__()
         self.linear = nn.Linear(in_dim, out_dim)
         self.norm = nn.LayerNorm(out_dim)
@@ -34,10 +37,10 @@ class NormedLinear(nn.Module):
         return self._activation(self.norm(self.linear(x)))
 
 
-def mlp(in_dim: int, hidden_dims: Sequence[int], last: nn.Module) -> nn.Sequential:
+def mlp(in_dim: int, hidden_dims: Sequence[int], last: nn.Module, activation: Activation) -> nn.Sequential:
     """NormedLinear layers of the given widths, then `last`."""
     widths = [in_dim, *hidden_dims]
-    return nn.Sequential(*(NormedLinear(a, b) for a, b in pairwise(widths)), last)
+    return nn.Sequential(*(NormedLinear(a, b, activation) for a, b in pairwise(widths)), last)
 
 
 def initialise(module: nn.Module) -> None:
@@ -58,7 +61,7 @@ class Encoder(nn.Module):
         hidden = [config.encoder_dim] * (config.encoder_layers - 1)
         in_dim = observation_dim + config.task_dim
         out = NormedLinear(hidden[-1] if hidden else in_dim, config.latent_dim, self._simnorm)
-        self.layers = mlp(in_dim, hidden, out)
+        self.layers = mlp(in_dim, hidden, out, ACTIVATIONS[config.activation])
 
     def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
         return simnorm(x, self._simnorm_dim)
@@ -79,15 +82,19 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config, self.table = config, table
         joint_dim = config.latent_dim + config.task_dim + table.action_dim
-        hidden = [config.mlp_dim, config.mlp_dim]
         self.task_embedding = nn.Embedding(len(table), config.task_dim)
         self.encoder = Encoder(config, table.observation_dim)
-        self.dynamics = mlp(joint_dim, hidden, NormedLinear(config.mlp_dim, config.latent_dim, self._simnorm))
-        self.reward = mlp(joint_dim, hidden, nn.Linear(config.mlp_dim, config.num_bins))
+        activation = ACTIVATIONS[config.activation]
+
+        def head(in_dim: int, last: nn.Module) -> nn.Sequential:
+            return mlp(in_dim, [config.mlp_dim, config.mlp_dim], last, activation)
+
+        self.dynamics = head(joint_dim, NormedLinear(config.mlp_dim, config.latent_dim, self._simnorm))
+        self.reward = head(joint_dim, nn.Linear(config.mlp_dim, config.num_bins))
         self.models_termination = any(task.terminates for task in table)
         if self.models_termination:
             # Of the next latent: whether the state that was reached lets the episode go on.
-            self.continue_head = mlp(config.latent_dim + config.task_dim, hidden, nn.Linear(config.mlp_dim, 1))
+            self.continue_head = head(config.latent_dim + config.task_dim, nn.Linear(config.mlp_dim, 1))
         self.apply(initialise)
         nn.init.zeros_(self.reward[-1].weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
