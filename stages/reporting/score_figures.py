@@ -27,7 +27,9 @@ CHARACTER = 6.3
 def draw_aggregates(overall: Mapping[str, Mapping[str, Any]], styles: Styles) -> list[Markup]:
     """Bars of mean and of IQM with 95% intervals, one panel each."""
     names = [name for name in styles if name in overall and overall[name]["mean"]["value"] is not None]
-    left = 20 + math.ceil(CHARACTER * 1.1 * max(map(len, names), default=1))
+    if not names:
+        return []
+    left = 20 + math.ceil(CHARACTER * 1.1 * max(map(len, names)))
     ends = [overall[name][s][end] for name in names for s in ("mean", "iqm") for end in ("value", "low", "high")]
     low, high = min([0.0, *filter(None, ends)]), max([1.0, *filter(None, ends)])
     panels = []

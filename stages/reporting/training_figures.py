@@ -17,7 +17,8 @@ from .drawing import new_panel, to_svg
 PANEL = (250, 178)
 R2_FLOOR = -0.25
 """Where the axis of R^2 ends; anything lower is as bad and would flatten the rest."""
-X_TICKS = 5
+ROUND = [1, 2, 2.5, 5, 10]
+"""Ticks are multiples of these."""
 MAX_POINTS = 300
 """Points per curve; longer logs are averaged over stretches of equal length."""
 
@@ -50,7 +51,7 @@ def draw_losses(training: pd.DataFrame) -> list[tuple[str, Markup]]:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         text = f"Loss of the world model, {name}: {values[0]:.3g} at first, {values[-1]:.3g} at the end"
-        axes.xaxis.set_major_locator(MaxNLocator(X_TICKS))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         panels.append((name, to_svg(figure, text)))
     return panels
 
@@ -70,7 +71,7 @@ def draw_open_loop(validation: pd.DataFrame, tasks: Sequence[str]) -> list[tuple
             values = np.clip(curve["reward_r2"], R2_FLOOR, 1)
             axes.plot(curve["step"], values, color=colour, linewidth=1.6, marker="o", markersize=2.5)
         axes.set(ylim=(R2_FLOOR - 0.03, 1.03), xlim=steps, xlabel="Step", yticks=[0, 0.5, 1])
-        axes.xaxis.set_major_locator(MaxNLocator(X_TICKS))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         last = own[own["step"] == own["step"].max()].sort_values("horizon")
         numbers = ", ".join(f"{row.reward_r2:.2f} at {row.horizon}" for row in last.itertuples())
         panels.append((task, to_svg(figure, f"Open-loop reward R2 of {task} over training; last: {numbers} decisions")))
@@ -83,7 +84,10 @@ def draw_extraction(
     policies: Sequence[Mapping[str, Any]],
     styles: Mapping[str, tuple[str, str]],
 ) -> list[tuple[str, Markup]]:
-    """Imagined reward per decision over iterations, a panel per task and a thin line per seed."""
+    """Imagined reward per decision over iterations, a panel per task and a line per seed.
+
+    Faint as logged, and smoothed over a tenth of the run.
+    """
     anchors = {(entry["task"], entry["algorithm"]): entry.get("anchor") for entry in policies}
     panels = []
     for task in tasks:
@@ -96,14 +100,17 @@ def draw_extraction(
             for _, run in runs.groupby("seed"):
                 curve = _thin(run[["iteration", "imagined_reward"]])
                 colour = styles[str(algorithm)][0]
-                axes.plot(curve["iteration"], curve["imagined_reward"], color=colour, linewidth=1, alpha=0.85)
+                axes.plot(curve["iteration"], curve["imagined_reward"], color=colour, linewidth=0.7, alpha=0.3)
+                # Each logged value is the mean over one small batch of starts, which hides the trend.
+                smooth = curve["imagined_reward"].rolling(max(1, len(curve) // 10), center=True, min_periods=1).mean()
+                axes.plot(curve["iteration"], smooth, color=colour, linewidth=1.2)
             last = runs.loc[runs["iteration"] == runs["iteration"].max(), "imagined_reward"].mean()
             ends.append(f"{algorithm} {last:.3g}")
             if (anchor := anchors.get((task, str(algorithm)))) is not None:
                 weights.append(f"{anchor:g}")
         axes.set(xlabel="Iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(X_TICKS))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         note = f" (anchor {', '.join(weights)})" if weights else ""
         text = f"Imagined reward per decision of {task} over extraction; mean over seeds at the end: {', '.join(ends)}"
         panels.append((f"{task}{note}", to_svg(figure, text)))

@@ -274,6 +274,15 @@ def test_any_one_input_is_enough(tmp_path: Path, name: str) -> None:
     assert f'<section id="{shown}">' in page
 
 
+def test_evaluation_in_which_every_run_failed(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, "scores")
+    folder = inputs["scores"][0]
+    pd.read_csv(folder / "scores.csv").assign(score=None).to_csv(folder / "scores.csv", index=False)
+    (folder / "summary.json").write_text("{}")
+    page = write_report(tmp_path, inputs)
+    assert cell(page, CUP, 0) == "no score 2 runs without a score"
+
+
 def test_world_model_without_a_training_record_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "downloaded").mkdir()
     page = write_report(tmp_path, {"world_model": [tmp_path / "downloaded"]})
