@@ -111,7 +111,7 @@ def _result(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
         "table": table,
         "learned": learned,
         "suites": suites if len(suites) > 1 else {},
-        "protocol": f"{evaluated} tasks{skipped}, {seeds} seed{'s' if seeds != 1 else ''} per task, {episodes} episodes per seed; every policy "
+        "protocol": f"{evaluated} tasks{skipped}, seeds per task: {seeds}, episodes per seed: {episodes}; every policy "
         f"is its last iterate and acts deterministically. Report written on {hardware_line()}.",
         "interval": protocol.get("interval", ""),
     }
