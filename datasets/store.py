@@ -21,13 +21,15 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..pipeline.errors import DatasetError
 from .schema import Behaviour, Episode, TaskSpec, TaskTable
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 
@@ -214,6 +216,8 @@ class TaskStore:
 
 
 def _map_task(folder: Path, spec: TaskSpec, summary: TaskSummary) -> TaskRows:
+    import torch  # not at the top: packing runs in several processes, which start in a tenth of the time without it
+
     path = folder / "rows.f32"
     with np.load(folder / "episodes.npz", allow_pickle=False) as episodes:
         offsets, terminated, returns = episodes["offsets"], episodes["terminated"], episodes["returns"]

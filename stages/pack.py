@@ -128,7 +128,7 @@ class Pack(Stage):
             for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
                 collected[name] = folder / entry["path"]
         names = self.config.tasks or [*collected, *self.config.sources]
-        readers = []
+        readers: list[Mapping[str, Any]] = []
         for name in names:
             if name in collected:
                 readers.append({"source": str(collected[name])})

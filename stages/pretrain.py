@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ class Pretrain(Stage):
         from .world_model.module import DIAGNOSED_HORIZONS
         from .world_model.progress import StepProgress
 
+        # Which devices there are and what else Lightning sells is not news of this run; warnings still show.
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         config, folder = self.config, context.folder
         settings = WindowSettings(
             horizon=config.horizon,

@@ -41,6 +41,8 @@ class LatentPolicyConfig:
 class LatentPolicy(nn.Module):
     """encode, then tanh(mean) of the actor; argmax where actions are discrete."""
 
+    task_embedding: torch.Tensor
+
     def __init__(self, config: LatentPolicyConfig) -> None:
         super().__init__()
         self.config = config

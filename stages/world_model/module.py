@@ -132,7 +132,7 @@ class WorldModelTraining(lightning.LightningModule):
         encoder = list(self.model.encoder.parameters())
         in_encoder = {id(parameter) for parameter in encoder}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in in_encoder]
-        groups = [{"params": encoder, "lr": config.lr * config.encoder_lr_scale}, {"params": rest}]
+        groups: list[dict[str, Any]] = [{"params": encoder, "lr": config.lr * config.encoder_lr_scale}, {"params": rest}]
         optimizer = torch.optim.Adam(groups, lr=config.lr)
         schedule = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1.0, end_factor=config.final_lr_scale, total_iters=self._total_steps

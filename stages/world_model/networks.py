@@ -90,13 +90,14 @@ class WorldModel(nn.Module):
             return mlp(in_dim, [config.mlp_dim, config.mlp_dim], last, activation)
 
         self.dynamics = head(joint_dim, NormedLinear(config.mlp_dim, config.latent_dim, self._simnorm))
-        self.reward = head(joint_dim, nn.Linear(config.mlp_dim, config.num_bins))
+        reward_bins = nn.Linear(config.mlp_dim, config.num_bins)
+        self.reward = head(joint_dim, reward_bins)
         self.models_termination = any(task.terminates for task in table)
         if self.models_termination:
             # Of the next latent: whether the state that was reached lets the episode go on.
             self.continue_head = head(config.latent_dim + config.task_dim, nn.Linear(config.mlp_dim, 1))
         self.apply(initialise)
-        nn.init.zeros_(self.reward[-1].weight)  # uniform over the bins: an untrained head decodes to 0
+        nn.init.zeros_(reward_bins.weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
         self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
         self.register_buffer("terminates_K", torch.tensor([task.terminates for task in table]), False)
