@@ -70,8 +70,12 @@ class _ConsoleHandler(logging.Handler):
 class ConsoleProgress:
     """The `progress` of a stage's Context: `progress(description, total, completed=0)`."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = Console(highlight=False) if console is None else console
+
+    def __reduce__(self) -> tuple[type[ConsoleProgress], tuple[()]]:
+        # Training over several processes shows progress from its rank 0, on a console of its own.
+        return ConsoleProgress, ()
 
     @contextlib.contextmanager
     def __call__(self, description: str, total: float, completed: float = 0) -> Iterator[ProgressTask]:

@@ -78,6 +78,10 @@ class Pretrain(Stage):
         store = TaskStore.open(context.input("store"))
         torch.manual_seed(config.seed)
         model = WorldModel(config.model, store.table)
+        if config.model.normalize_observations:
+            for k, task in enumerate(store.tasks):
+                mean, std = torch.tensor([task.summary.observation_mean, task.summary.observation_std])
+                model.set_observation_statistics(k, mean, std)
         entropy_K = reward_entropy(store, model.bins_M)
         module = WorldModelTraining(
             model,

@@ -42,6 +42,8 @@ class LatentPolicy(nn.Module):
     """encode, then tanh(mean) of the actor; argmax where actions are discrete."""
 
     task_embedding: torch.Tensor
+    observation_mean: torch.Tensor
+    observation_scale: torch.Tensor
 
     def __init__(self, config: LatentPolicyConfig) -> None:
         super().__init__()
@@ -51,6 +53,8 @@ class LatentPolicy(nn.Module):
         self.encoder = Encoder(world_model, config.observation_dim)
         self.actor = StackedActor(1, world_model.latent_dim, config.action_dim, ActorCriticConfig(**config.actor))
         self.register_buffer("task_embedding", torch.zeros(world_model.task_dim))
+        self.register_buffer("observation_mean", torch.zeros(config.observation_dim))
+        self.register_buffer("observation_scale", torch.ones(config.observation_dim))
 
     @classmethod
     def from_member(
@@ -76,14 +80,18 @@ class LatentPolicy(nn.Module):
         )
         policy.encoder.load_state_dict(model.encoder.state_dict())
         policy.actor.load_state_dict({name: value[member : member + 1] for name, value in actor.state_dict().items()})
-        policy.task_embedding.copy_(model.task_embedding.weight[model.table.id_of(task.name)].detach())
+        k = model.table.id_of(task.name)
+        policy.task_embedding.copy_(model.task_embedding.weight[k].detach())
+        policy.observation_mean.copy_(model.observation_mean_KO[k])
+        policy.observation_scale.copy_(model.observation_scale_KO[k])
         return policy.eval().requires_grad_(False)
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
         padded = F.pad(observation, (0, self.config.observation_dim - observation.shape[-1]))
-        z = self.encoder(padded, self.task_embedding.expand(len(padded), -1))
+        scaled = (padded - self.observation_mean) / self.observation_scale
+        z = self.encoder(scaled, self.task_embedding.expand(len(padded), -1))
         head = self.actor.head(z[None])[0, :, : self.task.action_dim]
         if self.task.action_kind == "discrete":
             return F.one_hot(head.argmax(-1), self.task.action_dim).to(head)

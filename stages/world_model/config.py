@@ -27,6 +27,9 @@ class WorldModelConfig:
     """Of hidden layers: mish as published, silu (much the same curve at a seventh of the time on a CPU), or relu."""
     simnorm_dim: int = 8
     """Group size of SimNorm: softmax within each group of this many latents."""
+    normalize_observations: bool = True
+    """Scale each task's observations to mean 0 and standard deviation 1 over its data, before the encoder. TD-MPC2 does
+    not; without it small angles are lost beside large velocities."""
     num_bins: int = 101
     """Bins of the two-hot reward head."""
     bin_limit: float = 10.0

@@ -132,7 +132,10 @@ class WorldModelTraining(lightning.LightningModule):
         encoder = list(self.model.encoder.parameters())
         in_encoder = {id(parameter) for parameter in encoder}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in in_encoder]
-        groups: list[dict[str, Any]] = [{"params": encoder, "lr": config.lr * config.encoder_lr_scale}, {"params": rest}]
+        groups: list[dict[str, Any]] = [
+            {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
+            {"params": rest},
+        ]
         optimizer = torch.optim.Adam(groups, lr=config.lr)
         schedule = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1.0, end_factor=config.final_lr_scale, total_iters=self._total_steps
@@ -153,7 +156,7 @@ class WorldModelTraining(lightning.LightningModule):
             for h, horizon in enumerate(DIAGNOSED_HORIZONS):
                 values[f"reward_r2/{horizon}/{task.name}"] = r2_KH[k, h].float()
                 values[f"latent_mse/{horizon}/{task.name}"] = latent_KH[k, h].float()
-        self.log_dict(values)
+        self.log_dict(values, sync_dist=True)  # equal on all ranks already: the sums were reduced
 
 
 def _check_finite(losses: dict[str, torch.Tensor], step: int) -> None:

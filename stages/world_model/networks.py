@@ -20,6 +20,9 @@ from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from .config import WorldModelConfig
 from .losses import simnorm, two_hot_decode
 
+MIN_OBSERVATION_SCALE = 0.01
+"""Environment units: a hundredth of a metre, of a radian, of a metre per second."""
+
 Activation = Callable[[torch.Tensor], torch.Tensor]
 ACTIVATIONS: dict[str, Activation] = {"mish": F.mish, "silu": F.silu, "relu": F.relu}
 
@@ -53,7 +56,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """Observation and task embedding to latent. Apart from the model because every policy carries one."""
+    """Scaled observation and task embedding to latent. Apart from the model because every policy carries one."""
 
     def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
         super().__init__()
@@ -77,6 +80,8 @@ class WorldModel(nn.Module):
     bins_M: torch.Tensor
     action_mask_KA: torch.Tensor
     terminates_K: torch.Tensor
+    observation_mean_KO: torch.Tensor
+    observation_scale_KO: torch.Tensor
 
     def __init__(self, config: WorldModelConfig, table: TaskTable) -> None:
         super().__init__()
@@ -100,14 +105,27 @@ class WorldModel(nn.Module):
         nn.init.zeros_(reward_bins.weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
         self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
+        # Saved with the weights: a model is of no use without the scaling it was trained with.
+        shape = len(table), table.observation_dim
+        self.register_buffer("observation_mean_KO", torch.zeros(shape))
+        self.register_buffer("observation_scale_KO", torch.ones(shape))
         self.register_buffer("terminates_K", torch.tensor([task.terminates for task in table]), False)
 
     def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
         return simnorm(x, self.config.simnorm_dim)
 
+    def set_observation_statistics(self, task: int, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Scale observations of `task` by these statistics of its own columns, [O_task] each.
+
+        Columns that hardly vary keep a scale of MIN_OBSERVATION_SCALE, so that noise is not blown up.
+        """
+        self.observation_mean_KO[task, : len(mean)] = mean
+        self.observation_scale_KO[task, : len(std)] = std.clamp(min=MIN_OBSERVATION_SCALE)
+
     def encode(self, observation: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """Latent of padded observations [B, O] of tasks [B] (int64): z [B, D]."""
-        return self.encoder(observation, self.task_embedding(task))
+        """Latent of padded observations [B, O] (environment units) of tasks [B] (int64): z [B, D]."""
+        scaled = (observation - self.observation_mean_KO[task]) / self.observation_scale_KO[task]
+        return self.encoder(scaled, self.task_embedding(task))
 
     def step(
         self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor

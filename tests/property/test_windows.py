@@ -21,7 +21,10 @@ def make_store(tmp_path_factory):
     def make(lengths, terminated):
         folder = tmp_path_factory.mktemp("store")
         tasks = [
-            (spec, [numbered_episode(spec, e, n, end) for e, (n, end) in enumerate(zip(lengths, terminated, strict=True))])
+            (
+                spec,
+                [numbered_episode(spec, e, n, end) for e, (n, end) in enumerate(zip(lengths, terminated, strict=True))],
+            )
             for spec in SPECS
         ]
         return write_store(folder, tasks)
@@ -129,7 +132,11 @@ def _task_episode(batch):
 @pytest.mark.parametrize(
     ("settings_", "error", "message"),
     [
-        ({"length": 21}, DatasetError, "task 'toy/a' has no window of 21 decisions in its train episodes (longest: 20)"),
+        (
+            {"length": 21},
+            DatasetError,
+            "task 'toy/a' has no window of 21 decisions in its train episodes (longest: 20)",
+        ),
         ({"batch_size": 300, "world_size": 2}, ConfigError, "draws up to 201 (300 per rank x 2 ranks)"),
         ({"weights": {"toy/d": 1}}, ConfigError, "mixture weights for ['toy/d'], but the store holds: toy/a, toy/b"),
         ({"weights": {"toy/a": -1}}, ConfigError, "must be finite, not negative"),

@@ -42,7 +42,10 @@ def one_hot_episodes(spec):
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    tasks = [(spec, one_hot_episodes(spec) if spec.action_kind == "discrete" else point_mass_episodes(spec, 6)) for spec in SPECS]
+    tasks = [
+        (spec, one_hot_episodes(spec) if spec.action_kind == "discrete" else point_mass_episodes(spec, 6))
+        for spec in SPECS
+    ]
     store = write_store(folder, tasks)
     torch.manual_seed(0)
     model = WorldModel(WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4), store.table)

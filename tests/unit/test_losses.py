@@ -48,7 +48,9 @@ def test_two_hot_decodes_to_the_value():
 
 
 def test_soft_cross_entropy_of_uniform_logits_is_log_of_the_bins():
-    torch.testing.assert_close(soft_cross_entropy(torch.zeros(3, 5), torch.randn(3), BINS), torch.full((3,), math.log(5)))
+    torch.testing.assert_close(
+        soft_cross_entropy(torch.zeros(3, 5), torch.randn(3), BINS), torch.full((3,), math.log(5))
+    )
 
 
 def test_simnorm_is_a_softmax_per_group():

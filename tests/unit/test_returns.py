@@ -41,7 +41,9 @@ def test_bootstrapped_return():
 def test_lambda_return_is_its_explicit_sum(lambda_, discount, horizon, seed):
     generator = torch.Generator().manual_seed(seed)
     reward, value = torch.randn(2, horizon, 3, dtype=torch.float64, generator=generator)
-    result = lambda_return(reward, value, torch.ones_like(reward), torch.full((3,), discount, dtype=torch.float64), lambda_)
+    result = lambda_return(
+        reward, value, torch.ones_like(reward), torch.full((3,), discount, dtype=torch.float64), lambda_
+    )
     # G_0 = (1 - lambda) sum_{n<T} lambda^(n-1) R^(n) + lambda^(T-1) R^(T), R^(n) the n-step return (Sutton 12.3).
     n_step = []
     for n in range(1, horizon + 1):

@@ -39,7 +39,11 @@ def test_shapes_and_simplex():
 def test_step_is_its_three_parts():
     model = make_model()
     torch.nn.init.normal_(model.reward[-1].weight)
-    z, action, task = model.encode(torch.randn(4, 5), torch.tensor([0, 1, 0, 1])), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+    z, action, task = (
+        model.encode(torch.randn(4, 5), torch.tensor([0, 1, 0, 1])),
+        torch.randn(4, 2),
+        torch.tensor([0, 1, 0, 1]),
+    )
     next_z, reward, goes_on = model.step(z, action, task)
     torch.testing.assert_close(next_z, model.next_latent(z, action, task))
     torch.testing.assert_close(reward, model.reward_logits(z, action, task))

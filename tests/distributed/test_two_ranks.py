@@ -1,0 +1,107 @@
+"""Two gloo ranks on CPU train the model that one process trains on the same global batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+
+import pandas as pd
+import pytest
+import torch
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.stage import Context
+from orrery.stages.pretrain import Pretrain, PretrainConfig
+from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from safetensors.torch import load_file
+
+from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
+
+
+def pretrain(folder, store, **changes):
+    """Run the stage with a tiny model; `changes` go into its config."""
+    devices = changes.pop("devices", 1)
+    config = PretrainConfig(
+        **{
+            "model": WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4),
+            # Adam divides by the gradient's size: SGD-like steps of 1e-3 keep rounding differences small.
+            "optimizer": OptimizerConfig(lr=1e-3),
+            "trainer": TrainerConfig(
+                accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto", log_every=1
+            ),
+            "steps": 6,
+            "batch_size": 24 // devices,
+            "horizon": 4,
+            "held_out": 0.2,
+            "validate_every": 3,
+            "validation_batches": 2 // devices,
+            **changes,
+        }
+    )
+    folder.mkdir(exist_ok=True)
+    stage = Pretrain(config)
+    context = Context(folder, {"store": [store]}, 1, 1, logging.getLogger("test"), ConsoleProgress())
+    stage.run(context)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    tasks = [point_mass_spec("toy/a"), point_mass_spec("toy/b", observation_dim=4, action_dim=2)]
+    write_store(folder, [(spec, point_mass_episodes(spec, 20, seed)) for seed, spec in enumerate(tasks)])
+    return folder
+
+
+# Lightning: a worker of a spawned process inherits a tty warning filter; DataLoader workers are not wanted here.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
+    torch.manual_seed(0)
+    one = pretrain(tmp_path / "one", store)
+    two = pretrain(tmp_path / "two", store, devices=2)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    # Validation is reduced over ranks: two ranks saw half of the batches each, and report on all of them.
+    found, expected = (pd.read_csv(tmp_path / n / "validation.csv") for n in ("two", "one"))
+    assert (found[["step", "task", "horizon"]] == expected[["step", "task", "horizon"]]).all(axis=None)
+    assert found.latent_mse.notna().all()
+
+
+@contextmanager
+def stopped_after(steps, monkeypatch):
+    """Training is cut off right after `steps` optimiser steps, as by a kill."""
+    from orrery.stages.world_model.module import WorldModelTraining
+
+    class Killed(Exception):
+        pass
+
+    original = WorldModelTraining.training_step
+
+    def step(self, batch, batch_index):
+        if self.global_step == steps:
+            raise Killed
+        return original(self, batch, batch_index)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(WorldModelTraining, "training_step", step)
+        yield
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_and_resumed_pretrain_equals_an_uninterrupted_one_bit_for_bit(
+    store, tmp_path, monkeypatch, accumulate
+):
+    changes = {
+        "checkpoint_every": 2,
+        "trainer": TrainerConfig(accelerator="cpu", accumulate=accumulate, log_every=1),
+    }
+    whole = pretrain(tmp_path / "whole", store, **changes)
+    with stopped_after(5, monkeypatch):  # one step past the checkpoint at 4
+        pretrain(tmp_path / "resumed", store, **changes)
+    resumed = pretrain(tmp_path / "resumed", store, **changes)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+    for table in ("training.csv", "validation.csv"):
+        assert (tmp_path / "whole" / table).read_text() == (tmp_path / "resumed" / table).read_text()
+    assert json.loads((tmp_path / "whole" / "model.json").read_text())["latent_dim"] == 16
