@@ -32,8 +32,10 @@ class Findings(Mapping[str, Any]):
     """With the same content as an earlier one."""
     constant_observations: list[str] = field(default_factory=list)
     """Columns that never change."""
+    notes: list[str] = field(default_factory=list)
+    """Harmless, in words: constant columns, which every Meta-World task has."""
     warnings: list[str] = field(default_factory=list)
-    """The above and anything else, in words."""
+    """What is probably not meant, in words."""
 
     def __getitem__(self, key: str) -> Any:
         if key not in tuple(self):
@@ -108,6 +110,9 @@ def validate(
         )
     findings.duplicate_episodes = len(repeats)
     findings.constant_observations = [_column(columns, column) for column in np.flatnonzero(lowest == highest).tolist()]
+    if shown := findings.constant_observations:
+        names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+        findings.notes.append(f"{len(shown)} observation columns never change: {names}")
     findings.warnings += _warnings(findings, repeats, rewarded, window)
 
 
@@ -180,10 +185,6 @@ def _warnings(findings: Findings, repeats: Sequence[tuple[str, str]], rewarded: 
     said = []
     if not rewarded:
         said.append("the reward is zero everywhere: nothing can be learned about what to do")
-    if findings.constant_observations:
-        shown = findings.constant_observations
-        names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
-        said.append(f"{len(shown)} observation columns never change: {names}")
     if repeats:
         said.append(
             f"{len(repeats)} episodes repeat an earlier one: first {repeats[0][0]}, which equals {repeats[0][1]}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from tensordict import TensorDict
 
 from ..pipeline.errors import ConfigError, DatasetError
+from .schema import TaskSpec, TaskTable
 from .store import TaskRows, TaskStore
 
 Split = Literal["train", "held_out", "all"]
@@ -106,6 +108,7 @@ class WindowSampler:
         self.table, self.length, self.batch_size = store.table, length, batch_size
         self._tasks, self._seed, self._rank, self._world_size = store.tasks, seed, rank, world_size
         self._index = WindowIndex.build(store.tasks, length, split, held_out)
+        self._columns = [_Columns.build(spec, store.table) for spec in store.table]
         shares = _shares(store, weights)
         self._cumulative = np.cumsum(shares)
         for task, share, count in zip(store.tasks, shares, self._index.counts, strict=True):
@@ -135,9 +138,9 @@ class WindowSampler:
         observation_dim, action_dim = self.table.observation_dim, self.table.action_dim
         rows = torch.empty(self.batch_size, self.length + 1, observation_dim + action_dim + 1)
         bounds = np.searchsorted(task, np.arange(len(self._tasks) + 1))
-        for rows_of_task, first, last in zip(self._tasks, bounds[:-1], bounds[1:], strict=True):
+        for k, (first, last) in enumerate(pairwise(bounds.tolist())):
             if first < last:
-                _gather(rows_of_task, start[first:last], rows[first:last], observation_dim)
+                _gather(self._tasks[k], start[first:last], rows[first:last], self._columns[k])
         return self._assemble(rows, torch.from_numpy(left), torch.from_numpy(ends_terminal), torch.from_numpy(task))
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +162,7 @@ class WindowSampler:
     ) -> TensorDict:
         time = torch.arange(self.length)
         valid = time < left[:, None]
-        if not bool(valid[:, -1].all()):
+        if int(left.min()) < self.length:
             rows *= (torch.arange(self.length + 1) <= left[:, None])[..., None]
         observation_dim = self.table.observation_dim
         return TensorDict(
@@ -186,26 +189,49 @@ def _shares(store: TaskStore, weights: Mapping[str, float] | None) -> np.ndarray
     return values / values.sum()
 
 
-def _gather(task: TaskRows, start: np.ndarray, out: torch.Tensor, observation_dim: int) -> None:
+@dataclass(frozen=True)
+class _Columns:
+    """How the columns of a task's rows lie in a padded row: runs to copy (to, from), and runs that stay zero."""
+
+    copied: tuple[tuple[slice, slice], ...]
+    zero: tuple[slice, ...]
+
+    @classmethod
+    def build(cls, spec: TaskSpec, table: TaskTable) -> _Columns:
+        widths = (spec.observation_dim, spec.action_dim, 1)
+        padded = (table.observation_dim, table.action_dim, 1)
+        runs: list[list[int]] = []  # [to, from, width], joined with the run before where nothing lies between
+        zero, to, source = [], 0, 0
+        for width, padded_width in zip(widths, padded, strict=True):
+            if runs and runs[-1][0] + runs[-1][2] == to:
+                runs[-1][2] += width
+            else:
+                runs.append([to, source, width])
+            if width < padded_width:
+                zero.append(slice(to + width, to + padded_width))
+            to, source = to + padded_width, source + width
+        copied = tuple((slice(t, t + w), slice(f, f + w)) for t, f, w in runs)
+        return cls(copied, tuple(zero))
+
+
+def _gather(task: TaskRows, start: np.ndarray, out: torch.Tensor, columns: _Columns) -> None:
     """Copy the window at each start into `out` [m, L + 1, O + A + 1], padding observation and action."""
     rows, width = out.shape[1], task.rows.shape[1]
     starts = torch.from_numpy(start)
     last = task.rows.shape[0] - rows
-    if last >= 0 and int(start.max()) <= last:
+    if start.max() <= last:
         # One long copy per window: overlapping windows of the file seen as rows of a matrix.
         windows = task.rows.as_strided((last + 1, rows * width), (width, 1))
     else:  # windows that reach past the end of the file, after a terminal state
         indices = (starts[:, None] + torch.arange(rows)).clamp_(max=task.rows.shape[0] - 1)
         windows, starts = task.rows[indices].flatten(1), torch.arange(len(start))
-    own, own_action = task.spec.observation_dim, task.spec.action_dim
-    if width == out.shape[-1]:
+    if not columns.zero:
         torch.index_select(windows, 0, starts, out=out.view(len(start), -1))
         return
-    out[..., own:observation_dim] = 0
-    out[..., observation_dim + own_action : -1] = 0
+    for run in columns.zero:
+        out[..., run] = 0
     for part in range(0, len(start), 128):  # through a buffer that stays in cache
         taken = windows.index_select(0, starts[part : part + 128]).view(-1, rows, width)
         here = out[part : part + 128]
-        here[..., :own] = taken[..., :own]
-        here[..., observation_dim : observation_dim + own_action] = taken[..., own:-1]
-        here[..., -1] = taken[..., -1]
+        for to, source in columns.copied:
+            here[..., to] = taken[..., source]

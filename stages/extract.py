@@ -87,6 +87,7 @@ class Extract(Stage):
         from .world_model.networks import WorldModel
 
         config = self.config
+        torch.set_num_threads(context.threads)
         device = config.accelerator
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

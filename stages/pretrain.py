@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,15 +99,16 @@ class Pretrain(Stage):
 
     def _fit(self, module: Any, context: Context) -> None:
         import lightning
+        import torch
         from lightning.pytorch.callbacks import ModelCheckpoint
         from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
         from ..datasets.datamodule import WindowData, WindowSettings
         from .world_model.module import DIAGNOSED_HORIZONS
-        from .world_model.progress import StepProgress
+        from .world_model.progress import StepProgress, quiet_lightning
 
-        # Which devices there are and what else Lightning sells is not news of this run; warnings still show.
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        quiet_lightning()
+        torch.set_num_threads(context.threads)
         config, folder = self.config, context.folder
         settings = WindowSettings(
             horizon=config.horizon,

@@ -55,7 +55,8 @@ def data_rows(evidence: Evidence) -> list[DataRow]:
     rows = []
     for entry in evidence.data:
         source, collected = entry.get("source", {}), evidence.collected.get(entry["task"], {})
-        warnings = list(entry.get("findings", {}).get("warnings", []))
+        findings = entry.get("findings", {})
+        warnings = [*findings.get("warnings", []), *findings.get("notes", [])]
         if failed := collected.get("failed_episodes"):
             warnings.append(f"{failed} episodes failed while they were collected and are not in the data")
         rows.append(

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
 import lightning
+
+
+def quiet_lightning() -> None:
+    """Leave out what is no news of this run: which devices exist, how ranks meet, what Lightning itself will change.
+
+    Its warnings about the training still show.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
 
 
 class StepProgress(lightning.Callback):
@@ -13,6 +25,10 @@ class StepProgress(lightning.Callback):
     def __init__(self, progress: Any, total_steps: int) -> None:
         self._progress, self._total = progress, total_steps
         self._shown = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        quiet_lightning()  # a spawned rank begins here
+        self.__dict__.update(state)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._shown = trainer.global_step

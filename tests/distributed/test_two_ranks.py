@@ -13,6 +13,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.world_model.module import WorldModelTraining
 from safetensors.torch import load_file
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
@@ -67,23 +68,22 @@ def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
     assert found.latent_mse.notna().all()
 
 
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
 @contextmanager
-def stopped_after(steps, monkeypatch):
-    """Training is cut off right after `steps` optimiser steps, as by a kill."""
-    from orrery.stages.world_model.module import WorldModelTraining
-
-    class Killed(Exception):
-        pass
-
+def killed_at(step, monkeypatch):
+    """Training is cut off when it has done `step` optimiser steps."""
     original = WorldModelTraining.training_step
 
-    def step(self, batch, batch_index):
-        if self.global_step == steps:
-            raise Killed
+    def training_step(self, batch, batch_index):
+        if self.global_step == step:
+            raise KilledError
         return original(self, batch, batch_index)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(WorldModelTraining, "training_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(WorldModelTraining, "training_step", training_step)
         yield
 
 
@@ -97,7 +97,7 @@ def test_a_killed_and_resumed_pretrain_equals_an_uninterrupted_one_bit_for_bit(
         "trainer": TrainerConfig(accelerator="cpu", accumulate=accumulate, log_every=1),
     }
     whole = pretrain(tmp_path / "whole", store, **changes)
-    with stopped_after(5, monkeypatch):  # one step past the checkpoint at 4
+    with killed_at(5, monkeypatch), pytest.raises(KilledError):  # one step past the checkpoint at 4
         pretrain(tmp_path / "resumed", store, **changes)
     resumed = pretrain(tmp_path / "resumed", store, **changes)
     for name, value in whole.items():

@@ -65,5 +65,5 @@ def test_a_cut_file_is_named_with_both_sizes(tmp_path):
 
 
 def test_another_folder_is_not_a_store(tmp_path):
-    with pytest.raises(DatasetError, match="is not a packed store: expected store.json and tasks.json"):
+    with pytest.raises(DatasetError, match=r"is not a packed store: expected store\.json and tasks\.json"):
         TaskStore.open(tmp_path)

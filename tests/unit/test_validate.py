@@ -104,7 +104,7 @@ def test_constant_columns_are_those_constant_over_all_episodes():
     still[1].observations[:, 1] = 3.0
     findings = run(still)
     assert findings.constant_observations == ["position[0]"]
-    assert findings.warnings == ["1 observation columns never change: position[0]"]
+    assert findings.notes == ["1 observation columns never change: position[0]"]
 
 
 def test_a_reward_that_is_zero_everywhere_is_noted():

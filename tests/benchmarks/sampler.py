@@ -1,0 +1,112 @@
+"""Window sampling against TorchRL's SliceSampler, side by side in one run: `python tests/benchmarks/sampler.py`.
+
+1M transitions of 39 + 6 + 1 floats in episodes of 500, batches of 1024 windows of 17 observations, one thread. Ours
+draws from ten tasks of five different widths and returns the padded multi-task batch; TorchRL draws from one task
+(observation, action and reward stored apart, trajectory ends cached), which is less work. Prints one JSON line:
+batches per second of CPU time, median over rounds that alternate between the two.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from orrery.datasets.schema import Episode, TaskSpec
+from orrery.datasets.store import TaskStore, TaskWriter, finish_store
+from orrery.datasets.windows import WindowSampler
+from tensordict import TensorDict
+from torchrl.data import LazyMemmapStorage, SliceSampler, TensorDictReplayBuffer
+
+TRANSITIONS, EPISODE, BATCH, LENGTH = 1_000_000, 500, 1024, 17
+SHAPES = [(39, 6), (39, 4), (24, 6), (17, 6), (39, 4), (24, 6), (5, 1), (39, 4), (39, 4), (24, 6)]
+ROUNDS, BATCHES_PER_ROUND = 15, 20
+
+
+def _episodes(spec: TaskSpec, count: int) -> Iterator[Episode]:
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        yield Episode(
+            random.standard_normal((EPISODE + 1, spec.observation_dim), dtype=np.float32),
+            random.standard_normal((EPISODE, spec.action_dim), dtype=np.float32),
+            random.standard_normal(EPISODE, dtype=np.float32),
+            terminated=False,
+        )
+
+
+def our_sampler(folder: Path) -> Callable[[int], object]:
+    """Ten tasks that hold the transitions between them."""
+    specs = [TaskSpec(f"bench/task{i}", o, a, EPISODE) for i, (o, a) in enumerate(SHAPES)]
+    for spec in specs:
+        episodes = _episodes(spec, TRANSITIONS // EPISODE // len(specs))
+        TaskWriter(folder / spec.slug, spec).write(episodes, behaviour="unknown", source={})
+    finish_store(folder, [folder / spec.slug for spec in specs])
+    return WindowSampler(TaskStore.open(folder), length=LENGTH - 1, batch_size=BATCH, seed=0).batch
+
+
+def slice_sampler(folder: Path) -> Callable[[int], object]:
+    """One task, all columns at their full width."""
+    buffer = TensorDictReplayBuffer(
+        storage=LazyMemmapStorage(TRANSITIONS, scratch_dir=folder),
+        sampler=SliceSampler(slice_len=LENGTH, traj_key="episode", cache_values=True, strict_length=True),
+        batch_size=BATCH * LENGTH,
+    )
+    for start in range(0, TRANSITIONS, 100_000):
+        rows = torch.arange(start, start + 100_000)
+        buffer.extend(
+            TensorDict(
+                {
+                    "observation": torch.randn(len(rows), 39),
+                    "action": torch.randn(len(rows), 6),
+                    "reward": torch.randn(len(rows)),
+                    "episode": rows // EPISODE,
+                },
+                batch_size=[len(rows)],
+            )
+        )
+    return lambda step: buffer.sample().view(BATCH, LENGTH)
+
+
+def rate(draw: Callable[[int], object], first: int) -> float:
+    """Batches per second of CPU time over one round."""
+    start = time.process_time()
+    for step in range(first, first + BATCHES_PER_ROUND):
+        draw(step)
+    return BATCHES_PER_ROUND / (time.process_time() - start)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        candidates = {
+            "orrery": our_sampler(Path(folder) / "orrery"),
+            "torchrl_slice_sampler": slice_sampler(Path(folder) / "torchrl"),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in candidates}
+        for round_ in range(ROUNDS + 2):
+            for name, draw in candidates.items():
+                value = rate(draw, round_ * BATCHES_PER_ROUND)
+                if round_ >= 2:  # the first two fill caches
+                    rates[name].append(value)
+        median = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+        ratios = [a / b for a, b in zip(rates["orrery"], rates["torchrl_slice_sampler"], strict=True)]
+        print(
+            json.dumps(
+                {
+                    "benchmark": "sampler",
+                    "batches_per_cpu_second": median,
+                    "ratio_median": round(statistics.median(ratios), 2),
+                    "ratio_min": round(min(ratios), 2),
+                    "ratio_max": round(max(ratios), 2),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
