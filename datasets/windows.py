@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -24,8 +23,10 @@ import torch
 from tensordict import TensorDict
 
 from ..pipeline.errors import ConfigError, DatasetError
-from .schema import TaskSpec, TaskTable
 from .store import TaskRows, TaskStore
+
+_BLOCK = 16
+"""Batches whose windows are drawn together."""
 
 Split = Literal["train", "held_out", "all"]
 
@@ -108,7 +109,13 @@ class WindowSampler:
         self.table, self.length, self.batch_size = store.table, length, batch_size
         self._tasks, self._seed, self._rank, self._world_size = store.tasks, seed, rank, world_size
         self._index = WindowIndex.build(store.tasks, length, split, held_out)
-        self._columns = [_Columns.build(spec, store.table) for spec in store.table]
+        self._terminates = bool(self._index.terminated.any())
+        self._windows = [_overlapping(task.rows, length + 1) for task in store.tasks]
+        self._drawn_block = -1
+        self._drawn: tuple[np.ndarray, ...] = ()
+        self._no_end = tuple(torch.tensor(value).expand(batch_size, length) for value in (True, False))
+        """`valid` and `terminated` of every batch where nothing terminates; expanded, so that nobody writes to them."""
+        self._num_starts = np.array([len(windows) for windows in self._windows])
         shares = _shares(store, weights)
         self._cumulative = np.cumsum(shares)
         for task, share, count in zip(store.tasks, shares, self._index.counts, strict=True):
@@ -132,45 +139,62 @@ class WindowSampler:
             valid [B, L] bool; task [B] int64. Observation and action are zero-padded at the end to the table's
             maximum; everything after the end of an episode is zero and not valid. Sorted by task.
         """
-        task, windows = self._draw(step)
-        task, windows = task[self._rank :: self._world_size], windows[self._rank :: self._world_size]
-        start, left, ends_terminal = self._index.locate(windows)
-        observation_dim, action_dim = self.table.observation_dim, self.table.action_dim
-        rows = torch.empty(self.batch_size, self.length + 1, observation_dim + action_dim + 1)
-        bounds = np.searchsorted(task, np.arange(len(self._tasks) + 1))
-        for k, (first, last) in enumerate(pairwise(bounds.tolist())):
-            if first < last:
-                _gather(self._tasks[k], start[first:last], rows[first:last], self._columns[k])
+        block, position = divmod(step, _BLOCK)
+        if block != self._drawn_block:
+            self._drawn_block, self._drawn = block, self._draw_block(block)
+        task, start, left, ends_terminal = (values[position] for values in self._drawn)
+        rows = torch.empty(self.batch_size, self.length + 1, self.table.observation_dim + self.table.action_dim + 1)
+        parts = np.bincount(task, minlength=len(self._tasks)).tolist()
+        inside = not self._terminates or bool((start < self._num_starts[task]).all())
+        for k, (starts, out) in enumerate(zip(torch.from_numpy(start).split(parts), rows.split(parts), strict=True)):
+            if inside or bool((starts < self._num_starts[k]).all()):
+                torch.index_select(self._windows[k], 0, starts, out=out.flatten(1))
+            else:
+                out.copy_(_past_the_end(self._tasks[k].rows, starts, self.length + 1))
         return self._assemble(rows, torch.from_numpy(left), torch.from_numpy(ends_terminal), torch.from_numpy(task))
 
-    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Task id and window of every slot of global batch `step`, sorted by task."""
-        random = np.random.default_rng([self._seed, step])
-        slots = self.batch_size * self._world_size
-        positions = (np.arange(slots) + random.random()) / slots
-        task = np.minimum(np.searchsorted(self._cumulative, positions, side="right"), len(self._tasks) - 1)
-        slots_of_task = np.bincount(task, minlength=len(self._tasks))
-        stratum = np.arange(slots) - (np.cumsum(slots_of_task) - slots_of_task)[task]
-        count, strata = self._index.counts[task], slots_of_task[task]
-        low, high = stratum * count // strata, (stratum + 1) * count // strata
-        drawn = low + (random.random(slots) * (high - low)).astype(np.int64)
-        rotation = (random.random(len(self._tasks)) * self._index.counts).astype(np.int64)
-        return task, self._index.task_window[task] + (drawn + rotation[task]) % count
+    def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Task, first row, decisions left and whether the end is terminal, of this rank's slots of _BLOCK batches.
+
+        Each [_BLOCK, B], sorted by task. Drawn together because one batch is little work for many calls of numpy.
+        """
+        random = np.random.default_rng([self._seed, block])
+        slots, counts = self.batch_size * self._world_size, self._index.counts
+        # Systematic sampling: slot i is of the task in whose share (i + u) / slots lies, one u per batch.
+        ends = np.ceil(self._cumulative * slots - random.random((_BLOCK, 1))).astype(np.int64)
+        ends[:, -1] = slots
+        slots_of_task = np.diff(ends, prepend=0)
+        task_of_slot = np.tile(np.arange(len(counts)), _BLOCK).repeat(slots_of_task.ravel()).reshape(_BLOCK, slots)
+        first = np.take_along_axis(ends - slots_of_task, task_of_slot, 1)
+        width = np.take_along_axis(counts / np.maximum(slots_of_task, 1), task_of_slot, 1)
+        stratum = np.arange(slots) - first
+        # The end of one stratum and the start of the next are the same expression, so no window lies in both.
+        low, high = (stratum * width).astype(np.int64), ((stratum + 1) * width).astype(np.int64)
+        drawn = low + (random.random((_BLOCK, slots)) * (high - low)).astype(np.int64)
+        rotation = (random.random((_BLOCK, len(counts))) * counts).astype(np.int64)
+        drawn += np.take_along_axis(rotation, task_of_slot, 1)
+        count = counts[task_of_slot]
+        windows = self._index.task_window[task_of_slot] + np.where(drawn < count, drawn, drawn - count)
+        mine = slice(self._rank, None, self._world_size)
+        return np.ascontiguousarray(task_of_slot[:, mine]), *self._index.locate(windows[:, mine])
 
     def _assemble(
         self, rows: torch.Tensor, left: torch.Tensor, ends_terminal: torch.Tensor, task: torch.Tensor
     ) -> TensorDict:
-        time = torch.arange(self.length)
-        valid = time < left[:, None]
-        if int(left.min()) < self.length:
+        if self._terminates:
+            time = torch.arange(self.length)
+            valid = time < left[:, None]
             rows *= (torch.arange(self.length + 1) <= left[:, None])[..., None]
+            terminated = ends_terminal[:, None] & (time == left[:, None] - 1)
+        else:
+            valid, terminated = self._no_end
         observation_dim = self.table.observation_dim
         return TensorDict(
             {
                 "observation": rows[..., :observation_dim],
                 "action": rows[:, :-1, observation_dim:-1],
                 "reward": rows[:, :-1, -1],
-                "terminated": ends_terminal[:, None] & (time == left[:, None] - 1),
+                "terminated": terminated,
                 "valid": valid,
                 "task": task,
             },
@@ -189,49 +213,15 @@ def _shares(store: TaskStore, weights: Mapping[str, float] | None) -> np.ndarray
     return values / values.sum()
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """How the columns of a task's rows lie in a padded row: runs to copy (to, from), and runs that stay zero."""
+def _overlapping(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """Every run of `length` rows as one row of a matrix, [R - length + 1, length * width], without copying.
 
-    copied: tuple[tuple[slice, slice], ...]
-    zero: tuple[slice, ...]
-
-    @classmethod
-    def build(cls, spec: TaskSpec, table: TaskTable) -> _Columns:
-        widths = (spec.observation_dim, spec.action_dim, 1)
-        padded = (table.observation_dim, table.action_dim, 1)
-        runs: list[list[int]] = []  # [to, from, width], joined with the run before where nothing lies between
-        zero, to, source = [], 0, 0
-        for width, padded_width in zip(widths, padded, strict=True):
-            if runs and runs[-1][0] + runs[-1][2] == to:
-                runs[-1][2] += width
-            else:
-                runs.append([to, source, width])
-            if width < padded_width:
-                zero.append(slice(to + width, to + padded_width))
-            to, source = to + padded_width, source + width
-        copied = tuple((slice(t, t + w), slice(f, f + w)) for t, f, w in runs)
-        return cls(copied, tuple(zero))
+    Drawing a window is then one contiguous copy.
+    """
+    width = rows.shape[1]
+    return rows.as_strided((max(len(rows) - length + 1, 0), length * width), (width, 1))
 
 
-def _gather(task: TaskRows, start: np.ndarray, out: torch.Tensor, columns: _Columns) -> None:
-    """Copy the window at each start into `out` [m, L + 1, O + A + 1], padding observation and action."""
-    rows, width = out.shape[1], task.rows.shape[1]
-    starts = torch.from_numpy(start)
-    last = task.rows.shape[0] - rows
-    if start.max() <= last:
-        # One long copy per window: overlapping windows of the file seen as rows of a matrix.
-        windows = task.rows.as_strided((last + 1, rows * width), (width, 1))
-    else:  # windows that reach past the end of the file, after a terminal state
-        indices = (starts[:, None] + torch.arange(rows)).clamp_(max=task.rows.shape[0] - 1)
-        windows, starts = task.rows[indices].flatten(1), torch.arange(len(start))
-    if not columns.zero:
-        torch.index_select(windows, 0, starts, out=out.view(len(start), -1))
-        return
-    for run in columns.zero:
-        out[..., run] = 0
-    for part in range(0, len(start), 128):  # through a buffer that stays in cache
-        taken = windows.index_select(0, starts[part : part + 128]).view(-1, rows, width)
-        here = out[part : part + 128]
-        for to, source in columns.copied:
-            here[..., to] = taken[..., source]
+def _past_the_end(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
+    """Windows [m, length, width] some of which, after a terminal state, reach past the end of the file."""
+    return rows[(starts[:, None] + torch.arange(length)).clamp_(max=len(rows) - 1)]

@@ -62,6 +62,8 @@ class PackJob:
     """One task to be packed, in a process of its own."""
 
     folder: Path
+    observation_dim: int
+    action_dim: int
     window: int
     reader: Mapping[str, Any]
     """Arguments of `open_reader`."""
@@ -93,15 +95,16 @@ class Pack(Stage):
         return [path for name in external for path in dataset_files(_external(self.config, name)["source"])] + columns
 
     def run(self, context: Context) -> str:
+        from ..datasets.schema import TaskTable
         from ..datasets.sources import open_reader
         from ..datasets.store import finish_store
         from ..pipeline.fanout import JobFailure, run_jobs
 
         readers = self._readers(context)
-        slugs = [open_reader(**reader).task.slug for reader in readers]
-        folders = [context.folder / slug for slug in slugs]
+        table = TaskTable([open_reader(**reader).task for reader in readers])
+        folders = [context.folder / task.slug for task in table]
         jobs = [
-            PackJob(folder, self.config.window, reader)
+            PackJob(folder, table.observation_dim, table.action_dim, self.config.window, reader)
             for folder, reader in zip(folders, readers, strict=True)
             if not (folder / "task.json").is_file()  # finished by an interrupted attempt
         ]
@@ -113,7 +116,7 @@ class Pack(Stage):
                     failures.append(result.error)
         if failures:
             raise StageError("pack: " + "\n".join(failures))
-        table = finish_store(context.folder, folders)
+        finish_store(context.folder, table)
         summaries = json.loads((context.folder / "store.json").read_text())["tasks"]
         for summary in summaries:
             for warning in summary["findings"].get("warnings", []):
@@ -174,6 +177,6 @@ def pack_task(job: PackJob) -> None:
     reader = open_reader(**job.reader)
     findings = Findings()
     episodes = validate(reader, reader.task, job.window, findings, reader.source.get("columns", ()))
-    TaskWriter(job.folder, reader.task).write(
+    TaskWriter(job.folder, reader.task, job.observation_dim, job.action_dim).write(
         episodes, behaviour=reader.behaviour, source=reader.source, findings=findings
     )

@@ -27,7 +27,6 @@ class Starts:
 
     z_KND: torch.Tensor
     action_KNA: torch.Tensor
-    """Zero-padded."""
     initial_z_KBD: torch.Tensor
     """Encoded first observations of B episodes."""
     value_scale_K: torch.Tensor
@@ -55,9 +54,7 @@ def encode_starts(
         frames, _, _ = index.locate(windows)
         latents.append(_encode(model, rows, frames, k, device))
         taken = rows.rows[torch.from_numpy(frames)]
-        padded = torch.zeros(count, model.table.action_dim)
-        padded[:, : rows.spec.action_dim] = taken[:, rows.spec.observation_dim : -1]
-        actions.append(padded)
+        actions.append(taken[:, model.table.observation_dim : -1])
         first = rows.offsets[:-1][random.integers(len(rows.terminated), size=initial)]
         initials.append(_encode(model, rows, first, k, device))
         assert rows.spec.discount is not None
@@ -76,7 +73,6 @@ def encode_starts(
 def _encode(model: WorldModel, rows: TaskRows, frames: np.ndarray, task: int, device: torch.device) -> torch.Tensor:
     latents = []
     for part in torch.from_numpy(frames).split(_ENCODE_ROWS):
-        observation = torch.zeros(len(part), model.table.observation_dim)
-        observation[:, : rows.spec.observation_dim] = rows.rows[part][:, : rows.spec.observation_dim]
+        observation = rows.rows[part][:, : model.table.observation_dim]
         latents.append(model.encode(observation.to(device), torch.full((len(part),), task, device=device)))
     return torch.cat(latents)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from orrery.datasets.schema import Episode, TaskSpec
+from orrery.datasets.schema import Episode, TaskSpec, TaskTable
 from orrery.datasets.store import TaskStore, TaskWriter, finish_store
 from orrery.datasets.windows import WindowSampler
 from tensordict import TensorDict
@@ -25,7 +25,7 @@ from torchrl.data import LazyMemmapStorage, SliceSampler, TensorDictReplayBuffer
 
 TRANSITIONS, EPISODE, BATCH, LENGTH = 1_000_000, 500, 1024, 17
 SHAPES = [(39, 6), (39, 4), (24, 6), (17, 6), (39, 4), (24, 6), (5, 1), (39, 4), (39, 4), (24, 6)]
-ROUNDS, BATCHES_PER_ROUND = 15, 20
+ROUNDS, ROUND_SECONDS = 9, 0.5
 
 
 def _episodes(spec: TaskSpec, count: int) -> Iterator[Episode]:
@@ -42,11 +42,16 @@ def _episodes(spec: TaskSpec, count: int) -> Iterator[Episode]:
 def our_sampler(folder: Path) -> Callable[[int], object]:
     """Ten tasks that hold the transitions between them."""
     specs = [TaskSpec(f"bench/task{i}", o, a, EPISODE) for i, (o, a) in enumerate(SHAPES)]
+    table = TaskTable(specs)
     for spec in specs:
         episodes = _episodes(spec, TRANSITIONS // EPISODE // len(specs))
-        TaskWriter(folder / spec.slug, spec).write(episodes, behaviour="unknown", source={})
-    finish_store(folder, [folder / spec.slug for spec in specs])
-    return WindowSampler(TaskStore.open(folder), length=LENGTH - 1, batch_size=BATCH, seed=0).batch
+        writer = TaskWriter(folder / spec.slug, spec, table.observation_dim, table.action_dim)
+        writer.write(episodes, behaviour="unknown", source={})
+    finish_store(folder, table)
+    store = TaskStore.open(folder)
+    for task in store.tasks:
+        task.rows.sum()  # map the file's pages, as TorchRL's are by having been written in this process
+    return WindowSampler(store, length=LENGTH - 1, batch_size=BATCH, seed=0).batch
 
 
 def slice_sampler(folder: Path) -> Callable[[int], object]:
@@ -72,12 +77,13 @@ def slice_sampler(folder: Path) -> Callable[[int], object]:
     return lambda step: buffer.sample().view(BATCH, LENGTH)
 
 
-def rate(draw: Callable[[int], object], first: int) -> float:
-    """Batches per second of CPU time over one round."""
-    start = time.process_time()
-    for step in range(first, first + BATCHES_PER_ROUND):
+def rate(draw: Callable[[int], object], first: int) -> tuple[float, int]:
+    """Batches per second of CPU time over one round, and how many they were."""
+    step, start = first, time.process_time()
+    while (seconds := time.process_time() - start) < ROUND_SECONDS:
         draw(step)
-    return BATCHES_PER_ROUND / (time.process_time() - start)
+        step += 1
+    return (step - first) / seconds, step - first
 
 
 def main() -> None:
@@ -88,10 +94,12 @@ def main() -> None:
             "torchrl_slice_sampler": slice_sampler(Path(folder) / "torchrl"),
         }
         rates: dict[str, list[float]] = {name: [] for name in candidates}
-        for round_ in range(ROUNDS + 2):
+        drawn = dict.fromkeys(candidates, 0)
+        for round_ in range(ROUNDS + 1):
             for name, draw in candidates.items():
-                value = rate(draw, round_ * BATCHES_PER_ROUND)
-                if round_ >= 2:  # the first two fill caches
+                value, count = rate(draw, drawn[name])
+                drawn[name] += count
+                if round_ > 0:  # the first fills caches
                     rates[name].append(value)
         median = {name: round(statistics.median(values), 1) for name, values in rates.items()}
         ratios = [a / b for a, b in zip(rates["orrery"], rates["torchrl_slice_sampler"], strict=True)]

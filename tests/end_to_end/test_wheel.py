@@ -52,10 +52,10 @@ def test_every_module_and_data_file_is_in_the_wheel(wheel):
 def test_the_wheel_installs_and_imports_in_a_fresh_environment(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, str(wheel)], check=True)
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, str(wheel)]
+    subprocess.run(install, check=True)
     # From the repository root, where a folder called `datasets` must not become what `import datasets` finds.
     code = (
         "import orrery.pipeline.errors as e, orrery.pipeline.stage as s; "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from orrery.datasets.schema import Behaviour, Episode, TaskSpec
+from orrery.datasets.schema import Behaviour, Episode, TaskSpec, TaskTable
 from orrery.datasets.store import TaskStore, TaskWriter, finish_store
 
 
@@ -25,9 +25,11 @@ def write_store(
     tasks: Sequence[tuple[TaskSpec, Sequence[Episode]]],
     behaviour: Behaviour = "exploration",
 ) -> TaskStore:
+    table = TaskTable([spec for spec, _ in tasks])
     for spec, episodes in tasks:
-        TaskWriter(folder / spec.slug, spec).write(episodes, behaviour=behaviour, source={"made": "in a test"})
-    finish_store(folder, [folder / spec.slug for spec, _ in tasks])
+        writer = TaskWriter(folder / spec.slug, spec, table.observation_dim, table.action_dim)
+        writer.write(episodes, behaviour=behaviour, source={"made": "in a test"})
+    finish_store(folder, table)
     return TaskStore.open(folder)
 
 

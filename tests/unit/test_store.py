@@ -51,7 +51,7 @@ def test_held_out_choice_depends_on_the_number_of_episodes_alone(tmp_path):
 
 def test_an_empty_dataset_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="holds no episode"):
-        TaskWriter(tmp_path / "t", SPEC).write([], behaviour="unknown", source={"path": "x"})
+        TaskWriter(tmp_path / "t", SPEC, 3, 2).write([], behaviour="unknown", source={"path": "x"})
 
 
 def test_a_cut_file_is_named_with_both_sizes(tmp_path):
