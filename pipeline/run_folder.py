@@ -122,7 +122,7 @@ def read_attempt(final: Path) -> Attempt | None:
     """Return the unfinished attempt at the artifact `final`, or None."""
     try:
         values: dict[str, Any] = json.loads(attempt_file(final).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     seconds = values["seconds"]
     if values["started"] is not None:  # it was killed and could not write its time down

@@ -59,6 +59,15 @@ def test_a_user_error_is_one_message(orrery, run_dir: Path) -> None:
     assert not run_dir.exists()
 
 
+def test_a_file_in_place_of_the_run_folder_is_one_message(orrery, run_dir: Path) -> None:
+    run_dir.write_text("not a folder")
+    code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "cannot write to the run folder" in err
+    assert "run_dir=PATH" in " ".join(err.split())
+
+
 def test_ctrl_c_says_how_to_go_on(orrery, run_dir: Path, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "interrupt")
     code, _, err = orrery("run", "toy", f"run_dir={run_dir}")

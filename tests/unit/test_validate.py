@@ -46,6 +46,7 @@ def test_good_episodes_pass_unchanged_with_nothing_to_say():
         "unused_episodes": 0,
         "duplicate_episodes": 0,
         "constant_observations": [],
+        "notes": [],
         "warnings": [],
     }
     assert json.loads(json.dumps(dict(findings))) == dict(findings)
