@@ -147,7 +147,8 @@ class Pretrain(Stage):
                 StepProgress(context.progress, config.steps),
             ],
             logger=[
-                CSVLogger(folder, name="logs", version=attempt),
+                # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
+                CSVLogger(folder, name="logs", version=attempt, flush_logs_every_n_steps=1),
                 TensorBoardLogger(folder, name="tensorboard", version=""),
             ],
             enable_progress_bar=False,
