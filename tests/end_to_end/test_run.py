@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from orrery.datasets.sources import open_reader
 from orrery.stages.policy import load_policy
-from safetensors.torch import load_file
 
 TINY = Path(__file__).with_name("tiny.yaml")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -82,32 +82,73 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished, tmp
         assert (json.loads(before)["key"] == json.loads(after)["key"]) is same
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "extract"])
+STAGES = ["collect", "pack", "pretrain", "extract", "evaluate", "report"]
+# What shows that a stage has done something worth continuing from.
+UNDER_WAY = {
+    "collect": "minari/gymnasium/Pendulum-v1-v0",
+    "pretrain": "checkpoints/last.ckpt",
+    "extract": "checkpoint.pt",
+    "evaluate": "finished.jsonl",
+}
+
+
+@pytest.mark.parametrize("stage", list(UNDER_WAY))
 def test_killed_and_continued_ends_with_the_same_artifact(finished, tmp_path, stage):
     folder = tmp_path / "killed"
     shutil.copytree(finished, folder)
-    for later in ("pretrain", "extract", "evaluate", "report"):
-        if later != "pretrain" or stage == "pretrain":
-            shutil.rmtree(folder / later)
-    resumable = {"pretrain": "checkpoints/last.ckpt", "extract": "checkpoint.pt"}[stage]
-    command = [sys.executable, "-m", "orrery.pipeline.cli", "run", str(TINY), f"run_dir={folder}"]
+    for later in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(folder / later)
+    command = [
+        sys.executable,
+        "-m",
+        "orrery.pipeline.cli",
+        "run",
+        str(TINY),
+        f"run_dir={folder}",
+        f"stages={upto(stage)}",
+    ]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
-    checkpoint = folder / f"{stage}.partial" / resumable
+    begun = folder / f"{stage}.partial" / UNDER_WAY[stage]
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert checkpoint.exists() or (folder / stage).exists(), "no checkpoint was written"
-    result = orrery("run", TINY, f"run_dir={folder}")
+    assert begun.exists(), "it ended before it could be killed"
+    result = orrery("run", TINY, f"run_dir={folder}", f"stages={upto(stage)}")
     assert result.returncode == 0, result.stderr
-    weights = sorted(path.relative_to(finished) for path in (finished / stage).rglob("*.safetensors"))
-    assert weights
-    for path in weights:
-        expected, found = load_file(finished / path), load_file(folder / path)
-        assert all((expected[name] == found[name]).all() for name in expected), path
-    curves = [(f / stage / "training.csv").read_text() for f in (finished, folder)]
-    assert curves[0] == curves[1]
+    if stage == "collect":
+        assert_same_episodes(finished / "collect", folder / "collect")
+        return
+    paths = [path for pattern in SAME[stage] for path in sorted((finished / stage).glob(pattern))]
+    assert paths
+    for path in paths:
+        assert path.read_bytes() == (folder / path.relative_to(finished)).read_bytes(), path
+
+
+def upto(stage):
+    return "[" + ",".join(STAGES[: STAGES.index(stage) + 1]) + "]"
+
+
+# Files that come out byte for byte as without the kill.
+SAME = {
+    "pretrain": ["model.safetensors", "training.csv", "validation.csv"],
+    "extract": ["**/*.safetensors", "training.csv", "policies.json"],
+    "evaluate": ["scores.csv", "episodes.csv", "summary.json"],
+}
+
+
+def assert_same_episodes(expected, found):
+    """Of every dataset; the files themselves hold the time at which they were written."""
+    tasks = json.loads((expected / "datasets.json").read_text())["tasks"]
+    assert list(json.loads((found / "datasets.json").read_text())["tasks"]) == list(tasks)
+    for entry in tasks.values():
+        left, right = (list(open_reader(folder / entry["path"])) for folder in (expected, found))
+        assert len(left) == len(right) == 30
+        for a, b in zip(left, right, strict=True):
+            assert (a.observations == b.observations).all()
+            assert (a.actions == b.actions).all()
+            assert (a.rewards == b.rewards).all()
 
 
 def test_an_edited_store_is_refused_before_it_is_trained_on(finished, tmp_path):
@@ -139,3 +180,79 @@ def test_a_model_of_other_tasks_is_refused_with_both_tables(finished, tmp_path):
     assert "different task tables" in result.stderr
     assert "gymnasium/CartPole-v1 (O=4, A=2)" in result.stderr
     assert "<- differs" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None:UserWarning")  # Minari asks for an author and a permalink
+def test_a_minari_dataset_made_elsewhere_becomes_a_task(tmp_path, monkeypatch):
+    """Written with Minari's own functions and no word of ours: recovered environment, random actions."""
+    import gymnasium
+    import minari
+    import numpy as np
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    (tmp_path / "minari").mkdir()
+    env = gymnasium.make("Pendulum-v1")
+    env.action_space.seed(0)
+    buffers = []
+    for episode in range(10):
+        observations, actions, rewards = [env.reset(seed=episode)[0]], [], []
+        for _ in range(200):
+            actions.append(env.action_space.sample())
+            observation, reward, *_ = env.step(actions[-1])
+            observations.append(observation)
+            rewards.append(float(reward))
+        ends = np.arange(200) == 199
+        buffers.append(
+            EpisodeBuffer(
+                observations=np.array(observations),
+                actions=np.array(actions),
+                rewards=np.array(rewards),
+                terminations=np.zeros(200, bool),
+                truncations=ends,
+            )
+        )
+    minari.create_dataset_from_buffers("elsewhere/pendulum-v0", buffers, env=env, eval_env=env, data_format="hdf5")
+    folder = tmp_path / "run"
+    stages = "stages=[pack,pretrain,extract,evaluate,report]"
+    monkeypatch.setitem(ENVIRONMENT, "MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    result = orrery("run", TINY, f"run_dir={folder}", stages, "tasks=[minari/elsewhere/pendulum-v0]")
+    assert result.returncode == 0, result.stderr
+    scores = pd.read_csv(folder / "evaluate" / "scores.csv")
+    assert set(scores.task) == {"minari/elsewhere/pendulum-v0"}
+    assert set(scores.algorithm) == {"pwm", "bc", "behaviour", "random"}
+    # Pendulum's returns lie between -2000 and 0: actions were undone to the environment's own scale.
+    assert scores.return_mean.between(-2000, 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["quickstart", "tasks=[dmc/cartpole-balence]"],
+            "unknown task 'dmc/cartpole-balence': the nearest are dmc/cart",
+        ),
+        (["quickstart", "pretrain.stepz=3"], "no config key 'pretrain.stepz'. Did you mean 'pretrain.steps'?"),
+        (["quickstart", "pretrain.steps=many"], "config key pretrain.steps: expected int"),
+        (["offline", "tasks=[minari/no/such-v0]"], "no Minari dataset 'no/such-v0'"),
+        (["offline", "tasks=[{here}/no_rewards.hdf5]"], "no reward column 'rewards' in /"),
+        (["offline", "tasks=[{here}/nan.hdf5]"], "observation column 1 (observations[1]) at t = 17 is nan"),
+        (["quickstart", "inputs.store={here}/nothing", "stages=[pretrain]"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_message_that_says_where(tmp_path, arguments, message):
+    import h5py
+    import numpy as np
+
+    for name in ("no_rewards", "nan"):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            observations = np.zeros((100, 3), np.float32)
+            if name == "nan":
+                observations[57, 1] = np.nan
+                file["rewards"] = np.ones(100, np.float32)
+            file["observations"], file["actions"] = observations, np.zeros((100, 1), np.float32)
+            file["terminals"], file["timeouts"] = np.zeros(100, bool), np.arange(100) % 20 == 19
+    result = orrery("run", *(a.format(here=tmp_path) for a in arguments), f"run_dir={tmp_path / 'run'}")
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
