@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -27,6 +27,7 @@ ActionKind = Literal["continuous", "discrete"]
 ScoreKind = Literal["return_per_1000", "success", "normalised"]
 Behaviour = Literal["exploration", "expert", "policy", "unknown"]
 """How a dataset was made. Decides the default behaviour anchor of extraction."""
+BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
 
 
 def heuristic_discount(episode_length: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.stage import Context, Input, Stage
 
@@ -48,10 +49,9 @@ class PackConfig:
         for name, source in self.sources.items():
             if not source.path:
                 raise ConfigError(f"pack.sources.{name}.path is empty; give an HDF5 file, a Minari folder or id")
-            if source.behaviour not in ("", "exploration", "expert", "policy", "unknown"):
+            if source.behaviour not in ("", *BEHAVIOURS):
                 raise ConfigError(
-                    f"pack.sources.{name}.behaviour: expected exploration, expert, policy or unknown, "
-                    f"found {source.behaviour!r}"
+                    f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {source.behaviour!r}"
                 )
             if self.tasks and name not in self.tasks:
                 raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import ConfigError
 from ..pipeline.stage import Context, Input, Stage
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
@@ -33,7 +35,9 @@ class PretrainConfig:
     horizon: int = 5
     """Decisions per window; the model is unrolled over them open loop."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each task in a batch, any positive scale; a task not named counts 1."""
+    """Share of each task in a batch, any positive scale; a task not named counts by its behaviour, or 1."""
+    behaviour_mixture: dict[str, float] = field(default_factory=dict)
+    """The same by how a task's data was made: exploration, expert, policy or unknown."""
     reward_balance: float = 30.0
     """Largest factor by which a sparse task's reward loss is raised (see world_model/balance.py); 1 turns it off."""
     held_out: float = 0.05
@@ -53,6 +57,8 @@ class PretrainConfig:
                 raise ConfigError(f"pretrain.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")
+        if unknown := sorted(set(self.behaviour_mixture) - set(BEHAVIOURS)):
+            raise ConfigError(f"pretrain.behaviour_mixture: expected {', '.join(BEHAVIOURS)}, found {unknown}")
         if self.reward_balance < 1:
             raise ConfigError(f"pretrain.reward_balance must be at least 1, found {self.reward_balance}")
 
@@ -90,14 +96,15 @@ class Pretrain(Stage):
             total_steps=config.steps,
             log_every=config.trainer.log_every,
         )
-        self._fit(module, context)
+        weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
+        self._fit(module, weights, context)
         model.save(context.folder)
         training, validation = _metrics(context.folder)
         training.to_csv(context.folder / "training.csv", index=False)
         validation.to_csv(context.folder / "validation.csv", index=False)
         return _summary(model, config.steps, validation)
 
-    def _fit(self, module: Any, context: Context) -> None:
+    def _fit(self, module: Any, weights: dict[str, float], context: Context) -> None:
         import lightning
         import torch
         from lightning.pytorch.callbacks import ModelCheckpoint
@@ -117,7 +124,7 @@ class Pretrain(Stage):
             held_out=config.held_out,
             validation_length=max(DIAGNOSED_HORIZONS),
             validation_batches=config.validation_batches,
-            weights=dict(config.mixture),
+            weights=weights,
         )
         last = folder / "checkpoints" / "last.ckpt"
         # One log folder per attempt: Lightning's CSV logger empties the folder that it starts in.
@@ -155,6 +162,18 @@ class Pretrain(Stage):
             enable_model_summary=False,
         )
         trainer.fit(module, WindowData(context.input("store"), settings), ckpt_path=last if last.is_file() else None)
+
+
+def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> dict[str, float]:
+    """Mixture weight of every task, from the behaviours that made their data.
+
+    Raises:
+        ConfigError: `mixture` names a task that is not there.
+    """
+    if unknown := sorted(set(config.mixture) - set(behaviours)):
+        raise ConfigError(f"pretrain.mixture names {unknown}, but the store holds: {', '.join(behaviours)}")
+    by_behaviour = {name: config.behaviour_mixture.get(kind, 1.0) for name, kind in behaviours.items()}
+    return {**by_behaviour, **config.mixture}
 
 
 def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

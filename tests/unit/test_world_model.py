@@ -7,6 +7,7 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import CheckpointError, ConfigError
+from orrery.stages.pretrain import PretrainConfig, mixture_weights
 from orrery.stages.world_model.balance import reward_entropy, reward_weights
 from orrery.stages.world_model.config import LossConfig, WorldModelConfig
 from orrery.stages.world_model.module import DIAGNOSED_HORIZONS, OpenLoopError, rollout_losses
@@ -222,3 +223,13 @@ def test_reward_weights_raise_sparse_tasks(tmp_path):
     weights = reward_weights(entropy, 100.0)
     torch.testing.assert_close(weights, torch.stack([torch.tensor(1.0), entropy[0] / entropy[1]]))
     assert reward_weights(entropy, 1.0).tolist() == [1.0, 1.0]
+
+
+def test_mixture_weights_by_task_before_behaviour():
+    behaviours = {"toy/a": "exploration", "toy/b": "expert", "toy/c": "exploration"}
+    config = PretrainConfig(mixture={"toy/c": 5.0}, behaviour_mixture={"exploration": 2.0})
+    assert mixture_weights(config, behaviours) == {"toy/a": 2.0, "toy/b": 1.0, "toy/c": 5.0}
+    with pytest.raises(ConfigError, match=r"pretrain\.mixture names \['toy/d'\], but the store holds: toy/a, toy/b"):
+        mixture_weights(PretrainConfig(mixture={"toy/d": 1.0}), behaviours)
+    with pytest.raises(ConfigError, match=r"pretrain\.behaviour_mixture: expected exploration, expert"):
+        PretrainConfig(behaviour_mixture={"explore": 1.0})
