@@ -207,6 +207,7 @@ def write_dataset(
         "return_mean": float(np.mean([result.return_ for result in completed])),
         "success_rate": float(np.mean([result.success_any for result in completed])) if spec.reports_success else None,
     }
+    root = root.resolve()  # Minari joins a relative path to itself
     aside = root.parent / f"{root.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -27,10 +27,10 @@ def orrery(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "tiny"
-    result = orrery("run", TINY, f"run_dir={folder}")
+    parent = tmp_path_factory.mktemp("run")
+    result = orrery("run", TINY, cwd=parent)  # the default run folder, which is relative
     assert result.returncode == 0, result.stderr
-    return folder
+    return parent / "runs" / "tiny"
 
 
 def test_every_stage_leaves_what_it_promises(finished):
