@@ -50,8 +50,10 @@ def main(
 ) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
-    # Into a file or a pipe, tables may be as wide as they need.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    # Into a file or a pipe, tables may be as wide as they need, and a bar that redraws itself is noise, whatever
+    # FORCE_COLOR says: Jupyter and CI set it.
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, force_terminal=terminal, width=None if terminal else PIPE_WIDTH)
     errors = Console(stderr=True, highlight=False)
     try:
         if arguments.command == "inspect":
