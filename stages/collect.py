@@ -75,6 +75,9 @@ class Collect(Stage):
         if self.config.policy is not None:
             _policy_folders(Path(self.config.policy), names)
 
+    def reads(self) -> Sequence[Path]:
+        return [] if self.config.policy is None else [Path(self.config.policy) / "policies.json"]
+
     def run(self, context: Context) -> str:
         from ..datasets.collect import read_record, write_dataset
 

@@ -64,6 +64,9 @@ class ExtractConfig:
             raise ConfigError("extract.anchor and extract.task_anchor must not be negative")
 
 
+IMAGINED_EPISODES = 16
+"""Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
+
 DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1.0}
 """Anchor weight by the behaviour that made the data. Narrow data without an anchor ends in exploiting the model's
 errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
@@ -96,9 +99,11 @@ class Extract(Stage):
         check_same_tables(model.table, store.table, context)
         names = config.tasks or list(model.table.names)
         members = plan_members(config, store, names)
-        starts = encode_starts(
-            model, store, [model.table.id_of(name) for name in names], config.starts_per_task, 16, config.seed
-        )
+        ids = [model.table.id_of(name) for name in names]
+        with context.progress("encode start states", total=len(ids)) as progress:
+            starts = encode_starts(
+                model, store, ids, config.starts_per_task, IMAGINED_EPISODES, config.seed, lambda: progress.advance(1)
+            )
 
         def build(part: list[Member]) -> FirstOrderExtraction:
             return FirstOrderExtraction(model, starts, part, config.first_order, config.iterations, config.seed)
@@ -120,7 +125,7 @@ class Extract(Stage):
             first, curves = state["iteration"], state["curves"]
         with (
             context.progress("extract", total=config.iterations, completed=first) as progress,
-            groups.running(context.threads) as update,
+            groups.running() as update,
         ):
             for iteration in range(first, config.iterations):
                 metrics = update(iteration)
@@ -217,11 +222,12 @@ def _publish(
 
     from .extraction.policy import LatentPolicy
 
-    trained = [
-        (member, group, m, imagined)
-        for group in groups.groups
-        for m, (member, imagined) in enumerate(zip(group.members, group.imagined_returns().tolist(), strict=True))
-    ]
+    trained = []
+    with context.progress("imagine whole episodes", total=len(groups.groups)) as progress:
+        for group, imagined_returns in groups.imagined_returns():
+            progress.advance(1)
+            members = zip(group.members, imagined_returns.tolist(), strict=True)
+            trained += [(member, group, m, imagined) for m, (member, imagined) in enumerate(members)]
     trained.sort(key=lambda one: (not one[0].imagines, model.table.id_of(one[0].task), one[0].algorithm, one[0].seed))
     entries = []
     for member, group, m, imagined in trained:

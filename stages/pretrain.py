@@ -133,8 +133,7 @@ class Pretrain(Stage):
             max_steps=config.steps,
             accelerator=config.trainer.accelerator,
             devices=config.trainer.devices,
-            num_nodes=config.trainer.num_nodes,
-            strategy=config.trainer.strategy,
+            strategy=config.trainer.launched_strategy,
             precision=config.trainer.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=config.trainer.accumulate,
             gradient_clip_val=config.optimizer.clip_norm,

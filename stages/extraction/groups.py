@@ -34,22 +34,26 @@ class MemberGroups:
         self.groups = [build(part) for part in split_members(members, groups)]
 
     @contextmanager
-    def running(self, threads: int) -> Iterator[Callable[[int], list[dict[str, torch.Tensor]]]]:
-        """Yields `update(iteration)`, which updates every group and returns their metrics.
+    def running(self) -> Iterator[Callable[[int], list[dict[str, torch.Tensor]]]]:
+        """Yields `update(iteration)`, which updates every group and returns their metrics."""
+        with self._pool() as pool:
+            yield lambda iteration: list(pool.map(lambda group: group.update(iteration), self.groups))
 
-        Args:
-            threads: torch threads of this process, shared out among the groups meanwhile.
-        """
-        if len(self.groups) == 1:
-            yield lambda iteration: [self.groups[0].update(iteration)]
-            return
-        before = torch.get_num_threads()
+    def imagined_returns(self) -> Iterator[tuple[FirstOrderExtraction, torch.Tensor]]:
+        """Each group with `FirstOrderExtraction.imagined_returns`, [members of the group]."""
+        with self._pool() as pool:
+            yield from zip(self.groups, pool.map(lambda group: group.imagined_returns(), self.groups), strict=True)
+
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        """A thread per group; the torch threads of this process are shared out among them meanwhile."""
+        threads = torch.get_num_threads()
         torch.set_num_threads(max(threads // len(self.groups), 1))
         try:
             with ThreadPoolExecutor(len(self.groups), thread_name_prefix="extract") as pool:
-                yield lambda iteration: list(pool.map(lambda group: group.update(iteration), self.groups))
+                yield pool
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
 
     def state_dict(self) -> list[dict[str, Any]]:
         return [group.state_dict() for group in self.groups]

@@ -8,6 +8,7 @@ Dimension letters: K tasks, N frames kept per task, D latent, A action.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,11 +37,18 @@ class Starts:
 
 
 def encode_starts(
-    model: WorldModel, store: TaskStore, task_ids: list[int], count: int, initial: int, seed: int
+    model: WorldModel,
+    store: TaskStore,
+    task_ids: list[int],
+    count: int,
+    initial: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
 ) -> Starts:
     """Draw `count` frames of each task (with replacement only where the task has fewer) and encode them.
 
     The draw depends on (seed, task name) alone, so a task gets the same frames whichever others it runs with.
+    `advance` is called after each task.
     """
     device = next(model.parameters()).device
     latents, actions, initials, scales = [], [], [], []
@@ -60,6 +68,7 @@ def encode_starts(
         assert rows.spec.discount is not None
         scale = taken[:, -1].double().square().mean().sqrt() / (1 - rows.spec.discount)
         scales.append(scale.clamp(min=1e-3).float())
+        advance()
     return Starts(
         torch.stack(latents),
         torch.stack(actions).to(device),

@@ -82,13 +82,25 @@ class TrainerConfig:
     """cpu, gpu, or auto."""
     devices: int = 1
     """Processes of this node, one per GPU or CPU rank."""
-    num_nodes: int = 1
-    """Machines."""
     strategy: str = "auto"
-    """auto, ddp_spawn, ddp, ... as Lightning names them."""
+    """As Lightning names them; auto is ddp_spawn for several devices."""
     precision: str = "32-true"
     """32-true, bf16-mixed, ..."""
     accumulate: int = 1
     """Micro-batches per optimiser step."""
     log_every: int = 25
     """Steps between logged losses."""
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or self.accumulate < 1 or self.log_every < 1:
+            raise ConfigError("devices, accumulate and log_every must be at least 1")
+        if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
+            raise ConfigError(
+                f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "
+                "folder refuses; use ddp_spawn"
+            )
+
+    @property
+    def launched_strategy(self) -> str:
+        """What Lightning is given."""
+        return "ddp_spawn" if self.strategy == "auto" and self.devices > 1 else self.strategy

@@ -27,9 +27,7 @@ def pretrain(folder, store, **changes):
             "model": WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4),
             # Adam divides by the gradient's size: SGD-like steps of 1e-3 keep rounding differences small.
             "optimizer": OptimizerConfig(lr=1e-3),
-            "trainer": TrainerConfig(
-                accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto", log_every=1
-            ),
+            "trainer": TrainerConfig(accelerator="cpu", devices=devices, log_every=1),
             "steps": 6,
             "batch_size": 24 // devices,
             "horizon": 4,

@@ -9,7 +9,7 @@ from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.stages.pretrain import PretrainConfig, mixture_weights
 from orrery.stages.world_model.balance import reward_entropy, reward_weights
-from orrery.stages.world_model.config import LossConfig, WorldModelConfig
+from orrery.stages.world_model.config import LossConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.module import DIAGNOSED_HORIZONS, OpenLoopError, rollout_losses
 from orrery.stages.world_model.networks import WorldModel
 
@@ -233,3 +233,10 @@ def test_mixture_weights_by_task_before_behaviour():
         mixture_weights(PretrainConfig(mixture={"toy/d": 1.0}), behaviours)
     with pytest.raises(ConfigError, match=r"pretrain\.behaviour_mixture: expected exploration, expert"):
         PretrainConfig(behaviour_mixture={"explore": 1.0})
+
+
+def test_trainer_refuses_what_would_start_the_command_again():
+    with pytest.raises(ConfigError, match=r"strategy 'ddp' starts the whole command again .* use ddp_spawn"):
+        TrainerConfig(devices=2, strategy="ddp")
+    assert TrainerConfig(devices=2).launched_strategy == "ddp_spawn"
+    assert TrainerConfig(devices=1).launched_strategy == "auto"
