@@ -164,19 +164,23 @@ class WindowSampler:
         ends = np.ceil(self._cumulative * slots - random.random((_BLOCK, 1))).astype(np.int64)
         ends[:, -1] = slots
         slots_of_task = np.diff(ends, prepend=0)
-        task_of_slot = np.tile(np.arange(len(counts)), _BLOCK).repeat(slots_of_task.ravel()).reshape(_BLOCK, slots)
-        first = np.take_along_axis(ends - slots_of_task, task_of_slot, 1)
-        width = np.take_along_axis(counts / np.maximum(slots_of_task, 1), task_of_slot, 1)
-        stratum = np.arange(slots) - first
+
+        def of_slot(values: np.ndarray) -> np.ndarray:
+            """[_BLOCK, slots] from values per task, [K] or [_BLOCK, K]."""
+            per_task = np.broadcast_to(values, slots_of_task.shape)
+            return per_task.ravel().repeat(slots_of_task.ravel()).reshape(_BLOCK, slots)
+
+        stratum = np.arange(slots) - of_slot(ends - slots_of_task)
+        width = of_slot(counts / np.maximum(slots_of_task, 1))
         # The end of one stratum and the start of the next are the same expression, so no window lies in both.
         low, high = (stratum * width).astype(np.int64), ((stratum + 1) * width).astype(np.int64)
         drawn = low + (random.random((_BLOCK, slots)) * (high - low)).astype(np.int64)
-        rotation = (random.random((_BLOCK, len(counts))) * counts).astype(np.int64)
-        drawn += np.take_along_axis(rotation, task_of_slot, 1)
-        count = counts[task_of_slot]
-        windows = self._index.task_window[task_of_slot] + np.where(drawn < count, drawn, drawn - count)
+        drawn += of_slot((random.random((_BLOCK, len(counts))) * counts).astype(np.int64))
+        count = of_slot(counts)
+        windows = of_slot(self._index.task_window[:-1]) + np.where(drawn < count, drawn, drawn - count)
         mine = slice(self._rank, None, self._world_size)
-        return np.ascontiguousarray(task_of_slot[:, mine]), *self._index.locate(windows[:, mine])
+        task = of_slot(np.arange(len(counts)))
+        return np.ascontiguousarray(task[:, mine]), *self._index.locate(windows[:, mine])
 
     def _assemble(
         self, rows: torch.Tensor, left: torch.Tensor, ends_terminal: torch.Tensor, task: torch.Tensor

@@ -34,7 +34,9 @@ def make_store(tmp_path_factory):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    episodes=st.lists(st.tuples(st.integers(6, 30), st.booleans()), min_size=2, max_size=8),
+    episodes=st.lists(
+        st.tuples(st.integers(6, 30), st.booleans()), min_size=4, max_size=8
+    ),  # each has a window, and a batch draws up to 4
     length=st.integers(1, 6),
     step=st.integers(0, 10**9),
     seed=st.integers(0, 10**6),
