@@ -106,7 +106,9 @@ class WindowSampler:
             ConfigError: a weight for an unknown task, or negative, or all zero; more slots than windows.
             DatasetError: a task without a single window.
         """
-        self.table, self.length, self.batch_size = store.table, length, batch_size
+        self.length, self.batch_size = length, batch_size
+        self._observation_dim = store.table.observation_dim
+        self._width = self._observation_dim + store.table.action_dim + 1
         self._tasks, self._seed, self._rank, self._world_size = store.tasks, seed, rank, world_size
         self._index = WindowIndex.build(store.tasks, length, split, held_out)
         self._terminates = bool(self._index.terminated.any())
@@ -143,14 +145,15 @@ class WindowSampler:
         if block != self._drawn_block:
             self._drawn_block, self._drawn = block, self._draw_block(block)
         task, start, left, ends_terminal = (values[position] for values in self._drawn)
-        rows = torch.empty(self.batch_size, self.length + 1, self.table.observation_dim + self.table.action_dim + 1)
+        rows = torch.empty(self.batch_size, self.length + 1, self._width)
         parts = np.bincount(task, minlength=len(self._tasks)).tolist()
         inside = not self._terminates or bool((start < self._num_starts[task]).all())
-        for k, (starts, out) in enumerate(zip(torch.from_numpy(start).split(parts), rows.split(parts), strict=True)):
+        drawn = zip(torch.from_numpy(start).split(parts), rows.flatten(1).split(parts), strict=True)
+        for k, (starts, out) in enumerate(drawn):
             if inside or bool((starts < self._num_starts[k]).all()):
-                torch.index_select(self._windows[k], 0, starts, out=out.flatten(1))
+                torch.index_select(self._windows[k], 0, starts, out=out)
             else:
-                out.copy_(_past_the_end(self._tasks[k].rows, starts, self.length + 1))
+                out.copy_(_past_the_end(self._tasks[k].rows, starts, self.length + 1).flatten(1))
         return self._assemble(rows, torch.from_numpy(left), torch.from_numpy(ends_terminal), torch.from_numpy(task))
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -192,11 +195,10 @@ class WindowSampler:
             terminated = ends_terminal[:, None] & (time == left[:, None] - 1)
         else:
             valid, terminated = self._no_end
-        observation_dim = self.table.observation_dim
         return TensorDict(
             {
-                "observation": rows[..., :observation_dim],
-                "action": rows[:, :-1, observation_dim:-1],
+                "observation": rows[..., : self._observation_dim],
+                "action": rows[:, :-1, self._observation_dim : -1],
                 "reward": rows[:, :-1, -1],
                 "terminated": terminated,
                 "valid": valid,
