@@ -9,7 +9,7 @@ Layout of a store folder:
 
 An episode of T decisions takes T + 1 rows. Its last row holds the final observation; the action and reward there
 are zero and are never part of a window. Observation and action are zero-padded to the widest task of the table: a
-window of any task is then one contiguous copy into a batch, which reads three times as many windows per second as
+window of any task is then one contiguous copy into a batch, which draws 1.5 times as many batches per second as
 padding while sampling, for the disk space of the padding. Checksums are in the artifact's manifest.json.
 
 Dimension letters: R rows, E episodes, O observation and A action of the table.

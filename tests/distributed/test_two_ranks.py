@@ -25,7 +25,7 @@ def pretrain(folder, store, **changes):
     config = PretrainConfig(
         **{
             "model": WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4),
-            # Adam divides by the gradient's size: SGD-like steps of 1e-3 keep rounding differences small.
+            # Adam divides by the gradient's size, which enlarges rounding differences: few and small steps.
             "optimizer": OptimizerConfig(lr=1e-3),
             "trainer": TrainerConfig(accelerator="cpu", devices=devices, log_every=1),
             "steps": 6,
@@ -52,7 +52,7 @@ def store(tmp_path_factory):
     return folder
 
 
-# Lightning: a worker of a spawned process inherits a tty warning filter; DataLoader workers are not wanted here.
+# Lightning warns of loaders without worker processes (batches are drawn faster without) and of its own deprecations.
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
     torch.manual_seed(0)
