@@ -30,6 +30,8 @@ class WindowSettings:
     validation_batches: int
     weights: dict[str, float] = field(default_factory=dict)
     """Mixture weights by task; uniform where empty."""
+    load_up_to_gb: float = 0.0
+    """A store of at most this size is loaded into the memory of the training device; a larger one is mapped."""
 
 
 class _Batches(IterableDataset):
@@ -55,7 +57,8 @@ class WindowData(lightning.LightningDataModule):
 
     def __init__(self, store: str | Path, settings: WindowSettings) -> None:
         super().__init__()
-        self._store, self._settings = Path(store), settings
+        self._folder, self._settings = Path(store), settings
+        self._store: TaskStore | None = None
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -74,8 +77,12 @@ class WindowData(lightning.LightningDataModule):
     def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
         trainer, settings = self.trainer, self._settings
         assert trainer is not None
+        if self._store is None:  # not before: each rank opens its own
+            store = TaskStore.open(self._folder)
+            fits = store.num_bytes <= settings.load_up_to_gb * 1e9
+            self._store = store.load(trainer.strategy.root_device) if fits else store
         return WindowSampler(
-            TaskStore.open(self._store),
+            self._store,
             length=length,
             batch_size=batch_size,
             seed=settings.seed,

@@ -183,8 +183,28 @@ class TaskRows:
 class TaskStore:
     """A packed dataset of one or more tasks. Larger than memory is normal: rows are mapped, not loaded."""
 
-    def __init__(self, folder: Path, table: TaskTable, tasks: list[TaskRows]) -> None:
+    def __init__(
+        self, folder: Path, table: TaskTable, tasks: list[TaskRows], joined: torch.Tensor | None = None
+    ) -> None:
         self.folder, self.table, self.tasks = folder, table, tasks
+        self.joined = joined
+        """The rows of all tasks, in order, as one tensor in memory; None while they are mapped."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all rows."""
+        return sum(task.rows.numel() * task.rows.element_size() for task in self.tasks)
+
+    def load(self, device: str | torch.device = "cpu") -> TaskStore:
+        """A store with the same rows in one tensor in the memory of `device`: a batch is then one gather there."""
+        import torch
+
+        rows = torch.empty(sum(len(task.rows) for task in self.tasks), self.tasks[0].rows.shape[1], device=device)
+        parts = rows.split([len(task.rows) for task in self.tasks])
+        for task, part in zip(self.tasks, parts, strict=True):
+            part.copy_(task.rows)
+        tasks = [dataclasses.replace(task, rows=part) for task, part in zip(self.tasks, parts, strict=True)]
+        return TaskStore(self.folder, self.table, tasks, rows)
 
     @classmethod
     def open(cls, folder: str | Path) -> TaskStore:

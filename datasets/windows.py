@@ -41,7 +41,7 @@ class WindowIndex:
     first_window: np.ndarray
     """[P + 1] int64, cumulative number of windows."""
     first_row: np.ndarray
-    """[P] int64, row of the task's file where the episode begins."""
+    """[P] int64, row where the episode begins: of its task, or of the joined rows."""
     episode_length: np.ndarray
     """[P] int64, decisions."""
     terminated: np.ndarray
@@ -50,12 +50,19 @@ class WindowIndex:
     """[K + 1] int64, first window of each task."""
 
     @classmethod
-    def build(cls, tasks: Sequence[TaskRows], length: int, split: Split, held_out: float) -> WindowIndex:
+    def build(
+        cls, tasks: Sequence[TaskRows], length: int, split: Split, held_out: float, *, joined: bool = False
+    ) -> WindowIndex:
+        """Args:
+        joined: rows are counted through all tasks, not from the start of each.
+        """
         first_row, lengths, terminated, per_task = [], [], [], []
+        begin = 0
         for task in tasks:
             chosen = task.held_out(held_out)
             keep = np.ones_like(chosen) if split == "all" else chosen if split == "held_out" else ~chosen
-            first_row.append(task.offsets[:-1][keep])
+            first_row.append(begin + task.offsets[:-1][keep])
+            begin += len(task.rows) if joined else 0
             lengths.append(task.lengths[keep])
             terminated.append(task.terminated[keep])
             # A terminated episode keeps every start: the model has to see the end, and `valid` masks what follows.
@@ -75,7 +82,7 @@ class WindowIndex:
         return np.diff(self.task_window)
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First row in its task's file, decisions left from there (may exceed L), whether the end is terminal."""
+        """First row, decisions left from there (may exceed L), whether the end is terminal."""
         position = np.searchsorted(self.first_window, windows, side="right") - 1
         within = windows - self.first_window[position]
         return self.first_row[position] + within, self.episode_length[position] - within, self.terminated[position]
@@ -110,14 +117,18 @@ class WindowSampler:
         self._observation_dim = store.table.observation_dim
         self._width = self._observation_dim + store.table.action_dim + 1
         self._tasks, self._seed, self._rank, self._world_size = store.tasks, seed, rank, world_size
-        self._index = WindowIndex.build(store.tasks, length, split, held_out)
+        # What is drawn from: the rows of each task, or of all of them where the store holds them in one tensor.
+        self._joined = store.joined is not None
+        self._sources = [task.rows for task in store.tasks] if store.joined is None else [store.joined]
+        self._windows = [_overlapping(rows, length + 1) for rows in self._sources]
+        self._device = self._sources[0].device
+        self._index = WindowIndex.build(store.tasks, length, split, held_out, joined=self._joined)
         self._terminates = bool(self._index.terminated.any())
-        self._windows = [_overlapping(task.rows, length + 1) for task in store.tasks]
         self._drawn_block = -1
         self._drawn: tuple[np.ndarray, ...] = ()
-        self._no_end = tuple(torch.tensor(value).expand(batch_size, length) for value in (True, False))
+        always, never = (torch.tensor(value, device=self._device).expand(batch_size, length) for value in (True, False))
+        self._no_end = always, never
         """`valid` and `terminated` of every batch where nothing terminates; expanded, so that nobody writes to them."""
-        self._num_starts = np.array([len(windows) for windows in self._windows])
         shares = _shares(store, weights)
         self._cumulative = np.cumsum(shares)
         for task, share, count in zip(store.tasks, shares, self._index.counts, strict=True):
@@ -145,16 +156,18 @@ class WindowSampler:
         if block != self._drawn_block:
             self._drawn_block, self._drawn = block, self._draw_block(block)
         task, start, left, ends_terminal = (values[position] for values in self._drawn)
-        rows = torch.empty(self.batch_size, self.length + 1, self._width)
-        parts = np.bincount(task, minlength=len(self._tasks)).tolist()
-        inside = not self._terminates or bool((start < self._num_starts[task]).all())
-        drawn = zip(torch.from_numpy(start).split(parts), rows.flatten(1).split(parts), strict=True)
-        for k, (starts, out) in enumerate(drawn):
-            if inside or bool((starts < self._num_starts[k]).all()):
-                torch.index_select(self._windows[k], 0, starts, out=out)
+        rows = torch.empty(self.batch_size, self.length + 1, self._width, device=self._device)
+        parts = [len(start)] if self._joined else np.bincount(task, minlength=len(self._tasks)).tolist()
+        drawn = zip(self._to_device(start).split(parts), rows.flatten(1).split(parts), strict=True)
+        for source, windows, (starts, out) in zip(self._sources, self._windows, drawn, strict=True):
+            if not self._terminates or bool((starts < len(windows)).all()):
+                torch.index_select(windows, 0, starts, out=out)
             else:
-                out.copy_(_past_the_end(self._tasks[k].rows, starts, self.length + 1).flatten(1))
-        return self._assemble(rows, torch.from_numpy(left), torch.from_numpy(ends_terminal), torch.from_numpy(task))
+                out.copy_(_past_the_end(source, starts, self.length + 1).flatten(1))
+        return self._assemble(rows, *(self._to_device(values) for values in (left, ends_terminal, task)))
+
+    def _to_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Task, first row, decisions left and whether the end is terminal, of this rank's slots of _BLOCK batches.
@@ -189,9 +202,10 @@ class WindowSampler:
         self, rows: torch.Tensor, left: torch.Tensor, ends_terminal: torch.Tensor, task: torch.Tensor
     ) -> TensorDict:
         if self._terminates:
-            time = torch.arange(self.length)
+            time = torch.arange(self.length + 1, device=self._device)
+            rows *= (time <= left[:, None])[..., None]
+            time = time[:-1]
             valid = time < left[:, None]
-            rows *= (torch.arange(self.length + 1) <= left[:, None])[..., None]
             terminated = ends_terminal[:, None] & (time == left[:, None] - 1)
         else:
             valid, terminated = self._no_end
@@ -230,4 +244,4 @@ def _overlapping(rows: torch.Tensor, length: int) -> torch.Tensor:
 
 def _past_the_end(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
     """Windows [m, length, width] some of which, after a terminal state, reach past the end of the file."""
-    return rows[(starts[:, None] + torch.arange(length)).clamp_(max=len(rows) - 1)]
+    return rows[(starts[:, None] + torch.arange(length, device=rows.device)).clamp_(max=len(rows) - 1)]

@@ -42,6 +42,9 @@ class PretrainConfig:
     """Largest factor by which a sparse task's reward loss is raised (see world_model/balance.py); 1 turns it off."""
     held_out: float = 0.05
     """Fraction of the episodes of each task that only validation sees."""
+    load_up_to_gb: float = 2.0
+    """A store of at most this many gigabytes is loaded into the memory of each training device at the start, which
+    draws batches faster; a larger one is read from disk through a memory map. 0 always maps."""
     validate_every: int = 500
     """Steps between validations."""
     validation_batches: int = 8
@@ -125,6 +128,7 @@ class Pretrain(Stage):
             validation_length=max(DIAGNOSED_HORIZONS),
             validation_batches=config.validation_batches,
             weights=weights,
+            load_up_to_gb=config.load_up_to_gb,
         )
         last = folder / "checkpoints" / "last.ckpt"
         # One log folder per attempt: Lightning's CSV logger empties the folder that it starts in.

@@ -149,3 +149,19 @@ def test_refusals(make_store, settings_, error, message):
     with pytest.raises(error) as caught:
         WindowSampler(store, **{"length": 4, "batch_size": 12, "seed": 0, **settings_})
     assert message in str(caught.value)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    episodes=st.lists(st.tuples(st.integers(6, 30), st.booleans()), min_size=4, max_size=8),
+    step=st.integers(0, 10**9),
+    held_out=st.sampled_from([0.0, 0.25]),
+)
+def test_a_loaded_store_gives_the_same_batches_as_the_mapped_one(make_store, episodes, step, held_out):
+    store = make_store(*zip(*episodes, strict=True))
+    mapped, loaded = (
+        WindowSampler(each, length=4, batch_size=5, seed=1, held_out=held_out).batch(step)
+        for each in (store, store.load())
+    )
+    for name in mapped.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
+        assert torch.equal(mapped[name], loaded[name]), name
