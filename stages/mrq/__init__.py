@@ -1,0 +1,1 @@
+"""MR.Q: model-based representations for Q-learning, online and offline."""

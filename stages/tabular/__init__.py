@@ -1,0 +1,1 @@
+"""Tabular model-based planning: count, normalise, solve."""
