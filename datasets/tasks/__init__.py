@@ -18,7 +18,7 @@ from ...pipeline.errors import TaskError
 from ..schema import TaskSpec
 from .decisions import Decisions
 
-_SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium"}
+_SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium", "myriad": "myriad"}
 """Suite prefix of a task name -> file of this package, which is also the `kind` of its environments."""
 
 
