@@ -98,6 +98,7 @@ class Pretrain(Stage):
             reward_weights(entropy_K, config.reward_balance),
             total_steps=config.steps,
             log_every=config.trainer.log_every,
+            seed=config.seed,
         )
         weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
         self._fit(module, weights, context)
@@ -114,7 +115,7 @@ class Pretrain(Stage):
         from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
         from ..datasets.datamodule import WindowData, WindowSettings
-        from .world_model.module import DIAGNOSED_HORIZONS
+        from .world_model.open_loop import DIAGNOSED_HORIZONS
         from .world_model.progress import StepProgress, quiet_lightning
 
         quiet_lightning()

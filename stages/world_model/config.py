@@ -9,20 +9,44 @@ from ...pipeline.errors import ConfigError
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 
 
+_WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
+SIZES = {
+    "small": (128, 256, 2, 256, 32, 0),
+    "1": (128, 256, 2, 384, 96, 2),
+    "5": (512, 256, 2, 512, 96, 5),
+    "19": (768, 1024, 3, 1024, 96, 5),
+    "48": (768, 1792, 4, 1792, 96, 5),
+    "317": (1376, 4096, 5, 4096, 96, 8),
+}
+"""Widths by name, in the order of _WIDTHS. 1 to 317 are TD-MPC2's, in millions of parameters, as it trains them on 80
+tasks; on its 30 tasks sizes 5, 19 and 48 have task_dim 64, and 19 has latent_dim 512. small is the quickstart's,
+without values."""
+
+
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8; the defaults are the quickstart's small model."""
+    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8. One that is 0 (num_q: -1) is taken from `size`."""
 
-    latent_dim: int = 128
+    size: str = "small"
+    """small, 1, 5, 19, 48 or 317 (million parameters): where the widths that are not given come from."""
+    latent_dim: int = 0
     """Width of the latent z; a multiple of simnorm_dim."""
-    encoder_dim: int = 256
+    encoder_dim: int = 0
     """Hidden width of the encoder."""
-    encoder_layers: int = 2
+    encoder_layers: int = 0
     """Layers of the encoder, the last of which gives z."""
-    mlp_dim: int = 256
-    """Hidden width of dynamics, reward and continue heads (two hidden layers each)."""
-    task_dim: int = 32
+    mlp_dim: int = 0
+    """Hidden width of dynamics, reward, continue, value and policy prior (two hidden layers each)."""
+    task_dim: int = 0
     """Width of the learned task embedding."""
+    num_q: int = -1
+    """Value functions of the ensemble; 0 leaves out values and policy prior, which only planning needs."""
+    dropout: float = 0.01
+    """Of the first hidden layer of each value function, while training."""
+    log_std_min: float = -10.0
+    """Range of the policy prior's log standard deviation."""
+    log_std_max: float = 2.0
+    """Range of the policy prior's log standard deviation."""
     activation: str = "mish"
     """Of hidden layers: mish as published, silu (much the same curve at a seventh of the time on a CPU), or relu."""
     simnorm_dim: int = 8
@@ -31,19 +55,29 @@ class WorldModelConfig:
     """Scale each task's observations to mean 0 and standard deviation 1 over its data, before the encoder. TD-MPC2 does
     not; without it small angles are lost beside large velocities."""
     num_bins: int = 101
-    """Bins of the two-hot reward head."""
+    """Bins of the two-hot reward and value heads."""
     bin_limit: float = 10.0
     """Bins span [-limit, limit] in symlog units; 10 covers rewards up to 22025 per decision."""
 
     def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ConfigError(f"model.size: expected {', '.join(SIZES)}, found {self.size!r}")
+        for name, width in zip(_WIDTHS, SIZES[self.size], strict=True):
+            if getattr(self, name) == (-1 if name == "num_q" else 0):
+                object.__setattr__(self, name, width)  # the only place where a frozen config completes itself
         if self.latent_dim % self.simnorm_dim:
             raise ConfigError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}")
         if self.activation not in ACTIVATION_NAMES:
             raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
         if self.num_bins < 2:
             raise ConfigError(f"num_bins must be at least 2, found {self.num_bins}")
-        if self.encoder_layers < 1:
-            raise ConfigError(f"encoder_layers must be at least 1, found {self.encoder_layers}")
+        if self.num_q == 1 or self.num_q < 0:
+            raise ConfigError(f"num_q must be 0 or at least 2 (targets take the smaller of two), found {self.num_q}")
+        for name in _WIDTHS[:-1]:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must lie in [0, 1), found {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -54,15 +88,26 @@ class LossConfig:
     """Weight of the latent consistency loss."""
     reward: float = 0.1
     """Weight of the reward cross-entropy."""
+    value: float = 0.1
+    """Weight of the value cross-entropy."""
     continuation: float = 1.0
     """Weight of the continue head's binary cross-entropy."""
+    entropy: float = 1e-4
+    """Weight of the policy prior's entropy in its own loss."""
+    squashed_entropy: bool = True
+    """Entropy of the squashed action, over the task's own components. False is what TD-MPC2 released: of the Gaussian
+    before the squash, with a constant for each padded component."""
+    target_rate: float = 0.01
+    """Target values move by this share towards the values at each step."""
+    scale_rate: float = 0.01
+    """So does the running 5th to 95th percentile range of the values, by which the prior's loss divides them."""
     rho: float = 0.99
     """Weight of step t of a window is rho^t. PWM needs a model that is good far ahead: 0.99, where TD-MPC2 uses 0.5."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam as in TD-MPC2."""
+    """Adam as in TD-MPC2; the policy prior has its own, with eps 1e-5."""
 
     lr: float = 3e-4
     """Learning rate."""

@@ -54,14 +54,6 @@ def soft_cross_entropy(logits: torch.Tensor, value: torch.Tensor, bins_M: torch.
     return -(two_hot(value, bins_M) * F.log_softmax(logits, -1)).sum(-1)
 
 
-def simnorm(x: torch.Tensor, group: int) -> torch.Tensor:
-    """Softmax within consecutive groups of the last dimension: [..., D] -> [..., D], each group sums to 1.
-
-    Source: TD-MPC2 section 3.1 (simplicial normalisation), temperature 1.
-    """
-    return torch.softmax(x.unflatten(-1, (-1, group)), -1).flatten(-2)
-
-
 def horizon_mean(loss_TB: torch.Tensor, weight_TB: torch.Tensor, rho: float) -> torch.Tensor:
     """(1 / T) sum_t rho^t mean_b(loss) over valid, weighted entries.
 

@@ -1,6 +1,6 @@
-"""Training of the world model: one LightningModule that holds the losses' weights, the optimiser and the diagnostics.
+"""Training of the world model: one LightningModule that holds optimisers, random numbers and logging.
 
-Dimension letters: T decisions of a window, B batch, K tasks, H diagnosed horizons.
+Dimension letters: S states of a window, B batch, D latent, K tasks.
 """
 
 from __future__ import annotations
@@ -9,97 +9,27 @@ from typing import Any
 
 import lightning
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict
 
 from ...pipeline.errors import StageError
+from ...pipeline.seeding import derive_seed
 from .config import LossConfig, OptimizerConfig
-from .losses import horizon_mean, soft_cross_entropy
 from .networks import WorldModel
-
-DIAGNOSED_HORIZONS = (1, 4, 8, 16)
-"""Decisions ahead at which open-loop prediction is measured on held-out episodes."""
-
-
-def rollout_losses(
-    model: WorldModel, batch: TensorDict, config: LossConfig, reward_weight_K: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Losses of one batch of windows, unrolled open loop from the first observation.
-
-    consistency: MSE(z_t, stop_gradient(encode(o_t))); reward: soft cross-entropy of (z_t, a_t) against r_t, times the
-    task's weight; continuation: BCE of the continue logit of z_{t+1} against 1 - terminated_t.
-
-    Args:
-        batch: as `WindowSampler.batch` gives it.
-        reward_weight_K: [K].
-    Returns:
-        Scalars: consistency, reward, continuation (0 where nothing terminates), total.
-    Source: TD-MPC2 (arXiv 2310.16828) eq. 3, without its value term.
-    """
-    observation = batch["observation"].transpose(0, 1)
-    action = batch["action"].transpose(0, 1)
-    valid_TB = batch["valid"].T.to(batch["reward"].dtype)
-    task = batch["task"]
-    with torch.no_grad():
-        target_z = model.encode(observation[1:], task.expand(len(action), -1))
-    latents = [model.encode(observation[0], task)]
-    for action_t in action:
-        latents.append(model.next_latent(latents[-1], action_t, task))
-    z, task_TB = torch.stack(latents), task.expand(len(action), -1)
-    consistency_TB = (z[1:] - target_z).square().mean(-1)
-    reward_TB = soft_cross_entropy(model.reward_logits(z[:-1], action, task_TB), batch["reward"].T, model.bins_M)
-    losses = {
-        "consistency": horizon_mean(consistency_TB, valid_TB, config.rho),
-        "reward": horizon_mean(reward_TB, valid_TB * reward_weight_K[task], config.rho),
-        "continuation": consistency_TB.new_zeros(()),
-    }
-    continue_TB = model.continue_logits(z[1:], task_TB)
-    if continue_TB is not None:
-        goes_on_TB = 1 - batch["terminated"].T.to(batch["reward"].dtype)
-        bce_TB = F.binary_cross_entropy_with_logits(continue_TB, goes_on_TB, reduction="none")
-        losses["continuation"] = horizon_mean(bce_TB, valid_TB, config.rho)
-    losses["total"] = (
-        config.consistency * losses["consistency"]
-        + config.reward * losses["reward"]
-        + config.continuation * losses["continuation"]
-    )
-    return losses
-
-
-class OpenLoopError:
-    """Sums over held-out windows that give open-loop R^2 of the reward and the latent error, per task and horizon."""
-
-    def __init__(self, num_tasks: int, device: torch.device) -> None:
-        # Per task and horizon: count, sum r, sum r^2, sum (r_hat - r)^2, sum latent MSE.
-        self.sums_KHS = torch.zeros(num_tasks, len(DIAGNOSED_HORIZONS), 5, dtype=torch.float64, device=device)
-
-    @torch.no_grad()
-    def add(self, model: WorldModel, batch: TensorDict) -> None:
-        """Unroll the windows of `batch` open loop; windows that are shorter than a horizon don't count for it."""
-        task = batch["task"]
-        z = model.encode(batch["observation"][:, 0], task)
-        for t in range(batch["action"].shape[1]):
-            z, logits, _ = model.step(z, batch["action"][:, t], task)
-            if t + 1 not in DIAGNOSED_HORIZONS:
-                continue
-            reward, valid = batch["reward"][:, t].double(), batch["valid"][:, t].double()
-            error = model.decode_reward(logits).double() - reward
-            latent_error = (z - model.encode(batch["observation"][:, t + 1], task)).square().mean(-1).double()
-            terms = torch.stack([torch.ones_like(reward), reward, reward**2, error**2, latent_error], -1)
-            self.sums_KHS[:, DIAGNOSED_HORIZONS.index(t + 1)].index_add_(0, task, terms * valid[:, None])
-
-    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """R^2 of the reward [K, H] (NaN where the reward does not vary) and mean latent MSE [K, H]."""
-        count, total, squares, error, latent = self.sums_KHS.unbind(-1)
-        variance = squares - total**2 / count
-        r2 = torch.where(variance > 1e-8 * count, 1 - error / variance, torch.nan)
-        return r2, latent / count
+from .objective import Draws, prior_values, rollout_losses
+from .open_loop import DIAGNOSED_HORIZONS, OpenLoopError
+from .values import percentile_range, prior_loss
 
 
 class WorldModelTraining(lightning.LightningModule):
-    """Optimiser and logging around `rollout_losses`."""
+    """An update is TD-MPC2's: a step of the model, then one of the policy prior on the latents of the same batch, then
+    one of the target values.
+
+    The prior has its own optimiser, outside of Lightning's loop: its loss needs the values that the model's step has
+    just changed, and a second optimiser of Lightning's would count its steps as the trainer's.
+    """
 
     reward_weight_K: torch.Tensor
+    value_range: torch.Tensor
 
     def __init__(
         self,
@@ -109,38 +39,108 @@ class WorldModelTraining(lightning.LightningModule):
         reward_weight_K: torch.Tensor,
         total_steps: int,
         log_every: int,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self._loss, self._optimizer = loss, optimizer
-        self._total_steps, self._log_every = total_steps, log_every
+        self._total_steps, self._log_every, self._seed = total_steps, log_every, seed
         self.register_buffer("reward_weight_K", reward_weight_K, persistent=False)
+        self.register_buffer("value_range", torch.ones(()))
+        self._has_values = model.config.num_q > 0
+        self._prior_state: dict[str, Any] | None = None
+        self._prior_metrics: dict[str, torch.Tensor] = {}
+        self._rollouts: list[tuple[torch.Tensor, TensorDict, Draws]] = []
+        """Of the micro-batches of this step."""
+        if self._has_values:
+            # Ranks exchange the gradients of what requires one; those of the prior are exchanged where it learns.
+            model.policy_prior.requires_grad_(False)
 
     def training_step(self, batch: TensorDict, batch_index: int) -> torch.Tensor:
-        losses = rollout_losses(self.model, batch, self._loss, self.reward_weight_K)
+        draws = self._draw(batch) if self._has_values else None
+        losses, z = rollout_losses(self.model, batch, self._loss, self.reward_weight_K, draws)
+        if draws is not None:
+            self._rollouts.append((z, batch, draws))
         if self.global_step % self._log_every == 0:  # reading a loss waits for the device, so not at every step
-            _check_finite(losses, self.global_step)
-            self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, sync_dist=True)
+            shown = losses | self._prior_metrics
+            _check_finite(shown, self.global_step)
+            self.log_dict({f"train/{name}": value.detach() for name, value in shown.items()}, sync_dist=True)
         return losses["total"]
+
+    def _draw(self, batch: TensorDict) -> Draws:
+        """Random numbers of this micro-batch: a function of seed and step, and of the window, not of the rank."""
+        micro_step = self.global_step * self.trainer.accumulate_grad_batches + len(self._rollouts)
+        B, T, A = batch["action"].shape
+        world_size = self.trainer.world_size
+        generator = torch.Generator(self.device).manual_seed(derive_seed("pretrain", self._seed, micro_step))
+        draws = Draws.of(generator, T, B * world_size, A, self.model.config.num_q)
+        if self.model.config.dropout:  # draws from the global stream
+            torch.manual_seed(derive_seed("dropout", self._seed, micro_step, self.trainer.global_rank))
+        return draws.of_rank(self.trainer.global_rank, world_size)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.model.renormalise_task_embedding()
+        if self._has_values:
+            self._update_prior()
+            self.model.update_target_values(self._loss.target_rate)
+            self._rollouts.clear()
+
+    def _update_prior(self) -> None:
+        """One step of the policy prior on the latents of this step's rollouts."""
+        prior, config = self.model.policy_prior.requires_grad_(True), self._loss
+        values, entropies, valids = [], [], []
+        for z, batch, draws in self._rollouts:
+            value_SB, entropy_SB = prior_values(self.model, z, batch["task"], draws, config)
+            values.append(value_SB)
+            entropies.append(entropy_SB)
+            # A state counts where the data took an action in it; the last one, where the episode went on.
+            valid_TB = batch["valid"].T
+            goes_on_B = valid_TB[-1] & ~batch["terminated"].T[-1]
+            valids.append(torch.cat([valid_TB, goes_on_B[None]]).to(value_SB.dtype))
+        value_SB, entropy_SB, valid_SB = (torch.cat(parts, 1) for parts in (values, entropies, valids))
+        every_rank = self.all_gather(value_SB[0].detach()).flatten()
+        self.value_range.lerp_(percentile_range(every_rank), config.scale_rate)
+        loss = prior_loss(value_SB / self.value_range, entropy_SB, valid_SB, config.entropy, config.rho)
+        parameters = list(prior.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimizer.clip_norm)
+        for group in self._prior_optimizer.param_groups:
+            group["lr"] = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
+        self._prior_optimizer.step()
+        self._prior_optimizer.zero_grad(set_to_none=True)
+        prior.requires_grad_(False)
+        self._prior_metrics = {"prior": loss.detach(), "prior_grad_norm": norm, "value_range": self.value_range.clone()}
 
     def configure_optimizers(self) -> Any:
         config = self._optimizer
         encoder = list(self.model.encoder.parameters())
         in_encoder = {id(parameter) for parameter in encoder}
-        rest = [parameter for parameter in self.model.parameters() if id(parameter) not in in_encoder]
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": encoder, "lr": config.lr * config.encoder_lr_scale},
-            {"params": rest},
+            {"params": [parameter for parameter in learned if id(parameter) not in in_encoder]},
         ]
+        if self._has_values:
+            self._prior_optimizer = torch.optim.Adam(self.model.policy_prior.parameters(), lr=config.lr, eps=1e-5)
         optimizer = torch.optim.Adam(groups, lr=config.lr)
         schedule = torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=1.0, end_factor=config.final_lr_scale, total_iters=self._total_steps
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._has_values:
+            checkpoint["prior_optimizer"] = self._prior_optimizer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._prior_state = checkpoint.get("prior_optimizer")  # the optimiser does not exist yet
+
+    def on_train_start(self) -> None:
+        if self._prior_state is not None:
+            self._prior_optimizer.load_state_dict(self._prior_state)
+            self._prior_state = None
 
     def on_validation_epoch_start(self) -> None:
         self._open_loop = OpenLoopError(len(self.model.table), self.device)

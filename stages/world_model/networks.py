@@ -1,30 +1,30 @@
-"""The latent world model: encoder, dynamics, reward and continue heads, conditioned on a task embedding.
+"""The latent world model: encoder, dynamics, reward, continue and value heads and a policy prior, conditioned on a
+task embedding.
 
-Dimension letters: B batch (any leading dimensions), O observation, A action, D latent, M bins, K tasks.
+Dimension letters: B batch (any leading dimensions), O observation, A action, D latent, M bins, K tasks,
+N value functions.
 Source: TD-MPC2 (arXiv 2310.16828) section 3.1. What differs: rows of the task embedding are kept within the unit
 ball by `renormalise_task_embedding`, called after the optimiser step, and never inside forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ...datasets.schema import TaskTable
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from .activations import ACTIVATIONS, Activation, simnorm
 from .config import WorldModelConfig
-from .losses import simnorm, two_hot_decode
+from .losses import two_hot_decode
+from .values import PriorSample, ValueEnsemble, sample_prior
 
 MIN_OBSERVATION_SCALE = 0.01
 """Environment units: a hundredth of a metre, of a radian, of a metre per second."""
-
-Activation = Callable[[torch.Tensor], torch.Tensor]
-ACTIVATIONS: dict[str, Activation] = {"mish": F.mish, "silu": F.silu, "relu": F.relu}
 
 
 class NormedLinear(nn.Module):
@@ -80,6 +80,7 @@ class WorldModel(nn.Module):
     bins_M: torch.Tensor
     action_mask_KA: torch.Tensor
     terminates_K: torch.Tensor
+    discount_K: torch.Tensor
     observation_mean_KO: torch.Tensor
     observation_scale_KO: torch.Tensor
 
@@ -101,10 +102,18 @@ class WorldModel(nn.Module):
         if self.models_termination:
             # Of the next latent: whether the state that was reached lets the episode go on.
             self.continue_head = head(config.latent_dim + config.task_dim, nn.Linear(config.mlp_dim, 1))
+        if config.num_q:
+            self.values = ValueEnsemble(config, joint_dim)
+            self.target_values = ValueEnsemble(config, joint_dim).requires_grad_(False)
+            prior_out = nn.Linear(config.mlp_dim, 2 * table.action_dim)
+            self.policy_prior = head(config.latent_dim + config.task_dim, prior_out)
         self.apply(initialise)
+        if config.num_q:
+            self.target_values.load_state_dict(self.values.state_dict())
         nn.init.zeros_(reward_bins.weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
         self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
+        self.register_buffer("discount_K", torch.tensor([task.discount for task in table], dtype=torch.float32), False)
         # Saved with the weights: a model is of no use without the scaling it was trained with.
         shape = len(table), table.observation_dim
         self.register_buffer("observation_mean_KO", torch.zeros(shape))
@@ -157,8 +166,53 @@ class WorldModel(nn.Module):
             return None
         return self.continue_head(torch.cat([z, self.task_embedding(task)], -1))[..., 0]
 
-    def _joint(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        return torch.cat([z, self.task_embedding(task), action * self.action_mask_KA[task]], -1)
+    def value_logits(
+        self,
+        z: torch.Tensor,
+        action: torch.Tensor,
+        task: torch.Tensor,
+        heads: torch.Tensor | None = None,
+        *,
+        target: bool = False,
+        frozen: bool = False,
+    ) -> torch.Tensor:
+        """[n, B, M] of `heads` [n], or of all N.
+
+        Args:
+            target: of the slowly moving copy.
+            frozen: no gradient to the weights and the task embedding; one to z and action still flows.
+        """
+        ensemble = self.target_values if target else self.values
+        return ensemble(self._joint(z, action, task, detach_embedding=frozen), heads, frozen=frozen)
+
+    def decode_value(self, logits: torch.Tensor) -> torch.Tensor:
+        """[n, B, M] -> [n, B], environment units."""
+        return two_hot_decode(logits, self.bins_M)
+
+    def sample_prior(
+        self, z: torch.Tensor, task: torch.Tensor, noise: torch.Tensor, *, squashed_entropy: bool = True
+    ) -> PriorSample:
+        """Action of the policy prior in z [B, D], from standard normal `noise` [B, A].
+
+        The embedding is detached: the prior's loss must leave no gradient on it (TD-MPC2's code of 2026 lets one leak
+        into the next step of the model).
+        """
+        head = self.policy_prior(torch.cat([z, self.task_embedding(task).detach()], -1))
+        mask = self.action_mask_KA[task]
+        return sample_prior(head, noise, mask, self.config, squashed_entropy=squashed_entropy)
+
+    @torch.no_grad()
+    def update_target_values(self, rate: float) -> None:
+        """Move the target values by `rate` of the way to the values."""
+        targets, sources = list(self.target_values.parameters()), list(self.values.parameters())
+        torch._foreach_lerp_(targets, sources, rate)
+
+    def _joint(
+        self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor, *, detach_embedding: bool = False
+    ) -> torch.Tensor:
+        embedding = self.task_embedding(task)
+        embedding = embedding.detach() if detach_embedding else embedding
+        return torch.cat([z, embedding, action * self.action_mask_KA[task]], -1)
 
     def decode_reward(self, logits: torch.Tensor) -> torch.Tensor:
         """[B, M] -> [B], environment units per decision."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable, heuristic_discount
+from orrery.stages.world_model.activations import simnorm
 from orrery.stages.world_model.config import WorldModelConfig
-from orrery.stages.world_model.losses import simnorm, soft_cross_entropy, symexp, symlog, two_hot, two_hot_decode
+from orrery.stages.world_model.losses import soft_cross_entropy, symexp, symlog, two_hot, two_hot_decode
 from orrery.stages.world_model.networks import WorldModel
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,8 +10,9 @@ from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.stages.pretrain import PretrainConfig, mixture_weights
 from orrery.stages.world_model.balance import reward_entropy, reward_weights
 from orrery.stages.world_model.config import LossConfig, TrainerConfig, WorldModelConfig
-from orrery.stages.world_model.module import DIAGNOSED_HORIZONS, OpenLoopError, rollout_losses
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.objective import rollout_losses
+from orrery.stages.world_model.open_loop import DIAGNOSED_HORIZONS, OpenLoopError
 
 from .stores import numbered_episode, point_mass_episodes, point_mass_spec, write_store
 
@@ -127,7 +128,7 @@ def test_what_lies_after_the_end_has_no_loss_and_no_gradient(terminating_batch):
 
     def gradients(batch):
         model.zero_grad()
-        losses = rollout_losses(model, batch, LossConfig(), torch.ones(1))
+        losses, _ = rollout_losses(model, batch, LossConfig(), torch.ones(1))
         losses["total"].backward()
         return losses, [p.grad.clone() for p in model.parameters()]
 
@@ -150,7 +151,7 @@ def test_losses_match_a_loop_over_time_and_batch(terminating_batch):
     torch.nn.init.normal_(model.reward[-1].weight, std=0.1)
     batch = batch.apply(lambda x: x.double() if x.is_floating_point() else x)
     config = LossConfig(consistency=2.0, reward=0.5, continuation=3.0, rho=0.8)
-    losses = rollout_losses(model, batch, config, torch.tensor([1.7], dtype=torch.float64))
+    losses, _ = rollout_losses(model, batch, config, torch.tensor([1.7], dtype=torch.float64))
     sums = torch.zeros(4, 4, dtype=torch.float64)  # step x (count, consistency, reward, continuation)
     for b in range(16):
         task = batch["task"][b : b + 1]
@@ -240,3 +241,29 @@ def test_trainer_refuses_what_would_start_the_command_again():
         TrainerConfig(devices=2, strategy="ddp")
     assert TrainerConfig(devices=2).launched_strategy == "ddp_spawn"
     assert TrainerConfig(devices=1).launched_strategy == "auto"
+
+
+# Trainable parameters of the published models (their table of sizes), by size and number of tasks.
+PUBLISHED = {
+    ("1", 30): 1_426_427,
+    ("5", 30): 5_241_066,
+    ("19", 30): 16_031_210,
+    ("48", 30): 48_242_410,
+    ("317", 30): 317_316_889,
+    ("1", 80): 1_435_067,
+    ("5", 80): 5_389_930,
+    ("19", 80): 18_970_218,
+    ("48", 80): 48_791_146,
+    ("317", 80): 317_383_129,
+}
+
+
+@pytest.mark.parametrize(("size", "tasks"), PUBLISHED)
+def test_sizes_have_the_published_number_of_parameters(size, tasks):
+    changes = {"task_dim": 64} if tasks == 30 and size in ("5", "19", "48") else {}
+    if tasks == 30 and size == "19":
+        changes["latent_dim"] = 512
+    table = TaskTable([TaskSpec(f"toy/{i}", 24 if tasks == 30 else 39, 6, 500) for i in range(tasks)])
+    with torch.device("meta"):
+        model = WorldModel(WorldModelConfig(size=size, **changes), table)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == PUBLISHED[size, tasks]
