@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import Behaviour, TaskSpec
-from ..datasets.tasks import resolve_name, task_spec
+from ..datasets.tasks import expand_names, resolve_name, task_spec
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import JobFailure, run_jobs
 from ..pipeline.stage import Context, Stage
@@ -28,7 +28,7 @@ class CollectConfig:
     """What data to make."""
 
     tasks: list[str] = field(default_factory=list)
-    """Names such as dmc/walker-run, metaworld/reach-v3, gymnasium/Pendulum-v1."""
+    """Names such as dmc/walker-run, metaworld/reach-v3, gymnasium/Pendulum-v1; mt30 and mt80 are TD-MPC2's sets."""
     episodes: int = 200
     """Per task."""
     seed: int = 0
@@ -69,7 +69,7 @@ class Collect(Stage):
     def check(self) -> None:
         if not self.config.tasks:
             raise ConfigError("collect.tasks is empty: name a task, for example tasks=[dmc/cartpole-balance]")
-        names = [resolve_name(name) for name in self.config.tasks]
+        names = _names(self.config)
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"collect.tasks names a task twice: {', '.join(repeated)}")
         if self.config.policy is not None:
@@ -83,7 +83,7 @@ class Collect(Stage):
 
         config = self.config
         root = context.folder / "minari"
-        names = [resolve_name(name) for name in config.tasks]
+        names = _names(config)
         records = {name: record for name in names if (record := read_record(root, name)) is not None}
         policies = {} if config.policy is None else _policy_folders(Path(config.policy), names)
         jobs = [
@@ -136,6 +136,10 @@ class Collect(Stage):
         transitions = sum(record["transitions"] for record in tasks.values())
         episodes = sum(record["episodes"] for record in tasks.values())
         return f"{transitions:,} transitions in {episodes:,} episodes of {len(tasks)} tasks"
+
+
+def _names(config: CollectConfig) -> list[str]:
+    return [resolve_name(name) for name in expand_names(config.tasks)]
 
 
 def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:

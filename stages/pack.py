@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.schema import BEHAVIOURS
+from ..datasets.tasks import expand_names
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.stage import Context, Input, Stage
 
@@ -39,7 +40,8 @@ class PackConfig:
 
     tasks: list[str] = field(default_factory=list)
     """Tasks of the table, in order: simulated tasks that `collect` made, names under `sources`, Minari datasets as
-    minari/<id>, or HDF5 files. Empty takes everything that was collected, then every source."""
+    minari/<id>, or HDF5 files; mt30 and mt80 are TD-MPC2's sets. Empty takes everything that was collected, then every
+    source."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Datasets by the task name they get."""
     window: int = 5
@@ -53,8 +55,13 @@ class PackConfig:
                 raise ConfigError(
                     f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {source.behaviour!r}"
                 )
-            if self.tasks and name not in self.tasks:
+            if self.tasks and name not in self.names:
                 raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
+
+    @property
+    def names(self) -> list[str]:
+        """`tasks` without sets and aliases."""
+        return expand_names(self.tasks, keep=self.sources)
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,14 @@ class Pack(Stage):
     def check(self) -> None:
         from ..datasets.sources import open_reader
 
-        for name in self.config.tasks or self.config.sources:
+        for name in self.config.names or self.config.sources:
             if not name.startswith(SIMULATED):
                 open_reader(**_external(self.config, name))
 
     def reads(self) -> list[Path]:
         from ..datasets.sources import dataset_files
 
-        external = [name for name in self.config.tasks or self.config.sources if not name.startswith(SIMULATED)]
+        external = [name for name in self.config.names or self.config.sources if not name.startswith(SIMULATED)]
         columns = [Path(source.columns) for source in self.config.sources.values() if source.columns]
         return [path for name in external for path in dataset_files(_external(self.config, name)["source"])] + columns
 
@@ -130,7 +137,7 @@ class Pack(Stage):
         for folder in context.inputs["datasets"]:
             for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
                 collected[name] = folder / entry["path"]
-        names = self.config.tasks or [*collected, *self.config.sources]
+        names = self.config.names or [*collected, *self.config.sources]
         readers: list[Mapping[str, Any]] = []
         for name in names:
             if name in collected:

@@ -3,13 +3,14 @@
 One file per suite: `names()` lists its tasks without importing a simulator, `resolve(name)` gives the canonical
 spelling or None, `spec(name)` describes one, `make(spec)` builds the suite's own environment. This file dispatches on
 the part of the name before the first slash, and puts every environment behind the same contract (see `decisions`).
+Names as TD-MPC2 spells them are understood (`cup-spin`, `mw-reach`), and its sets of tasks have a name each (`tdmpc2`).
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import gymnasium
@@ -17,6 +18,7 @@ import gymnasium
 from ...pipeline.errors import TaskError
 from ..schema import TaskSpec
 from .decisions import Decisions
+from .tdmpc2 import SETS, with_suite
 
 _SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium", "myriad": "myriad"}
 """Suite prefix of a task name -> file of this package, which is also the `kind` of its environments."""
@@ -50,22 +52,53 @@ def resolve_name(name: str) -> str:
     Raises:
         TaskError: no suite has such a task; the message gives the nearest names.
     """
+    if (canonical := _find(name)) is not None:
+        return canonical
     prefix = name.split("/", 1)[0]
     if prefix in _SUITES and "/" in name:
-        if (canonical := _suite(_SUITES[prefix]).resolve(name)) is not None:
-            return canonical
         candidates = task_names(prefix)
     else:
-        candidates = [*task_names("dmc"), *task_names("metaworld")]
+        candidates = [*task_names("dmc"), *task_names("metaworld"), *SETS]
     nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(nearest)}" if nearest else f"a name starts with one of: {', '.join(_SUITES)}"
     raise TaskError(f"unknown task {name!r}: {hint}; orrery.datasets.tasks.task_names(SUITE) lists a suite's tasks")
 
 
+def _find(name: str) -> str | None:
+    """The canonical spelling of a task name, or None."""
+    full = with_suite(name)
+    prefix = full.split("/", 1)[0]
+    return _suite(_SUITES[prefix]).resolve(full) if prefix in _SUITES else None
+
+
+def expand_names(names: Iterable[str], keep: Container[str] = ()) -> list[str]:
+    """A list of tasks as a config may write it: `mt30` and `mt80` by their tasks, simulated tasks by their canonical
+    names, and what is neither (a dataset, a file, a task in `keep`) as it is. Starts no simulator.
+    """
+    expanded: list[str] = []
+    for name in names:
+        if name in keep:
+            expanded.append(name)
+        else:
+            expanded += SETS.get(name) or [_find(name) or name]
+    return expanded
+
+
+def mt_set(name: str) -> list[TaskSpec]:
+    """The tasks of TD-MPC2's set `mt30` or `mt80`; a position is the id of the task there. Starts no simulator.
+
+    Raises:
+        TaskError: there is no such set.
+    """
+    if name not in SETS:
+        raise TaskError(f"unknown set of tasks {name!r}; expected one of {', '.join(SETS)}")
+    return [task_spec(task) for task in SETS[name]]
+
+
 def task_spec(name: str) -> TaskSpec:
     """Describe a task by name, in the evaluation protocol of its suite.
 
-    May build the environment once to learn its sizes.
+    Builds a gymnasium environment once to learn its sizes; the other suites' are known.
 
     Raises:
         TaskError: the name is unknown, or its environment cannot be built or has spaces that are not supported.

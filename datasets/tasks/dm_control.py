@@ -2,14 +2,14 @@
 
 Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 500 decisions, observations concatenated in the order in which
 dm_control lists them, score = return / 1000. The lqr tasks differ: their reward is unbounded below, they can reach a
-terminal state, and dm_control gives them no time limit.
+terminal state, and dm_control gives them no time limit. The 11 tasks that TD-MPC2 adds to the suite are here as well,
+under its names (`dmc/walker-run-backwards`).
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from functools import cache
 from typing import Any
 
 import gymnasium
@@ -19,31 +19,45 @@ from gymnasium import spaces
 from ...pipeline.errors import TaskError
 from ..schema import TaskSpec
 
-_TASKS = {
-    "acrobot": ["swingup", "swingup_sparse"],
-    "ball_in_cup": ["catch"],
-    "cartpole": ["balance", "balance_sparse", "swingup", "swingup_sparse", "two_poles", "three_poles"],
-    "cheetah": ["run"],
-    "dog": ["stand", "walk", "trot", "run", "fetch"],
-    "finger": ["spin", "turn_easy", "turn_hard"],
-    "fish": ["upright", "swim"],
-    "hopper": ["stand", "hop"],
-    "humanoid": ["stand", "walk", "run", "run_pure_state"],
-    "humanoid_CMU": ["stand", "walk", "run"],
-    "lqr": ["lqr_2_1", "lqr_6_2"],
-    "manipulator": ["bring_ball", "bring_peg", "insert_ball", "insert_peg"],
-    "pendulum": ["swingup"],
-    "point_mass": ["easy", "hard"],
-    "quadruped": ["walk", "run", "escape", "fetch"],
-    "reacher": ["easy", "hard"],
-    "stacker": ["stack_2", "stack_4"],
-    "swimmer": ["swimmer6", "swimmer15"],
-    "walker": ["stand", "walk", "run"],
+_SIZES = {
+    f"dmc/{domain}-{task}": (observation_dim, action_dim)
+    for domain, tasks, observation_dim, action_dim in (
+        ("acrobot", "swingup swingup_sparse", 6, 1),
+        ("ball_in_cup", "catch spin", 8, 2),
+        ("cartpole", "balance balance_sparse swingup swingup_sparse", 5, 1),
+        ("cartpole", "two_poles", 8, 1),
+        ("cartpole", "three_poles", 11, 1),
+        ("cheetah", "run run-backwards run-front run-back jump", 17, 6),
+        ("dog", "stand walk trot run", 223, 38),
+        ("dog", "fetch", 232, 38),
+        ("finger", "spin", 9, 2),
+        ("finger", "turn_easy turn_hard", 12, 2),
+        ("fish", "upright", 21, 5),
+        ("fish", "swim", 24, 5),
+        ("hopper", "stand hop hop-backwards", 15, 4),
+        ("humanoid", "stand walk run", 67, 21),
+        ("humanoid", "run_pure_state", 55, 21),
+        ("humanoid_CMU", "stand walk run", 137, 56),
+        ("lqr", "lqr_2_1", 4, 1),
+        ("lqr", "lqr_6_2", 12, 2),
+        ("manipulator", "bring_ball bring_peg insert_ball insert_peg", 44, 5),
+        ("pendulum", "swingup spin", 3, 1),
+        ("point_mass", "easy hard", 4, 2),
+        ("quadruped", "walk run", 78, 12),
+        ("quadruped", "escape", 101, 12),
+        ("quadruped", "fetch", 90, 12),
+        ("reacher", "easy hard", 6, 2),
+        ("reacher", "three-easy three-hard", 8, 3),
+        ("stacker", "stack_2", 49, 5),
+        ("stacker", "stack_4", 63, 5),
+        ("swimmer", "swimmer6", 25, 5),
+        ("swimmer", "swimmer15", 61, 14),
+        ("walker", "stand walk run walk-backwards run-backwards", 24, 6),
+    )
+    for task in tasks.split()
 }
-"""`dm_control.suite.ALL_TASKS`, written out so that names can be checked without importing it (a second)."""
-
-_ALIASES = {"dmc/cup-catch": "dmc/ball_in_cup-catch"}
-"""TD-MPC2's spelling."""
+"""`dm_control.suite.ALL_TASKS` and TD-MPC2's, with the columns of observation and action, written out so that names can
+be checked and tasks described without importing dm_control (a second)."""
 
 _NEEDS_RENDERER = ("quadruped", "escape")
 
@@ -52,17 +66,21 @@ EPISODE_LENGTH = 500
 
 
 def names() -> list[str]:
-    return [f"dmc/{domain}-{task}" for domain, tasks in _TASKS.items() for task in tasks]
+    return list(_SIZES)
 
 
 def resolve(name: str) -> str | None:
-    name = _ALIASES.get(name, name)
-    return name if name in names() else None
+    return {_plain(canonical): canonical for canonical in _SIZES}.get(_plain(name))
+
+
+def _plain(name: str) -> str:
+    """A name as TD-MPC2 spells it: `dmc/cup-catch`, `dmc/finger-turn-easy`."""
+    return name.replace("_", "-").replace("dmc/ball-in-cup-", "dmc/cup-")
 
 
 def spec(name: str) -> TaskSpec:
     domain, task = name.removeprefix("dmc/").split("-", 1)
-    observation_dim, action_dim = _sizes(domain, task)
+    observation_dim, action_dim = _SIZES[name]
     is_lqr = domain == "lqr"
     return TaskSpec(
         name=name,
@@ -74,12 +92,6 @@ def spec(name: str) -> TaskSpec:
         score_kind="normalised" if is_lqr else "return_per_1000",
         environment={"kind": "dm_control", "domain": domain, "task": task},
     )
-
-
-@cache
-def _sizes(domain: str, task: str) -> tuple[int, int]:
-    environment = DmControl(domain, task)
-    return environment.observation_space.shape[0], environment.action_space.shape[0]
 
 
 def make(spec: TaskSpec) -> DmControl:
@@ -106,14 +118,19 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
             # Importing dm_control probes for a display and warns where there is none, which is no fault here.
             warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing.*")
             from dm_control import suite
+
+            from . import tdmpc2_environments
         _repair_quadruped(suite.quadruped)
 
-        try:
-            # `random` also draws the stiffnesses of the lqr models, so it is fixed: the task is the same in every
-            # process.
-            self._environment = suite.load(domain, task, task_kwargs={"random": 0})
-        except ValueError as error:
-            raise TaskError(f"dm_control has no task {domain}-{task}: {error}") from error
+        if (domain, task) in tdmpc2_environments.BUILD:
+            self._environment = tdmpc2_environments.BUILD[domain, task]()
+        else:
+            try:
+                # `random` also draws the stiffnesses of the lqr models, so it is fixed: the task is the same in every
+                # process.
+                self._environment = suite.load(domain, task, task_kwargs={"random": 0})
+            except ValueError as error:
+                raise TaskError(f"dm_control has no task {domain}-{task}: {error}") from error
         observation_dim = sum(int(np.prod(part.shape)) for part in self._environment.observation_spec().values())
         self.observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float64)
         bounds = self._environment.action_spec()
