@@ -1,0 +1,121 @@
+"""Configs of sequence models and of policies trained through them. Reading them imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...pipeline.errors import ConfigError
+
+KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
+"""markov: s' = s + f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent network and
+diagonal state-space model over the first state and the actions only. rerooted: an awm that starts anew every
+`stride` decisions from its own prediction."""
+
+REWARDS = ("auto", "true", "learned")
+
+
+@dataclass(frozen=True)
+class SequenceModelConfig:
+    """Sizes follow Ma et al. (arXiv 2402.05290)."""
+
+    kind: str = "awm"
+    """markov, hwm, awm, rnn, ssm, or rerooted; see the README."""
+    horizon: int = 100
+    """Longest prediction in decisions. Transformers learn one position per decision and refuse to go beyond."""
+    width: int = 48
+    """Of tokens and hidden states; a multiple of `heads`."""
+    layers: int = 2
+    """Blocks of a transformer or state-space model."""
+    heads: int = 3
+    """Attention heads."""
+    states: int = 64
+    """Complex states per layer of a state-space model."""
+    mlp_units: tuple[int, ...] = (64, 64)
+    """Hidden widths of decoder, Markov model, reward head and the recurrent model's embeddings."""
+    stride: int = 10
+    """rerooted: decisions between two roots; 1 is a Markov model, `horizon` an AWM."""
+    task_dim: int = 16
+    """Width of the task embedding of the Markov model and the reward head; the others read a task token."""
+    feedback_gradient: float = 1.0
+    """markov, hwm, rerooted: gradients through predicted states that are fed back are multiplied by this at each step;
+    0 cuts them."""
+    reward_head: bool = True
+    """Learn the reward of a transition. Without it, policies need a task whose simulator gives the true one."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"kind: expected {', '.join(KINDS)}, found {self.kind!r}")
+        for name in ("horizon", "width", "layers", "heads", "states", "stride", "task_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if not 0 <= self.feedback_gradient <= 1:
+            raise ConfigError(f"feedback_gradient must lie in [0, 1], found {self.feedback_gradient}")
+
+
+@dataclass(frozen=True)
+class SequenceLossConfig:
+    """What a sequence model is trained on."""
+
+    reward: float = 1.0
+    """Weight of the reward head's squared error, in units of the reward's standard deviation."""
+    reward_on_predictions: float = 0.9
+    """Probability that the reward head learns from a predicted transition rather than from the data's."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reward_on_predictions <= 1:
+            raise ConfigError(f"reward_on_predictions must lie in [0, 1], found {self.reward_on_predictions}")
+
+
+@dataclass(frozen=True)
+class BpoConfig:
+    """Policy optimisation by backpropagation through a whole imagined episode (Ma et al., section 4)."""
+
+    horizon: int = 0
+    """Imagined decisions; 0 takes the model's horizon, or the episode's length where that is shorter."""
+    batch_size: int = 16
+    """Imagined episodes per policy and iteration."""
+    units: tuple[int, ...] = (64, 64)
+    """Hidden widths of the policy."""
+    lr: float = 1e-3
+    """Adam; Ma et al. use 1e-4 with 219 updates."""
+    final_lr_scale: float = 1.0
+    """lr falls linearly to lr times this at the last iteration; 1 is constant."""
+    clip_norm: float = 100.0
+    """Gradient norm of each policy is clipped to this."""
+    entropy: float = 0.01
+    """Weight of the policy's mean entropy per decision, against returns in standard deviations of the data's."""
+    policy_input_gradient: float = 0.0
+    """Share of the gradient that reaches a predicted state through the policy that reads it. 0 cuts that path, which is
+    what keeps the gradient paths of an AWM short."""
+    reward: str = "auto"
+    """true: of the task's simulator. learned: the model's reward head. auto: true where there is a simulator."""
+
+    def __post_init__(self) -> None:
+        if self.reward not in REWARDS:
+            raise ConfigError(f"reward: expected {', '.join(REWARDS)}, found {self.reward!r}")
+        if self.horizon < 0 or self.batch_size < 1:
+            raise ConfigError("horizon must not be negative and batch_size at least 1")
+        if self.entropy < 0 or not 0 <= self.policy_input_gradient <= 1:
+            raise ConfigError("entropy must not be negative and policy_input_gradient must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """The loop of Ma et al.: one environment, model and policy updated between its decisions."""
+
+    decisions: int = 5000
+    """Of the environment, in whole episodes."""
+    warm_up: int = 1500
+    """Decisions before the first update; the policy acts with its initial noise."""
+    model_every: int = 2
+    """Decisions per update of the model."""
+    policy_every: int = 16
+    """Decisions per update of the policy."""
+    batch_size: int = 64
+    """Sequences per model update."""
+    model_lr: float = 1e-3
+    """Adam."""
+    bpo: BpoConfig = field(default_factory=BpoConfig)
+    """Policy updates."""

@@ -1,0 +1,110 @@
+"""Losses of a sequence model as pure functions, and the statistics of the data that it is scaled by.
+
+Dimension letters: B batch, T decisions, O observation.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+
+from ...datasets.store import TaskRows, TaskStore
+from .config import SequenceLossConfig
+from .networks import MarkovModel, SequenceModel
+
+_SAMPLED_ROWS = 65536
+
+
+def masked_mean(loss_BT: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
+    """Mean over valid entries; 0 where there is none."""
+    return (loss_BT * valid_BT).sum() / valid_BT.sum().clamp(min=1)
+
+
+def prediction_error(predicted_BTO: torch.Tensor, target_BTO: torch.Tensor, counts_BO: torch.Tensor) -> torch.Tensor:
+    """Half the mean squared error over the columns that count, [B, T].
+
+    Args:
+        predicted_BTO, target_BTO: [B, T, O], scaled.
+        counts_BO: [B, O], 1 for columns of the task that are predicted; 0 for padding and clocks.
+    """
+    squared = (predicted_BTO - target_BTO).square() * counts_BO[:, None]
+    return 0.5 * squared.sum(-1) / counts_BO.sum(-1)[:, None].clamp(min=1)
+
+
+def sequence_losses(
+    model: SequenceModel, batch: TensorDict, config: SequenceLossConfig, generator: torch.Generator | None = None
+) -> dict[str, torch.Tensor]:
+    """Losses of one batch of windows.
+
+    prediction: half the squared error of all observations after the first, scaled. reward: squared error of the reward
+    head on detached transitions, predicted with probability `reward_on_predictions` and from the data otherwise.
+
+    Args:
+        batch: as `WindowSampler.batch` gives it.
+        generator: of the choice between predicted and real transitions.
+    Returns:
+        Scalars: prediction, reward (0 without a head), total.
+    Source: Ma et al. (arXiv 2402.05290), released code; rewards and observations are scaled here.
+    """
+    task_B, valid_BT = batch["task"], batch["valid"].to(batch["reward"].dtype)
+    observation = model.scale(batch["observation"], task_B) * _present(valid_BT)
+    action_BTA = batch["action"] * model.action_mask_KA[task_B][:, None]
+    predicted = model.fit(observation[:, :-1], action_BTA, task_B)
+    counts_BO = model.observation_mask_KO[task_B] * (model.clock_step_KO[task_B] == 0)
+    error_BT = prediction_error(predicted, observation[:, 1:], counts_BO)
+    losses = {"prediction": masked_mean(error_BT, valid_BT)}
+    losses["reward"] = losses["prediction"].new_zeros(())
+    if model.config.reward_head:
+        imagined = model.complete_all(predicted.detach(), observation[:, 0], task_B)
+        imagined = torch.cat([observation[:, :1], imagined], 1)
+        draw = torch.rand(valid_BT.shape, generator=generator, device=valid_BT.device)
+        use = (draw < config.reward_on_predictions)[..., None]
+        found_BT = model.reward_scaled(
+            torch.where(use, imagined[:, :-1], observation[:, :-1]),
+            action_BTA,
+            torch.where(use, imagined[:, 1:], observation[:, 1:]),
+            task_B[:, None].expand(valid_BT.shape),
+        )
+        target_BT = (batch["reward"] - model.reward_mean_K[task_B, None]) / model.reward_scale_K[task_B, None]
+        losses["reward"] = masked_mean((found_BT - target_BT).square(), valid_BT)
+    losses["total"] = losses["prediction"] + config.reward * losses["reward"]
+    return losses
+
+
+def _present(valid_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T + 1, 1], 1 where there is an observation: the first, and the one after each valid decision."""
+    return torch.cat([torch.ones_like(valid_BT[:, :1]), valid_BT], 1)[..., None]
+
+
+@torch.no_grad()
+def set_statistics(model: SequenceModel, store: TaskStore) -> None:
+    """Take the scales of observations, differences and rewards, and the clocks, from the data of each task.
+
+    From at most 65536 evenly spaced transitions per task. A column that does not vary keeps scale 1.
+    """
+    for k, rows in enumerate(store.tasks):
+        now, following, reward = _transitions(rows, store.table.observation_dim)
+        own = slice(0, rows.spec.observation_dim)
+        mean, std = now.mean(0), now.std(0, unbiased=False)
+        varies = std > 1e-6 * (1 + mean.abs())
+        scale = torch.where(varies, std, 1.0)
+        clock = ((following - now - 1).abs() < 1e-3).all(0)
+        model.observation_mean_KO[k, own] = mean[own].float()
+        model.observation_scale_KO[k, own] = scale[own].float()
+        model.clock_step_KO[k, own] = torch.where(clock, 1 / scale, 0.0)[own].float()
+        if isinstance(model, MarkovModel):
+            change = ((following - now) / scale).square().mean(0).sqrt()
+            model.difference_scale_KO[k, own] = torch.where(change > 1e-6, change, 1.0)[own].float()
+        model.reward_mean_K[k] = reward.mean().float()
+        deviation = reward.std(unbiased=False)
+        model.reward_scale_K[k] = deviation.float() if deviation > 1e-9 else 1.0
+
+
+def _transitions(rows: TaskRows, observation_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Observations before and after, and rewards, of evenly spaced transitions, float64."""
+    last = torch.zeros(len(rows.rows), dtype=torch.bool)
+    last[torch.from_numpy(rows.offsets[1:] - 1)] = True
+    index = torch.nonzero(~last)[:, 0]
+    index = index[:: max(len(index) // _SAMPLED_ROWS, 1)].to(rows.rows.device)
+    before, after = rows.rows[index].double().cpu(), rows.rows[index + 1].double().cpu()
+    return before[:, :observation_dim], after[:, :observation_dim], before[:, -1]

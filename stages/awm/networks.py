@@ -1,0 +1,280 @@
+"""Sequence models: from a first observation and a sequence of actions to all later observations.
+
+    markov      s^_{t+1} = s^_t + f(s^_t, a_t)          gradient path of length t through predicted states
+    hwm         s^_{t+1} = h(s^_{1:t}, a_{1:t})         the same path, and many longer ways round it
+    awm, rnn,   s^_{t+1} = g(s_1, a_{1:t})              no predicted state is ever an input: the path is that of g
+    ssm
+    rerooted    an awm from s^_{1 + K floor(t / K)}     path of length t / K through predicted states
+
+`SequenceModel` is what they share: scaling, the clock, masks, the reward head, files. A subclass predicts in scaled
+units, where every observation column has mean 0 and standard deviation 1 over its task's data.
+
+Dimension letters: B batch, T decisions, O observation, A action, K tasks, N tokens, W width.
+Source: Ma et al. (arXiv 2402.05290). What differs: normalised observations, a task token in front of the sequence, the
+reward of a transition (s, a, s') rather than of (s, a).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...datasets.schema import TaskTable
+from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ...pipeline.errors import ConfigError
+from .config import SequenceModelConfig
+
+
+def mlp(in_dim: int, units: Sequence[int], out_dim: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+    """Linear layers of the given hidden widths with `activation` in between."""
+    widths = [in_dim, *units]
+    hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())]
+    return nn.Sequential(*hidden, nn.Linear(widths[-1], out_dim))
+
+
+def scale_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
+    """x, whose gradient is multiplied by `share`."""
+    if share == 1:
+        return x
+    return x.detach() if share == 0 else share * x + (1 - share) * x.detach()
+
+
+class SequenceModel(nn.Module):
+    """One model for all tasks of a table. Observations and actions are padded to the table's widths.
+
+    A clock is an observation column that grows by one at each decision, in environment units: it is counted on from
+    the first observation and not predicted.
+    """
+
+    observation_mean_KO: torch.Tensor
+    observation_scale_KO: torch.Tensor
+    observation_mask_KO: torch.Tensor
+    action_mask_KA: torch.Tensor
+    clock_step_KO: torch.Tensor
+    reward_mean_K: torch.Tensor
+    reward_scale_K: torch.Tensor
+
+    in_parallel = False
+    """Whether `predict` is one pass over all decisions."""
+
+    def __init__(self, config: SequenceModelConfig, table: TaskTable) -> None:
+        super().__init__()
+        self.config, self.table = config, table
+        K, O, A = len(table), table.observation_dim, table.action_dim  # noqa: E741
+        if config.reward_head:
+            self.task_embedding = nn.Embedding(K, config.task_dim)
+            self.reward_layers = mlp(2 * O + A + config.task_dim, config.mlp_units, 1)
+        self.register_buffer("observation_mean_KO", torch.zeros(K, O))
+        self.register_buffer("observation_scale_KO", torch.ones(K, O))
+        self.register_buffer("clock_step_KO", torch.zeros(K, O))
+        self.register_buffer("reward_mean_K", torch.zeros(K))
+        self.register_buffer("reward_scale_K", torch.ones(K))
+        own = torch.tensor([[column < task.observation_dim for column in range(O)] for task in table])
+        self.register_buffer("observation_mask_KO", own.float(), False)
+        self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
+
+    # What a subclass gives, in scaled units and with masked actions.
+
+    def fit(self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        """Decoded observations 1..T, [B, T, O], as training compares them with the data's; not completed.
+
+        Reads observation t of the data only where the kind of model does: all of them (markov, hwm), every K-th
+        (rerooted), the first (awm, rnn, ssm).
+        """
+        raise NotImplementedError
+
+    def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> Any:
+        """The carry of an unroll before its first action."""
+        raise NotImplementedError
+
+    def _advance(self, carry: Any, action_BA: torch.Tensor, task_B: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Decoded next observation [B, O], to be completed, and the carry after it."""
+        raise NotImplementedError
+
+    def _predict(self, first_BO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        carry = self.start_scaled(first_BO, task_B)
+        predicted = []
+        for action_BA in action_BTA.unbind(1):
+            observation_BO, carry = self.advance_scaled(carry, action_BA)
+            predicted.append(observation_BO)
+        return torch.stack(predicted, 1)
+
+    # What everybody uses.
+
+    def predict(self, observation_BO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        """Open-loop predictions of all later observations, environment units.
+
+        Args:
+            observation_BO: [B, O], the first observation; padded columns are 0.
+            action_BTA: [B, T, A] in [-1, 1]; padded components are ignored.
+            task_B: [B] int64.
+        Returns:
+            [B, T, O]; entry t is the observation after action t, padded columns 0.
+        Raises:
+            ConfigError: T is longer than the positions that the model has learned.
+        """
+        self.check_horizon(action_BTA.shape[1])
+        masked = action_BTA * self.action_mask_KA[task_B][:, None]
+        return self.unscale(self._predict(self.scale(observation_BO, task_B), masked, task_B), task_B)
+
+    def start(self, observation_BO: torch.Tensor, task_B: torch.Tensor) -> Any:
+        """The carry from which `advance` unrolls decision by decision; it gives the same numbers as `predict`."""
+        return self.start_scaled(self.scale(observation_BO, task_B), task_B)
+
+    def advance(self, carry: Any, action_BA: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Observation [B, O] after the action [B, A] in environment units, and the carry for the next decision."""
+        task_B = carry[2]
+        observation_BO, carry = self.advance_scaled(carry, action_BA * self.action_mask_KA[task_B])
+        return self.unscale(observation_BO, task_B), carry
+
+    def start_scaled(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor, int]:
+        """(carry of the subclass, first observation, task, decisions so far)."""
+        return self._begin(first_BO, task_B), first_BO, task_B, 0
+
+    def advance_scaled(self, carry: Any, action_BA: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        inner, first_BO, task_B, steps = carry
+        self.check_horizon(steps + 1)
+        observation_BO, inner = self._advance(inner, action_BA, task_B)
+        return self.complete(observation_BO, first_BO, steps + 1, task_B), (inner, first_BO, task_B, steps + 1)
+
+    def reward(
+        self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor, task: torch.Tensor
+    ) -> torch.Tensor:
+        """Learned reward of transitions, environment units per decision.
+
+        Args:
+            observation, next_observation: [..., O]; action: [..., A]; task: [...] int64.
+        Returns:
+            [...].
+        Raises:
+            ConfigError: the model has no reward head.
+        """
+        if not self.config.reward_head:
+            raise ConfigError(
+                "this sequence model was trained without a reward head; set reward_head: true and train it again, or "
+                "use a task whose simulator gives its reward"
+            )
+        scaled = self.reward_scaled(self.scale(observation, task), action, self.scale(next_observation, task), task)
+        return scaled * self.reward_scale_K[task] + self.reward_mean_K[task]
+
+    def reward_scaled(
+        self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor, task: torch.Tensor
+    ) -> torch.Tensor:
+        """`reward` from scaled observations, in standard deviations from its mean."""
+        masked = action * self.action_mask_KA[task]
+        return self.reward_layers(torch.cat([observation, masked, next_observation, self.task_embedding(task)], -1))[
+            ..., 0
+        ]
+
+    def scale(self, observation: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """Environment units [..., O] to scaled units; padded columns are 0 in both. `task` has as many leading
+        dimensions as `observation`, or fewer."""
+        mean, scale, mask = (
+            _expand(values[task], observation)
+            for values in (self.observation_mean_KO, self.observation_scale_KO, self.observation_mask_KO)
+        )
+        return (observation - mean) / scale * mask
+
+    def unscale(self, scaled: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """Inverse of `scale`."""
+        mean, scale, mask = (
+            _expand(values[task], scaled)
+            for values in (self.observation_mean_KO, self.observation_scale_KO, self.observation_mask_KO)
+        )
+        return (scaled * scale + mean) * mask
+
+    def complete(
+        self, decoded: torch.Tensor, first_BO: torch.Tensor, steps: torch.Tensor | int, task_B: torch.Tensor
+    ) -> torch.Tensor:
+        """An observation from a decoder's output [B, ..., O], scaled: padded columns 0, clocks those of `first_BO`,
+        `steps` decisions later."""
+        step = _expand(self.clock_step_KO[task_B], decoded)
+        counted = torch.where(step > 0, _expand(first_BO, decoded) + step * steps, decoded)
+        return counted * _expand(self.observation_mask_KO[task_B], decoded)
+
+    def complete_all(self, decoded_BTO: torch.Tensor, first_BO: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        """The same for decisions 1..T."""
+        steps = torch.arange(1, decoded_BTO.shape[1] + 1, device=decoded_BTO.device)[:, None]
+        return self.complete(decoded_BTO, first_BO, steps, task_B)
+
+    def check_horizon(self, decisions: int) -> None:
+        """Raise a ConfigError if the model cannot look this far ahead."""
+        limit = self.longest_prediction()
+        if limit is not None and decisions > limit:
+            raise ConfigError(
+                f"a prediction over {decisions} decisions was asked of a {self.config.kind} model that has learned "
+                f"{limit} positions; use a horizon of at most {limit}, or train with a larger model horizon"
+            )
+
+    def longest_prediction(self) -> int | None:
+        """Decisions; None where there is no limit."""
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Write sequence_model.safetensors, sequence_model.json and tasks.json."""
+        save_weights(folder, "sequence_model", self.state_dict(), self.config)
+        (folder / "tasks.json").write_text(self.table.to_json())
+
+
+def _expand(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`values` [B, O] with dimensions put in before the last until it has as many as `like` [B, ..., O]."""
+    return values.reshape(*values.shape[:-1], *[1] * (like.dim() - values.dim()), values.shape[-1])
+
+
+class MarkovModel(SequenceModel):
+    """s^_{t+1} = s^_t + scale * f(s^_t, a_t, task), with f an MLP and scale the typical size of a difference."""
+
+    difference_scale_KO: torch.Tensor
+
+    def __init__(self, config: SequenceModelConfig, table: TaskTable) -> None:
+        super().__init__(config, table)
+        self.dynamics_task = nn.Embedding(len(table), config.task_dim)
+        in_dim = table.observation_dim + table.action_dim + config.task_dim
+        self.dynamics = mlp(in_dim, config.mlp_units, table.observation_dim)
+        self.register_buffer("difference_scale_KO", torch.ones(len(table), table.observation_dim))
+
+    def fit(self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        return self._step(observation_BTO, action_BTA, task_B[:, None].expand(observation_BTO.shape[:2]))
+
+    def _step(self, observation: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        change = self.dynamics(torch.cat([observation, action, self.dynamics_task(task)], -1))
+        return observation + self.difference_scale_KO[task] * change
+
+    def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        return first_BO
+
+    def _advance(
+        self, carry: torch.Tensor, action_BA: torch.Tensor, task_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        following_BO = self._step(carry, action_BA, task_B)
+        following_BO = self.complete(following_BO, carry, 1, task_B)
+        return following_BO, scale_gradient(following_BO, self.config.feedback_gradient)
+
+
+def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
+    """An untrained model of the kind that the config names."""
+    from .rerooted import ReRootedModel
+    from .sequence import ActionModel
+    from .transformer import HistoryModel
+
+    kinds = {"markov": MarkovModel, "hwm": HistoryModel, "rerooted": ReRootedModel}
+    return kinds.get(config.kind, ActionModel)(config, table)
+
+
+def load_model(folder: str | Path) -> SequenceModel:
+    """The model that `SequenceModel.save` wrote, frozen: evaluation mode, no gradients.
+
+    Raises:
+        CheckpointError: files missing, or weights that do not fit the config and task table, each named.
+    """
+    folder = Path(folder)
+    config = read_config(folder, "sequence_model", SequenceModelConfig)
+    table = TaskTable.from_json((folder / "tasks.json").read_text())
+    model = build_model(config, table)
+    load_weights(folder, "sequence_model", model)
+    return model.eval().requires_grad_(False)

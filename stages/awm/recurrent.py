@@ -1,0 +1,123 @@
+"""Two more backbones for AWMs: a plain recurrent network and stacked diagonal linear state-space layers.
+
+Both have the transformer's interface: `forward` over all tokens, `step` for the next one with a carry.
+
+Dimension letters: B batch, N tokens, W width, S complex states.
+Source: the recurrent AWM of Ma et al. (arXiv 2402.05290); the state-space layer follows Orvieto et al.
+(arXiv 2303.06349), with |lambda| < 1 by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Recurrent(nn.Module):
+    """h_n = tanh(W h_{n-1} + U x_n + b) from h = 0, W orthogonal at the start. With eta = ||W||, |dh_n / dx_1| may grow
+    or vanish as eta^n: an AWM with this backbone keeps a gradient path as long as the horizon."""
+
+    def __init__(self, width: int, activation: Callable[[torch.Tensor], torch.Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self._activation = activation
+        self.token_in, self.recurrence = nn.Linear(width, width), nn.Parameter(torch.empty(width, width))
+        nn.init.orthogonal_(self.recurrence)
+
+    def forward(self, token_BNW: torch.Tensor) -> torch.Tensor:
+        hidden, outputs = torch.zeros_like(token_BNW[:, 0]), []
+        for driven in self.token_in(token_BNW).unbind(1):
+            hidden = self._activation(torch.addmm(driven, hidden, self.recurrence))
+            outputs.append(hidden)
+        return torch.stack(outputs, 1)
+
+    def step(self, token_BW: torch.Tensor, carry: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.zeros_like(token_BW) if carry is None else carry
+        hidden = self._activation(torch.addmm(self.token_in(token_BW), hidden, self.recurrence))
+        return hidden, hidden
+
+
+def diagonal_scan(decay_S: torch.Tensor, driven_BNS: torch.Tensor) -> torch.Tensor:
+    """All states of x_n = decay * x_{n-1} + driven_n, x_{-1} = 0, in log2(N) parallel steps.
+
+    After step k entry n holds the sum over its last 2^k inputs, so that
+
+        x_n <- x_n + decay^(2^k) x_{n - 2^k}
+
+    Args:
+        decay_S: [S], complex, |decay| <= 1.
+        driven_BNS: [B, N, S], complex.
+    Returns:
+        [B, N, S].
+    Source: Hillis and Steele (1986), with one decay for all steps.
+    """
+    state, reach, power = driven_BNS, 1, decay_S
+    while reach < driven_BNS.shape[1]:
+        shifted = F.pad(state[:, :-reach], (0, 0, reach, 0))
+        state = state + power * shifted
+        reach, power = 2 * reach, power * power
+    return state
+
+
+class DiagonalLayer(nn.Module):
+    """x + MLP of the states of a diagonal linear recurrence that the normalised x drives."""
+
+    def __init__(self, width: int, states: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        # |lambda| uniform in area between radii 0.9 and 0.999, phase uniform up to pi / 10.
+        squared_radius = 0.9**2 + (0.999**2 - 0.9**2) * torch.rand(states)
+        self.log_rate = nn.Parameter(torch.log(-0.5 * torch.log(squared_radius)))
+        self.log_phase = nn.Parameter(torch.log(math.pi / 10 * torch.rand(states).clamp(min=1e-3)))
+        self.drive = nn.Linear(width, 2 * states)
+        self.mix_in = nn.Linear(2 * states + width, 2 * width)
+        self.mix_out = nn.Linear(2 * width, width)
+
+    def decay(self) -> torch.Tensor:
+        """lambda = exp(-exp(log_rate) + i exp(log_phase)), [S] complex; |lambda| < 1."""
+        rate, phase = torch.exp(self.log_rate), torch.exp(self.log_phase)
+        return torch.polar(torch.exp(-rate), phase)
+
+    def forward(self, x_BNW: torch.Tensor) -> torch.Tensor:
+        normed, driven, decay = self._driven(x_BNW)
+        return self._mixed(x_BNW, normed, diagonal_scan(decay, driven))
+
+    def step(self, x_BW: torch.Tensor, state_BS: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        normed, driven, decay = self._driven(x_BW)
+        state_BS = driven if state_BS is None else decay * state_BS + driven
+        return self._mixed(x_BW, normed, state_BS), state_BS
+
+    def _driven(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        normed, decay = self.norm(x), self.decay()
+        driven = torch.view_as_complex(self.drive(normed).unflatten(-1, (-1, 2)))
+        # Of this size the states have unit variance under white noise, whatever their memory.
+        return normed, driven * torch.sqrt(1 - decay.abs().square()), decay
+
+    def _mixed(self, x: torch.Tensor, normed: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        parts = torch.cat([torch.view_as_real(state).flatten(-2), normed], -1)
+        return x + self.mix_out(F.gelu(self.mix_in(parts), approximate="tanh"))
+
+
+class StateSpace(nn.Module):
+    """Stacked diagonal layers. Through one of them |dy_n / dx_k| falls as |lambda|^(n - k); through L of them it grows
+    at most as (n - k)^(L - 1), never exponentially."""
+
+    def __init__(self, width: int, layers: int, states: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([DiagonalLayer(width, states) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, token_BNW: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            token_BNW = layer(token_BNW)
+        return self.norm(token_BNW)
+
+    def step(self, token_BW: torch.Tensor, carry: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        states = []
+        for index, layer in enumerate(self.layers):
+            token_BW, state = layer.step(token_BW, carry[index] if carry else None)
+            states.append(state)
+        return self.norm(token_BW), states

@@ -1,0 +1,117 @@
+"""A causal transformer that runs over a whole sequence or token by token with cached keys and values, and the HWM.
+
+Dimension letters: B batch, N tokens, P heads, W width, T decisions, O observation, A action.
+Source: GPT-2's block (pre-LayerNorm, tanh-GELU), as Ma et al. (arXiv 2402.05290) use it, without dropout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...datasets.schema import TaskTable
+from .config import SequenceModelConfig
+from .networks import SequenceModel, mlp, scale_gradient
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised input and added to it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x_BNW: torch.Tensor, cache: KeysValues | None) -> tuple[torch.Tensor, KeysValues]:
+        """Output and the keys and values so far. With a cache, N tokens that follow those in it: N must be 1."""
+        query, key, value = (
+            part.unflatten(-1, (self._heads, -1)).transpose(1, 2)  # [B, P, N, W / P]
+            for part in self.query_key_value(self.norm_attention(x_BNW)).chunk(3, -1)
+        )
+        if cache is not None:
+            key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        x_BNW = x_BNW + self.attention_out(attended.transpose(1, 2).flatten(2))
+        hidden = F.gelu(self.mlp_in(self.norm_mlp(x_BNW)), approximate="tanh")
+        return x_BNW + self.mlp_out(hidden), (key, value)
+
+
+class Transformer(nn.Module):
+    """Blocks over tokens with learned positions."""
+
+    def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(positions, width))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.position, std=0.02)
+        for name, parameter in self.blocks.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" not in name:
+                # GPT-2: what is added to the residual stream shrinks with the number of additions.
+                std = 0.02 / math.sqrt(2 * layers) if "_out." in name else 0.02
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, token_BNW: torch.Tensor) -> torch.Tensor:
+        """All tokens at once: [B, N, W] -> [B, N, W], entry n from tokens 0..n."""
+        x = token_BNW + self.position[: token_BNW.shape[1]]
+        for block in self.blocks:
+            x, _ = block(x, None)
+        return self.norm(x)
+
+    def step(
+        self, token_BW: torch.Tensor, carry: tuple[int, list[KeysValues]] | None
+    ) -> tuple[torch.Tensor, tuple[int, list[KeysValues]]]:
+        """The next token's output [B, W], and the carry after it; None before the first."""
+        n, caches = carry or (0, [])
+        x, new_caches = (token_BW + self.position[n])[:, None], []
+        for index, block in enumerate(self.blocks):
+            x, cache = block(x, caches[index] if caches else None)
+            new_caches.append(cache)
+        return self.norm(x)[:, 0], (n + 1, new_caches)
+
+
+def embedding_layer(in_dim: int, width: int) -> nn.Linear:
+    """Linear with LeCun-uniform weights, so that unit inputs give unit tokens, and zero bias."""
+    layer = nn.Linear(in_dim, width)
+    nn.init.uniform_(layer.weight, -math.sqrt(3 / in_dim), math.sqrt(3 / in_dim))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class HistoryModel(SequenceModel):
+    """HWM: tokens are the task, then (s_t, a_t) of each decision; a prediction is the next token's observation."""
+
+    def __init__(self, config: SequenceModelConfig, table: TaskTable) -> None:
+        super().__init__(config, table)
+        self.task_token = nn.Embedding(len(table), config.width)
+        self.embed = embedding_layer(table.observation_dim + table.action_dim, config.width)
+        self.backbone = Transformer(config.width, config.layers, config.heads, config.horizon + 1)
+        self.decoder = mlp(config.width, config.mlp_units, table.observation_dim, nn.ReLU)
+        nn.init.normal_(self.task_token.weight, std=0.02)
+
+    def fit(self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        steps = self.embed(torch.cat([observation_BTO, action_BTA], -1))
+        tokens = torch.cat([self.task_token(task_B)[:, None], steps], 1)
+        return self.decoder(self.backbone(tokens)[:, 1:])
+
+    def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> tuple[object, torch.Tensor]:
+        return self.backbone.step(self.task_token(task_B), None)[1], first_BO
+
+    def _advance(self, carry, action_BA: torch.Tensor, task_B: torch.Tensor):  # type: ignore[no-untyped-def]
+        cache, observation_BO = carry
+        output, cache = self.backbone.step(self.embed(torch.cat([observation_BO, action_BA], -1)), cache)
+        following_BO = self.complete(self.decoder(output), observation_BO, 1, task_B)
+        return following_BO, (cache, scale_gradient(following_BO, self.config.feedback_gradient))
+
+    def longest_prediction(self) -> int:
+        return self.config.horizon
