@@ -74,6 +74,11 @@ class StackedActor(nn.Module):
         """Mean before the squash, or logits: [M, B, A]."""
         return self.mlp(z_MBD, members)
 
+    @torch.no_grad()
+    def bound_log_std(self) -> None:
+        """Lift log standard deviations to their lower bound. Below it they would have no gradient to come back by."""
+        self.log_std.clamp_(min=self._log_std_min)
+
     def sample(self, head_MBA: torch.Tensor, noise_MBA: torch.Tensor, members: slice = slice(None)) -> torch.Tensor:
         """tanh(mean + std * noise), noise standard normal."""
         return torch.tanh(head_MBA + self.log_std[members].clamp(min=self._log_std_min).exp() * noise_MBA)

@@ -45,9 +45,37 @@ class ActorCriticConfig:
             raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
 
 
+REWARD_SPACES = ("raw", "symlog")
+
+
+@dataclass(frozen=True)
+class ReleasedConfig:
+    """What PWM's released multi-task code does where it differs from the paper or from what was meant. Off by default;
+    with lambda_=0 besides, an update is the released one."""
+
+    reward_space: str = "raw"
+    """symlog: add up the logarithms of rewards that the reward head predicts, instead of rewards."""
+    extra_bootstrap_discount: bool = False
+    """Discount the bootstrap by discount^(horizon + 1), not discount^horizon."""
+    unmasked_actions: bool = False
+    """Let a policy drive the model's padded action components, on which it was never trained."""
+    constant_discount: float = 0.0
+    """One discount for all tasks (0.99 as released), not each task's own; 0 is off."""
+    unscaled_values: bool = False
+    """Critics in environment units, not in units of their task's value scale."""
+    ordered_critic_batches: bool = False
+    """Critic minibatches of consecutive time steps, not shuffled."""
+
+    def __post_init__(self) -> None:
+        if self.reward_space not in REWARD_SPACES:
+            raise ConfigError(f"reward_space: expected {' or '.join(REWARD_SPACES)}, found {self.reward_space!r}")
+        if not 0 <= self.constant_discount < 1:
+            raise ConfigError(f"constant_discount must lie in [0, 1), found {self.constant_discount}")
+
+
 @dataclass(frozen=True)
 class FirstOrderConfig:
-    """One extraction iteration (PWM algorithm 1, with the corrections of the README's table)."""
+    """One extraction iteration (PWM algorithm 1)."""
 
     horizon: int = 16
     """Imagined decisions per rollout."""
@@ -61,6 +89,8 @@ class FirstOrderConfig:
     """Minibatches per pass."""
     networks: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Actor, critics and their optimiser."""
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
+    """Switches back to the released code's behaviour, for comparisons."""
 
     def __post_init__(self) -> None:
         for name in ("horizon", "batch_size", "critic_passes", "critic_minibatches"):

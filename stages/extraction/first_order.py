@@ -104,11 +104,13 @@ class FirstOrderExtraction:
         self._config, self._iterations, self._seed, self._starts = config, iterations, seed, starts
         self.num_imagining = sum(member.imagines for member in members)
         ids = [model.table.id_of(member.task) for member in members]
-        self.tasks = member_tasks(model, ids, device)
+        self.tasks = member_tasks(model, ids, device, config.released)
         self._imagining = self.tasks[: self.num_imagining]
         self._rows_M = torch.tensor([starts.row_of_task[k] for k in ids], device=device)
         self._anchor_M = torch.tensor([member.anchor for member in members], device=device)
         self._value_scale_P1 = starts.value_scale_K[self._rows_M[: self.num_imagining]][:, None]
+        if config.released.unscaled_values:
+            self._value_scale_P1 = torch.ones_like(self._value_scale_P1)
         latent_dim, action_dim = model.config.latent_dim, model.table.action_dim
         self.actor = StackedActor(len(members), latent_dim, action_dim, networks)
         self.critic = StackedCritic(max(self.num_imagining, 1), latent_dim, networks)
@@ -136,6 +138,7 @@ class FirstOrderExtraction:
         """
         config, P = self._config, self.num_imagining
         self._set_learning_rate(iteration)
+        self.actor.bound_log_std()
         index_MB, noise_HMBA = self._random(iteration)
         z_MBD = self._starts.z_KND[self._rows_M[:, None], index_MB]
         action_MBA = self._starts.action_KNA[self._rows_M[:, None], index_MB]
@@ -146,8 +149,18 @@ class FirstOrderExtraction:
         rollout = None
         if P:
             members = slice(0, P)
-            rollout = imagine(self.model, self.actor, z_MBD[:P], noise_HMBA, self._imagining, members)
+            rollout = imagine(
+                self.model,
+                self.actor,
+                z_MBD[:P],
+                noise_HMBA,
+                self._imagining,
+                members,
+                config.released.reward_space,
+            )
             final_value_PB = self._value(rollout.next_z_HMBD[-1])
+            if config.released.extra_bootstrap_discount:
+                final_value_PB = final_value_PB * self._imagining.discount_M1
             return_PB = bootstrapped_return(
                 rollout.reward_HMB, final_value_PB, rollout.continue_HMB, self._imagining.discount_M1
             )
@@ -190,6 +203,8 @@ class FirstOrderExtraction:
         total_P = torch.zeros(P, device=z.device)
         for _ in range(config.critic_passes):
             order = torch.randperm(z_PRD.shape[1], generator=generator).to(z.device)
+            if config.released.ordered_critic_batches:
+                order = torch.arange(z_PRD.shape[1], device=z.device)
             for rows in order.chunk(config.critic_minibatches):
                 value_PNR = self.critic(z_PRD[:, rows])
                 loss_P = (value_PNR - target_PR[:, None, rows]).square().mean((1, 2))
@@ -203,7 +218,7 @@ class FirstOrderExtraction:
     def imagined_returns(self) -> torch.Tensor:
         """[M] reward per decision of each deterministic policy over whole imagined episodes from real first frames."""
         length_M = torch.tensor(
-            [self.model.table[int(k)].episode_length for k in self.tasks.task_M], device=self.tasks.task_M.device
+            [self.model.table[int(k)].episode_length for k in self.tasks.task_M1], device=self.tasks.task_M1.device
         )
         return imagined_return(self.model, self.actor, self._starts.initial_z_KBD[self._rows_M], self.tasks, length_M)
 

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from ..world_model.losses import two_hot_mean
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedActor, straight_through_one_hot
+from .config import ReleasedConfig
 
 
 @dataclass(frozen=True)
 class MemberTasks:
     """Task facts of each member, as tensors."""
 
-    task_M: torch.Tensor
-    """[M] int64 task id."""
+    task_M1: torch.Tensor
+    """[M, 1] int64 task id."""
     discount_M1: torch.Tensor
     """[M, 1]."""
     mask_M1A: torch.Tensor
@@ -29,7 +31,7 @@ class MemberTasks:
 
     def __getitem__(self, members: slice) -> MemberTasks:
         return MemberTasks(
-            self.task_M[members],
+            self.task_M1[members],
             self.discount_M1[members],
             self.mask_M1A[members],
             self.discrete_M11[members],
@@ -37,15 +39,20 @@ class MemberTasks:
         )
 
 
-def member_tasks(model: WorldModel, task_ids: list[int], device: torch.device) -> MemberTasks:
+def member_tasks(
+    model: WorldModel, task_ids: list[int], device: torch.device, released: ReleasedConfig | None = None
+) -> MemberTasks:
     """Gather the facts of `task_ids` from the model's table."""
+    released = released or ReleasedConfig()
     specs = [model.table[k] for k in task_ids]
-    task_M = torch.tensor(task_ids, device=device)
+    task_M1 = torch.tensor(task_ids, device=device)[:, None]
     discrete = [spec.action_kind == "discrete" for spec in specs]
+    discounts = [[released.constant_discount or spec.discount] for spec in specs]
+    mask_M1A = model.action_mask_KA[task_M1]
     return MemberTasks(
-        task_M,
-        torch.tensor([[spec.discount] for spec in specs], device=device, dtype=torch.float32),
-        model.action_mask_KA[task_M][:, None],
+        task_M1,
+        torch.tensor(discounts, device=device, dtype=torch.float32),
+        torch.ones_like(mask_M1A) if released.unmasked_actions else mask_M1A,
         torch.tensor(discrete, device=device)[:, None, None],
         any(discrete),
     )
@@ -58,7 +65,7 @@ class Rollout:
     z_HMBD: torch.Tensor
     next_z_HMBD: torch.Tensor
     reward_HMB: torch.Tensor
-    """Environment units per decision."""
+    """Per decision, in environment units (in symlog units where `imagine` was asked for these)."""
     continue_HMB: torch.Tensor
     """Probability that the episode goes on after the decision; 1 where nothing terminates."""
 
@@ -94,19 +101,21 @@ def imagine(
     noise_HMBA: torch.Tensor,
     tasks: MemberTasks,
     members: slice,
+    reward_space: str = "raw",
 ) -> Rollout:
     """Roll the policies out through the model. Gradients flow along the latents and rewards into the actions.
 
     The policy reads a detached latent: PWM leaves out the gradient path through the policy's input.
     """
     M, B, _ = start_MBD.shape
-    task = tasks.task_M[:, None].expand(M, B)
+    task = tasks.task_M1.expand(M, B)
     latents, actions = [start_MBD], []
     for noise_MBA in noise_HMBA:
         actions.append(act(actor, latents[-1].detach(), noise_MBA, tasks, members))
         latents.append(model.next_latent(latents[-1], actions[-1], task))
     z, task_HMB = torch.stack(latents), task.expand(len(actions), M, B)
-    reward_HMB = model.decode_reward(model.reward_logits(z[:-1], torch.stack(actions), task_HMB))
+    logits = model.reward_logits(z[:-1], torch.stack(actions), task_HMB)
+    reward_HMB = model.decode_reward(logits) if reward_space == "raw" else two_hot_mean(logits, model.bins_M)
     return Rollout(z[:-1], z[1:], reward_HMB, _continue_probability(model, z[1:], task_HMB))
 
 
@@ -119,7 +128,7 @@ def imagined_return(
     Beside the real return it shows how far a policy exploits errors of the model.
     """
     M, B, _ = start_MBD.shape
-    task = tasks.task_M[:, None].expand(M, B)
+    task = tasks.task_M1.expand(M, B)
     z, total, alive = start_MBD, torch.zeros_like(start_MBD[..., 0]), torch.ones_like(start_MBD[..., 0])
     for t in range(int(length_M.max())):
         z, logits, _ = model.step(z, act_deterministic(actor, z, tasks), task)

@@ -41,12 +41,17 @@ def two_hot(value: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:
     return weights.scatter_add_(-1, upper_index, upper_weight)
 
 
+def two_hot_mean(logits: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:
+    """sum_m softmax(logits)_m bin_m, in symlog units: [..., M] -> [...]."""
+    return torch.softmax(logits, -1) @ bins_M
+
+
 def two_hot_decode(logits: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:
-    """Value that logits [..., M] stand for, in environment units: symexp(sum_m softmax(logits)_m bin_m). Shape [...].
+    """Value that logits [..., M] stand for, in environment units; shape [...].
 
     The expectation is taken in symlog space, as published.
     """
-    return symexp(torch.softmax(logits, -1) @ bins_M)
+    return symexp(two_hot_mean(logits, bins_M))
 
 
 def soft_cross_entropy(logits: torch.Tensor, value: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:

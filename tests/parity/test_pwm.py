@@ -13,6 +13,7 @@ from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.returns import bootstrapped_return, lambda_return
 from orrery.stages.extraction.rollout import imagine, member_tasks
 from orrery.stages.world_model.losses import symlog
+from torchrl.objectives.value.functional import td_lambda_return_estimate
 
 from .test_tdmpc2 import CLOSE, load, published_model
 
@@ -51,7 +52,12 @@ def actor(golden):
 @pytest.fixture(scope="module")
 def critic(golden):
     critic = StackedCritic(1, 64, NETWORKS)
-    parameters = [golden[f"sd_critic/params.{i}"] for i in range(10)]
+    load_critic(critic, [golden[f"sd_critic/params.{i}"] for i in range(10)])
+    return critic.requires_grad_(False)
+
+
+def load_critic(critic, parameters):
+    """From the published order: weight, bias and LayerNorm of each layer."""
     with torch.no_grad():
         for i in range(3):
             critic.mlp.weight[i].copy_(parameters[4 * i].transpose(1, 2))
@@ -59,7 +65,6 @@ def critic(golden):
         for i in range(2):
             critic.mlp.norm_weight[i].copy_(parameters[4 * i + 2][:, None])
             critic.mlp.norm_bias[i].copy_(parameters[4 * i + 3][:, None])
-    return critic.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,17 @@ def test_lambda_return_is_the_textbook_one(golden):
     reward, next_value = golden["td/rew"], golden["td/next_values"]
     found = lambda_return(reward, next_value, torch.ones_like(reward), GAMMA, 0.95)
     torch.testing.assert_close(found, golden["td/textbook_lambda_return"], **CLOSE)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 0.95, 1.0])
+def test_lambda_return_is_torchrls(lambda_):
+    """Also where the episode ends inside the rollout."""
+    generator = torch.Generator().manual_seed(0)
+    reward, next_value = torch.randn(2, 12, 5, generator=generator)
+    terminated = torch.rand(12, 5, generator=generator) < 0.2
+    done = terminated.clone()
+    done[-1] = True
+    columns = [x.T[..., None] for x in (next_value, reward, done, terminated)]
+    expected = td_lambda_return_estimate(0.97, lambda_, *columns)[..., 0].T
+    found = lambda_return(reward, next_value, (~terminated).float(), torch.tensor(0.97), lambda_)
+    torch.testing.assert_close(found, expected, **CLOSE)

@@ -133,7 +133,7 @@ def test_actor_gradient_is_that_of_the_return(setting):
     extraction = make((store, model), members)
     extraction.actor.double()
     tasks = member_tasks(model, [0], torch.device("cpu"))
-    tasks = type(tasks)(tasks.task_M, tasks.discount_M1.double(), tasks.mask_M1A.double(), tasks.discrete_M11, False)
+    tasks = type(tasks)(tasks.task_M1, tasks.discount_M1.double(), tasks.mask_M1A.double(), tasks.discrete_M11, False)
     start = model.encode(torch.zeros(1, 3, 4).double(), torch.zeros(1, 3, dtype=torch.long))
     noise = torch.randn(4, 1, 3, 3).double()
     rollout = imagine(model, extraction.actor, start, noise, tasks, slice(0, 1))
