@@ -188,7 +188,7 @@ def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     logged = pd.concat([pd.read_csv(path) for path in attempts], ignore_index=True)
     losses = [column for column in logged if column.startswith("train/")]
     # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
-    training = logged[["step", *losses]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+    training = logged[["step", *losses]].dropna(subset="train/total").drop_duplicates("step", keep="last").sort_values("step")
     rows = []
     for column in logged:
         if not column.startswith(("reward_r2/", "latent_mse/")):

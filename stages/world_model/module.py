@@ -132,14 +132,15 @@ class WorldModelTraining(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._has_values:
-            checkpoint["prior_optimizer"] = self._prior_optimizer.state_dict()
+            checkpoint["prior"] = {"optimizer": self._prior_optimizer.state_dict(), "metrics": self._prior_metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._prior_state = checkpoint.get("prior_optimizer")  # the optimiser does not exist yet
+        self._prior_state = checkpoint.get("prior")  # the optimiser does not exist yet
 
     def on_train_start(self) -> None:
         if self._prior_state is not None:
-            self._prior_optimizer.load_state_dict(self._prior_state)
+            self._prior_optimizer.load_state_dict(self._prior_state["optimizer"])
+            self._prior_metrics = self._prior_state["metrics"]
             self._prior_state = None
 
     def on_validation_epoch_start(self) -> None:

@@ -1,9 +1,9 @@
 """CPU-seconds of one update: `python tests/benchmarks/updates.py`.
 
-Model updates at sizes 1 and 5 (batch 256, horizon 3, 30 tasks of 24 + 6, values and policy prior) and PWM extraction updates
-of one policy on the size 5 model (batch 64 and 512, horizon 16, published networks and critic passes). One thread, random
-data; prints one JSON line: median over rounds of process CPU-seconds. On a comparable core the published code needs 0.243
-and 0.851, and 1.10 and 6.76.
+Model updates at sizes 1 and 5 (batch 256, horizon 3, 30 tasks of 24 + 6, values and policy prior) and PWM extraction
+updates of one policy on the size 5 model (batch 64 and 512, horizon 16, published networks and critic passes). One
+thread, random data; prints one JSON line: median over rounds of process CPU-seconds. On a comparable core the published
+code needs 0.243 and 0.851, and 1.10 and 6.76.
 """
 
 from __future__ import annotations

@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
 
 
+SMALL = {"latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "task_dim": 4}
+
+
 def pretrain(folder, store, **changes):
     """Run the stage with a tiny model; `changes` go into its config."""
     devices = changes.pop("devices", 1)
     config = PretrainConfig(
         **{
-            "model": WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4),
+            "model": WorldModelConfig(**SMALL, num_q=2, dropout=0.0),
             # Adam divides by the gradient's size, which enlarges rounding differences: few and small steps.
             "optimizer": OptimizerConfig(lr=1e-3),
             "trainer": TrainerConfig(accelerator="cpu", devices=devices, log_every=1),
@@ -58,6 +61,7 @@ def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
     torch.manual_seed(0)
     one = pretrain(tmp_path / "one", store)
     two = pretrain(tmp_path / "two", store, devices=2)
+    assert any(name.startswith("policy_prior") for name in one)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
     # Validation is reduced over ranks: two ranks saw half of the batches each, and report on all of them.
@@ -93,6 +97,7 @@ def test_a_killed_and_resumed_pretrain_equals_an_uninterrupted_one_bit_for_bit(
     changes = {
         "checkpoint_every": 2,
         "trainer": TrainerConfig(accelerator="cpu", accumulate=accumulate, log_every=1),
+        "model": WorldModelConfig(**SMALL, num_q=2, dropout=0.1),
     }
     whole = pretrain(tmp_path / "whole", store, **changes)
     with killed_at(5, monkeypatch), pytest.raises(KilledError):  # one step past the checkpoint at 4

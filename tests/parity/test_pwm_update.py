@@ -1,7 +1,8 @@
 """One whole extraction update, and the running variance, give the numbers of the published PWM code.
 
-golden/pwm_update.npz was produced by imgeorgiev/PWM @aa5a1d8 from the state in pwm_forward_actor_td.npz: horizon 16, eight
-rollouts, actor step, then eight passes over four critic minibatches. The update is ours with every correction off.
+golden/pwm_update.npz was produced by imgeorgiev/PWM @aa5a1d8 from the state in pwm_forward_actor_td.npz: horizon 16,
+eight rollouts, actor step, then eight passes over four critic minibatches. The update is ours with every correction
+off.
 """
 
 from __future__ import annotations
