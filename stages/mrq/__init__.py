@@ -1,1 +1,0 @@
-"""MR.Q: model-based representations for Q-learning, online and offline."""

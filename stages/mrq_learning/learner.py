@@ -1,0 +1,400 @@
+"""The training step of MR.Q, for several members at once, in the order of the published algorithm.
+
+One call of `train` is one step: every `period` steps the targets are copied and the encoder is trained for as many
+updates in a row, each on windows of its own; every step then updates the values, the policy, and the priorities of the
+windows that the values saw.
+
+Dimension letters: M members, B batch, T decisions of a window, O observation, A action, D latent.
+Source: MR.Q (arXiv 2501.16142), algorithm 1. What was decided differently is in `config.ReleasedConfig`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ...pipeline.errors import StageError
+from ..extraction.actor_critic import clip_members_
+from . import losses
+from .config import LearnConfig
+from .networks import Encoder, PolicyNetwork, TwinValues, initialise
+from .priorities import Priorities
+from .replay import Windows
+
+
+class Source(Protocol):
+    """Where windows come from: a Replay, or the stored episodes of a task."""
+
+    priorities: Priorities
+
+    @property
+    def used(self) -> int: ...
+    @property
+    def has_terminated(self) -> bool: ...
+    def reward_scale(self, released: bool) -> float: ...
+    def windows(self, start_B: torch.Tensor, horizon: int) -> Windows: ...
+    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> Windows: ...
+    def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the networks of all members have in common, and what is each one's own."""
+
+    observation: tuple[int, ...]
+    """(O,) of vectors, (C, 84, 84) of images."""
+    discrete: bool
+    action_mask_MA: torch.Tensor
+    """1 where an action component is one of the member's own."""
+    discount_M: torch.Tensor
+    """Per decision."""
+
+
+@dataclass(frozen=True)
+class OfflineTerms:
+    """What learning from fixed data adds."""
+
+    behaviour_weight: float
+    """lambda in lambda * mean|Q| * distance to the data's action, added to the policy loss."""
+    clamp_targets: bool
+    """Keep the bootstrap within the range of the targets of the previous period; 0 in the first."""
+
+
+class Learner:
+    """Networks, their targets and optimisers, and the order of their updates."""
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        config: LearnConfig,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+        offline: OfflineTerms | None = None,
+    ) -> None:
+        """Args:
+        seeds: of each member; decides its initial weights, windows and noise, whoever its neighbours are.
+        offline: None while an environment keeps adding data.
+        """
+        self.shapes, self.config, self._offline = shapes, config, offline
+        members, action_dim = shapes.action_mask_MA.shape
+        self.members, self.device = members, torch.device(device)
+        design, widths = config.design, config.networks
+        at_first = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+        self.encoder = Encoder(members, shapes.observation, action_dim, widths, design)
+        self.values = TwinValues(members, widths, design.linear_value)
+        self.policy = PolicyNetwork(members, action_dim, widths)
+        for module in (self.encoder, self.values, self.policy):
+            initialise(module, members, at_first)
+            module.to(self.device)
+        self.target_encoder, self.target_values, self.target_policy = (
+            copy.deepcopy(module).requires_grad_(False) for module in (self.encoder, self.values, self.policy)
+        )
+        decay = {"weight_decay": config.weight_decay, "fused": True}
+        self._optimizers = {
+            "encoder": torch.optim.AdamW(self.encoder.parameters(), lr=config.encoder_lr, **decay),
+            "values": torch.optim.AdamW(self.values.parameters(), lr=config.value_lr, **decay),
+            "policy": torch.optim.AdamW(self.policy.parameters(), lr=config.policy_lr, **decay),
+        }
+        self._generators = [torch.Generator(self.device).manual_seed(seed % 2**63) for seed in seeds]
+        self._mask_MA = shapes.action_mask_MA.to(self.device)
+        self._discount_M = shapes.discount_M.to(self.device)
+        self._bins_K = losses.reward_bins(widths.num_bins, widths.bin_limit).to(self.device)
+        self._scale_M = torch.ones(members, device=self.device)
+        self._target_scale_M = torch.zeros(members, device=self.device)
+        self._clamp_M2 = torch.zeros(members, 2, device=self.device)
+        self._seen_M2 = torch.zeros(members, 2, device=self.device)
+        self.steps = 0
+        """Calls of `train` so far."""
+
+    # Steps
+
+    def train(self, sources: Sequence[Source], *, update_encoder: bool = True) -> dict[str, torch.Tensor]:
+        """One training step. Returns [M] tensors: value_loss, value, policy_loss, and after a copy the model's losses.
+
+        Args:
+            sources: of each member.
+            update_encoder: False leaves the encoder as it is.
+        """
+        metrics: dict[str, torch.Tensor] = {}
+        if self.steps % self.config.period == 0:
+            self._copy_targets()
+            self._update_scales(sources)
+            if update_encoder and self.config.design.model_based:
+                metrics |= self._train_encoder(sources, self.config.period)
+        self.steps += 1
+        start_MB = self._starts(sources, self.config.return_horizon, 1)[0]
+        z, values, target, more = self._update_values(sources, start_MB)
+        metrics |= more
+        metrics |= self._update_policy(z, self._actions_of(sources, start_MB))
+        if self.config.design.prioritised:
+            exponent, minimum = self.config.priority_exponent, self.config.min_priority
+            priority_MB = losses.lap_priority(values, target, exponent, minimum)
+            for source, start_B, priority_B in zip(sources, start_MB, priority_MB, strict=True):
+                source.priorities.update(start_B, priority_B)
+        return metrics
+
+    def pretrain_encoder(self, sources: Sequence[Source]) -> dict[str, torch.Tensor]:
+        """One period of encoder updates against targets copied at its start. Needs no policy and no values."""
+        self._copy_targets()
+        return self._train_encoder(sources, self.config.period)
+
+    def _copy_targets(self) -> None:
+        pairs = (
+            (self.target_encoder, self.encoder),
+            (self.target_values, self.values),
+            (self.target_policy, self.policy),
+        )
+        with torch.no_grad():
+            for target, online in pairs:
+                for old, new in zip(target.parameters(), online.parameters(), strict=True):
+                    old.copy_(new)
+
+    def _update_scales(self, sources: Sequence[Source]) -> None:
+        """rbar' <- rbar, rbar <- mean |r|; from fixed data both are its mean from the start."""
+        self._clamp_M2, self._seen_M2 = self._seen_M2, torch.zeros_like(self._seen_M2)
+        if not self.config.design.scale_rewards:
+            self._target_scale_M = torch.ones_like(self._scale_M)
+            return
+        released = self.config.released.reward_scale
+        found = torch.tensor([source.reward_scale(released) for source in sources], device=self.device)
+        self._target_scale_M = self._scale_M if self._offline is None else found
+        self._scale_M = found
+
+    def _train_encoder(self, sources: Sequence[Source], updates: int) -> dict[str, torch.Tensor]:
+        starts = self._starts(sources, self.config.encoder_horizon, updates)
+        done_weight_M = self.config.done_weight * torch.tensor(
+            [float(source.has_terminated) for source in sources], device=self.device
+        )
+        sums: dict[str, torch.Tensor] = {}
+        for start_MB in starts:
+            for name, value in self._update_encoder(sources, start_MB, done_weight_M).items():
+                sums[name] = sums.get(name, 0) + value / updates
+        return sums
+
+    def _update_encoder(
+        self, sources: Sequence[Source], start_MB: torch.Tensor, done_weight_M: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        config, horizon = self.config, self.config.encoder_horizon
+        windows = [s.windows(start_B, horizon) for s, start_B in zip(sources, start_MB, strict=True)]
+        action, reward, not_done = (
+            torch.stack([getattr(one, name) for one in windows]).transpose(1, 2)
+            for name in ("action", "reward", "not_done")
+        )
+        observation = self._observations(sources, start_MB, list(range(horizon + 1)))
+        target = self._dynamics_target(observation[:, 1:])
+        prediction = self.encoder.unroll(self.encoder.encode(observation[:, 0]), action)
+        terms = losses.encoder_losses(prediction, target, reward, not_done, self._bins_K)
+        sums = {name: value.sum(1) for name, value in terms.items()}
+        total_M = (
+            config.dynamics_weight * sums["dynamics"]
+            + config.reward_weight * sums["reward"]
+            + done_weight_M * sums["done"]
+        )
+        self._step("encoder", total_M)
+        return {f"model_{name}": value.detach() for name, value in sums.items()}
+
+    @torch.no_grad()
+    def _dynamics_target(self, observation_MTBO: torch.Tensor) -> torch.Tensor:
+        """Embeddings that the model has to predict, [M, T, B, D]."""
+        encoder = self.target_encoder if self.config.design.target_encoder else self.encoder
+        steps = observation_MTBO.shape[1]
+        target = encoder.encode(observation_MTBO.flatten(1, 2))
+        if self.config.design.state_action_target:
+            action = self._squash(self.target_policy(target), noise=False)
+            target = encoder.state_action(target, action)
+        return target.unflatten(1, (steps, -1))
+
+    def _update_values(
+        self, sources: Sequence[Source], start_MB: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns z_s of the windows' first states, both values there before the update, their target, and metrics."""
+        config, horizon = self.config, self.config.return_horizon
+        kind = "windows" if config.released.return_form == "masked" else "unpadded_windows"
+        windows = [getattr(s, kind)(start_B, horizon) for s, start_B in zip(sources, start_MB, strict=True)]
+        reward = torch.stack([one.reward for one in windows]).transpose(1, 2)
+        not_done = torch.stack([one.not_done for one in windows]).transpose(1, 2)
+        action = torch.stack([one.action[:, 0] for one in windows])
+        observation = self._observations(sources, start_MB, [0, horizon])
+        with torch.no_grad():
+            return_MB, bootstrap_MB = losses.n_step_return(
+                reward, not_done, self._discount_M, config.released.return_form
+            )
+            next_value = self._next_value(observation[:, 1])
+            target = losses.value_target(
+                return_MB, bootstrap_MB, next_value, self._scale_M, self._target_scale_M
+            )
+            self._seen_M2 = torch.stack(
+                [torch.minimum(self._seen_M2[:, 0], target.amin(1)), torch.maximum(self._seen_M2[:, 1], target.amax(1))], 1
+            )
+        with torch.set_grad_enabled(not config.design.model_based):
+            z = self.encoder.encode(observation[:, 0])
+            z_sa = self.encoder.state_action(z, action)
+        values = self.values(z_sa)
+        loss_M = losses.value_loss(values, target, huber=config.design.prioritised)
+        self._step("values", loss_M)
+        return z.detach(), values.detach(), target, {"value_loss": loss_M.detach(), "value": values.detach().mean((1, 2))}
+
+    def _next_value(self, observation: torch.Tensor) -> torch.Tensor:
+        """Q' of the target networks at the target policy's perturbed action, [M, B]."""
+        z = self.target_encoder.encode(observation)
+        scale = 0.5 if self.shapes.discrete else 1.0
+        clip = self.config.target_noise_clip * scale
+        noise = (self._normal(z.shape[1]) * self.config.target_noise * scale).clamp(-clip, clip)
+        action = self._perturb(self._squash(self.target_policy(z)), noise)
+        values = self.target_values(self.target_encoder.state_action(z, action))
+        value = values.amin(-1) if self.config.design.min_of_values else values.mean(-1)
+        if self._offline is not None and self._offline.clamp_targets:
+            value = value.clamp(self._clamp_M2[:, :1], self._clamp_M2[:, 1:])
+        return value
+
+    def _update_policy(self, z: torch.Tensor, data_action_MBA: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        with _frozen(self.encoder, self.values):
+            pre = self.policy(z)
+            values = self.values(self.encoder.state_action(z, self._squash(pre)))
+            loss_M = losses.policy_loss(values, pre, self._mask_MA, self.config.pre_activation_weight)
+            if self._offline is not None and data_action_MBA is not None:
+                weight_M = self._offline.behaviour_weight * values.detach().abs().mean((1, 2))
+                distance_M = losses.behaviour_loss(pre, data_action_MBA, self._mask_MA, self.shapes.discrete)
+                loss_M = loss_M + weight_M * distance_M
+            self._step("policy", loss_M)
+        return {"policy_loss": loss_M.detach()}
+
+    def _step(self, name: str, loss_M: torch.Tensor) -> None:
+        """One optimiser step on the members' summed loss; each member's gradient is that of its own loss."""
+        optimizer = self._optimizers[name]
+        stepped = [optimizer]
+        if name == "values" and not self.config.design.model_based:
+            stepped.append(self._optimizers["encoder"])
+        for one in stepped:
+            one.zero_grad(set_to_none=True)
+        loss_M.sum().backward()
+        if name == "values":
+            clip_members_(list(self.values.parameters()), self.members, self.config.value_clip_norm)
+        for one in stepped:
+            one.step()
+
+    # Data and noise
+
+    def _starts(self, sources: Sequence[Source], horizon: int, batches: int) -> torch.Tensor:
+        """[batches, M, B] first slots of windows; priorities do not change between these batches."""
+        size = batches, self.config.batch_size
+        drawn = []
+        for source, generator in zip(sources, self._generators, strict=True):
+            uniform = torch.rand(size, generator=generator, device=self.device, dtype=torch.float64)
+            cumulative = source.priorities.cumulative(horizon, source.used)
+            drawn.append(source.priorities.draw(cumulative, uniform))
+        return torch.stack(drawn, 1)
+
+    def _observations(self, sources: Sequence[Source], start_MB: torch.Tensor, offsets: list[int]) -> torch.Tensor:
+        """[M, T, B, ...] at `offsets` [T] into each window; images are shifted, each by its own offset."""
+        at = torch.tensor(offsets, device=self.device)
+        stacked = torch.stack(
+            [source.observations(start_B, at) for source, start_B in zip(sources, start_MB, strict=True)]
+        ).transpose(1, 2)
+        pad = self.config.shift
+        if stacked.dim() == 4 or pad == 0:
+            return stacked
+        images = stacked.flatten(0, 2)
+        generator = self._generators[0]  # images are learned from by one member
+        offset = torch.randint(2 * pad + 1, (len(images), 2), generator=generator, device=self.device)
+        return losses.random_shift(images, offset, pad).unflatten(0, stacked.shape[:3])
+
+    def _actions_of(self, sources: Sequence[Source], start_MB: torch.Tensor) -> torch.Tensor | None:
+        if self._offline is None:
+            return None
+        return torch.stack([s.windows(b, 1).action[:, 0] for s, b in zip(sources, start_MB, strict=True)])
+
+    def _normal(self, batch: int) -> torch.Tensor:
+        size = batch, self._mask_MA.shape[1]
+        return torch.stack([torch.randn(size, generator=g, device=self.device) for g in self._generators])
+
+    def _squash(self, pre: torch.Tensor, noise: bool = True) -> torch.Tensor:
+        """The action [M, B, A] of a policy's output; a discrete one is a relaxed sample, or without noise the mean."""
+        mask = self._mask_MA[:, None]
+        if not self.shapes.discrete:
+            return losses.squash(pre, None, 1.0) * mask
+        gumbel = torch.zeros_like(pre)
+        if noise:
+            size = pre.shape[1:]
+            uniform = [torch.rand(size, generator=g, device=self.device) for g in self._generators]
+            gumbel = -torch.log(-torch.log(torch.stack(uniform).clamp(1e-20, 1 - 1e-7)))
+        return losses.squash(pre.masked_fill(mask == 0, -torch.inf), gumbel, self.config.gumbel_temperature)
+
+    def _perturb(self, action: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Noise on the members' own components."""
+        mask = self._mask_MA[:, None]
+        if self.shapes.discrete:
+            noise = noise.masked_fill(mask == 0, -torch.inf)
+        return losses.perturb(action, noise, self.shapes.discrete) * mask
+
+    @torch.no_grad()
+    def explore(self, observation: torch.Tensor) -> torch.Tensor:
+        """Actions [M, B, A] for collecting data: the policy's with noise."""
+        scale = 0.5 if self.shapes.discrete else 1.0
+        noise = self._normal(observation.shape[1]) * self.config.exploration_noise * scale
+        return self._perturb(self._squash(self.policy(self.encoder.encode(observation))), noise)
+
+    def uniform_action(self, batch: int) -> torch.Tensor:
+        """[M, B, A] uniform over [-1, 1], or over the choices."""
+        size = batch, self._mask_MA.shape[1]
+        uniform = torch.stack([torch.rand(size, generator=g, device=self.device) for g in self._generators])
+        if self.shapes.discrete:
+            return self._perturb(torch.zeros_like(uniform), uniform)
+        return (2 * uniform - 1) * self._mask_MA[:, None]
+
+    # Saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, apart from the data."""
+        return {
+            "networks": {name: module.state_dict() for name, module in self._modules().items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "generators": [generator.get_state() for generator in self._generators],
+            **{name: getattr(self, name) for name in _SAVED},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, module in self._modules().items():
+            module.load_state_dict(state["networks"][name])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for generator, saved in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(saved.cpu())
+        for name in _SAVED:
+            value = state[name]
+            setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        names = ("encoder", "values", "policy", "target_encoder", "target_values", "target_policy")
+        return {name: getattr(self, name) for name in names}
+
+    def check_finite(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Raise a StageError that names the first loss that is not a number."""
+        for name, value in metrics.items():
+            if not bool(value.isfinite().all()):
+                raise StageError(
+                    f"{name} is not finite after {self.steps} training steps: {value.tolist()}. Check the data for "
+                    "extreme numbers, or lower the learning rates"
+                )
+
+
+_SAVED = ("steps", "_scale_M", "_target_scale_M", "_clamp_M2", "_seen_M2")
+
+
+@contextmanager
+def _frozen(*modules: nn.Module) -> Iterator[None]:
+    """No gradients for the parameters of these modules: only what enters them is differentiated, at half the cost."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

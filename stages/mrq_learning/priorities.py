@@ -1,0 +1,73 @@
+"""Which windows may be drawn, and how often: LAP over the slots of a replay or of a store.
+
+A window is named by the slot of its first decision. Windows of different lengths have the same priorities and
+different slots at which they may start.
+
+Dimension letters: N slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...pipeline.errors import DatasetError
+from .losses import search_cumulative
+
+
+class Priorities:
+    """Priority of every slot, and whether a window of each length may start there."""
+
+    def __init__(self, slots: int, horizons: Sequence[int], device: torch.device, prioritised: bool = True) -> None:
+        """Args:
+        horizons: lengths of windows, in decisions.
+        prioritised: False draws every window as often as any other.
+        """
+        self._prioritised = prioritised
+        self.weight = torch.zeros(slots, device=device)
+        """[N] priorities, already raised to their exponent."""
+        self.starts = {horizon: torch.zeros(slots, dtype=torch.bool, device=device) for horizon in horizons}
+        """[N] bool by length: whether a window may start there."""
+        self.largest = torch.ones((), device=device)
+        """What new slots get: the largest priority so far. It never falls."""
+
+    def cumulative(self, horizon: int, used: int) -> torch.Tensor:
+        """What `draw` needs, of the first `used` slots; stays valid while priorities and starts do.
+
+        Raises:
+            DatasetError: no window of this length may be drawn.
+        """
+        starts = self.starts[horizon][:used]
+        weight = torch.where(starts, self.weight[:used], 0) if self._prioritised else starts
+        total = weight.cumsum(0, dtype=torch.float64)
+        if not used or not total[-1] > 0:
+            raise DatasetError(
+                f"no window of {horizon} decisions: every episode is shorter and ends by its time limit; use a shorter "
+                "encoder_horizon and return_horizon, or longer episodes"
+            )
+        return total
+
+    def draw(self, cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """First slots of windows, one for each number of `uniform` in [0, 1)."""
+        return search_cumulative(cumulative, uniform)
+
+    def update(self, slots: torch.Tensor, priority: torch.Tensor) -> None:
+        """Set the priorities of drawn windows; of one that was drawn twice, the later (on a GPU, either)."""
+        self.weight[slots] = priority
+        self.largest = torch.maximum(self.largest, priority.max())
+
+    def state_dict(self, used: int) -> dict[str, Any]:
+        return {
+            "weight": self.weight[:used].clone(),
+            "starts": {horizon: starts[:used].clone() for horizon, starts in self.starts.items()},
+            "largest": self.largest.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        used = len(state["weight"])
+        self.weight[:used] = state["weight"]
+        for horizon, starts in state["starts"].items():
+            self.starts[horizon][:used] = starts
+        self.largest.copy_(state["largest"])

@@ -1,0 +1,373 @@
+"""MR.Q's numbers are those of the published code, wherever the two are meant to agree.
+
+golden/mrq_*.npz were produced by facebookresearch/MRQ @8a44a7d; random draws are stored in them. Ours are tested with
+the published parameters, and in the released form where the corrected one differs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from orrery.stages.mrq_learning import losses
+from orrery.stages.mrq_learning.config import DesignConfig, LearnConfig, NetworkConfig
+from orrery.stages.mrq_learning.networks import Encoder, PolicyNetwork, TwinValues
+from orrery.stages.mrq_learning.replay import Replay
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+NETS = sorted(path.stem for path in GOLDEN.glob("mrq_nets_*.npz"))
+SETTINGS = LearnConfig()
+
+
+def load(name):
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+        loaded = {}
+        for key in file.files:
+            if file[key].dtype.kind in "US":
+                loaded |= json.loads(file[key].item()) if key == "meta" else {key: file[key]}
+            else:
+                loaded[key] = torch.from_numpy(file[key]) if file[key].ndim else file[key].item()
+        return loaded
+
+
+def under(golden, prefix):
+    return {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
+
+
+def ours(published):
+    """{our name: value} from a published state, of an encoder, a policy or the values; one member."""
+    names = {"zs_mlp.": "state.", "za.": "action.", "zsa.": "joint.", "policy.": "layers.", "zs_lin.": "state.out."}
+    state = {}
+    for name, value in published.items():
+        if name.startswith("q2."):
+            continue
+        if name.startswith("q1."):  # both values are one stack
+            value = torch.stack([value, published["q2." + name[3:]]])
+            name = name[3:].replace("q1.", "hidden.").replace("q2.", "out.")
+            stacked = value.transpose(1, 2) if name.endswith("weight") else value[:, None]
+        elif name.startswith("zs_cnn"):
+            state[f"state.convolutions.{int(name[6]) - 1}.{name[8:]}"] = value
+            continue
+        else:
+            for old, new in names.items():
+                name = new + name.removeprefix(old) if name.startswith(old) else name
+            stacked = value.T[None] if name.endswith("weight") else value[None, None]
+        state[name] = stacked
+    return state
+
+
+def filled(network, published):
+    network.load_state_dict(ours(published))
+    return network
+
+
+class Published:
+    """The networks of a golden file."""
+
+    def __init__(self, golden):
+        dims = under(golden, "meta/dims/")
+        self.discrete = golden["meta/discrete"]
+        widths = NetworkConfig(
+            latent_dim=dims["zs_dim"],
+            state_action_dim=dims["zsa_dim"],
+            action_dim=dims["za_dim"],
+            encoder_dim=dims["enc_hdim"],
+            value_dim=dims["value_hdim"],
+            policy_dim=dims["policy_hdim"],
+            num_bins=golden["meta/hp/num_bins"],
+            bin_limit=golden["meta/hp/upper"],
+        )
+        self.bins = losses.reward_bins(widths.num_bins, widths.bin_limit)
+        shape, actions = (golden["meta/obs_dim"],), golden["meta/act_dim"]
+        for kind in ("", "_target"):
+            encoder = Encoder(1, shape, actions, widths, DesignConfig())
+            setattr(self, f"encoder{kind}", filled(encoder, under(golden, f"sd_encoder{kind}/")))
+            setattr(self, f"value{kind}", filled(TwinValues(1, widths, False), under(golden, f"sd_value{kind}/")))
+            setattr(
+                self, f"policy{kind}", filled(PolicyNetwork(1, actions, widths), under(golden, f"sd_policy{kind}/"))
+            )
+
+    def action(self, pre, gumbel):
+        if self.discrete:
+            gumbel = torch.zeros_like(pre) if gumbel is None else gumbel
+        return losses.squash(pre, gumbel if self.discrete else None, SETTINGS.gumbel_temperature)
+
+
+@pytest.fixture(params=NETS)
+def golden(request):
+    return load(request.param)
+
+
+def stored_gumbel(golden, case, which):
+    value = golden.get(f"{case}/gumbel_{which}")
+    return None if value is None else torch.as_tensor(value)[None]
+
+
+def test_forward_passes(golden):
+    nets = Published(golden)
+    state, action = golden["enc_batch/state"][None, :, 0], golden["enc_batch/action"][None, :, 0]
+    z = nets.encoder.encode(state)
+    torch.testing.assert_close(z[0], golden["fwd/zs"], **CLOSE)
+    z_sa = nets.encoder.state_action(z, action)
+    torch.testing.assert_close(z_sa[0], golden["fwd/zsa"], **CLOSE)
+    predicted = nets.encoder.predict(z_sa)
+    torch.testing.assert_close(predicted.done[0], golden["fwd/pred_done"][:, 0], **CLOSE)
+    torch.testing.assert_close(predicted.latent[0], golden["fwd/pred_zs"], **CLOSE)
+    torch.testing.assert_close(predicted.reward[0], golden["fwd/pred_reward_logits"], **CLOSE)
+    decoded = losses.two_hot_mean(predicted.reward[0], nets.bins)
+    torch.testing.assert_close(decoded, golden["fwd/pred_reward_value"][:, 0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(nets.value(z_sa)[0], golden["fwd/Q"], **CLOSE)
+    pre = nets.policy(z)
+    torch.testing.assert_close(pre[0], golden["fwd/pre_activ"], **CLOSE)
+    if not nets.discrete:
+        torch.testing.assert_close(torch.tanh(pre)[0], golden["fwd/policy_action"], **CLOSE)
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_encoder_loss_gradients_and_one_step(golden, terminates):
+    nets, case = Published(golden), f"enc_loss_terminates_{terminates}"
+    batch = {name: golden[f"enc_batch/{name}"].transpose(0, 1)[None] for name in ("action", "next_state")}
+    reward, not_done = (golden[f"enc_batch/{name}"][..., 0].T[None] for name in ("reward", "not_done"))
+    with torch.no_grad():
+        target = nets.encoder_target.encode(batch["next_state"].flatten(1, 2)).unflatten(
+            1, batch["next_state"].shape[1:3]
+        )
+    torch.testing.assert_close(target[0].transpose(0, 1), golden[f"{case}/target_zs"], **CLOSE)
+    prediction = nets.encoder.unroll(nets.encoder.encode(golden["enc_batch/state"][None, :, 0]), batch["action"])
+    torch.testing.assert_close(losses.alive(not_done)[0], golden[f"{case}/terms/alive"][..., 0])
+    torch.testing.assert_close(prediction.latent[0], golden[f"{case}/terms/pred_zs"], **CLOSE)
+    torch.testing.assert_close(prediction.done[0], golden[f"{case}/terms/pred_done"][..., 0], **CLOSE)
+    torch.testing.assert_close(prediction.reward[0], golden[f"{case}/terms/pred_logits"], **CLOSE)
+    terms = losses.encoder_losses(prediction, target, reward, not_done, nets.bins)
+    torch.testing.assert_close(terms["dynamics"][0], golden[f"{case}/terms/dyn"], **CLOSE)
+    torch.testing.assert_close(terms["reward"][0], golden[f"{case}/terms/rew"], **CLOSE)
+    done = terms["done"][0] * terminates
+    torch.testing.assert_close(done, golden[f"{case}/terms/done"], **CLOSE)
+    total = (
+        SETTINGS.dynamics_weight * terms["dynamics"]
+        + SETTINGS.reward_weight * terms["reward"]
+        + SETTINGS.done_weight * terminates * terms["done"]
+    ).sum()
+    assert float(total.detach()) == pytest.approx(golden[f"{case}/total"], rel=1e-6)
+
+    total.backward()
+    gradients = {name: parameter.grad for name, parameter in nets.encoder.named_parameters()}
+    for name, expected in ours(under(golden, f"{case}/grads/")).items():
+        torch.testing.assert_close(gradients[name], expected, rtol=1e-4, atol=2e-5)
+    step = {"lr": SETTINGS.encoder_lr, "weight_decay": SETTINGS.weight_decay}
+    torch.optim.AdamW(nets.encoder.parameters(), **step).step()
+    assert_parameters(nets.encoder, under(golden, f"{case}/sd_encoder_after_1_step/"), gradients, SETTINGS.encoder_lr)
+
+
+def assert_parameters(network, expected, gradients, lr):
+    """After the first AdamW step, which moves each parameter by the sign of its gradient: where that is far from 0."""
+    parameters = dict(network.named_parameters())
+    for name, value in ours(expected).items():
+        clear = gradients[name].abs() > 1e-4 * gradients[name].abs().max()
+        torch.testing.assert_close(parameters[name].detach()[clear], value[clear], rtol=1e-5, atol=0.02 * lr)
+
+
+def test_n_step_return(golden):
+    reward, not_done = (golden[f"nstep/{name}"][..., 0].T[None] for name in ("reward", "not_done"))
+    discount = torch.tensor([golden["meta/hp/discount"]])
+    for form, stored in (("released", "return_official_HEAD"), ("masked", "return_textbook")):
+        found, bootstrap = losses.n_step_return(reward, not_done, discount, form)
+        torch.testing.assert_close(found[0], golden[f"nstep/{stored}"][:, 0], **CLOSE)
+    expected = golden["nstep/not_done_prod"][:, 0] * golden["meta/hp/discount"] ** reward.shape[1]
+    torch.testing.assert_close(bootstrap[0], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("case", ["rl_official", "rl_textbook"])
+def test_value_and_policy_step(golden, case):
+    """One critic step and one actor step, in this order, with the stored noise."""
+    nets = Published(golden)
+    stored = under(golden, f"{case}/")
+    halved = 0.5 if nets.discrete else 1.0
+    with torch.no_grad():
+        next_z = nets.encoder_target.encode(stored["next_state"][None])
+        noise = (stored["eps"][None] * SETTINGS.target_noise * halved).clamp(
+            -SETTINGS.target_noise_clip * halved, SETTINGS.target_noise_clip * halved
+        )
+        next_pi = nets.action(nets.policy_target(next_z), stored_gumbel(golden, case, "target"))
+        next_action = losses.perturb(next_pi, noise, nets.discrete)
+        torch.testing.assert_close(next_action[0], stored["next_action"], **CLOSE)
+        next_value = nets.value_target(nets.encoder_target.state_action(next_z, next_action))
+        torch.testing.assert_close(next_value[0], stored["next_Q"], **CLOSE)
+        bootstrap = golden["meta/hp/discount"] ** golden["meta/Q_horizon"] * stored["not_done"].reshape(1, -1)
+        scale, target_scale = (torch.tensor([stored[name]]) for name in ("reward_scale", "target_reward_scale"))
+        target = losses.value_target(
+            stored["nstep_reward"].reshape(1, -1), bootstrap, next_value.amin(-1), scale.float(), target_scale.float()
+        )
+        torch.testing.assert_close(target[0], stored["Q_target"].reshape(-1), **CLOSE)
+        z = nets.encoder.encode(stored["state"][None])
+        z_sa = nets.encoder.state_action(z, stored["action"][None])
+    value = nets.value(z_sa)
+    torch.testing.assert_close(value.detach()[0], stored["Q"], **CLOSE)
+    loss = losses.value_loss(value, target)
+    assert float(loss.detach()) == pytest.approx(stored["value_loss"], rel=1e-5)
+    loss.sum().backward()
+    norm = torch.nn.utils.clip_grad_norm_(nets.value.parameters(), SETTINGS.value_clip_norm)
+    assert norm < SETTINGS.value_clip_norm
+    gradients = {name: parameter.grad for name, parameter in nets.value.named_parameters()}
+    torch.optim.AdamW(nets.value.parameters(), lr=SETTINGS.value_lr, weight_decay=SETTINGS.weight_decay).step()
+    assert_parameters(nets.value, under(golden, f"{case}/sd_value_after/"), gradients, SETTINGS.value_lr)
+    priority = losses.lap_priority(value.detach(), target, SETTINGS.priority_exponent, SETTINGS.min_priority)
+    torch.testing.assert_close(priority[0], stored["priority"].reshape(-1), **CLOSE)
+
+    nets.value.load_state_dict(ours(under(golden, f"{case}/sd_value_after/")))
+    pre = nets.policy(z)
+    torch.testing.assert_close(pre.detach()[0], stored["pre_activ"], **CLOSE)
+    action = nets.action(pre, stored_gumbel(golden, case, "actor"))
+    torch.testing.assert_close(action.detach()[0], stored["policy_action"], **CLOSE)
+    policy_value = nets.value(nets.encoder.state_action(z, action))
+    torch.testing.assert_close(policy_value.detach()[0], stored["Q_policy"], **CLOSE)
+    mask = torch.ones(1, pre.shape[-1])
+    loss = losses.policy_loss(policy_value, pre, mask, SETTINGS.pre_activation_weight)
+    assert float(loss.detach()) == pytest.approx(stored["actor_loss"], rel=1e-5)
+    loss.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in nets.policy.named_parameters()}
+    torch.optim.AdamW(nets.policy.parameters(), lr=SETTINGS.policy_lr, weight_decay=SETTINGS.weight_decay).step()
+    assert_parameters(nets.policy, under(golden, f"{case}/sd_policy_after/"), gradients, SETTINGS.policy_lr)
+
+
+def test_two_hot():
+    golden = load("mrq_twohot")
+    bins = losses.reward_bins(65, 10.0)
+    torch.testing.assert_close(bins, golden["bins"], rtol=1e-6, atol=1e-7)
+    encoded = losses.two_hot(golden["x"][:, 0], bins)
+    torch.testing.assert_close(encoded, golden["two_hot"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoded @ bins, golden["decode_dot"][:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        losses.two_hot_mean(golden["logits"], bins), golden["inverse"][:, 0], rtol=1e-4, atol=1e-3
+    )
+    found = losses.two_hot_cross_entropy(golden["logits"], golden["x"][:, 0], bins)
+    torch.testing.assert_close(found, golden["cross_entropy"][:, 0], **CLOSE)
+
+
+def test_two_hot_beyond_the_bins_is_clamped():
+    """The published code raises there."""
+    bins = losses.reward_bins(65, 10.0)
+    encoded = losses.two_hot(torch.tensor([-30000.0, 22026.0, 1e30]), bins)
+    torch.testing.assert_close(encoded.argmax(-1), torch.tensor([0, 64, 64]))
+    torch.testing.assert_close(encoded.sum(-1), torch.ones(3))
+
+
+def test_pixel_encoder_and_shift():
+    golden = load("mrq_pixel")
+    published = under(golden, "sd/")
+    out, hidden = published["zs_lin.weight"].shape[0], published["zsa.l1.bias"].shape[0]
+    channels = golden["image"].shape[1]
+    widths = NetworkConfig(
+        latent_dim=out, state_action_dim=published["zsa.l3.bias"].shape[0], action_dim=published["za.bias"].shape[0],
+        encoder_dim=hidden, num_bins=published["model.bias"].shape[0] - out - 1,
+    )  # fmt: skip
+    encoder = Encoder(1, (channels, 84, 84), published["za.weight"].shape[1], widths, DesignConfig())
+    filled(encoder, published)
+    torch.testing.assert_close(encoder.encode(golden["image"][None])[0], golden["zs"], rtol=1e-4, atol=1e-5)
+    images = golden["image"][:, : golden["aug_out_f16"].shape[1]]
+    shifted = losses.random_shift(images, golden["aug_shift_xy"].reshape(-1, 2), 4)
+    # The published form interpolates in float, and was stored in half precision.
+    torch.testing.assert_close(shifted.float(), golden["aug_out_f16"].float(), rtol=0, atol=0.13)
+
+
+def test_lap():
+    golden = load("mrq_lap")
+    weight = golden["priority"] * golden["mask"]
+    index = losses.draw_by_priority(weight, golden["u"])
+    torch.testing.assert_close(index, golden["index"])
+    error = golden["td"][None, :, None].expand(1, -1, 2)
+    found = losses.lap_priority(error, torch.zeros(1, len(golden["td"])), 0.4, 1.0)[0]
+    torch.testing.assert_close(found, golden["new_priority"], **CLOSE)
+    priority = golden["priority"].clone()
+    priority[index] = found
+    torch.testing.assert_close(priority, golden["priority_after"], **CLOSE)
+
+
+def golden_replay(golden, released):
+    """Our replay, filled with the stored episodes, and the bool mask of slots that may start after each transition."""
+    horizons = (golden["enc_action"].shape[1], golden["rl_reward"].shape[1])
+    sizes = golden["obs"].shape[1:], golden["enc_action"].shape[-1]
+    replay = Replay(golden["max_size"], *sizes, horizons, released_starts=released)
+    slot, masks = 0, []
+    for text in golden["episodes"]:
+        length, end = text.split(":")
+        for t in range(int(length)):
+            last = t == int(length) - 1
+            replay.add(
+                0,
+                golden["obs"][slot],
+                golden["ard"][slot, 2:],
+                float(golden["ard"][slot, 0]),
+                golden["obs"][(slot + 1) % len(golden["obs"])],
+                terminated=last and end in ("term", "both"),
+                truncated=last and end in ("trunc", "both"),
+            )
+            masks.append(replay.priorities.starts[replay.horizons[0]].clone())
+            slot += 1
+        slot += end != "ongoing"
+    return replay, torch.stack(masks)
+
+
+BUFFERS = sorted(path.stem for path in GOLDEN.glob("mrq_buffer_*.npz"))
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_replay_in_its_released_form(name):
+    golden = load(name)
+    replay, masks = golden_replay(golden, released=True)
+    torch.testing.assert_close(masks.float(), golden["masks_after_each_add"])
+    torch.testing.assert_close(masks[-1].float(), golden["mask"])
+    assert replay.used == golden["size"]
+    start = golden["valid_start"]
+    assert torch.equal(masks[-1].nonzero()[:, 0], start)
+    encoder_horizon, return_horizon = replay.horizons
+    published = replay.unpadded_windows(start, encoder_horizon)
+    torch.testing.assert_close(published.reward, golden["enc_reward"][..., 0])
+    torch.testing.assert_close(published.not_done, golden["enc_not_done"][..., 0])
+    torch.testing.assert_close(published.action, golden["enc_action"])
+    # Observations agree while the episode lasts; after its end the published code reads slot 0.
+    lasts = torch.cat([torch.ones(len(start), 1), published.not_done], 1).cumprod(1)[:, :-1].bool()
+    before = replay.observations(start, torch.arange(encoder_horizon))[..., 0]
+    torch.testing.assert_close(before[lasts], golden["enc_state"][..., 0][lasts])
+    after = replay.observations(start, torch.arange(1, encoder_horizon + 1))[..., 0]
+    goes_on = lasts & published.not_done.bool()
+    torch.testing.assert_close(after[goes_on], golden["enc_next"][..., 0][goes_on])
+    short = replay.unpadded_windows(start, return_horizon)
+    discount = torch.tensor([0.99])
+    for form, stored in (("released", "rl_return_official"), ("masked", "rl_return_textbook")):
+        found, bootstrap = losses.n_step_return(short.reward.T[None], short.not_done.T[None], discount, form)
+        torch.testing.assert_close(found[0], golden[stored][:, 0], **CLOSE)
+    torch.testing.assert_close(bootstrap[0], 0.99**return_horizon * golden["rl_not_done_prod"][:, 0], **CLOSE)
+    kept = golden["rl_not_done_prod"][:, 0].bool()
+    final = replay.observations(start, torch.tensor([return_horizon]))[:, 0, 0]
+    torch.testing.assert_close(final[kept], golden["rl_next"][:, 0][kept])
+    assert replay.has_terminated == golden["env_terminates"]
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_padded_windows_lose_nothing_and_leak_nothing(name):
+    """Ours: all released starts and more; returns of the textbook form, encoder masks as published."""
+    golden = load(name)
+    replay, _ = golden_replay(golden, released=False)
+    encoder_horizon, return_horizon = replay.horizons
+    start = golden["valid_start"]
+    for horizon in replay.horizons:
+        assert replay.priorities.starts[horizon][start].all()
+    padded = replay.windows(start, return_horizon)
+    assert (padded.reward[:, 1:][padded.not_done[:, :-1] == 0] == 0).all()
+    found, _ = losses.n_step_return(padded.reward.T[None], padded.not_done.T[None], torch.tensor([0.99]), "unmasked")
+    torch.testing.assert_close(found[0], golden["rl_return_textbook"][:, 0], **CLOSE)
+    long = replay.windows(start, encoder_horizon)
+    published = golden["enc_not_done"][..., 0].cumprod(1)
+    torch.testing.assert_close(long.not_done, published)
+
+
+def test_reward_scale_in_its_released_form():
+    golden, buffer = load("mrq_lap"), load("mrq_buffer_nowrap")
+    replay, _ = golden_replay(buffer, released=True)
+    found = losses.reward_scale(replay.reward, replay.used, floor=1e-8)
+    assert found == pytest.approx(golden["reward_scale"], rel=1e-6)
