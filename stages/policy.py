@@ -15,7 +15,11 @@ import torch
 from ..datasets.schema import TaskSpec
 from ..pipeline.errors import CheckpointError
 
-_KINDS = {"latent": ("extraction.policy", "LatentPolicy")}
+_KINDS = {
+    "latent": ("extraction.policy", "LatentPolicy"),
+    "state": ("awm.policy", "StatePolicy"),
+    "kernel": ("kernel_planning.policy", "KernelPolicy"),
+}
 """Policy class by the `kind` in policy.json: module under orrery.stages, class."""
 
 

@@ -85,9 +85,7 @@ def set_statistics(model: SequenceModel, store: TaskStore) -> None:
     for k, rows in enumerate(store.tasks):
         now, following, reward = _transitions(rows, store.table.observation_dim)
         own = slice(0, rows.spec.observation_dim)
-        mean, std = now.mean(0), now.std(0, unbiased=False)
-        varies = std > 1e-6 * (1 + mean.abs())
-        scale = torch.where(varies, std, 1.0)
+        mean, scale = _mean_and_scale(now)
         clock = ((following - now - 1).abs() < 1e-3).all(0)
         model.observation_mean_KO[k, own] = mean[own].float()
         model.observation_scale_KO[k, own] = scale[own].float()
@@ -98,6 +96,17 @@ def set_statistics(model: SequenceModel, store: TaskStore) -> None:
         model.reward_mean_K[k] = reward.mean().float()
         deviation = reward.std(unbiased=False)
         model.reward_scale_K[k] = deviation.float() if deviation > 1e-9 else 1.0
+
+
+def observation_statistics(rows: TaskRows, observation_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scale of the padded observations of one task, [O] float32 each, as `set_statistics` takes them."""
+    mean, scale = _mean_and_scale(_transitions(rows, observation_dim)[0])
+    return mean.float(), scale.float()
+
+
+def _mean_and_scale(observation_NO: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = observation_NO.mean(0), observation_NO.std(0, unbiased=False)
+    return mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)
 
 
 def _transitions(rows: TaskRows, observation_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

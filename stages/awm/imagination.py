@@ -1,0 +1,194 @@
+"""Imagined episodes of closed-loop policies, through a sequence model or through a differentiable simulator.
+
+At each decision the policy reads the predicted observation with its gradient cut (or scaled); the reward keeps it:
+
+    a_t = pi(sg(s^_t), noise_t),   r_t = r(s^_t, a_t, s^_{t+1}),   s^_{t+1} = model(s_1, a_{1:t})
+    dJ/dtheta = sum_k (da_k/dtheta)^T [ dr_k/da_k + sum_{t>k} (ds^_t/da_k)^T dr_t/ds^_t ]
+
+Dimension letters: H decisions, M members, B rollouts of a member, R = M B rollouts, O observation, A action, S state.
+Source: Ma et al. (arXiv 2402.05290), section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ...datasets.schema import TaskSpec
+from ...datasets.tasks.myriad import simulator
+from ...datasets.tasks.myriad_dynamics import DifferentiableTask
+from ...pipeline.errors import ConfigError, TaskError
+from .networks import SequenceModel, scale_gradient
+from .policy import StackedPolicy
+
+
+class Dynamics(Protocol):
+    """What a policy is imagined in. One task; observations and actions at the task's own widths, environment units."""
+
+    in_parallel: bool
+    """Whether `predict` is cheaper than as many calls of `advance`."""
+
+    def begin(self, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """First observations [R, O] and the carry of episodes that begin at `start` [R, ...]."""
+        ...
+
+    def advance(self, carry: Any, action_RA: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Observations [R, O] after an action, and the next carry."""
+        ...
+
+    def predict(self, start: torch.Tensor, action_RHA: torch.Tensor) -> torch.Tensor:
+        """All later observations [R, H, O]."""
+        ...
+
+    def reward(self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor) -> torch.Tensor:
+        """Rewards [...] of transitions [..., O], [..., A], [..., O]."""
+        ...
+
+
+class ModelDynamics:
+    """One task of a frozen sequence model. A start is a first observation [R, O]."""
+
+    def __init__(self, model: SequenceModel, task: str, reward: str) -> None:
+        """Args:
+            reward: `true` of the task's simulator, `learned`, or `auto`: true where there is one.
+        Raises:
+            ConfigError: the reward asked for does not exist.
+        """
+        self.model, self.task_id = model, model.table.id_of(task)
+        self.spec, self.in_parallel = model.table[self.task_id], model.in_parallel
+        self.true_reward = _true_reward(self.spec, reward)
+        if self.true_reward is None and not model.config.reward_head:
+            raise ConfigError(
+                f"task {task!r} has no differentiable reward and the sequence model no reward head: train one with "
+                "reward_head: true, or take a task of the suite `myriad`"
+            )
+
+    def begin(self, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return start, self.model.start(_pad(start, self.model.table.observation_dim), self._task(start))
+
+    def advance(self, carry: Any, action_RA: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        observation, carry = self.model.advance(carry, _pad(action_RA, self.model.table.action_dim))
+        return observation[..., : self.spec.observation_dim], carry
+
+    def predict(self, start: torch.Tensor, action_RHA: torch.Tensor) -> torch.Tensor:
+        table = self.model.table
+        first, actions = _pad(start, table.observation_dim), _pad(action_RHA, table.action_dim)
+        return self.model.predict(first, actions, self._task(start))[..., : self.spec.observation_dim]
+
+    def reward(self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor) -> torch.Tensor:
+        if self.true_reward is not None:
+            return self.true_reward.reward(observation, action, next_observation)
+        table = self.model.table
+        before, after = (_pad(part, table.observation_dim) for part in (observation, next_observation))
+        return self.model.reward(before, _pad(action, table.action_dim), after, self._task(before))
+
+    def _task(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.full(rows.shape[:-1], self.task_id, device=rows.device)
+
+
+class SimulatorDynamics:
+    """The true gradient: a task's differentiable simulator in float64. A start is a state [R, S]."""
+
+    in_parallel = False
+
+    def __init__(self, spec: TaskSpec) -> None:
+        """Raises a TaskError if the task has no differentiable simulator."""
+        self.task = simulator(spec)
+
+    def begin(self, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return self.task.observe(start), start
+
+    def advance(self, carry: Any, action_RA: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        state = self.task.next_state(carry, action_RA.double())
+        return self.task.observe(state), state
+
+    def predict(self, start: torch.Tensor, action_RHA: torch.Tensor) -> torch.Tensor:
+        observations, (_, carry) = [], self.begin(start)
+        for action in action_RHA.unbind(1):
+            observation, carry = self.advance(carry, action)
+            observations.append(observation)
+        return torch.stack(observations, 1)
+
+    def reward(self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor) -> torch.Tensor:
+        return self.task.reward(observation, action.double(), next_observation)
+
+
+def _true_reward(spec: TaskSpec, reward: str) -> DifferentiableTask | None:
+    if reward == "learned":
+        return None
+    try:
+        return simulator(spec)
+    except TaskError as error:
+        if reward == "true":
+            raise ConfigError(
+                f"reward: true was asked for, but {error}; use `learned` with a model that has a reward head"
+            ) from error
+        return None
+
+
+def _pad(x: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """H imagined decisions of M members from B starts each."""
+
+    observation_HMBO: torch.Tensor
+    """Before each action."""
+    next_observation_HMBO: torch.Tensor
+    action_HMBA: torch.Tensor
+    reward_HMB: torch.Tensor
+    entropy_HMB: torch.Tensor
+
+
+def imagine(
+    dynamics: Dynamics,
+    policy: StackedPolicy,
+    start_MBS: torch.Tensor,
+    noise_HMBA: torch.Tensor,
+    policy_input_gradient: float = 0.0,
+) -> Imagined:
+    """Decision by decision; `noise_HMBA` is standard normal, zeros act deterministically up to the squash."""
+    M, B = start_MBS.shape[:2]
+    observation_RO, carry = dynamics.begin(start_MBS.flatten(0, 1))
+    observations, actions, entropies = [observation_RO], [], []
+    for noise_MBA in noise_HMBA:
+        seen = scale_gradient(observations[-1], policy_input_gradient).unflatten(0, (M, B))
+        action_MBA, entropy_MB = policy.sample(seen, noise_MBA)
+        observation_RO, carry = dynamics.advance(carry, action_MBA.flatten(0, 1))
+        observations.append(observation_RO)
+        actions.append(action_MBA)
+        entropies.append(entropy_MB)
+    observation = torch.stack(observations).unflatten(1, (M, B))
+    action = torch.stack(actions)
+    reward = dynamics.reward(observation[:-1], action, observation[1:])
+    return Imagined(observation[:-1], observation[1:], action, reward, torch.stack(entropies))
+
+
+def imagine_in_parallel(
+    dynamics: Dynamics, policy: StackedPolicy, start_MBS: torch.Tensor, noise_HMBA: torch.Tensor
+) -> Imagined:
+    """The same numbers and gradients as `imagine` with the policy's input cut, for models that predict in parallel.
+
+    What the policy reads carries no gradient, so the unroll needs none: it only finds the states. Their actions are
+    then taken again in one call, and one parallel pass gives the predictions that gradients go through.
+    """
+    with torch.no_grad():
+        found = imagine(dynamics, policy, start_MBS, noise_HMBA)
+    H, M, B = noise_HMBA.shape[:3]
+
+    def of_member(x_HMB: torch.Tensor) -> torch.Tensor:
+        return x_HMB.transpose(0, 1).flatten(1, 2)  # [M, H B, ...]
+
+    action, entropy = policy.sample(of_member(found.observation_HMBO), of_member(noise_HMBA))
+    action_MHBA = action.unflatten(1, (H, B))
+    flat_RHA = action_MHBA.transpose(1, 2).flatten(0, 1)
+    predicted = dynamics.predict(start_MBS.flatten(0, 1), flat_RHA)
+    next_observation = predicted.unflatten(0, (M, B)).permute(2, 0, 1, 3)
+    observation = torch.cat([found.observation_HMBO[:1], next_observation[:-1]])
+    action_HMBA = action_MHBA.transpose(0, 1)
+    reward = dynamics.reward(observation, action_HMBA, next_observation)
+    return Imagined(observation, next_observation, action_HMBA, reward, entropy.unflatten(1, (H, B)).transpose(0, 1))
