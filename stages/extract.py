@@ -3,6 +3,7 @@ behaviour-cloning baseline from the same encoder, data and number of updates."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,9 @@ class ExtractConfig:
     one policy each, scored as pwm@WEIGHT."""
     task_anchor: dict[str, float] = field(default_factory=dict)
     """Anchor weight by task, before both of the above."""
+    uncertainty: list[float] = field(default_factory=lambda: [0.0])
+    """Penalty on the model's disagreement where it is larger than on the data (pretrain.model.disagreement_heads), in
+    units of the task's reward. Several weights make one policy each, scored as pwm@uWEIGHT."""
     starts_per_task: int = 16384
     """Dataset frames per task that are encoded as start latents."""
     log_every: int = 10
@@ -60,8 +64,8 @@ class ExtractConfig:
                 raise ConfigError(f"extract.{name} must be at least 1, found {getattr(self, name)}")
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
-        if min([*self.anchor, *self.task_anchor.values()], default=0) < 0:
-            raise ConfigError("extract.anchor and extract.task_anchor must not be negative")
+        if not self.uncertainty or min([*self.anchor, *self.task_anchor.values(), *self.uncertainty], default=0) < 0:
+            raise ConfigError("extract.anchor, task_anchor and uncertainty (one or more) must not be negative")
 
 
 IMAGINED_EPISODES = 16
@@ -188,9 +192,10 @@ def plan_members(config: ExtractConfig, store: TaskStore, names: list[str]) -> l
             weights = config.anchor or [DEFAULT_ANCHOR[behaviour]]
             if name in config.task_anchor:
                 weights = [config.task_anchor[name]]
-            for weight in weights:
+            for weight, uncertainty in itertools.product(weights, config.uncertainty):
                 algorithm = "pwm" if len(weights) == 1 else f"pwm@{weight:g}"
-                members += [Member(algorithm, name, seed, weight, True) for seed in range(config.seeds)]
+                algorithm += "" if len(config.uncertainty) == 1 else f"@u{uncertainty:g}"
+                members += [Member(algorithm, name, seed, weight, True, uncertainty) for seed in range(config.seeds)]
     if "bc" in config.algorithms:
         members += [Member("bc", name, seed, 1.0, False) for name in names for seed in range(config.seeds)]
     return members
@@ -232,7 +237,12 @@ def _publish(
     entries = []
     for member, group, m, imagined in trained:
         task = model.table[model.table.id_of(member.task)]
-        trained_by = {"algorithm": member.algorithm, "seed": member.seed, "anchor": member.anchor}
+        trained_by = {
+            "algorithm": member.algorithm,
+            "seed": member.seed,
+            "anchor": member.anchor,
+            "uncertainty": member.uncertainty,
+        }
         path = Path(member.algorithm) / task.slug / f"seed_{member.seed}"
         networks = config.first_order.networks
         LatentPolicy.from_member(model, group.actor, m, task, networks, trained_by).save(context.folder / path)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...pipeline.errors import StageError
+from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.seeding import derive_seed
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedActor, StackedCritic, clip_members_
@@ -43,6 +43,8 @@ class Member:
     """Weight of the behaviour anchor; 0 trusts the model alone."""
     imagines: bool
     """False: behaviour cloning, no return term."""
+    uncertainty: float = 0.0
+    """Weight of the model's disagreement, which is taken off the imagined reward."""
 
 
 def anchor_loss(head_MBA: torch.Tensor, action_MBA: torch.Tensor, tasks: MemberTasks) -> torch.Tensor:
@@ -112,6 +114,7 @@ class FirstOrderExtraction:
         if config.released.unscaled_values:
             self._value_scale_P1 = torch.ones_like(self._value_scale_P1)
         latent_dim, action_dim = model.config.latent_dim, model.table.action_dim
+        self._penalty_P1 = self._penalty_weights(starts)
         self.actor = StackedActor(len(members), latent_dim, action_dim, networks)
         self.critic = StackedCritic(max(self.num_imagining, 1), latent_dim, networks)
         for m, member in enumerate(members):
@@ -161,8 +164,9 @@ class FirstOrderExtraction:
             final_value_PB = self._value(rollout.next_z_HMBD[-1])
             if config.released.extra_bootstrap_discount:
                 final_value_PB = final_value_PB * self._imagining.discount_M1
+            objective_HPB = self._objective(rollout)
             return_PB = bootstrapped_return(
-                rollout.reward_HMB, final_value_PB, rollout.continue_HMB, self._imagining.discount_M1
+                objective_HPB, final_value_PB, rollout.continue_HMB, self._imagining.discount_M1
             )
             deviation_P = self._loss_variance.update(return_PB)
             loss = loss - (return_PB.mean(1) / deviation_P).sum()
@@ -176,21 +180,53 @@ class FirstOrderExtraction:
         metrics["actor_grad_norm"] = clip_members_(parameters, len(self.members), config.networks.actor_clip_norm)
         self._actor_optimizer.step()
         if rollout is not None:
-            metrics["critic_loss"] = self._update_critics(rollout, iteration)
+            metrics["critic_loss"] = self._update_critics(rollout, objective_HPB.detach(), iteration)
         return metrics
+
+    def _penalty_weights(self, starts: Starts) -> torch.Tensor | None:
+        """[P, 1] environment units; None where no member is penalised."""
+        weight_P = torch.tensor([m.uncertainty for m in self.members[: self.num_imagining]], device=starts.z_KND.device)
+        if not weight_P.any():
+            return None
+        if starts.disagreement_K is None:
+            raise ConfigError(
+                "an uncertainty weight needs a world model with disagreement heads, and this one has none; pretrain "
+                "one with pretrain.model.disagreement_heads=5"
+            )
+        reward_scale_P1 = starts.value_scale_K[self._rows_M[: self.num_imagining]][:, None] * (
+            1 - self._imagining.discount_M1
+        )
+        return weight_P[:, None] * reward_scale_P1
+
+    def _objective(self, rollout: Rollout) -> torch.Tensor:
+        """Imagined reward less the penalty, [H, P, B]:
+
+            r - weight * reward scale * max(u / u_data - 1, 0)
+
+        with u the disagreement of the heads, u_data its mean over the task's data, and the root mean square reward as
+        the scale: where the model is as sure as on its data nothing is taken off.
+        Source: the penalty of MOPO (arXiv 2005.13239) eq. 3, with an ensemble's disagreement as its error estimate.
+        """
+        if self._penalty_P1 is None:
+            return rollout.reward_HMB
+        task_HPB = self._imagining.task_M1.expand(rollout.reward_HMB.shape)
+        u_HPB = self.model.disagreement(rollout.z_HMBD, rollout.action_HMBA, task_HPB)
+        assert self._starts.disagreement_K is not None
+        u_data_P1 = self._starts.disagreement_K[self._rows_M[: self.num_imagining]][:, None]
+        return rollout.reward_HMB - self._penalty_P1 * (u_HPB / u_data_P1 - 1).clamp(min=0)
 
     def _value(self, z_PBD: torch.Tensor) -> torch.Tensor:
         """Smallest value over the critics, [P, B], environment units."""
         return self.critic(z_PBD).amin(1) * self._value_scale_P1
 
-    def _update_critics(self, rollout: Rollout, iteration: int) -> torch.Tensor:
-        """Fit the critics to TD(lambda) targets of a rollout; mean loss per member [P], in value-scale units."""
+    def _update_critics(self, rollout: Rollout, objective_HPB: torch.Tensor, iteration: int) -> torch.Tensor:
+        """Fit the critics to TD(lambda) targets of the objective; mean loss per member [P], in value-scale units."""
         config, P = self._config, self.num_imagining
         z = rollout.z_HMBD.detach()
         with torch.no_grad():
             next_value_HPB = torch.stack([self._value(next_z) for next_z in rollout.next_z_HMBD])
             target_HPB = lambda_return(
-                rollout.reward_HMB,
+                objective_HPB,
                 next_value_HPB,
                 rollout.continue_HMB,
                 self._imagining.discount_M1,

@@ -68,6 +68,7 @@ class Rollout:
     """Per decision, in environment units (in symlog units where `imagine` was asked for these)."""
     continue_HMB: torch.Tensor
     """Probability that the episode goes on after the decision; 1 where nothing terminates."""
+    action_HMBA: torch.Tensor
 
 
 def act(
@@ -114,9 +115,10 @@ def imagine(
         actions.append(act(actor, latents[-1].detach(), noise_MBA, tasks, members))
         latents.append(model.next_latent(latents[-1], actions[-1], task))
     z, task_HMB = torch.stack(latents), task.expand(len(actions), M, B)
-    logits = model.reward_logits(z[:-1], torch.stack(actions), task_HMB)
+    action = torch.stack(actions)
+    logits = model.reward_logits(z[:-1], action, task_HMB)
     reward_HMB = model.decode_reward(logits) if reward_space == "raw" else two_hot_mean(logits, model.bins_M)
-    return Rollout(z[:-1], z[1:], reward_HMB, _continue_probability(model, z[1:], task_HMB))
+    return Rollout(z[:-1], z[1:], reward_HMB, _continue_probability(model, z[1:], task_HMB), action)
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ class Starts:
     """Root mean square reward / (1 - discount): the size of a value in this data."""
     row_of_task: dict[int, int]
     """Position in the K dimension by task id."""
+    disagreement_K: torch.Tensor | None = None
+    """Mean disagreement of the model's heads on these latents and actions; None where it has none."""
 
 
 def encode_starts(
@@ -51,7 +53,7 @@ def encode_starts(
     `advance` is called after each task.
     """
     device = next(model.parameters()).device
-    latents, actions, initials, scales = [], [], [], []
+    latents, actions, initials, scales, disagreements = [], [], [], [], []
     for k in task_ids:
         rows = store.tasks[k]
         random = np.random.default_rng(derive_seed("starts", rows.spec.name, seed))
@@ -68,6 +70,8 @@ def encode_starts(
         assert rows.spec.discount is not None
         scale = taken[:, -1].double().square().mean().sqrt() / (1 - rows.spec.discount)
         scales.append(scale.clamp(min=1e-3).float())
+        if model.config.disagreement_heads:
+            disagreements.append(_mean_disagreement(model, latents[-1], actions[-1].to(device), k))
         advance()
     return Starts(
         torch.stack(latents),
@@ -75,6 +79,7 @@ def encode_starts(
         torch.stack(initials),
         torch.stack(scales).to(device),
         {k: row for row, k in enumerate(task_ids)},
+        torch.stack(disagreements) if disagreements else None,
     )
 
 
@@ -85,3 +90,11 @@ def _encode(model: WorldModel, rows: TaskRows, frames: np.ndarray, task: int, de
         observation = rows.rows[part][:, : model.table.observation_dim]
         latents.append(model.encode(observation.to(device), torch.full((len(part),), task, device=device)))
     return torch.cat(latents)
+
+
+@torch.no_grad()
+def _mean_disagreement(model: WorldModel, z_ND: torch.Tensor, action_NA: torch.Tensor, task: int) -> torch.Tensor:
+    parts = []
+    for z, action in zip(z_ND.split(_ENCODE_ROWS), action_NA.split(_ENCODE_ROWS), strict=True):
+        parts.append(model.disagreement(z, action, torch.full((len(z),), task, device=z.device)))
+    return torch.cat(parts).mean()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...pipeline.errors import ConfigError
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
+LATENT_NAMES = ("simnorm", "mish", "relu")
 
 
 _WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
@@ -25,7 +26,7 @@ without values."""
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8. One that is 0 (num_q: -1) is taken from `size`."""
+    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8. One that is 0 (task_dim, num_q: -1) is taken from `size`."""
 
     size: str = "small"
     """small, 1, 5, 19, 48 or 317 (million parameters): where the widths that are not given come from."""
@@ -37,10 +38,13 @@ class WorldModelConfig:
     """Layers of the encoder, the last of which gives z."""
     mlp_dim: int = 0
     """Hidden width of dynamics, reward, continue, value and policy prior (two hidden layers each)."""
-    task_dim: int = 0
-    """Width of the learned task embedding."""
+    task_dim: int = -1
+    """Width of the learned task embedding; 0 is none, as in a published model of a single task."""
     num_q: int = -1
     """Value functions of the ensemble; 0 leaves out values and policy prior, which only planning needs."""
+    disagreement_heads: int = 0
+    """Further dynamics heads, whose disagreement extraction can penalise (extract.uncertainty); they teach the model
+    nothing and cost nothing where they are not used."""
     dropout: float = 0.01
     """Of the first hidden layer of each value function, while training."""
     log_std_min: float = -10.0
@@ -49,6 +53,8 @@ class WorldModelConfig:
     """Range of the policy prior's log standard deviation."""
     activation: str = "mish"
     """Of hidden layers: mish as published, silu (much the same curve at a seventh of the time on a CPU), or relu."""
+    latent: str = "simnorm"
+    """What ends encoder and dynamics: simnorm as published, or mish or relu, which leave the latent unbounded."""
     simnorm_dim: int = 8
     """Group size of SimNorm: softmax within each group of this many latents."""
     normalize_observations: bool = True
@@ -63,17 +69,23 @@ class WorldModelConfig:
         if self.size not in SIZES:
             raise ConfigError(f"model.size: expected {', '.join(SIZES)}, found {self.size!r}")
         for name, width in zip(_WIDTHS, SIZES[self.size], strict=True):
-            if getattr(self, name) == (-1 if name == "num_q" else 0):
+            if getattr(self, name) == (-1 if name in ("task_dim", "num_q") else 0):
                 object.__setattr__(self, name, width)  # the only place where a frozen config completes itself
         if self.latent_dim % self.simnorm_dim:
             raise ConfigError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}")
         if self.activation not in ACTIVATION_NAMES:
             raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
+        if self.latent not in LATENT_NAMES:
+            raise ConfigError(f"latent: expected {', '.join(LATENT_NAMES)}, found {self.latent!r}")
+        if self.disagreement_heads == 1 or self.disagreement_heads < 0:
+            raise ConfigError(f"disagreement_heads must be 0 or at least 2, found {self.disagreement_heads}")
         if self.num_bins < 2:
             raise ConfigError(f"num_bins must be at least 2, found {self.num_bins}")
         if self.num_q == 1 or self.num_q < 0:
             raise ConfigError(f"num_q must be 0 or at least 2 (targets take the smaller of two), found {self.num_q}")
-        for name in _WIDTHS[:-1]:
+        if self.task_dim < 0:
+            raise ConfigError(f"model.task_dim must be at least 0 (-1 takes it from size), found {self.task_dim}")
+        for name in _WIDTHS[:-2]:
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:

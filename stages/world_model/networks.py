@@ -10,6 +10,7 @@ ball by `renormalise_task_embedding`, called after the optimiser step, and never
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from ...datasets.schema import TaskTable
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from .activations import ACTIVATIONS, Activation, simnorm
 from .config import WorldModelConfig
+from .ensemble import HeadEnsemble
 from .losses import two_hot_decode
-from .values import PriorSample, ValueEnsemble, sample_prior
+from .values import PriorSample, sample_prior
 
 MIN_OBSERVATION_SCALE = 0.01
 """Environment units: a hundredth of a metre, of a radian, of a metre per second."""
@@ -55,19 +57,22 @@ def initialise(module: nn.Module) -> None:
         nn.init.uniform_(module.weight, -0.02, 0.02)
 
 
+def latent_activation(config: WorldModelConfig) -> Activation:
+    """What ends encoder and dynamics."""
+    if config.latent == "simnorm":
+        return partial(simnorm, group=config.simnorm_dim)
+    return ACTIVATIONS[config.latent]
+
+
 class Encoder(nn.Module):
     """Scaled observation and task embedding to latent. Apart from the model because every policy carries one."""
 
     def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
         super().__init__()
-        self._simnorm_dim = config.simnorm_dim
         hidden = [config.encoder_dim] * (config.encoder_layers - 1)
         in_dim = observation_dim + config.task_dim
-        out = NormedLinear(hidden[-1] if hidden else in_dim, config.latent_dim, self._simnorm)
+        out = NormedLinear(hidden[-1] if hidden else in_dim, config.latent_dim, latent_activation(config))
         self.layers = mlp(in_dim, hidden, out, ACTIVATIONS[config.activation])
-
-    def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
-        return simnorm(x, self._simnorm_dim)
 
     def forward(self, observation: torch.Tensor, task_embedding: torch.Tensor) -> torch.Tensor:
         """[B, O], [B, E] -> z [B, D]."""
@@ -95,7 +100,11 @@ class WorldModel(nn.Module):
         def head(in_dim: int, last: nn.Module) -> nn.Sequential:
             return mlp(in_dim, [config.mlp_dim, config.mlp_dim], last, activation)
 
-        self.dynamics = head(joint_dim, NormedLinear(config.mlp_dim, config.latent_dim, self._simnorm))
+        def ensemble(heads: int, out_dim: int, dropout: float) -> HeadEnsemble:
+            return HeadEnsemble(heads, joint_dim, config.mlp_dim, out_dim, config.activation, dropout)
+
+        self._latent_activation = latent_activation(config)
+        self.dynamics = head(joint_dim, NormedLinear(config.mlp_dim, config.latent_dim, self._latent_activation))
         reward_bins = nn.Linear(config.mlp_dim, config.num_bins)
         self.reward = head(joint_dim, reward_bins)
         self.models_termination = any(task.terminates for task in table)
@@ -103,12 +112,15 @@ class WorldModel(nn.Module):
             # Of the next latent: whether the state that was reached lets the episode go on.
             self.continue_head = head(config.latent_dim + config.task_dim, nn.Linear(config.mlp_dim, 1))
         if config.num_q:
-            self.values = ValueEnsemble(config, joint_dim)
-            self.target_values = ValueEnsemble(config, joint_dim).requires_grad_(False)
+            self.values = ensemble(config.num_q, config.num_bins, config.dropout)
+            self.target_values = ensemble(config.num_q, config.num_bins, config.dropout).requires_grad_(False)
             prior_out = nn.Linear(config.mlp_dim, 2 * table.action_dim)
             self.policy_prior = head(config.latent_dim + config.task_dim, prior_out)
+        if config.disagreement_heads:
+            self.disagreement_heads = ensemble(config.disagreement_heads, config.latent_dim, 0.0)
         self.apply(initialise)
         if config.num_q:
+            nn.init.zeros_(self.values.weight[-1])
             self.target_values.load_state_dict(self.values.state_dict())
         nn.init.zeros_(reward_bins.weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
@@ -119,9 +131,6 @@ class WorldModel(nn.Module):
         self.register_buffer("observation_mean_KO", torch.zeros(shape))
         self.register_buffer("observation_scale_KO", torch.ones(shape))
         self.register_buffer("terminates_K", torch.tensor([task.terminates for task in table]), False)
-
-    def _simnorm(self, x: torch.Tensor) -> torch.Tensor:
-        return simnorm(x, self.config.simnorm_dim)
 
     def set_observation_statistics(self, task: int, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Scale observations of `task` by these statistics of its own columns, [O_task] each.
@@ -201,6 +210,14 @@ class WorldModel(nn.Module):
         mask = self.action_mask_KA[task]
         return sample_prior(head, noise, mask, self.config, squashed_entropy=squashed_entropy)
 
+    def head_latents(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """Next latent by each of the C disagreement heads: [C, B, D]. The task embedding is detached."""
+        return self._latent_activation(self.disagreement_heads(self._joint(z, action, task, detach_embedding=True)))
+
+    def disagreement(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """[B]: variance of the next latent over the disagreement heads, mean over its components."""
+        return self.head_latents(z, action, task).var(0, unbiased=False).mean(-1)
+
     @torch.no_grad()
     def update_target_values(self, rate: float) -> None:
         """Move the target values by `rate` of the way to the values."""
@@ -229,9 +246,18 @@ class WorldModel(nn.Module):
         save_weights(folder, "model", self.state_dict(), self.config)
         (folder / "tasks.json").write_text(self.table.to_json())
 
+    def freeze(self) -> WorldModel:
+        """Make it ready for use: evaluation mode, no gradients, no row of the task embedding longer than 1.
+
+        Rows trained here never are, but for rounding; those of a published model can be.
+        """
+        if bool((self.task_embedding.weight.norm(dim=-1) > 1 + 1e-5).any()):
+            self.renormalise_task_embedding()
+        return self.eval().requires_grad_(False)
+
     @classmethod
-    def load(cls, folder: str | Path) -> WorldModel:
-        """A frozen model: evaluation mode, no gradients.
+    def load(cls, folder: str | Path, *, frozen: bool = True) -> WorldModel:
+        """What `save` wrote; `freeze` is called on it unless `frozen` is False: then it is exactly what was saved.
 
         Raises:
             CheckpointError: files missing, or weights that do not fit the config and task table, each named.
@@ -241,4 +267,4 @@ class WorldModel(nn.Module):
         table = TaskTable.from_json((folder / "tasks.json").read_text())
         model = cls(config, table)
         load_weights(folder, "model", model)
-        return model.eval().requires_grad_(False)
+        return model.freeze() if frozen else model

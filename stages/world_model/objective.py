@@ -62,8 +62,9 @@ def rollout_losses(
         reward_weight_K: [K].
         draws: needed where the model has values.
     Returns:
-        Scalars: consistency, reward, value (with values), continuation (0 where nothing terminates), total; and the
-        latents [T + 1, B, D] of the rollout, detached, which the policy prior learns on.
+        Scalars: consistency, reward, value (with values), disagreement_heads (with these), continuation (0 where
+        nothing terminates), total; and the latents [T + 1, B, D] of the rollout, detached, which the policy prior
+        learns on.
     """
     observation = batch["observation"].transpose(0, 1)
     action = batch["action"].transpose(0, 1)
@@ -94,6 +95,11 @@ def rollout_losses(
         + config.reward * losses["reward"]
         + config.continuation * losses["continuation"]
     )
+    if model.config.disagreement_heads:
+        # One decision ahead of each latent, which is detached: these heads look on.
+        error_TB = (model.head_latents(z[:-1].detach(), action, task_TB) - target_z).square().mean((0, -1))
+        losses["disagreement_heads"] = horizon_mean(error_TB, valid_TB, config.rho)
+        losses["total"] = losses["total"] + config.consistency * losses["disagreement_heads"]
     if draws is not None:
         target_TB = td_target(model, target_z, reward_TB, goes_on_TB, task_TB, draws)
         logits_NTB = model.value_logits(z[:-1], action, task_TB)

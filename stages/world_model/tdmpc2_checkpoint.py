@@ -1,57 +1,365 @@
-"""TD-MPC2's checkpoints: their state dicts to ours and back, sizes inferred from shapes.
+"""TD-MPC2's checkpoints: read strictly, with every size inferred from the tensors' shapes, and written back exactly.
 
-Two forms are in circulation. Old (2023 to 2024): `_Qs.params.0` to `_Qs.params.9`, three layers of weight, bias,
-LayerNorm weight and bias in a row, and `_target_Qs.params.*`. New: `_Qs.params.<layer>.<name>`, `_target_Qs_params.*`,
-a second copy `_detach_Qs_params.*`, and constants (`_action_masks`, `log_std_min`, `log_std_dif`). Neither holds
-optimisers, scaling or task names.
+A file is `{"model": state_dict}`. Two forms are in circulation, which differ in the value ensemble. Old (2023 to 2024):
+`_Qs.params.0` to `_Qs.params.9`, three layers of weight, bias, LayerNorm weight and bias in a row, and the same under
+`_target_Qs.params`. New: `_Qs.params.<layer>.<name>`, `_target_Qs_params.*`, a second copy `_detach_Qs_params.*`, what
+TensorDict adds (`__batch_size`, `__device`), and constants: `_action_masks`, `log_std_min`, `log_std_dif`. Models of a
+single task have neither task embedding nor masks, and those of episodes that end have `_termination`.
 
-Source: nicklashansen/tdmpc2 @e9f5932 and earlier; sections 1.2 and 3.3 of the TD-MPC2 paper (arXiv 2310.16828) for the
-networks.
+Neither form holds optimisers, the names of the tasks, or the settings that leave no trace in shapes; those are arguments
+here.
+
+Source: nicklashansen/tdmpc2 @e9f5932 and its earlier versions; TD-MPC2 (arXiv 2310.16828) section 3.1 for the networks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-_PLAIN_NAMES = ("weight", "bias", "ln.weight", "ln.bias")
-"""Parameters of a layer in the order in which the old form numbers those of the value ensemble."""
+from ...datasets.schema import TaskSpec, TaskTable
+from ...pipeline.checkpoint import check_same_tensors
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.torch_file import read_torch_file
+from .config import SIZES, WorldModelConfig
+from .networks import WorldModel
 
-_CONSTANTS = re.compile(r"^(_action_masks|log_std_min|log_std_dif|_detach_Qs_params\..*|.*__batch_size|.*__device)$")
-"""Of the new form: copies, and what follows from the config."""
+FORMS = ("new", "old")
 
-_OURS = {
-    "_dynamics": "dynamics",
-    "_reward": "reward",
-    "_pi": "policy_prior",
-    "_encoder.state": "encoder.layers",
+UNSEEN = WorldModelConfig(normalize_observations=False)
+"""Where settings come from that a file does not show, such as simnorm_dim and bin_limit: TD-MPC2's defaults."""
+
+_PARTS = {
+    "task_embedding": "_task_emb",
+    "encoder.layers": "_encoder.state",
+    "dynamics": "_dynamics",
+    "reward": "_reward",
+    "continue_head": "_termination",
+    "policy_prior": "_pi",
+    "values": "_Qs.params",
+    "target_values": "_target_Qs_params",
 }
+"""Ours to published, in the order of a published file."""
+
+_LAYER = ("weight", "bias", "ln.weight", "ln.bias")
+"""Order in which the old form numbers the parameters of a layer of the value ensemble."""
+
+_NEGATED = ("continue_head.2.weight", "continue_head.2.bias")
+"""Ours is the logit that an episode goes on, theirs that it ends."""
 
 
-def rename(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Published names to ours, for either form; names that are not the published ones stay as they are."""
-    renamed = {}
-    for key, value in state.items():
-        if not _CONSTANTS.match(key):
-            renamed[_our_name(key, state)] = value
-    return renamed
+@dataclass(frozen=True)
+class Published:
+    """What a state dict says about its model."""
+
+    form: str
+    """old or new."""
+    config: WorldModelConfig
+    num_tasks: int
+    observation_dim: int
+    """Of the longest observation; shorter ones are padded."""
+    action_dim: int
+    action_dims: tuple[int, ...] | None
+    """Of each task; None where the file has no masks."""
+    terminates: bool
+    """Whether it predicts terminations."""
+
+    def generic_table(self, episode_length: int = 500) -> TaskTable:
+        """Tasks `tdmpc2/0` and so on, for want of names: observations at full width, actions as the masks say.
+
+        Args:
+            episode_length: in decisions; decides the discount.
+        """
+        action_dims = self.action_dims or (self.action_dim,) * self.num_tasks
+        return TaskTable(
+            [
+                TaskSpec(f"tdmpc2/{k}", self.observation_dim, action_dim, episode_length, terminates=self.terminates)
+                for k, action_dim in enumerate(action_dims)
+            ]
+        )
 
 
-def _our_name(key: str, state: Mapping[str, torch.Tensor]) -> str:
-    if key == "_task_emb.weight":
-        return "task_embedding.weight"
-    if match := re.fullmatch(r"_(target_)?Qs[._]params\.(\d+)(?:\.(.+))?", key):
-        ensemble = "target_values" if match[1] else "values"
-        layer, name = int(match[2]), match[3]
-        if name is None:
-            layer, name = divmod(layer, len(_PLAIN_NAMES))[0], _PLAIN_NAMES[layer % len(_PLAIN_NAMES)]
-        return f"{ensemble}.{name.replace('ln.', 'norm_')}.{layer}"
-    if match := re.fullmatch(r"(_dynamics|_reward|_pi|_encoder\.state)\.(\d+)\.(.+)", key):
-        published, layer, name = match.groups()
-        normed = f"{published}.{layer}.ln.weight" in state
-        if normed:
-            name = name.replace("ln.", "norm.") if name.startswith("ln.") else f"linear.{name}"
-        return f"{_OURS[published]}.{layer}.{name}"
-    return key
+def read_tdmpc2(path: str | Path) -> dict[str, Any]:
+    """The state dict in a file, under its published names. Nothing in the file is run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not TD-MPC2's, or holds more than tensors and plain containers.
+    """
+    content = read_torch_file(path)
+    state = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not any(str(key).startswith(("_encoder.", "_dynamics.")) for key in state):
+        found = ", ".join(map(str, list(state)[:8])) if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"{path}: is not a TD-MPC2 checkpoint: expected {{'model': state}} with entries such as "
+            f"_encoder.state.0.weight and _dynamics.0.weight, found {found}"
+        )
+    return state
+
+
+def save_tdmpc2(model: WorldModel, path: str | Path, form: str = "new") -> None:
+    """Write `to_tdmpc2(model, form)` as TD-MPC2's own `save` does."""
+    torch.save({"model": to_tdmpc2(model, form)}, path)
+
+
+def describe(state: Mapping[str, Any], unseen: WorldModelConfig = UNSEEN, where: str = "state dict") -> Published:
+    """Infer what a published state dict is, and check that nothing is missing, added or of another shape.
+
+    A size is what most of the tensors that show it say, so that a tensor of a wrong shape is named itself.
+
+    Args:
+        state: published names to tensors, of either form.
+        unseen: for settings that the state does not show.
+        where: what to call it in messages.
+    Raises:
+        CheckpointError: every difference, under the published names; or what kind of model cannot be read.
+    """
+    tensors = {key: value for key, value in state.items() if not re.search(r"params\.__(batch_size|device)$", key)}
+    if others := [f"{key} ({type(value).__name__})" for key, value in tensors.items() if not torch.is_tensor(value)]:
+        raise CheckpointError(f"{where}: expected only tensors, found {', '.join(others[:8])}")
+    if any(key.startswith("_encoder.rgb.") for key in tensors):
+        raise CheckpointError(f"{where}: its encoder reads images (_encoder.rgb.*); only state observations are read")
+    form = "old" if any(re.fullmatch(r"_(target_)?Qs\.params\.\d+", key) for key in tensors) else "new"
+    sizes = _infer(tensors, where)
+    num_tasks, observation_dim, action_dim = (
+        sizes.pop(name) for name in ("num_tasks", "observation_dim", "action_dim")
+    )
+    if sizes["num_bins"] == 1:
+        raise CheckpointError(
+            f"{where}: _reward.2.weight has one output, a regression head (num_bins 0 or 1, as in PWM's models of "
+            "differentiable simulators); only two-hot heads are read"
+        )
+    widths = sizes["encoder_dim"], sizes["encoder_layers"], sizes["mlp_dim"], sizes["num_q"]
+    named = [name for name, (_, *between, _, num_q) in SIZES.items() if (*between, num_q) == widths]
+    log_std = _log_std(tensors)
+    try:
+        config = dataclasses.replace(unseen, **sizes, **log_std, size=named[0] if named else unseen.size)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    terminates = any(key.startswith("_termination.") for key in tensors)
+    published = Published(form, config, num_tasks, observation_dim, action_dim, None, terminates)
+    check_same_tensors(
+        tensors,
+        _expected(published, tensors),
+        f"{where} is not a complete TD-MPC2 checkpoint ({form} form; by most of its tensors {num_tasks} tasks, "
+        f"observation_dim {observation_dim}, action_dim {action_dim}, "
+        f"{', '.join(f'{name} {size}' for name, size in sizes.items())})",
+    )
+    _check_copies(tensors, where)
+    return dataclasses.replace(published, action_dims=_action_dims(tensors, where))
+
+
+def from_tdmpc2(
+    state: Mapping[str, Any],
+    table: TaskTable | None = None,
+    unseen: WorldModelConfig = UNSEEN,
+    *,
+    frozen: bool = True,
+    where: str = "state dict",
+) -> WorldModel:
+    """The world model in a published state dict, its weights bit for bit.
+
+    Args:
+        state: published names to tensors, of either form.
+        table: its tasks in their order; None for `Published.generic_table`.
+        unseen, where: as `describe`.
+        frozen: call `freeze`, which shortens rows of the task embedding that are longer than 1, as the published lookup
+            does. False leaves them, to be written back.
+    Raises:
+        CheckpointError: see `describe`; or the table is not that of the weights.
+    """
+    published = describe(state, unseen, where)
+    if table is None:
+        table = published.generic_table()
+    _check_table(published, table, where)
+    model = WorldModel(published.config, table)
+    weights = {ours: state[theirs] for ours, theirs in published_names(model, published.form).items()}
+    weights |= {name: -weights[name] for name in _NEGATED if name in weights}
+    model.load_state_dict(model.state_dict() | weights)
+    return model.freeze() if frozen else model
+
+
+def to_tdmpc2(model: WorldModel, form: str = "new") -> dict[str, Any]:
+    """The published state dict of a model: `from_tdmpc2` in reverse. Shares memory with the model.
+
+    Raises:
+        CheckpointError: TD-MPC2 has no such model; says why.
+    """
+    if form not in FORMS:
+        raise CheckpointError(f"form: expected {' or '.join(FORMS)}, found {form!r}")
+    if reasons := _not_publishable(model):
+        raise CheckpointError("TD-MPC2 cannot hold this model: " + "; ".join(reasons))
+    ours = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    state: dict[str, Any] = {}
+    if form == "new":
+        config = model.config
+        if config.task_dim:
+            state["_action_masks"] = model.action_mask_KA.cpu()
+        # Whole numbers are integers there, since its config writes them so.
+        whole = config.log_std_min.is_integer(), config.log_std_max.is_integer()
+        low, range_ = config.log_std_min, config.log_std_max - config.log_std_min
+        state["log_std_min"] = torch.tensor(int(low) if whole[0] else low)
+        state["log_std_dif"] = torch.tensor(int(range_) if all(whole) else range_)
+    names = published_names(model, form)
+    state |= {theirs: -ours[name] if name in _NEGATED else ours[name] for name, theirs in names.items()}
+    if form == "new":
+        state |= {_copy_of(key): state[key] for key in names.values() if key.startswith("_Qs.params.")}
+        for prefix in ("_Qs.params", "_detach_Qs_params", "_target_Qs_params"):
+            state |= {f"{prefix}.__batch_size": torch.Size([model.config.num_q]), f"{prefix}.__device": None}
+    return state
+
+
+def published_names(model: WorldModel, form: str) -> dict[str, str]:
+    """Our name of each parameter to the published one, in the published order."""
+    names = {}
+    for part, theirs in _PARTS.items():
+        for key, value in model.state_dict().items():
+            if not key.startswith(f"{part}.") or not value.numel():  # a task embedding of width 0 is not published
+                continue
+            name = key.removeprefix(f"{part}.")
+            if part in ("values", "target_values"):
+                kind, _, layer = name.replace("norm_", "ln.").rpartition(".")
+                old = f"{theirs.replace('_params', '.params')}.{int(layer) * len(_LAYER) + _LAYER.index(kind)}"
+                names[key] = old if form == "old" else f"{theirs}.{layer}.{kind}"
+            else:
+                names[key] = f"{theirs}.{name.replace('linear.', '').replace('norm.', 'ln.')}"
+    return names
+
+
+def _infer(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, int]:
+    """Every size, from all tensors that show it."""
+
+    def lengths(pattern: str, axis: int) -> list[int]:
+        shown = [tensor.shape for key, tensor in tensors.items() if re.fullmatch(pattern, key)]
+        return [shape[axis] for shape in shown if len(shape) > axis]
+
+    def most(name: str, shown: Iterable[int], keys: str) -> int:
+        counts = Counter(length for length in shown if length >= 0)
+        if not counts:
+            raise CheckpointError(f"{where}: no tensor shows {name}; expected {keys}")
+        return counts.most_common(1)[0][0]
+
+    layers = [int(match[1]) for key in tensors if (match := re.match(r"_encoder\.state\.(\d+)\.", key))]
+    last = max(layers, default=0)
+    ensemble = r"_(?:target_)?Qs[._]params\."
+    joint = lengths(r"_(dynamics|reward)\.0\.weight", 1) + lengths(ensemble + r"0(\.weight)?", 2)
+    prior = lengths(r"_(pi|termination)\.0\.weight", 1)
+    latent_dim = most(
+        "latent_dim",
+        lengths(r"_dynamics\.2\..+", 0) + lengths(rf"_encoder\.state\.{last}\..+", 0),
+        "_dynamics.2.* and _encoder.state.*",
+    )
+    halves = [length // 2 for length in lengths(r"_pi\.2\..+", 0)]
+    masks = lengths("_action_masks", 1)
+    action_dim = most("action_dim", halves + masks + [j - p for j in joint for p in prior], "_pi.2.*")
+    shares = [p - latent_dim for p in prior] + [j - latent_dim - action_dim for j in joint]
+    task_dim = most("task_dim", lengths(r"_task_emb\.weight", 1) + shares, "_pi.0.weight")
+    inputs = lengths(r"_encoder\.state\.0\.weight", 1)
+    bins = lengths(r"_reward\.2\..+", 0) + lengths(ensemble + r"(8|9|2\.weight|2\.bias)", 1)
+    return {
+        "num_tasks": most("tasks", lengths(r"_task_emb\.weight", 0) + lengths("_action_masks", 0) or [1], ""),
+        "observation_dim": most("observation_dim", [n - task_dim for n in inputs], "_encoder.state.0.weight"),
+        "action_dim": action_dim,
+        "latent_dim": latent_dim,
+        "encoder_dim": most("encoder_dim", lengths(r"_encoder\.state\.0\..+", 0), "_encoder.state.0.*"),
+        "encoder_layers": last + 1,
+        "mlp_dim": most("mlp_dim", lengths(r"_(dynamics|reward|pi)\.[01]\..+", 0), "_dynamics.0.*"),
+        "task_dim": task_dim,
+        "num_q": most("num_q", lengths(ensemble + ".+", 0), "_Qs.params.*"),
+        "num_bins": most("num_bins", bins, "_reward.2.*"),
+    }
+
+
+def _log_std(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    constants = [tensors.get(name) for name in ("log_std_min", "log_std_dif")]
+    if any(constant is None or constant.numel() != 1 for constant in constants):
+        return {}
+    low, range_ = (float(constant) for constant in constants if constant is not None)
+    return {"log_std_min": low, "log_std_max": low + range_}
+
+
+def _expected(published: Published, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a complete state dict holds, without memory behind it. Copies and constants count only where they are."""
+    with torch.device("meta"):
+        model = WorldModel(published.config, published.generic_table())
+        constants = {name: torch.empty((), dtype=tensors[name].dtype) for name in _CONSTANTS if name in tensors}
+        if "_action_masks" in tensors and published.config.task_dim:
+            constants["_action_masks"] = torch.empty(published.num_tasks, published.action_dim)
+    ours = model.state_dict()
+    expected = {theirs: ours[name] for name, theirs in published_names(model, published.form).items()}
+    if any(key.startswith("_detach_Qs_params.") for key in tensors):
+        constants |= {_copy_of(key): value for key, value in expected.items() if key.startswith("_Qs.params.")}
+    return expected | constants
+
+
+_CONSTANTS = ("log_std_min", "log_std_dif")
+
+
+def _copy_of(key: str) -> str:
+    return key.replace("_Qs.params.", "_detach_Qs_params.")
+
+
+def _check_copies(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """The second copy of the value ensemble is the ensemble."""
+    pairs = [(key, _copy_of(key)) for key in tensors if key.startswith("_Qs.params.") and _copy_of(key) in tensors]
+    if differing := [copy for key, copy in pairs if not torch.equal(tensors[key], tensors[copy])]:
+        raise CheckpointError(
+            f"{where}: {', '.join(differing)} differ from _Qs.params, whose copies they are in every file that TD-MPC2 "
+            "writes; it was changed since, and which of them is meant cannot be told"
+        )
+
+
+def _action_dims(tensors: Mapping[str, torch.Tensor], where: str) -> tuple[int, ...] | None:
+    if (masks := tensors.get("_action_masks")) is None:
+        return None
+    dims = masks.sum(1)
+    ones_first = (torch.arange(masks.shape[1]) < dims[:, None]).to(masks.dtype)
+    if not torch.equal(ones_first, masks) or dims.min() < 1 or dims.max() != masks.shape[1]:
+        raise CheckpointError(
+            f"{where}: _action_masks must hold ones for a task's own action components, then zeros, in the longest row "
+            f"none; found {masks.tolist()}"
+        )
+    return tuple(int(length) for length in dims)
+
+
+def _check_table(published: Published, table: TaskTable, where: str) -> None:
+    problems = [
+        f"{name} {found} in the file, {given} by the tasks"
+        for name, found, given in (
+            ("number of tasks", published.num_tasks, len(table)),
+            ("longest observation", published.observation_dim, table.observation_dim),
+            ("longest action", published.action_dim, table.action_dim),
+            ("terminations predicted", published.terminates, any(task.terminates for task in table)),
+        )
+        if found != given
+    ]
+    for k, (task, action_dim) in enumerate(zip(table, published.action_dims or (), strict=False)):
+        if task.action_dim != action_dim:
+            problems.append(f"action of task {k} {action_dim} in the file, {task.action_dim} of {task.name}")
+    if problems:
+        raise CheckpointError(
+            f"{where} was trained on other tasks than those given:\n  "
+            + "\n  ".join(problems)
+            + "\nGive its tasks in its order (mt30 and mt80 are TD-MPC2's sets), or none, to name them by number"
+        )
+
+
+def _not_publishable(model: WorldModel) -> list[str]:
+    """Why TD-MPC2's code could not load a model, or would compute other numbers with it."""
+    config = model.config
+    scaled = bool((model.observation_mean_KO != 0).any() or (model.observation_scale_KO != 1).any())
+    reasons = {
+        "it has no values and policy prior (num_q 0)": not config.num_q,
+        f"its activation is {config.activation}, not mish": config.activation != "mish",
+        "it scales observations (normalize_observations)": scaled,
+        "its encoder has one layer, fewer than two": config.encoder_layers < 2,
+        "it has several tasks but no task embedding": len(model.table) > 1 and not config.task_dim,
+        "it predicts terminations with a task embedding": model.models_termination and bool(config.task_dim),
+    }
+    return [reason for reason, holds in reasons.items() if holds]

@@ -1,7 +1,6 @@
-"""The value ensemble and the policy prior of the latent model, and their losses. Planning needs them, extraction
-doesn't.
+"""The policy prior's actions, and the losses of prior and values. Planning needs them, extraction doesn't.
 
-Dimension letters: N value functions, B batch (any leading dimensions), T time, A action, M bins, H hidden.
+Dimension letters: N value functions, B batch (any leading dimensions), T time, A action, M bins.
 Source: TD-MPC2 (arXiv 2310.16828) sections 3.1 and 3.2.
 """
 
@@ -9,63 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from .activations import ACTIVATIONS
 from .config import WorldModelConfig
 from .losses import soft_cross_entropy
-
-
-class ValueEnsemble(nn.Module):
-    """N value functions of (z, task, action) with two-hot outputs, as stacked weights.
-
-    A layer is Linear, dropout (the first layer, where the weights learn), LayerNorm, activation. Heads that are not
-    asked for cost nothing.
-    """
-
-    def __init__(self, config: WorldModelConfig, in_dim: int) -> None:
-        super().__init__()
-        self._activation, self._dropout = ACTIVATIONS[config.activation], config.dropout
-        widths = [in_dim, config.mlp_dim, config.mlp_dim, config.num_bins]
-        shapes = [(config.num_q, b, a) for a, b in pairwise(widths)]
-        self.weight = nn.ParameterList([nn.init.trunc_normal_(torch.empty(shape), std=0.02) for shape in shapes])
-        self.bias = nn.ParameterList([torch.zeros(shape[:2]) for shape in shapes])
-        self.norm_weight = nn.ParameterList([torch.ones(shape[:2]) for shape in shapes[:-1]])
-        self.norm_bias = nn.ParameterList([torch.zeros(shape[:2]) for shape in shapes[:-1]])
-        nn.init.zeros_(self.weight[-1])  # uniform over the bins: an untrained value is 0
-
-    def forward(self, joint: torch.Tensor, heads: torch.Tensor | None = None, *, frozen: bool = False) -> torch.Tensor:
-        """Args:
-            joint: [B, in], (z, task embedding, action) side by side.
-            heads: [n] which of the N; None is all.
-            frozen: no gradient to the weights; one to `joint` still flows.
-        Returns:
-            logits [n, B, M].
-        """
-
-        def chosen(parameter: torch.Tensor) -> torch.Tensor:
-            parameter = parameter.detach() if frozen else parameter
-            return parameter if heads is None else parameter[heads]
-
-        rows = joint.flatten(0, -2)
-        weight = chosen(self.weight[0])
-        # All heads read the same rows: one product for the first layer, [R, n * H] -> [n, R, H].
-        x = F.linear(rows, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2]).transpose(0, 1)
-        for i in range(len(self.weight)):
-            if i > 0:
-                x = torch.bmm(x, chosen(self.weight[i]).transpose(1, 2))
-            x = x + chosen(self.bias[i])[:, None]
-            if i == len(self.weight) - 1:
-                break
-            if i == 0 and not frozen:
-                x = F.dropout(x, self._dropout, self.training and torch.is_grad_enabled())
-            scale, shift = chosen(self.norm_weight[i])[:, None], chosen(self.norm_bias[i])[:, None]
-            x = self._activation(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale))
-        return x.unflatten(1, joint.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -94,12 +42,13 @@ def sample_prior(
     mean, raw = head.chunk(2, -1)
     log_std = config.log_std_min + 0.5 * (config.log_std_max - config.log_std_min) * (torch.tanh(raw) + 1)
     mean, log_std, noise = mean * mask, log_std * mask, noise * mask
-    action = torch.tanh(mean + noise * log_std.exp())
+    unsquashed = mean + noise * log_std.exp()
     log_probability = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     if squashed_entropy:
-        # The small number keeps the logarithm finite where an action saturates in float32.
-        log_probability = (log_probability - torch.log1p(-action.square() + 1e-6)) * mask
-    return PriorSample(action, torch.tanh(mean), -log_probability.sum(-1) * mask.sum(-1))
+        # log(1 - tanh(u)^2), written so that it stays finite where an action saturates.
+        log_slope = 2 * (math.log(2) - unsquashed - F.softplus(-2 * unsquashed))
+        log_probability = (log_probability - log_slope) * mask
+    return PriorSample(torch.tanh(unsquashed), torch.tanh(mean), -log_probability.sum(-1) * mask.sum(-1))
 
 
 def value_loss(logits_NTB: torch.Tensor, target_TB: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:

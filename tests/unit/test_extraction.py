@@ -8,7 +8,7 @@ import hashlib
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
-from orrery.pipeline.errors import StageError
+from orrery.pipeline.errors import ConfigError, StageError
 from orrery.stages.extraction.actor_critic import StackedMLP, clip_members_, straight_through_one_hot
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction, Member, RunningVariance, anchor_loss
@@ -256,3 +256,43 @@ def test_a_saved_policy_acts_like_the_member(setting, tmp_path, name):
         assert action.sum(-1).tolist() == [1.0] * 5
     else:
         torch.testing.assert_close(action, torch.tanh(head))
+
+
+def unsure_setting(setting, heads=3):
+    store, _ = setting
+    torch.manual_seed(0)
+    config = WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4, disagreement_heads=heads)
+    model = WorldModel(config, store.table)
+    torch.nn.init.normal_(model.reward[-1].weight, std=0.5)
+    if heads:
+        torch.nn.init.normal_(model.disagreement_heads.weight[-1])
+    return store, model.eval().requires_grad_(False)
+
+
+def test_disagreement_beyond_that_of_the_data_is_taken_off_the_reward(setting):
+    penalised = Member("pwm@u2", "toy/small", 0, 0.0, True, uncertainty=2.0)
+    plain = Member("pwm@u0", "toy/small", 0, 0.0, True)
+    extraction = make(unsure_setting(setting), [penalised, plain])
+    start = extraction._starts.z_KND[[0, 0], :8]
+    rollout = imagine(extraction.model, extraction.actor, start, torch.randn(4, 2, 8, 3), extraction.tasks, slice(0, 2))
+    objective = extraction._objective(rollout)
+    torch.testing.assert_close(objective[:, 1], rollout.reward_HMB[:, 1])
+    u = extraction.model.disagreement(
+        rollout.z_HMBD[:, 0], rollout.action_HMBA[:, 0], torch.zeros(4, 8, dtype=torch.long)
+    )
+    scale = extraction._starts.value_scale_K[0] * (1 - extraction.model.table[0].discount)
+    over = (u / extraction._starts.disagreement_K[0] - 1).clamp(min=0)
+    assert 0 < float((over > 0).float().mean()) < 1
+    torch.testing.assert_close(objective[:, 0], rollout.reward_HMB[:, 0] - 2.0 * scale * over)
+
+
+def test_an_uncertainty_weight_needs_disagreement_heads(setting):
+    with pytest.raises(ConfigError, match="disagreement_heads=5"):
+        make(setting, [Member("pwm", "toy/small", 0, 0.0, True, uncertainty=1.0)])
+
+
+def test_a_standard_deviation_below_its_bound_is_lifted(setting):
+    extraction = make(setting, [Member("pwm", "toy/small", 0, 0.0, True)])
+    torch.nn.init.constant_(extraction.actor.log_std, -9.0)
+    extraction.update(0)
+    assert float(extraction.actor.log_std.detach().min()) == pytest.approx(NETWORKS.log_std_min, abs=0.01)

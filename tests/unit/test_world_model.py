@@ -11,8 +11,9 @@ from orrery.stages.pretrain import PretrainConfig, mixture_weights
 from orrery.stages.world_model.balance import reward_entropy, reward_weights
 from orrery.stages.world_model.config import LossConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
-from orrery.stages.world_model.objective import rollout_losses
+from orrery.stages.world_model.objective import Draws, prior_values, rollout_losses
 from orrery.stages.world_model.open_loop import DIAGNOSED_HORIZONS, OpenLoopError
+from orrery.stages.world_model.values import sample_prior
 
 from .stores import numbered_episode, point_mass_episodes, point_mass_spec, write_store
 
@@ -267,3 +268,84 @@ def test_sizes_have_the_published_number_of_parameters(size, tasks):
     with torch.device("meta"):
         model = WorldModel(WorldModelConfig(size=size, **changes), table)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == PUBLISHED[size, tasks]
+
+
+@pytest.mark.parametrize("latent", ["mish", "relu"])
+def test_other_latents_leave_the_simplex(latent):
+    model = make_model(config=WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, latent=latent))
+    task = torch.zeros(3, dtype=torch.long)
+    z = model.encode(torch.randn(3, 5), task)
+    assert float(z.detach().max()) > 1
+    assert model.next_latent(z, torch.randn(3, 2), task).shape == z.shape
+
+
+def test_disagreement_heads_look_on(terminating_batch):
+    """The model learns the same with them, and they learn."""
+    store, batch = terminating_batch
+    plain = make_model(store.table)
+    config = WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, disagreement_heads=3)
+    watched = make_model(store.table, config)
+    missing, _ = watched.load_state_dict(plain.state_dict(), strict=False)
+    assert missing
+    assert all(name.startswith("disagreement_heads") for name in missing)
+    for model in (plain, watched):
+        rollout_losses(model, batch, LossConfig(), torch.ones(1))[0]["total"].backward()
+    gradients = {name: p.grad for name, p in watched.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+    assert all(float(gradients[name].abs().sum()) > 0 for name in missing if "weight.2" in name)
+
+
+def value_model():
+    config = WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, num_q=3, dropout=0.0)
+    model = make_model(config=config)
+    torch.nn.init.normal_(model.values.weight[-1])
+    return model
+
+
+def test_an_ensemble_is_its_heads_one_by_one():
+    model = value_model()
+    action, task = torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+    z = model.encode(torch.randn(4, 5), task)
+    every = model.value_logits(z, action, task)
+    assert every.shape == (3, 4, 11)
+    for n in range(3):
+        torch.testing.assert_close(model.value_logits(z, action, task, torch.tensor([n]))[0], every[n])
+    # Written out for one head and row.
+    x = torch.cat([z, model.task_embedding(task), action * model.action_mask_KA[task]], -1)[0]
+    for i in range(3):
+        x = model.values.weight[i][1] @ x + model.values.bias[i][1]
+        if i < 2:
+            x = torch.nn.functional.mish(torch.nn.functional.layer_norm(x, x.shape))
+    torch.testing.assert_close(x, every[1, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_prior_learns_through_frozen_values_and_leaves_no_gradient_elsewhere():
+    model = value_model()
+    task = torch.tensor([0, 1])
+    z = model.encode(torch.randn(3, 2, 5), task.expand(3, 2)).detach()
+    draws = Draws.of(torch.Generator().manual_seed(0), 2, 2, 2, 3)
+    value, entropy = prior_values(model, z, task, draws, LossConfig())
+    (value + entropy).sum().backward()
+    touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert touched == {"policy_prior"}
+
+
+def test_the_priors_log_probability_is_that_of_a_squashed_gaussian():
+    config = WorldModelConfig(log_std_min=-2, log_std_max=1)
+    torch.manual_seed(0)
+    head, noise = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    sample = sample_prior(head, noise, torch.ones(5, 3), config, squashed_entropy=True)
+    mean, raw = head.chunk(2, -1)
+    normal = torch.distributions.Normal(mean, (-2 + 1.5 * (torch.tanh(raw) + 1)).exp())
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
+    expected = -squashed.log_prob(sample.action).sum(-1)
+    torch.testing.assert_close(sample.scaled_entropy / 3, expected)
+
+
+def test_target_values_move_by_their_rate():
+    model = value_model()
+    before = [p.clone() for p in model.target_values.parameters()]
+    model.update_target_values(0.25)
+    for old, new, source in zip(before, model.target_values.parameters(), model.values.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * source)
