@@ -1,6 +1,6 @@
 """POWR: a conditional-mean-embedding world model and policy mirror descent on its closed-form action values.
 
-The folder of the stages `powr` and `powr_online`. It cannot be called `powr`, because a stage is the module of its name.
+The folder of the stages `powr` and `powr_online`; not called `powr`, because a stage is the module of its name.
 
     kernels      similarity of states                  actions     of actions: one of A choices, or a candidate set
     transitions  rows from episodes, terminal sinks    centres     which rows carry a weight

@@ -1,0 +1,106 @@
+"""Learning curves: one row per epoch and seed, their columns, and the figure of mean and min-max band over seeds.
+
+Shared by every stage that learns while it collects, so that their curves can be drawn together.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+CURVES_FILE = "curves.csv"
+FIGURE_FILE = "curves.svg"
+GRID_POINTS = 200
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """One evaluation during learning. Returns are sums of rewards of an episode, in environment units."""
+
+    algorithm: str
+    task: str
+    seed: int
+    transitions: int
+    """Environment decisions so far, all episodes that learning used."""
+    train_return: float
+    """Mean over the episodes collected since the last row."""
+    greedy_return: float
+    """Mean of evaluation episodes with the most likely action."""
+    greedy_min: float
+    greedy_max: float
+    sampled_return: float
+    """Mean of evaluation episodes with actions drawn from the policy; NaN where it is deterministic."""
+    centres: int = 0
+    spectral_radius: float = float("nan")
+    seconds: float = 0.0
+    """Wall clock of learning alone since the last row."""
+
+
+def write_curves(path: Path, rows: Sequence[CurveRow]) -> None:
+    """Write rows as CSV, a header first."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(CurveRow)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def read_curves(path: Path) -> list[CurveRow]:
+    """Read what `write_curves` wrote."""
+    kinds = {"str": str, "int": int, "float": float}
+    with path.open(newline="") as file:
+        return [
+            CurveRow(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(CurveRow)})
+            for row in csv.DictReader(file)
+        ]
+
+
+def band(curves: Sequence[Sequence[CurveRow]], grid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean, min, max) over seeds of the latest greedy return at each number of transitions: [3 of grid].
+
+    NaN before every seed has been evaluated once.
+    """
+    values = np.full((len(curves), len(grid)), np.nan)
+    for index, rows in enumerate(curves):
+        position = np.searchsorted([row.transitions for row in rows], grid, side="right") - 1
+        known = position >= 0
+        values[index, known] = np.array([row.greedy_return for row in rows])[position[known]]
+    complete = ~np.isnan(values).any(0)
+    found = np.full((3, len(grid)), np.nan)
+    found[:, complete] = [values[:, complete].mean(0), values[:, complete].min(0), values[:, complete].max(0)]
+    return found[0], found[1], found[2]
+
+
+def by_seed(rows: Sequence[CurveRow]) -> dict[str, list[list[CurveRow]]]:
+    """Rows of each seed in order, by algorithm."""
+    found: dict[str, dict[int, list[CurveRow]]] = {}
+    for row in rows:
+        found.setdefault(row.algorithm, {}).setdefault(row.seed, []).append(row)
+    return {
+        name: [sorted(one, key=lambda row: row.transitions) for one in seeds.values()] for name, seeds in found.items()
+    }
+
+
+def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -> None:
+    """Write the figure: per algorithm the mean over seeds and the band between the worst and the best of them."""
+    from ..reporting.drawing import GREY, PALETTE, drawing_style, new_panel
+
+    curves: Mapping[str, list[list[CurveRow]]] = by_seed(rows)
+    last = max(row.transitions for row in rows)
+    grid = np.linspace(0, last, GRID_POINTS)
+    with drawing_style():
+        figure, axes = new_panel(560, 320, left=60)
+        for index, (name, seeds) in enumerate(curves.items()):
+            mean, low, high = band(seeds, grid)
+            colour = PALETTE[index % len(PALETTE)]
+            axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(grid, mean, color=colour, label=f"{name} ({len(seeds)} seeds)")
+        if threshold is not None:
+            axes.axhline(threshold, color=GREY, linestyle="--", label="solved")
+        axes.set_xlabel("transitions")
+        axes.set_ylabel("return, greedy")
+        axes.legend(frameon=False, fontsize=10)
+        figure.savefig(path, format=path.suffix[1:])

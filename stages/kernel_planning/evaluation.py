@@ -1,0 +1,208 @@
+"""The world model's fit and the action values of a policy, in closed form.
+
+Kernel matrices over rows i and centres j, kk((x, a), (x', a')) = k(x, x') ka(a, a'):
+
+    K_ij = kk((x_i, a_i), (x_cj, a_cj))        M_ij = k(y_i, x_cj) sum_u pi(u | y_i) ka(u, a_cj)
+    G = K'K + n ridge Kc + jitter I            (G - discount K'M) c = K'r
+    q(x, u) = sum_j kk((x, u), centre j) c_j
+
+That one solve equals the published (I - discount B M)^-1 b with B = G^-1 K', b = B r. It is ridge-regularised kernel
+LSTD-Q. Rows are visited in blocks, so memory is O(m^2 + block m); with discrete actions only rows and centres of the
+same action meet in K, which saves a factor of A in K'M and of A^2 in K'K.
+
+Dimension letters: N rows, b rows of one block, M centres, U actions to choose from, O state.
+Source: POWR (arXiv 2406.19861) section 4; Lagoudakis and Parr (2003) for LSTD-Q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from .actions import ActionKernel
+from .kernels import StateKernel
+from .stability import cholesky, solve_general
+from .transitions import Transitions
+
+BLOCK_ROWS = 2048
+CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Centres:
+    """The rows that carry weights."""
+
+    state_MO: torch.Tensor
+    action: torch.Tensor
+    """[M] or [M, A], as the rows' actions."""
+    row_M: torch.Tensor
+    """Position of each centre among the rows, for messages and for the global weight array."""
+
+    @classmethod
+    def of(cls, rows: Transitions, index_M: torch.Tensor) -> Centres:
+        return cls(rows.state_NO[index_M], rows.action[index_M], index_M)
+
+    def __len__(self) -> int:
+        return len(self.row_M)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Kernel matrices of some rows, made when first asked for."""
+
+    kernel: StateKernel
+    actions: ActionKernel
+    centres: Centres
+    rows: Transitions
+    span: slice
+    """Where these rows are among all."""
+
+    @cached_property
+    def parts(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(rows, centres, their part of K): K is zero elsewhere."""
+        centres, found = self.centres, []
+        for row, centre in self.actions.partition(self.rows.action, centres.action):
+            kernel_bM = self.kernel(self.rows.state_NO[row], centres.state_MO[centre])
+            found.append((row, centre, self.actions.within(kernel_bM, self.rows.action[row], centres.action[centre])))
+        return found
+
+    @cached_property
+    def next_bM(self) -> torch.Tensor:
+        """k(y_i, x_cj)."""
+        return self.kernel(self.rows.next_state_NO, self.centres.state_MO)
+
+
+class KernelBlocks:
+    """K and the kernel of next states, block by block; what fits into `cache_bytes` is kept for the next pass."""
+
+    def __init__(
+        self,
+        kernel: StateKernel,
+        actions: ActionKernel,
+        centres: Centres,
+        rows: Transitions,
+        block_rows: int = BLOCK_ROWS,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        actions.check(rows.action)
+        self.kernel, self.actions, self.centres, self.rows = kernel, actions, centres, rows
+        self._block_rows = block_rows
+        self._keep = cache_bytes // (16 * block_rows * len(centres))
+        self._kept: dict[int, Block] = {}
+
+    def __iter__(self) -> Iterator[Block]:
+        for number, start in enumerate(range(0, len(self.rows), self._block_rows)):
+            block = self._kept.get(number)
+            if block is None:
+                span = slice(start, min(start + self._block_rows, len(self.rows)))
+                block = Block(self.kernel, self.actions, self.centres, self.rows[span], span)
+                if number < self._keep:
+                    self._kept[number] = block
+            yield block
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a fit needs of the rows. Those of more rows over the same centres are the sum of both."""
+
+    gram_MM: torch.Tensor
+    """K'K."""
+    target_M: torch.Tensor
+    """K'r."""
+    num_rows: int
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.gram_MM + other.gram_MM, self.target_M + other.target_M, self.num_rows + other.num_rows)
+
+
+def statistics(blocks: KernelBlocks) -> Statistics:
+    """K'K and K'r over all rows."""
+    size = len(blocks.centres)
+    gram_MM = blocks.rows.reward_N.new_zeros(size, size)
+    target_M = blocks.rows.reward_N.new_zeros(size)
+    for block in blocks:
+        for row, centre, kernel_bM in block.parts:
+            gram_MM[centre[:, None], centre] += kernel_bM.T @ kernel_bM
+            target_M[centre] += kernel_bM.T @ block.rows.reward_N[row]
+    return Statistics(gram_MM, target_M, len(blocks.rows))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The regression that is the world model: G and K'r over its centres."""
+
+    kernel: StateKernel
+    actions: ActionKernel
+    centres: Centres
+    statistics: Statistics
+    ridge: float
+    """Weight per row: the penalty is n x ridge, as published."""
+    jitter: float
+    """Added to the diagonal of G. 1e-6 as published."""
+
+    @cached_property
+    def centre_kernel_MM(self) -> torch.Tensor:
+        """Kc."""
+        centres = self.centres
+        return self.kernel(centres.state_MO, centres.state_MO) * self.actions.between(centres.action, centres.action)
+
+    @cached_property
+    def regression_MM(self) -> torch.Tensor:
+        """G."""
+        found_MM = self.statistics.gram_MM + self.statistics.num_rows * self.ridge * self.centre_kernel_MM
+        found_MM.diagonal().add_(self.jitter)
+        return found_MM
+
+    @cached_property
+    def cholesky_MM(self) -> torch.Tensor:
+        """Lower factor of G. Raises SingularSystemError where G has none."""
+        return cholesky(self.regression_MM, self.centre_kernel_MM, self.centres.row_M, self._weights)
+
+    @property
+    def _weights(self) -> str:
+        return f"ridge (now {self.ridge:g}) or jitter (now {self.jitter:g})"
+
+    def reward_weights(self) -> torch.Tensor:
+        """b = G^-1 K'r: the weights of the reward's regression, [M]."""
+        return torch.cholesky_solve(self.statistics.target_M[:, None], self.cholesky_MM)[:, 0]
+
+    def value_weights(self, successor_MM: torch.Tensor, discount: float) -> torch.Tensor:
+        """c of (G - discount K'M) c = K'r: [M]. Raises SingularSystemError."""
+        system_MM = self.regression_MM - discount * successor_MM
+        return solve_general(
+            system_MM, self.statistics.target_M, self.centre_kernel_MM, self.centres.row_M, self._weights
+        )
+
+    def features(self, state_NO: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
+        """sum_j kk((x, u), centre j) weight_j for every u: [N, U]."""
+        return self.kernel(state_NO, self.centres.state_MO) @ self.choice_weights(weight_M)
+
+    def choice_weights(self, weight_M: torch.Tensor) -> torch.Tensor:
+        """ka(u, a_cj) weight_j: [M, U]."""
+        return self.actions.of_choices(self.centres.action).T * weight_M[:, None]
+
+
+def fit(blocks: KernelBlocks, ridge: float, jitter: float) -> Fit:
+    """Fit the world model and the reward to all rows of `blocks`."""
+    return Fit(blocks.kernel, blocks.actions, blocks.centres, statistics(blocks), ridge, jitter)
+
+
+def successor_part(block: Block, policy_bU: torch.Tensor, choice_UM: torch.Tensor) -> torch.Tensor:
+    """What one block adds to K'M: [M, M]. `policy_bU` is pi(u | y_i), `choice_UM` is ka(u, a_cj)."""
+    next_bM = block.next_bM * (policy_bU @ choice_UM)
+    found_MM = next_bM.new_zeros(len(choice_UM[0]), len(choice_UM[0]))
+    for row, centre, kernel_bM in block.parts:
+        found_MM[centre] = kernel_bM.T @ next_bM[row]
+    return found_MM
+
+
+def successor_matrix(blocks: KernelBlocks, policy_NU: torch.Tensor) -> torch.Tensor:
+    """K'M of a policy given at the rows' next states: [M, M]."""
+    choice_UM = blocks.actions.of_choices(blocks.centres.action)
+    total_MM = policy_NU.new_zeros(len(blocks.centres), len(blocks.centres))
+    for block in blocks:
+        total_MM += successor_part(block, policy_NU[block.span], choice_UM)
+    return total_MM

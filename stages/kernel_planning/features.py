@@ -1,0 +1,130 @@
+"""From raw observations to the states that kernels compare: an affine map, after a frozen encoder where there is one.
+
+    state = (x - mean) @ projection,    x the observation, or the world model's latent of it
+
+One-hot observations become their index, raw ones are standardised (or left alone), latents are whitened and reduced by
+PCA. Nothing here is trained.
+
+Dimension letters: B batch, O observation, E what the map is applied to (observation or latent), D state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..world_model.config import WorldModelConfig
+from ..world_model.networks import Encoder, WorldModel
+
+MIN_STD = 1e-8
+"""Components that vary less (in their own units) are left unscaled, and then say nothing."""
+
+ENCODE_ROWS = 4096
+
+
+class Features(nn.Module):
+    """Observation [B, O] float32 -> state [B, D] float64."""
+
+    mean_E: torch.Tensor
+    projection_ED: torch.Tensor
+
+    def __init__(self, mean_E: torch.Tensor, projection_ED: torch.Tensor, encoder: LatentEncoder | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mean_E", mean_E.double())
+        self.register_buffer("projection_ED", projection_ED.double())
+        self.encoder = encoder
+
+    @torch.no_grad()
+    def forward(self, observation_BO: torch.Tensor) -> torch.Tensor:
+        x_BE = observation_BO if self.encoder is None else self.encoder(observation_BO)
+        return (x_BE.double() - self.mean_E) @ self.projection_ED
+
+
+class LatentEncoder(nn.Module):
+    """One task's observations to the frozen world model's latents: a copy of all that this needs."""
+
+    task_embedding: torch.Tensor
+    observation_mean: torch.Tensor
+    observation_scale: torch.Tensor
+
+    def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
+        super().__init__()
+        self.config, self.observation_dim = config, observation_dim
+        self.encoder = Encoder(config, observation_dim)
+        self.register_buffer("task_embedding", torch.zeros(config.task_dim))
+        self.register_buffer("observation_mean", torch.zeros(observation_dim))
+        self.register_buffer("observation_scale", torch.ones(observation_dim))
+
+    @classmethod
+    def of(cls, model: WorldModel, task: int) -> LatentEncoder:
+        """The encoder of task `task` of a model."""
+        one = cls(model.config, model.table.observation_dim)
+        one.encoder.load_state_dict(model.encoder.state_dict())
+        one.task_embedding.copy_(model.task_embedding.weight[task].detach())
+        one.observation_mean.copy_(model.observation_mean_KO[task])
+        one.observation_scale.copy_(model.observation_scale_KO[task])
+        return one.eval().requires_grad_(False)
+
+    def forward(self, observation_BO: torch.Tensor) -> torch.Tensor:
+        """[B, O], padded here to the model's width -> z [B, latent_dim]."""
+        padded_BO = F.pad(observation_BO, (0, self.observation_dim - observation_BO.shape[-1]))
+        scaled_BO = (padded_BO - self.observation_mean) / self.observation_scale
+        parts = scaled_BO.split(ENCODE_ROWS)
+        return torch.cat([self.encoder(part, self.task_embedding.expand(len(part), -1)) for part in parts])
+
+
+def is_one_hot(observation_NO: torch.Tensor) -> bool:
+    """Whether every row is zero but for a single 1: how a Discrete observation is stored."""
+    binary = bool(((observation_NO == 0) | (observation_NO == 1)).all())
+    return observation_NO.shape[1] > 1 and binary and bool((observation_NO.sum(1) == 1).all())
+
+
+def index_features(observation_dim: int) -> Features:
+    """One-hot observations to their index, [B, 1]."""
+    return Features(torch.zeros(observation_dim), torch.arange(observation_dim, dtype=torch.float64)[:, None])
+
+
+def raw_features(observation_dim: int) -> Features:
+    """Observations as they are: the published choice, with a scale per component set by hand."""
+    return Features(torch.zeros(observation_dim), torch.eye(observation_dim))
+
+
+def standardised_features(observation_NO: torch.Tensor) -> Features:
+    """Every component to mean 0 and standard deviation 1 over the data; components that never vary are dropped to 0."""
+    x_NO = observation_NO.double()
+    std_O = x_NO.std(0, correction=0)
+    return Features(x_NO.mean(0), torch.diag(torch.where(std_O > MIN_STD, 1 / std_O.clamp(min=MIN_STD), 0.0)))
+
+
+def latent_features(encoder: LatentEncoder, observation_NO: torch.Tensor, components: int) -> Features:
+    """Latents projected on their first principal components over the data, each scaled to standard deviation 1."""
+    with torch.no_grad():
+        z_NE = encoder(observation_NO).double()
+    mean_E = z_NE.mean(0)
+    covariance_EE = torch.cov(z_NE.T, correction=0)
+    variance_E, direction_EE = torch.linalg.eigh(covariance_EE)
+    kept = torch.arange(len(variance_E) - 1, -1, -1)[:components]
+    kept = kept[variance_E[kept] > MIN_STD * float(variance_E[-1])]
+    return Features(mean_E, direction_EE[:, kept] / variance_E[kept].sqrt(), encoder)
+
+
+def describe(features: Features) -> dict[str, Any]:
+    """What `restore` needs beside the weights."""
+    encoder = features.encoder
+    return {
+        "width": list(features.projection_ED.shape),
+        "encoder": None if encoder is None else vars(encoder.config),
+        "observation_dim": None if encoder is None else encoder.observation_dim,
+    }
+
+
+def restore(values: dict[str, Any]) -> Features:
+    """An empty map of the described shape, to load weights into."""
+    encoder = None
+    if values["encoder"] is not None:
+        encoder = LatentEncoder(WorldModelConfig(**values["encoder"]), values["observation_dim"])
+    width_in, width_out = values["width"]
+    return Features(torch.zeros(width_in), torch.zeros(width_in, width_out), encoder)

@@ -1,0 +1,159 @@
+"""Policy mirror descent on closed-form action values, with one weight per row of the data.
+
+    pi_{t+1}(u | x) is proportional to pi_t(u | x) exp(step_size q_t(x, u))
+    log pi_T(u | x) = log pi_0(u | x) + sum_t step_size_t q_t(x, u) + constant
+                    = log pi_0(u | x) + sum_i kk((x, u), row i) W_i + constant
+
+Every q_t is a combination of kernels at its centres, which are rows; so W, one number per row and zero for most, is all
+that a policy is, however many fits with other centres have added to it.
+
+Dimension letters: N rows, b rows of one block, M centres, U actions to choose from, O state.
+Source: POWR (arXiv 2406.19861) section 3; policy mirror descent, Xiao (2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .actions import ActionKernel
+from .evaluation import Fit, KernelBlocks, successor_part
+from .kernels import StateKernel
+from .stability import spectral_radius
+from .transitions import Transitions
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What some steps of mirror descent came to."""
+
+    weight_M: torch.Tensor
+    """sum_t step_size_t c_t, over the centres of the fit."""
+    value_weight_M: torch.Tensor
+    """c of the last step: the action values of the policy before that step."""
+    next_logits_NU: torch.Tensor
+    """log pi at the rows' next states after the last step, up to a constant per row."""
+    radius: float
+    """Spectral radius of the last step's transition operator; NaN where it was not asked for."""
+
+
+def step_sizes(first: float, steps: int, growth: float = 1.0) -> list[float]:
+    """first growth^t. Growth above 1 makes mirror descent converge linearly, as policy iteration does."""
+    return [first * growth**t for t in range(steps)]
+
+
+def mirror_descent(
+    blocks: KernelBlocks,
+    model: Fit,
+    next_logits_NU: torch.Tensor,
+    sizes: Sequence[float],
+    discount: float,
+    *,
+    penalty_NU: torch.Tensor | None = None,
+    watch_radius: bool = True,
+) -> Improvement:
+    """One step per entry of `sizes`, each with an exact evaluation of the policy so far.
+
+    Args:
+        blocks: the rows over which K'M is summed; their centres are the model's.
+        next_logits_NU: log pi_0 at the rows' next states, up to a constant per row.
+        sizes: step size of each step.
+        penalty_NU: taken off the action values at the next states when the policy is improved.
+        watch_radius: compute the spectral radius of the last step.
+    """
+    choice_UM = model.actions.of_choices(model.centres.action)
+    logits_NU = next_logits_NU.clone()
+    weight_M = torch.zeros_like(model.statistics.target_M)
+    value_weight_M = torch.zeros_like(weight_M)
+    radius = math.nan
+    before = 0.0
+    for step, size in enumerate([*sizes, 0.0]):
+        successor_MM = torch.zeros_like(model.statistics.gram_MM)
+        for block in blocks:
+            # What the last step added is added in the pass that first needs it: one pass over the rows per step.
+            here_bU = logits_NU[block.span]
+            if before:
+                here_bU += before * (block.next_bM @ model.choice_weights(value_weight_M))
+                if penalty_NU is not None:
+                    here_bU -= before * penalty_NU[block.span]
+            if size:
+                successor_MM += successor_part(block, torch.softmax(here_bU, 1), choice_UM)
+        if size:
+            value_weight_M = model.value_weights(successor_MM, discount)
+            weight_M += size * value_weight_M
+            before = size
+            if watch_radius and step == len(sizes) - 1:
+                radius = spectral_radius(model.cholesky_MM, successor_MM, discount)
+    return Improvement(weight_M, value_weight_M, logits_NU, radius)
+
+
+def uncertainty_form(model: Fit) -> torch.Tensor:
+    """H of sd^2 = kk - k' H k: [M, M], symmetric. See `uncertainty`."""
+    prior_MM = model.centre_kernel_MM.clone()
+    prior_MM.diagonal().add_(1e-8 * float(prior_MM.diagonal().mean()))
+    ridge = model.statistics.num_rows * model.ridge
+    return torch.cholesky_inverse(torch.linalg.cholesky(prior_MM)) - ridge * torch.cholesky_inverse(model.cholesky_MM)
+
+
+def uncertainty(
+    kernel: StateKernel, state_NO: torch.Tensor, centre_MO: torch.Tensor, choice_UM: torch.Tensor, form_MM: torch.Tensor
+) -> torch.Tensor:
+    """Posterior standard deviation of the regression at (x, u) for every u, in units of the kernel: [N, U].
+
+        sd^2 = kk - k' Kc^-1 k + n ridge k' G^-1 k
+
+    The first two terms are what the centres cannot represent, the last what the rows leave undecided. 0 where the data
+    settle the value, sqrt(kk) far from them.
+
+    Args:
+        choice_UM: ka(u, a_cj). form_MM: `uncertainty_form` of the fit.
+    """
+    kernel_NM = kernel(state_NO, centre_MO)
+    found = []
+    for choice_M in choice_UM:
+        near = choice_M.nonzero()[:, 0]
+        row_NM = kernel_NM[:, near] * choice_M[near]
+        # ka(u, u) = 1 for both kinds of actions.
+        variance_N = kernel.diagonal(state_NO) - ((row_NM @ form_MM[near[:, None], near]) * row_NM).sum(1)
+        found.append(variance_N.clamp(min=0).sqrt())
+    return torch.stack(found, 1)
+
+
+def policy_logits(
+    kernel: StateKernel,
+    actions: ActionKernel,
+    rows: Transitions,
+    weight_N: torch.Tensor,
+    state_BO: torch.Tensor,
+    block_bytes: int = 2**27,
+) -> torch.Tensor:
+    """sum_i kk((x, u), row i) W_i over rows of non-zero weight: [B, U]."""
+    active = weight_N.nonzero()[:, 0]
+    choice_MU = actions.of_choices(rows.action[active]).T * weight_N[active, None]
+    state_MO = rows.state_NO[active]
+    size = max(block_bytes // (8 * max(len(active), 1)), 1)
+    parts = [kernel(part_bO, state_MO) @ choice_MU for part_bO in state_BO.split(size)]
+    return torch.cat(parts) if parts else state_BO.new_zeros(0, actions.num)
+
+
+def behaviour_logits(
+    kernel: StateKernel, point_PO: torch.Tensor, share_PU: torch.Tensor, state_BO: torch.Tensor, floor: float
+) -> torch.Tensor:
+    """log pi_0(u | x) of the behaviour that made the data: kernel-weighted frequencies of its actions, [B, U].
+
+        pi_0(u | x) = (sum_p k(x, x_p) share_pu + floor / U) / (sum_p k(x, x_p) + floor)
+
+    Uniform far from all points. `share_PU` says how much of point p's action each choice stands for; rows sum to 1.
+    Source: Nadaraya (1964), Watson (1964).
+    """
+    weight_BP = kernel(state_BO, point_PO)
+    share_BU = weight_BP @ share_PU + floor / share_PU.shape[1]
+    return torch.log(share_BU / (weight_BP.sum(1, keepdim=True) + floor))
+
+
+def uniform_logits(num: int, state_BO: torch.Tensor) -> torch.Tensor:
+    """log pi_0 of the uniform policy: [B, U]."""
+    return state_BO.new_full((len(state_BO), num), -math.log(num))

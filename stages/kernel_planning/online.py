@@ -1,0 +1,168 @@
+"""POWR while data come in: collect with the policy, fit anew with new centres, improve, repeat.
+
+Everything that the policy is lives in one weight per row of the buffer (`Buffer.weight_N`), however many epochs with
+other centres have added to it. Weights carry their step size.
+
+Dimension letters: N rows, M centres, B batch, D state, U actions.
+Source: POWR (arXiv 2406.19861) algorithm 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ...datasets.rollout import Act, EpisodeResult
+from ...datasets.schema import Episode
+from ...pipeline.seeding import derive_seed
+from .actions import DiscreteActions
+from .centres import choose_centres
+from .config import PlannerConfig
+from .evaluation import Centres, KernelBlocks, fit
+from .features import Features
+from .improvement import mirror_descent, policy_logits, step_sizes
+from .kernels import StateKernel
+from .transitions import Transitions, concatenate, with_sinks
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one fit and its steps of mirror descent came to."""
+
+    num_rows: int
+    num_centres: int
+    radius: float
+    seconds: float
+    """Of fit and improvement, wall clock."""
+
+
+class OnlineLearner:
+    """The buffer, and the policy on it. Discrete actions."""
+
+    def __init__(
+        self,
+        features: Features,
+        kernel: StateKernel,
+        num_actions: int,
+        discount: float,
+        config: PlannerConfig,
+        seed: int,
+    ) -> None:
+        self.features, self.kernel, self.actions = features, kernel, DiscreteActions(num_actions)
+        self.discount, self.config, self.seed = discount, config, seed
+        self.rows: Transitions | None = None
+        self.weight_N = torch.zeros(0, dtype=torch.float64)
+        self._next_logits_NU = torch.zeros(0, num_actions, dtype=torch.float64)
+        self._epochs = 0
+        self._kept: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Append episodes: sink rows after terminations, none after time limits."""
+        new = concatenate([self._rows_of(episode) for episode in episodes])
+        logits_NU = self.logits(new.next_state_NO)
+        self.rows = new if self.rows is None else concatenate([self.rows, new])
+        self.weight_N = torch.cat([self.weight_N, self.weight_N.new_zeros(len(new))])
+        self._next_logits_NU = torch.cat([self._next_logits_NU, logits_NU])
+
+    def _rows_of(self, episode: Episode) -> Transitions:
+        offset = self.config.reward_offset
+        choices = torch.arange(self.actions.num) if self.config.sinks == "all" else None
+        return episode_rows(episode, self.features, offset, choices)
+
+    def improve(self) -> Epoch:
+        """Choose centres, fit to all rows, and take this epoch's steps of mirror descent."""
+        assert self.rows is not None
+        start, config = time.perf_counter(), self.config
+        self._forget()
+        index_M = choose_centres(
+            self.rows,
+            min(config.centres, len(self.rows)),
+            config.selection,
+            derive_seed("centres", self.seed, self._epochs),
+            self.kernel,
+            self.actions,
+        )
+        blocks = KernelBlocks(self.kernel, self.actions, Centres.of(self.rows, index_M), self.rows)
+        model = fit(blocks, config.ridge, config.jitter)
+        sizes = step_sizes(config.step_size, config.steps, config.step_growth)
+        found = mirror_descent(blocks, model, self._next_logits_NU, sizes, self.discount)
+        self.weight_N[index_M] += found.weight_M
+        self._next_logits_NU = found.next_logits_NU
+        self._kept.append((index_M, found.weight_M))
+        self._epochs += 1
+        return Epoch(len(self.rows), len(index_M), found.radius, time.perf_counter() - start)
+
+    def _forget(self) -> None:
+        """Take the weights of epochs beyond the memory back out."""
+        if not self.config.memory or len(self._kept) < self.config.memory:
+            return
+        assert self.rows is not None
+        while len(self._kept) >= self.config.memory:
+            index_M, weight_M = self._kept.popleft()
+            self.weight_N[index_M] -= weight_M
+        if not self._kept:
+            self.weight_N.zero_()
+        self._next_logits_NU = self.logits(self.rows.next_state_NO)
+
+    def logits(self, state_BD: torch.Tensor) -> torch.Tensor:
+        """log pi(u | state) up to a constant per row: [B, U]."""
+        if self.rows is None:
+            return state_BD.new_zeros(len(state_BD), self.actions.num)
+        return policy_logits(self.kernel, self.actions, self.rows, self.weight_N, state_BD)
+
+    def compressed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(centres [M, D], weight per choice [M, U]): distinct states of non-zero weight, for a policy file."""
+        assert self.rows is not None
+        active = self.weight_N.nonzero()[:, 0]
+        state_MD, inverse = torch.unique(self.rows.state_NO[active], dim=0, return_inverse=True)
+        weight_MU = self.weight_N.new_zeros(len(state_MD), self.actions.num)
+        weight_MU.index_put_((inverse, self.rows.action[active]), self.weight_N[active], accumulate=True)
+        return state_MD, weight_MU
+
+
+def episode_rows(
+    episode: Episode, features: Features, offset: float = 0.0, sink_choices: torch.Tensor | None = None
+) -> Transitions:
+    """The rows of one episode of discrete actions, sinks included; see `with_sinks`. `offset` is added to rewards."""
+    state_TD = features(torch.from_numpy(episode.observations))
+    terminated_T = torch.zeros(len(episode), dtype=torch.bool)
+    terminated_T[-1] = episode.terminated
+    rows = Transitions(
+        state_TD[:-1],
+        torch.from_numpy(episode.actions).argmax(1),
+        state_TD[1:],
+        torch.from_numpy(episode.rewards).double() + offset,
+    )
+    return with_sinks(rows, terminated_T, sink_choices, offset)
+
+
+def sampled_act(learner: OnlineLearner, seeds: Sequence[int]) -> Act:
+    """Actions drawn from the policy, by a random stream per episode."""
+    streams = [np.random.default_rng(derive_seed("act", seed)) for seed in seeds]
+
+    def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+        share_BU = torch.softmax(learner.logits(learner.features(torch.from_numpy(observation))), 1).numpy()
+        chosen = [streams[e].choice(len(row), p=row / row.sum()) for e, row in zip(episode, share_BU, strict=True)]
+        return np.eye(learner.actions.num, dtype=np.float32)[chosen]
+
+    return act
+
+
+def greedy_act(learner: OnlineLearner) -> Act:
+    """The most likely action."""
+
+    def act(observation: np.ndarray, _: np.ndarray, /) -> np.ndarray:
+        chosen = learner.logits(learner.features(torch.from_numpy(observation))).argmax(1).numpy()
+        return np.eye(learner.actions.num, dtype=np.float32)[chosen]
+
+    return act
+
+
+def completed(results: Sequence[EpisodeResult]) -> list[Episode]:
+    """Recorded episodes, without those that an environment broke off."""
+    return [result.episode for result in results if result.episode is not None]

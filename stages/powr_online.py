@@ -1,0 +1,212 @@
+"""powr_online: POWR while it collects, from nothing to a policy, with learning curves over several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.seeding import derive_seed
+from ..pipeline.stage import Context, Input, Stage
+from .kernel_planning.config import KERNELS, PlannerConfig
+from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
+
+if TYPE_CHECKING:
+    from ..datasets.schema import TaskSpec
+
+ALGORITHM = "powr_online"
+
+
+@dataclass(frozen=True)
+class PowrOnlineConfig:
+    """One environment with discrete actions, learned from scratch."""
+
+    task: str = ""
+    """Name such as gymnasium/CartPole-v1."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment, for example {is_slippery: false}."""
+    kernel: str = "laplace"
+    """Of states: delta (states that repeat), laplace, gaussian, product_laplace or linear."""
+    scale: list[float] = field(default_factory=lambda: [1.0])
+    """Of the kernel, in the observation's units: one for all components, or one for each."""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Regression and mirror descent."""
+    discount: float = 0.99
+    """Per decision."""
+    transitions: int = 10000
+    """Learning ends with the epoch that reaches this many."""
+    warm_up_episodes: int = 3
+    """Played by the uniform policy before the first epoch."""
+    episodes: int = 3
+    """Collected per epoch."""
+    evaluation_episodes: int = 10
+    """Per epoch, once greedily and once with sampled actions; learning never sees them."""
+    threshold: float | None = None
+    """Return at which the environment counts as solved; a dashed line in the figure."""
+    seeds: int = 5
+    """Independent runs."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "seeds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.kernel not in KERNELS:
+            raise ConfigError(f"kernel: expected one of {', '.join(KERNELS)}, found {self.kernel!r}")
+        if not self.scale or min(self.scale) <= 0:
+            raise ConfigError(f"scale: a kernel's scales must be positive, found {self.scale}")
+        if not 0 <= self.discount < 1:
+            raise ConfigError(f"discount must lie in [0, 1), found {self.discount}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: PowrOnlineConfig
+    spec: TaskSpec
+    seed: int
+    folder: Path
+
+
+class PowrOnline(Stage):
+    """A policy per seed, `curves.csv` and `curves.svg`; earlier curves of the run are drawn beside its own."""
+
+    Config = PowrOnlineConfig
+    inputs = {"curves": Input("curves", optional=True, many=True)}
+    output_kind = "policies"
+    config: PowrOnlineConfig
+
+    def check(self) -> None:
+        if not self.config.task:
+            raise ConfigError("powr_online.task is empty: name one, for example powr_online.task=gymnasium/CartPole-v1")
+        discrete_task(self.config.task, self.config.environment)
+
+    def run(self, context: Context) -> str:
+        config = self.config
+        spec = discrete_task(config.task, config.environment)
+        jobs = [_Job(config, spec, seed, context.folder / f"seed_{seed}") for seed in range(config.seeds)]
+        waiting = [job for job in jobs if not (job.folder / CURVES_FILE).is_file()]
+        with context.progress("powr_online", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
+            for index, outcome in run_jobs(_learn, waiting, workers=context.workers):
+                if isinstance(outcome, JobFailure):
+                    raise StageError(
+                        f"powr_online on {spec.name}, seed {waiting[index].seed}: {outcome.error}; finished seeds are "
+                        f"kept, so the same command continues\n{outcome.traceback}"
+                    )
+                for message in outcome:
+                    context.log.warning("%s, seed %d: %s", spec.name, waiting[index].seed, message)
+                progress.advance(1)
+        return self._publish(context, spec, jobs)
+
+    def _publish(self, context: Context, spec: TaskSpec, jobs: Sequence[_Job]) -> str:
+        rows = [row for job in jobs for row in read_curves(job.folder / CURVES_FILE)]
+        write_curves(context.folder / CURVES_FILE, rows)
+        others = [row for folder in context.inputs.get("curves", ()) for row in read_curves(folder / CURVES_FILE)]
+        draw_curves([*rows, *others], self.config.threshold, context.folder / FIGURE_FILE)
+        entries = [
+            {"algorithm": ALGORITHM, "task": spec.name, "seed": job.seed, "path": f"{job.folder.name}/policy"}
+            for job in jobs
+        ]
+        index = {"tasks": [spec.to_dict()], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        last = [row for row in rows if row.transitions >= self.config.transitions]
+        returns = sorted(row.greedy_return for row in last)
+        return (
+            f"last greedy return {returns[len(returns) // 2]:.1f} (median of {len(jobs)} seeds, "
+            f"{returns[0]:.1f} to {returns[-1]:.1f}) after {self.config.transitions:,} transitions of {spec.name}"
+        )
+
+
+def discrete_task(name: str, environment: dict[str, Any]) -> TaskSpec:
+    """The spec of a task with these arguments of its environment.
+
+    Raises:
+        TaskError: there is no such task. ConfigError: its actions are continuous.
+    """
+    from ..datasets.tasks import task_spec
+
+    spec = task_spec(name)
+    if spec.action_kind != "discrete":
+        raise ConfigError(
+            f"{name} has continuous actions and there is no candidate set: this stage needs discrete actions. Collect "
+            "data and use the stage powr, whose candidates come from the data or a grid"
+        )
+    if environment:
+        spec = dataclasses.replace(spec, environment={**spec.environment, "kwargs": dict(environment)})
+    return spec
+
+
+def _learn(job: _Job) -> list[str]:
+    """Learn with one seed; write its curve and its policy. Returns warnings. Runs in a worker process."""
+    import torch
+
+    from ..datasets.rollout import play_episodes
+    from ..datasets.tasks import make_environment
+    from .kernel_planning.features import index_features, raw_features
+    from .kernel_planning.kernels import StateKernel
+    from .kernel_planning.online import OnlineLearner, completed, greedy_act, sampled_act
+    from .kernel_planning.policy import KernelPolicy
+    from .kernel_planning.stability import radius_warning
+
+    torch.set_num_threads(1)
+    config, spec = job.config, job.spec
+    pool = [make_environment(spec)]
+    discrete = type(pool[0].native.observation_space).__name__ == "Discrete"
+    features = index_features(spec.observation_dim) if discrete else raw_features(spec.observation_dim)
+    kernel = StateKernel.of(config.kernel, config.scale[0] if len(config.scale) == 1 else config.scale)
+    learner = OnlineLearner(features, kernel, spec.action_dim, config.discount, config.planner, job.seed)
+
+    def seeds(purpose: str, epoch: int, count: int) -> list[int]:
+        parts = (config.seed, job.seed, epoch)
+        return [derive_seed("powr_online", purpose, *parts, index) % 2**31 for index in range(count)]
+
+    def returns(act: Any, chosen: list[int]) -> list[float]:
+        return [r.return_ for _, r in play_episodes(spec, act, chosen, pool=pool, lanes=len(chosen))]
+
+    rows: list[CurveRow] = []
+    unstable: list[float] = []
+    transitions = 0
+    while transitions < config.transitions:
+        epoch = len(rows)
+        chosen = seeds("collect", epoch, config.episodes if epoch else config.warm_up_episodes)
+        played = play_episodes(spec, sampled_act(learner, chosen), chosen, record=True, pool=pool)
+        results = [result for _, result in sorted(played, key=lambda one: one[0])]
+        episodes = completed(results)
+        if not episodes:
+            raise StageError(f"every episode of epoch {epoch} failed; the first: {results[0].error}")
+        transitions += sum(map(len, episodes))
+        learner.add(episodes)
+        done = learner.improve()
+        if radius_warning(done.radius):
+            unstable.append(done.radius)
+        chosen = seeds("evaluate", epoch, config.evaluation_episodes)
+        greedy, sampled = returns(greedy_act(learner), chosen), returns(sampled_act(learner, chosen), chosen)
+        rows.append(
+            CurveRow(
+                algorithm=ALGORITHM,
+                task=spec.name,
+                seed=job.seed,
+                transitions=transitions,
+                train_return=math.fsum(result.return_ for result in results) / len(results),
+                greedy_return=math.fsum(greedy) / len(greedy),
+                greedy_min=min(greedy),
+                greedy_max=max(greedy),
+                sampled_return=math.fsum(sampled) / len(sampled),
+                centres=done.num_centres,
+                spectral_radius=done.radius,
+                seconds=done.seconds,
+            )
+        )
+    centre_MD, weight_MU = learner.compressed()
+    trained_by = {"algorithm": ALGORITHM, "seed": job.seed}
+    KernelPolicy.of(spec, features, kernel, centre_MD, weight_MU, trained_by).save(job.folder / "policy")
+    write_curves(job.folder / CURVES_FILE, rows)
+    if not unstable:
+        return []
+    return [f"in {len(unstable)} of {len(rows)} epochs {radius_warning(max(unstable))}"]

@@ -1,0 +1,139 @@
+"""tabular: count what followed each state and action, normalise, and solve as if that model were right.
+
+The plainest model-based baseline, and what POWR equals with a delta kernel. For data whose observations repeat.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import ConfigError, DatasetError
+from ..pipeline.stage import Context, Input, Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..datasets.store import TaskRows
+    from .tabular_planning.counts import MDP
+
+ALGORITHM = "tabular"
+METHODS = ("value_iteration", "policy_iteration", "mirror_descent")
+UNSEEN = ("avoid", "zero")
+
+
+@dataclass(frozen=True)
+class TabularConfig:
+    """How the counted model is solved."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store; all of them where empty."""
+    method: str = "policy_iteration"
+    """value_iteration, policy_iteration, or mirror_descent. The first two agree; the last approaches them."""
+    unseen: str = "avoid"
+    """Actions never tried in a state: avoid never takes them, zero gives them the value 0."""
+    steps: int = 100
+    """Of mirror descent."""
+    step_size: float = 1.0
+    """Of mirror descent, per unit of return."""
+    max_states: int = 3000
+    """Refuse data with more distinct observations: the model takes 8 x states^2 x actions bytes."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("unseen", UNSEEN)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
+        if self.steps < 1 or self.max_states < 1 or self.step_size <= 0:
+            raise ConfigError("steps and max_states must be at least 1, step_size positive")
+
+
+class Tabular(Stage):
+    """One policy per task, deterministic and without a seed."""
+
+    Config = TabularConfig
+    inputs = {"store": Input("store")}
+    output_kind = "policies"
+    config: TabularConfig
+
+    def run(self, context: Context) -> str:
+        from ..datasets.store import TaskStore
+
+        store = TaskStore.open(context.input("store"))
+        names = self.config.tasks or list(store.table.names)
+        entries: list[dict[str, Any]] = []
+        states, pairs = 0, 0
+        with context.progress("tabular", total=len(names)) as progress:
+            for name in names:
+                path = Path(ALGORITHM) / store.table[store.table.id_of(name)].slug
+                found = self._solve(store.tasks[store.table.id_of(name)], store.table.observation_dim)
+                found.save(context.folder / path)
+                states, pairs = states + len(found.weight_MU), pairs + int((found.weight_MU > 0).sum())
+                entries.append({"algorithm": ALGORITHM, "task": name, "seed": 0, "path": path.as_posix()})
+                progress.advance(1)
+        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        return f"{len(entries)} policies by {self.config.method} over {states} states"
+
+    def _solve(self, rows: TaskRows, observation_width: int) -> Any:
+        """The KernelPolicy that looks up the solution of one task."""
+        import numpy as np
+        import torch
+
+        from .kernel_planning.features import raw_features
+        from .kernel_planning.kernels import StateKernel
+        from .kernel_planning.policy import KernelPolicy
+        from .tabular_planning.counts import count, empirical_mdp
+
+        spec = rows.spec
+        if spec.action_kind != "discrete":
+            raise ConfigError(
+                f"{spec.name} has continuous actions and there is no candidate set: tabular needs discrete"
+            )
+        observation, state = distinct_observations(rows, self.config.max_states)
+        starts = np.ones(len(state), bool)
+        starts[rows.offsets[1:] - 1] = False  # last rows of episodes start nothing
+        first = np.flatnonzero(starts)
+        data = rows.rows[torch.from_numpy(first)]
+        action = data[:, observation_width : observation_width + spec.action_dim].argmax(1).numpy()
+        reward = data[:, -1].double().numpy()
+        # A terminal state has rows of its own only where an episode started there: none, so its value is 0.
+        counts = count(state[first], action, state[first + 1], reward, len(observation), spec.action_dim)
+        policy_SA = self._plan(empirical_mdp(counts), counts.visits_SA > 0, spec.discount or 0.0)
+        weight_SA = torch.from_numpy(policy_SA)
+        features, kernel = raw_features(spec.observation_dim), StateKernel.of("delta")
+        trained_by = {"algorithm": ALGORITHM, "method": self.config.method}
+        return KernelPolicy.of(spec, features, kernel, torch.from_numpy(observation), weight_SA, trained_by)
+
+    def _plan(self, mdp: MDP, seen_SA: np.ndarray, discount: float) -> np.ndarray:
+        import numpy as np
+
+        from .tabular_planning import solve
+
+        allowed_SA = seen_SA if self.config.unseen == "avoid" else None
+        if self.config.method == "value_iteration":
+            return solve.greedy(solve.value_iteration(mdp, discount, allowed_SA=allowed_SA), allowed_SA)
+        if self.config.method == "policy_iteration":
+            return solve.policy_iteration(mdp, discount, allowed_SA)[1]
+        start_SA = np.ones_like(seen_SA, float) if allowed_SA is None else allowed_SA.astype(float)
+        start_SA /= np.maximum(start_SA.sum(1, keepdims=True), 1)
+        return solve.mirror_descent(mdp, discount, [self.config.step_size] * self.config.steps, start_SA).policy_TSA[-1]
+
+
+def distinct_observations(rows: TaskRows, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """(distinct observations [S, O] float64, index of each row's [R]) of a task.
+
+    Raises:
+        DatasetError: more than `limit` of them.
+    """
+    import numpy as np
+
+    observation_RO = rows.rows[:, : rows.spec.observation_dim].numpy()
+    distinct_SO, state_R = np.unique(observation_RO, axis=0, return_inverse=True)
+    if len(distinct_SO) > limit:
+        raise DatasetError(
+            f"{rows.spec.name}: {len(distinct_SO):,} distinct observations in {len(observation_RO):,} rows, expected at "
+            f"most {limit:,} (tabular.max_states): its observations are not discrete. Use the stage powr instead"
+        )
+    return distinct_SO.astype(np.float64), state_R.reshape(-1)

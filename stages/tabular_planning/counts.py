@@ -1,0 +1,75 @@
+"""The empirical MDP: how often each state followed each state and action, and what was paid.
+
+Dimension letters: N rows, S states, A actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...pipeline.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over the data; those of more data are the sum of both."""
+
+    visits_SA: np.ndarray
+    next_SAS: np.ndarray
+    reward_SA: np.ndarray
+    """Summed rewards."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.visits_SA + other.visits_SA, self.next_SAS + other.next_SAS, self.reward_SA + other.reward_SA
+        )
+
+
+@dataclass(frozen=True)
+class MDP:
+    """A finite Markov decision process. Rows of `transition_SAS` may sum to less than 1: the rest ends with value 0."""
+
+    transition_SAS: np.ndarray
+    reward_SA: np.ndarray
+
+
+def count(
+    state_N: np.ndarray, action_N: np.ndarray, next_state_N: np.ndarray, reward_N: np.ndarray, states: int, actions: int
+) -> Counts:
+    """Count rows of indices.
+
+    Raises:
+        DatasetError: a reward that is not finite; names its row.
+    """
+    if len(wrong := np.flatnonzero(~np.isfinite(reward_N))):
+        raise DatasetError(
+            f"the reward of row {wrong[0]} is {reward_N[wrong[0]]}, as are {len(wrong) - 1} others: values must be finite"
+        )
+    visits_SA, next_SAS = np.zeros((states, actions)), np.zeros((states, actions, states))
+    reward_SA = np.zeros((states, actions))
+    np.add.at(visits_SA, (state_N, action_N), 1)
+    np.add.at(next_SAS, (state_N, action_N, next_state_N), 1)
+    np.add.at(reward_SA, (state_N, action_N), reward_N)
+    return Counts(visits_SA, next_SAS, reward_SA)
+
+
+def empirical_mdp(counts: Counts, ridge: float = 0.0, jitter: float = 0.0, copies_SA: np.ndarray | None = None) -> MDP:
+    """Normalised counts; pairs that were never seen get zero rows, so their value is 0.
+
+        P = N(x, a, y) / den,  r = sum of rewards / den,  den = N(x, a) + n ridge + jitter / copies
+
+    With ridge and jitter 0 this is the maximum-likelihood model. With POWR's, it is what POWR's regression is with a
+    delta kernel, exactly, for all of its policies.
+
+    Args:
+        copies_SA: how many centres each pair has; pairs without one get zero rows. None gives every seen pair one.
+    """
+    copies_SA = (counts.visits_SA > 0).astype(float) if copies_SA is None else copies_SA
+    known_SA = (copies_SA > 0) & (counts.visits_SA > 0)
+    total = counts.visits_SA.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shrunk_SA = counts.visits_SA + total * ridge + jitter / copies_SA
+        scale_SA = np.where(known_SA, 1 / shrunk_SA, 0.0)
+    return MDP(counts.next_SAS * scale_SA[..., None], counts.reward_SA * scale_SA)
