@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 from tensordict import TensorDict
+from torch import distributed
 
 from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed
@@ -99,8 +100,7 @@ class WorldModelTraining(lightning.LightningModule):
             goes_on_B = valid_TB[-1] & ~batch["terminated"].T[-1]
             valids.append(torch.cat([valid_TB, goes_on_B[None]]).to(value_SB.dtype))
         value_SB, entropy_SB, valid_SB = (torch.cat(parts, 1) for parts in (values, entropies, valids))
-        every_rank = self.all_gather(value_SB[0].detach()).flatten()
-        self.value_range.lerp_(percentile_range(every_rank), config.scale_rate)
+        self.value_range.lerp_(percentile_range(_of_every_rank(value_SB[0].detach())), config.scale_rate)
         loss = prior_loss(value_SB / self.value_range, entropy_SB, valid_SB, config.entropy, config.rho)
         parameters = list(prior.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -158,6 +158,15 @@ class WorldModelTraining(lightning.LightningModule):
                 values[f"reward_r2/{horizon}/{task.name}"] = r2_KH[k, h].float()
                 values[f"latent_mse/{horizon}/{task.name}"] = latent_KH[k, h].float()
         self.log_dict(values, sync_dist=True)  # equal on all ranks already: the sums were reduced
+
+
+def _of_every_rank(x_B: torch.Tensor) -> torch.Tensor:
+    """[B] of this rank -> [B * ranks]."""
+    if not distributed.is_initialized():
+        return x_B
+    gathered = x_B.new_empty(distributed.get_world_size() * len(x_B))
+    distributed.all_gather_into_tensor(gathered, x_B.contiguous())
+    return gathered
 
 
 def _check_finite(losses: dict[str, torch.Tensor], step: int) -> None:
