@@ -88,9 +88,7 @@ class Tabular(Stage):
 
         spec = rows.spec
         if spec.action_kind != "discrete":
-            raise ConfigError(
-                f"{spec.name} has continuous actions and there is no candidate set: tabular needs discrete"
-            )
+            raise ConfigError(f"{spec.name} has continuous actions: tabular planning needs discrete ones")
         observation, state = distinct_observations(rows, self.config.max_states)
         starts = np.ones(len(state), bool)
         starts[rows.offsets[1:] - 1] = False  # last rows of episodes start nothing
@@ -133,7 +131,7 @@ def distinct_observations(rows: TaskRows, limit: int) -> tuple[np.ndarray, np.nd
     distinct_SO, state_R = np.unique(observation_RO, axis=0, return_inverse=True)
     if len(distinct_SO) > limit:
         raise DatasetError(
-            f"{rows.spec.name}: {len(distinct_SO):,} distinct observations in {len(observation_RO):,} rows, expected at "
-            f"most {limit:,} (tabular.max_states): its observations are not discrete. Use the stage powr instead"
+            f"{rows.spec.name}: {len(distinct_SO):,} distinct observations in {len(observation_RO):,} rows, expected "
+            f"at most {limit:,} (tabular.max_states): its observations are not discrete. Use the stage powr instead"
         )
     return distinct_SO.astype(np.float64), state_R.reshape(-1)

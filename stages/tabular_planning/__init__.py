@@ -1,1 +1,1 @@
-"""Tabular model-based planning: count, normalise, solve as if the model were right. The folder of the stage `tabular`."""
+"""Tabular model-based planning: count, normalise, solve as if the model were right. Folder of the stage `tabular`."""

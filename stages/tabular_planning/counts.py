@@ -45,7 +45,8 @@ def count(
     """
     if len(wrong := np.flatnonzero(~np.isfinite(reward_N))):
         raise DatasetError(
-            f"the reward of row {wrong[0]} is {reward_N[wrong[0]]}, as are {len(wrong) - 1} others: values must be finite"
+            f"the reward of row {wrong[0]} is {reward_N[wrong[0]]}, as are {len(wrong) - 1} others: rewards must be "
+            "finite. Drop those episodes or correct the file they came from"
         )
     visits_SA, next_SAS = np.zeros((states, actions)), np.zeros((states, actions, states))
     reward_SA = np.zeros((states, actions))
