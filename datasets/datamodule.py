@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
 
 from .store import TaskStore
-from .windows import Split, WindowSampler
+from .windows import Split, WindowIndex, WindowSampler
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,30 @@ class WindowData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         settings = self._settings
-        sampler = self._sampler("held_out", settings.validation_length, settings.batch_size)
+        sampler = self._sampler("held_out", settings.validation_length, self._validation_batch_size())
         return DataLoader(_Batches(sampler, count=settings.validation_batches), batch_size=None, collate_fn=_as_it_is)
+
+    def _validation_batch_size(self) -> int:
+        """That of training, or what the fewest held-out windows of a task allow: there are few of whole episodes."""
+        store, settings = self._opened(), self._settings
+        assert self.trainer is not None
+        index = WindowIndex.build(store.tasks, settings.validation_length, "held_out", settings.held_out)
+        fewest = int(index.counts.min())
+        return max(min(settings.batch_size, (fewest - 1) * len(store.tasks) // self.trainer.world_size), 1)
+
+    def _opened(self) -> TaskStore:
+        assert self.trainer is not None
+        if self._store is None:  # not before: each rank opens its own
+            store = TaskStore.open(self._folder)
+            fits = store.num_bytes <= self._settings.load_up_to_gb * 1e9
+            self._store = store.load(self.trainer.strategy.root_device) if fits else store
+        return self._store
 
     def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
         trainer, settings = self.trainer, self._settings
         assert trainer is not None
-        if self._store is None:  # not before: each rank opens its own
-            store = TaskStore.open(self._folder)
-            fits = store.num_bytes <= settings.load_up_to_gb * 1e9
-            self._store = store.load(trainer.strategy.root_device) if fits else store
         return WindowSampler(
-            self._store,
+            self._opened(),
             length=length,
             batch_size=batch_size,
             seed=settings.seed,

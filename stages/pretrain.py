@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,20 +11,32 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import ConfigError
 from ..pipeline.stage import Context, Input, Stage
+from .awm.config import SequenceLossConfig, SequenceModelConfig
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..datasets.store import TaskStore
+
+WORLD_MODELS = ("latent", "sequence")
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """How the world model is trained."""
 
+    world_model: str = "latent"
+    """latent: encoder, dynamics and heads, for the stages extract and plan (`model`, `loss`). sequence: a model of
+    observations from actions, for the stage bpo (`sequence`, `sequence_loss`)."""
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
-    """Sizes of the model."""
+    """Sizes of the latent model."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Weights of the losses."""
+    """Weights of the latent model's losses."""
+    sequence: SequenceModelConfig = field(default_factory=SequenceModelConfig)
+    """Kind and sizes of the sequence model."""
+    sequence_loss: SequenceLossConfig = field(default_factory=SequenceLossConfig)
+    """What the sequence model is trained on."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Adam and its schedule."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -62,6 +75,13 @@ class PretrainConfig:
             raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")
         if unknown := sorted(set(self.behaviour_mixture) - set(BEHAVIOURS)):
             raise ConfigError(f"pretrain.behaviour_mixture: expected {', '.join(BEHAVIOURS)}, found {unknown}")
+        if self.world_model not in WORLD_MODELS:
+            raise ConfigError(f"world_model: expected {', '.join(WORLD_MODELS)}, found {self.world_model!r}")
+        if self.world_model == "sequence" and self.horizon > self.sequence.horizon:
+            raise ConfigError(
+                f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} decisions of "
+                "pretrain.sequence.horizon"
+            )
         if self.reward_balance < 1:
             raise ConfigError(f"pretrain.reward_balance must be at least 1, found {self.reward_balance}")
 
@@ -78,13 +98,29 @@ class Pretrain(Stage):
         import torch
 
         from ..datasets.store import TaskStore
-        from .world_model.balance import reward_entropy, reward_weights
-        from .world_model.module import WorldModelTraining
-        from .world_model.networks import WorldModel
 
         config = self.config
         store = TaskStore.open(context.input("store"))
         torch.manual_seed(config.seed)
+        module, validation_length = self._latent(store) if config.world_model == "latent" else self._sequence(store)
+        weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
+        self._fit(module, weights, validation_length, context)
+        module.model.save(context.folder)
+        training, validation = _metrics(context.folder)
+        training.to_csv(context.folder / "training.csv", index=False)
+        validation.to_csv(context.folder / "validation.csv", index=False)
+        return _summary(module.model, config.steps, validation)
+
+    def _latent(self, store: TaskStore) -> tuple[Any, int]:
+        """The latent model to be trained, and the decisions of a validation window."""
+        import torch
+
+        from .world_model.balance import reward_entropy, reward_weights
+        from .world_model.module import WorldModelTraining
+        from .world_model.networks import WorldModel
+        from .world_model.open_loop import DIAGNOSED_HORIZONS
+
+        config = self.config
         model = WorldModel(config.model, store.table)
         if config.model.normalize_observations:
             for k, task in enumerate(store.tasks):
@@ -100,22 +136,34 @@ class Pretrain(Stage):
             log_every=config.trainer.log_every,
             seed=config.seed,
         )
-        weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
-        self._fit(module, weights, context)
-        model.save(context.folder)
-        training, validation = _metrics(context.folder)
-        training.to_csv(context.folder / "training.csv", index=False)
-        validation.to_csv(context.folder / "validation.csv", index=False)
-        return _summary(model, config.steps, validation)
+        return module, max(DIAGNOSED_HORIZONS)
 
-    def _fit(self, module: Any, weights: dict[str, float], context: Context) -> None:
+    def _sequence(self, store: TaskStore) -> tuple[Any, int]:
+        """The sequence model to be trained, and the decisions of a validation window."""
+        from .awm.losses import set_statistics
+        from .awm.module import SequenceModelTraining
+        from .awm.networks import build_model
+
+        config = self.config
+        model = build_model(config.sequence, store.table)
+        set_statistics(model, store)
+        module = SequenceModelTraining(
+            model,
+            config.sequence_loss,
+            config.optimizer,
+            total_steps=config.steps,
+            log_every=config.trainer.log_every,
+            seed=config.seed,
+        )
+        return module, config.horizon
+
+    def _fit(self, module: Any, weights: dict[str, float], validation_length: int, context: Context) -> None:
         import lightning
         import torch
         from lightning.pytorch.callbacks import ModelCheckpoint
         from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
         from ..datasets.datamodule import WindowData, WindowSettings
-        from .world_model.open_loop import DIAGNOSED_HORIZONS
         from .world_model.progress import StepProgress, quiet_lightning
 
         quiet_lightning()
@@ -126,7 +174,7 @@ class Pretrain(Stage):
             batch_size=config.batch_size,
             seed=config.seed,
             held_out=config.held_out,
-            validation_length=max(DIAGNOSED_HORIZONS),
+            validation_length=validation_length,
             validation_batches=config.validation_batches,
             weights=weights,
             load_up_to_gb=config.load_up_to_gb,
@@ -188,10 +236,12 @@ def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     logged = pd.concat([pd.read_csv(path) for path in attempts], ignore_index=True)
     losses = [column for column in logged if column.startswith("train/")]
     # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
-    training = logged[["step", *losses]].dropna(subset="train/total").drop_duplicates("step", keep="last").sort_values("step")
+    training = (
+        logged[["step", *losses]].dropna(subset="train/total").drop_duplicates("step", keep="last").sort_values("step")
+    )
     rows = []
     for column in logged:
-        if not column.startswith(("reward_r2/", "latent_mse/")):
+        if not column.startswith(("reward_r2/", "latent_mse/", "observation_r2/")):
             continue
         metric, horizon, task = column.split("/", 2)
         for step, value in logged[["step", column]].dropna().itertuples(index=False):
@@ -201,17 +251,22 @@ def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     long = pd.DataFrame(rows, columns=["step", "task", "horizon", "metric", "value"])
     long = long.drop_duplicates(["step", "task", "horizon", "metric"], keep="last")
     wide = long.pivot(index=["step", "task", "horizon"], columns="metric", values="value").reset_index()
+    if "reward_r2" not in wide:
+        wide["reward_r2"] = math.nan  # a sequence model without a reward head
     return training, wide
 
 
 def _summary(model: Any, steps: int, validation: pd.DataFrame) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     head = f"{parameters:,} parameters, {steps} steps"
-    if validation.empty or "reward_r2" not in validation:
+    predicted = "observation" if "observation_r2" in validation else "reward"
+    known = validation.dropna(subset=f"{predicted}_r2")
+    if known.empty:
         return head
-    last = validation[(validation.step == validation.step.max()) & (validation.horizon == validation.horizon.max())]
-    worst = last.loc[last.reward_r2.idxmin()]
+    last = known[(known.step == known.step.max()) & (known.horizon == known.horizon.max())]
+    r2 = last[f"{predicted}_r2"]
+    worst = last.loc[r2.idxmin()]
     return (
-        f"open-loop reward R2 {last.reward_r2.median():.2f} median over tasks at {int(worst.horizon)} decisions, "
-        f"worst {worst.reward_r2:.2f} ({worst.task}); {head}"
+        f"open-loop {predicted} R2 {r2.median():.2f} median over tasks at {int(worst.horizon)} decisions, "
+        f"worst {r2.min():.2f} ({worst.task}); {head}"
     )

@@ -1,0 +1,187 @@
+"""bpo: one policy per task and seed by backpropagation through whole imagined episodes of a frozen sequence model, and,
+where a task has a differentiable simulator, through that instead."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.stage import Context, Input, Stage
+from .awm.config import BpoConfig
+
+if TYPE_CHECKING:
+    from ..datasets.store import TaskRows, TaskStore
+    from .awm.bpo import PolicyOptimisation
+    from .awm.networks import SequenceModel
+
+GRADIENTS = ("model", "simulator")
+
+
+@dataclass(frozen=True)
+class BpoStageConfig:
+    """Which policies are trained, and how."""
+
+    bpo: BpoConfig = field(default_factory=BpoConfig)
+    """Rollouts, policy and optimiser."""
+    gradients: list[str] = field(default_factory=lambda: ["model"])
+    """model: through the sequence model; its policies are called bpo_<kind>, for example bpo_awm. simulator: through
+    the task's own simulator, an upper baseline for differentiable tasks; called bpo_simulator."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store to train policies for; all of them where empty."""
+    seeds: int = 2
+    """Policies per task and gradient."""
+    iterations: int = 500
+    """Updates of each policy."""
+    starts_per_task: int = 16384
+    """Frames of the data from which imagined episodes begin, at most."""
+    log_every: int = 10
+    """Iterations between logged numbers."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "iterations", "starts_per_task", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"bpo.{name} must be at least 1, found {getattr(self, name)}")
+        if not self.gradients or set(self.gradients) - set(GRADIENTS):
+            raise ConfigError(f"bpo.gradients: expected some of {', '.join(GRADIENTS)}, found {self.gradients}")
+
+
+class Bpo(Stage):
+    """Policies, task after task. What a task has finished is kept when the stage is interrupted."""
+
+    Config = BpoStageConfig
+    inputs = {"world_model": Input("world_model", optional=True), "store": Input("store")}
+    output_kind = "policies"
+    config: BpoStageConfig
+
+    def run(self, context: Context) -> str:
+        import pandas as pd
+        import torch
+
+        from ..datasets.store import TaskStore
+
+        config = self.config
+        torch.set_num_threads(context.threads)
+        store = TaskStore.open(context.input("store"))
+        model = _load_model(context, store) if "model" in config.gradients else None
+        names = config.tasks or list(store.table.names)
+        units = [(name, gradient) for name in names for gradient in config.gradients]
+        # Everything that can be refused is, before the first update.
+        plans = [self._plan(store.tasks[store.table.id_of(name)], model, gradient) for name, gradient in units]
+        total = config.iterations * len(units)
+        entries, curves = [], []
+        with context.progress("bpo", total=total) as progress:
+            for (name, gradient), trained in zip(units, plans, strict=True):
+                algorithm = f"bpo_{gradient}" if model is None or gradient != "model" else f"bpo_{model.config.kind}"
+                progress.note(f"{algorithm} {name}")
+                finished = _finish_one(context, trained, algorithm, config, progress)
+                entries += finished["policies"]
+                curves += finished["curves"]
+        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
+        for record in context.folder.glob("finished_*.json"):
+            record.unlink()
+        return f"{len(entries)} policies for {len(names)} tasks, {config.iterations} updates each"
+
+    def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str) -> PolicyOptimisation:
+        from .awm.bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
+        from .awm.imagination import Dynamics, ModelDynamics, SimulatorDynamics
+        from .awm.losses import observation_statistics
+
+        config, spec = self.config, rows.spec
+        dynamics: Dynamics
+        if gradient == "model":
+            assert model is not None
+            dynamics = ModelDynamics(model, spec.name, config.bpo.reward)
+            horizon = imagined_horizon(config.bpo, spec, model)
+            starts = start_observations(rows, horizon, config.starts_per_task, config.seed)
+        else:
+            dynamics, starts = SimulatorDynamics(spec), None
+            horizon = imagined_horizon(config.bpo, spec, None)
+        return PolicyOptimisation(
+            dynamics,
+            spec,
+            starts,
+            observation_statistics(rows, spec.observation_dim),
+            return_scale(rows),
+            list(range(config.seeds)),
+            horizon,
+            config.iterations,
+            config.bpo,
+            config.seed,
+        )
+
+
+def _load_model(context: Context, store: TaskStore) -> SequenceModel:
+    from .awm.networks import load_model
+    from .extract import check_same_tables
+
+    folders = context.inputs["world_model"]
+    if not folders:
+        raise CheckpointError(
+            "bpo.gradients has `model`, but the run has no world model: run pretrain before it, give one as "
+            "inputs.world_model=RUN/pretrain, or set bpo.gradients=[simulator]"
+        )
+    if not (folders[0] / "sequence_model.json").is_file():
+        raise CheckpointError(
+            f"{folders[0]} holds no sequence model (sequence_model.json): policies for a latent world model come from "
+            "the stage extract; for this stage, pretrain with pretrain.world_model=sequence"
+        )
+    model = load_model(folders[0])
+    check_same_tables(model.table, store.table, context)
+    return model
+
+
+def _finish_one(
+    context: Context, trained: PolicyOptimisation, algorithm: str, config: BpoStageConfig, progress: Any
+) -> dict[str, Any]:
+    """Train the policies of one task and write them, or read what an interrupted attempt had finished."""
+    from .awm.policy import StatePolicy
+
+    record = context.folder / f"finished_{algorithm}_{trained.spec.slug}.json"
+    if record.is_file():
+        progress.advance(config.iterations)
+        return dict(json.loads(record.read_text()))
+    curves: list[dict[str, Any]] = []
+    for iteration in range(config.iterations):
+        metrics = trained.update(iteration)
+        progress.advance(1)
+        done = iteration + 1
+        if done % config.log_every == 0 or done == config.iterations:
+            values = {name: tensor.tolist() for name, tensor in metrics.items()}
+            curves += [
+                {
+                    "iteration": done,
+                    "algorithm": algorithm,
+                    "task": trained.spec.name,
+                    "seed": seed,
+                    "imagined_reward": values["imagined_return"][m] / trained.horizon,
+                    **{name: column[m] for name, column in values.items()},
+                }
+                for m, seed in enumerate(trained.seeds)
+            ]
+    policies = []
+    for m, (seed, imagined) in enumerate(zip(trained.seeds, trained.imagined_return().tolist(), strict=True)):
+        trained_by = {"algorithm": algorithm, "seed": seed}
+        path = Path(algorithm) / trained.spec.slug / f"seed_{seed}"
+        policy = StatePolicy.from_member(trained.policy, m, trained.spec, config.bpo.units, trained_by)
+        policy.save(context.folder / path)
+        policies.append(
+            {
+                **trained_by,
+                "task": trained.spec.name,
+                "path": path.as_posix(),
+                "imagined_return_per_step": imagined,
+                "horizon": trained.horizon,
+            }
+        )
+    finished = {"policies": policies, "curves": curves}
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps(finished))
+    partial.replace(record)
+    return finished
