@@ -52,16 +52,29 @@ def load_weights(folder: Path, name: str, module: torch.nn.Module) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); restore the file or rerun") from error
-    expected = module.state_dict()
-    differences = [f"missing {key} {list(value.shape)}" for key, value in expected.items() if key not in state]
-    differences += [f"unexpected {key} {list(value.shape)}" for key, value in state.items() if key not in expected]
+    check_same_tensors(state, module.state_dict(), f"{path} does not fit {type(module).__name__}")
+    module.load_state_dict(state)
+
+
+def check_same_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], problem: str) -> None:
+    """Compare names, shapes and types; `problem` heads the message.
+
+    Raises:
+        CheckpointError: names each missing and unexpected tensor, and each of another shape or type.
+    """
+
+    def spell(tensor: torch.Tensor, other: torch.Tensor) -> str:
+        kind = "" if tensor.dtype == other.dtype else f" {str(tensor.dtype).removeprefix('torch.')}"
+        return f"{list(tensor.shape)}{kind}"
+
+    differences = [f"missing {key} {list(value.shape)}" for key, value in expected.items() if key not in found]
+    differences += [f"unexpected {key} {list(value.shape)}" for key, value in found.items() if key not in expected]
     differences += [
-        f"{key}: expected {list(expected[key].shape)}, found {list(value.shape)}"
-        for key, value in state.items()
-        if key in expected and expected[key].shape != value.shape
+        f"{key}: expected {spell(expected[key], value)}, found {spell(value, expected[key])}"
+        for key, value in found.items()
+        if key in expected and (expected[key].shape, expected[key].dtype) != (value.shape, value.dtype)
     ]
     if differences:
         shown = "\n  ".join(differences[:20])
         more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
-        raise CheckpointError(f"{path} does not fit {type(module).__name__}:\n  {shown}{more}")
-    module.load_state_dict(state)
+        raise CheckpointError(f"{problem}:\n  {shown}{more}")

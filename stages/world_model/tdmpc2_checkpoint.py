@@ -6,8 +6,8 @@ A file is `{"model": state_dict}`. Two forms are in circulation, which differ in
 TensorDict adds (`__batch_size`, `__device`), and constants: `_action_masks`, `log_std_min`, `log_std_dif`. Models of a
 single task have neither task embedding nor masks, and those of episodes that end have `_termination`.
 
-Neither form holds optimisers, the names of the tasks, or the settings that leave no trace in shapes; those are arguments
-here.
+Neither form holds optimisers, the names of the tasks, or the settings that leave no trace in shapes; the last two are
+arguments here.
 
 Source: nicklashansen/tdmpc2 @e9f5932 and its earlier versions; TD-MPC2 (arXiv 2310.16828) section 3.1 for the networks.
 """
@@ -50,6 +50,8 @@ _PARTS = {
 
 _LAYER = ("weight", "bias", "ln.weight", "ln.bias")
 """Order in which the old form numbers the parameters of a layer of the value ensemble."""
+
+_CONSTANTS = ("log_std_min", "log_std_dif")
 
 _NEGATED = ("continue_head.2.weight", "continue_head.2.bias")
 """Ours is the logit that an episode goes on, theirs that it ends."""
@@ -120,9 +122,10 @@ def describe(state: Mapping[str, Any], unseen: WorldModelConfig = UNSEEN, where:
     Raises:
         CheckpointError: every difference, under the published names; or what kind of model cannot be read.
     """
-    tensors = {key: value for key, value in state.items() if not re.search(r"params\.__(batch_size|device)$", key)}
-    if others := [f"{key} ({type(value).__name__})" for key, value in tensors.items() if not torch.is_tensor(value)]:
-        raise CheckpointError(f"{where}: expected only tensors, found {', '.join(others[:8])}")
+    tensors = {key: value for key, value in state.items() if not re.search(r"params\.__(batch_size|device)$", str(key))}
+    if others := [key for key, value in tensors.items() if not (isinstance(key, str) and torch.is_tensor(value))]:
+        kinds = ", ".join(f"{key} ({type(state[key]).__name__})" for key in others[:8])
+        raise CheckpointError(f"{where}: expected names and tensors, found {kinds}")
     if any(key.startswith("_encoder.rgb.") for key in tensors):
         raise CheckpointError(f"{where}: its encoder reads images (_encoder.rgb.*); only state observations are read")
     form = "old" if any(re.fullmatch(r"_(target_)?Qs\.params\.\d+", key) for key in tensors) else "new"
@@ -202,10 +205,8 @@ def to_tdmpc2(model: WorldModel, form: str = "new") -> dict[str, Any]:
         if config.task_dim:
             state["_action_masks"] = model.action_mask_KA.cpu()
         # Whole numbers are integers there, since its config writes them so.
-        whole = config.log_std_min.is_integer(), config.log_std_max.is_integer()
-        low, range_ = config.log_std_min, config.log_std_max - config.log_std_min
-        state["log_std_min"] = torch.tensor(int(low) if whole[0] else low)
-        state["log_std_dif"] = torch.tensor(int(range_) if all(whole) else range_)
+        low, high = (int(x) if float(x).is_integer() else x for x in (config.log_std_min, config.log_std_max))
+        state |= {"log_std_min": torch.tensor(low), "log_std_dif": torch.tensor(high - low)}
     names = published_names(model, form)
     state |= {theirs: -ours[name] if name in _NEGATED else ours[name] for name, theirs in names.items()}
     if form == "new":
@@ -219,17 +220,24 @@ def published_names(model: WorldModel, form: str) -> dict[str, str]:
     """Our name of each parameter to the published one, in the published order."""
     names = {}
     for part, theirs in _PARTS.items():
-        for key, value in model.state_dict().items():
-            if not key.startswith(f"{part}.") or not value.numel():  # a task embedding of width 0 is not published
-                continue
-            name = key.removeprefix(f"{part}.")
-            if part in ("values", "target_values"):
-                kind, _, layer = name.replace("norm_", "ln.").rpartition(".")
-                old = f"{theirs.replace('_params', '.params')}.{int(layer) * len(_LAYER) + _LAYER.index(kind)}"
-                names[key] = old if form == "old" else f"{theirs}.{layer}.{kind}"
-            else:
-                names[key] = f"{theirs}.{name.replace('linear.', '').replace('norm.', 'ln.')}"
+        # A task embedding of width 0 is not published.
+        own = [key for key, value in model.state_dict().items() if key.startswith(f"{part}.") and value.numel()]
+        if part in ("values", "target_values"):
+            for key in sorted(own, key=_place):
+                layer, number = _place(key)
+                old = f"{theirs.replace('_params', '.params')}.{layer * len(_LAYER) + number}"
+                names[key] = old if form == "old" else f"{theirs}.{layer}.{_LAYER[number]}"
+        else:
+            for key in own:
+                name = key.removeprefix(part).replace(".linear.", ".").replace(".norm.", ".ln.")
+                names[key] = f"{theirs}{name}"
     return names
+
+
+def _place(key: str) -> tuple[int, int]:
+    """Layer, and number in it, of a parameter of our value ensemble: `values.norm_weight.1` is (1, 2)."""
+    _, kind, layer = key.split(".")
+    return int(layer), _LAYER.index(kind.replace("norm_", "ln."))
 
 
 def _infer(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, int]:
@@ -298,9 +306,6 @@ def _expected(published: Published, tensors: Mapping[str, torch.Tensor]) -> dict
     return expected | constants
 
 
-_CONSTANTS = ("log_std_min", "log_std_dif")
-
-
 def _copy_of(key: str) -> str:
     return key.replace("_Qs.params.", "_detach_Qs_params.")
 
@@ -357,6 +362,8 @@ def _not_publishable(model: WorldModel) -> list[str]:
     reasons = {
         "it has no values and policy prior (num_q 0)": not config.num_q,
         f"its activation is {config.activation}, not mish": config.activation != "mish",
+        f"its latent ends in {config.latent}, not simnorm": config.latent != "simnorm",
+        "it has disagreement_heads": config.disagreement_heads > 0,
         "it scales observations (normalize_observations)": scaled,
         "its encoder has one layer, fewer than two": config.encoder_layers < 2,
         "it has several tasks but no task embedding": len(model.table) > 1 and not config.task_dim,

@@ -1,0 +1,57 @@
+"""export_tdmpc2: a world model as a checkpoint that TD-MPC2's own code loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..pipeline.errors import ConfigError
+from ..pipeline.stage import Context, Input, Stage
+
+FILE = "model.pt"
+
+
+@dataclass(frozen=True)
+class ExportTdmpc2Config:
+    """How the file is written."""
+
+    form: str = "new"
+    """new: as TD-MPC2 writes since its compiled version of 2024; old: as before, which is also what PWM reads."""
+
+    def __post_init__(self) -> None:
+        if self.form not in ("new", "old"):
+            raise ConfigError(f"export_tdmpc2.form: expected new or old, found {self.form!r}")
+
+
+class ExportTdmpc2(Stage):
+    """`model.pt`, the weights bit for bit."""
+
+    Config = ExportTdmpc2Config
+    inputs = {"world_model": Input("world_model")}
+    output_kind = "tdmpc2_checkpoint"
+    config: ExportTdmpc2Config
+
+    def run(self, context: Context) -> str:
+        from .world_model.networks import WorldModel
+        from .world_model.tdmpc2_checkpoint import save_tdmpc2
+
+        model = WorldModel.load(context.input("world_model"), frozen=False)
+        save_tdmpc2(model, context.folder / FILE, self.config.form)
+        config = model.config
+        settings = {
+            "num_enc_layers": config.encoder_layers,
+            "enc_dim": config.encoder_dim,
+            "mlp_dim": config.mlp_dim,
+            "latent_dim": config.latent_dim,
+            "task_dim": config.task_dim,
+            "num_q": config.num_q,
+            "simnorm_dim": config.simnorm_dim,
+            "num_bins": config.num_bins,
+            "vmin": f"{-config.bin_limit:g}",
+            "vmax": f"{config.bin_limit:g}",
+            "log_std_min": f"{config.log_std_min:g}",
+            "log_std_max": f"{config.log_std_max:g}",
+        }
+        context.log.info(
+            "TD-MPC2's settings for it: %s", " ".join(f"{name}={value}" for name, value in settings.items())
+        )
+        return f"{(context.folder / FILE).stat().st_size / 2**20:,.1f} MiB, {self.config.form} form"
