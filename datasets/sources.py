@@ -1,9 +1,12 @@
-"""What a string that names a dataset means: a file, a folder, a Minari id, or the name of a task made from one."""
+"""What a string that names a dataset means: a file, a folder, a Minari id, or the name of a task made from one.
+
+A folder of TD-MPC2's chunks is many datasets, one per task; which is said beside it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from .hdf5 import Hdf5Reader
 from .minari import MinariReader, find_minari, is_minari_folder
 from .readers import EpisodeReader
 from .schema import Behaviour
+from .tdmpc2 import Rows, Tdmpc2Reader, is_chunk_folder
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 
@@ -24,19 +28,29 @@ def open_reader(
     name: str | None = None,
     behaviour: Behaviour | None = None,
     overrides: Mapping[str, Any] | None = None,
+    task_set: str | None = None,
+    rows: Sequence[Rows] | None = None,
 ) -> EpisodeReader:
     """The reader of a dataset.
 
     Args:
         source: an .hdf5 or .h5 file; a Minari dataset's folder; a Minari id, also written `minari/<id>` as the task
-            made from it is called.
+            made from it is called; with a `task_set`, a folder of TD-MPC2's chunks.
         columns: column map of an HDF5 file; see `columns.ColumnMap.load`.
         name, behaviour, overrides: of the task; see `MinariReader` and `Hdf5Reader`.
+        task_set, rows: mt30 or mt80, and where the task `name` is in the chunks; see `Tdmpc2Reader`.
 
     Raises:
         DatasetError: there is no such dataset, or it cannot be read; says what was looked for.
     """
     path = Path(source).expanduser()
+    if task_set is not None:
+        return Tdmpc2Reader(path, task_set=task_set, name=name or "", rows=rows, behaviour=behaviour)
+    if is_chunk_folder(path):
+        raise DatasetError(
+            f"{source}: a folder of TD-MPC2's chunks, which hold many tasks; pack them with pack.sources.mt30.path="
+            f"{source}, or mt80, and choose among their tasks with tasks=[...]"
+        )
     # Minari's own data file is HDF5 too, but its spaces are in the metadata beside it.
     if path.suffix in HDF5_SUFFIXES and not is_minari_folder(path.parent.parent):
         return Hdf5Reader(path, columns=columns, name=name, behaviour=behaviour, overrides=overrides)

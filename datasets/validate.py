@@ -75,7 +75,7 @@ def validate(
     lowest = np.full(spec.observation_dim, np.inf, np.float32)
     highest = -lowest
     rewarded = False
-    longest = 0
+    longest = cut = 0
     for index, episode in enumerate(episodes):
         label = episode.label or f"episode {index}"
         if label in labels:
@@ -95,6 +95,7 @@ def validate(
         np.maximum(highest, episode.observations.max(axis=0), out=highest)
         rewarded = rewarded or bool(episode.rewards.any())
         longest = max(longest, len(episode))
+        cut += len(episode) < spec.episode_length and not episode.terminated
         findings.episodes += 1
         findings.transitions += len(episode)
         # A terminated episode is padded past its end, so every length of it gives windows.
@@ -114,6 +115,11 @@ def validate(
         names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
         findings.notes.append(f"{len(shown)} observation columns never change: {names}")
     findings.warnings += _warnings(findings, repeats, rewarded, window)
+    if cut and spec.score_kind == "return_per_1000":
+        findings.warnings.append(
+            f"{cut} of {findings.episodes} episodes are shorter than the task's {spec.episode_length} decisions: their "
+            "returns, and so the score of the data's behaviour, count a part of an episode only"
+        )
 
 
 def _check_shapes(episode: Episode, spec: TaskSpec, label: str) -> None:

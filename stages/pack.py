@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..datasets.schema import BEHAVIOURS
 from ..datasets.tasks import expand_names
+from ..datasets.tasks.tdmpc2 import SETS
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.stage import Context, Input, Stage
 
@@ -19,11 +20,12 @@ class SourceConfig:
     """A dataset that Orrery did not collect."""
 
     path: str = ""
-    """HDF5 file, Minari folder, or Minari id."""
+    """HDF5 file, Minari folder, or Minari id; of mt30 and mt80, the folder of TD-MPC2's chunk_*.pt."""
     columns: str = ""
     """YAML file that maps the columns of an HDF5 file; empty recognises D4RL's and robomimic's layouts."""
     behaviour: str = ""
-    """exploration, expert or policy: how the data was made; decides the default behaviour anchor."""
+    """exploration, expert or policy: how the data was made; decides the default behaviour anchor. Empty takes what the
+    dataset says of itself; mt30 and mt80 count as exploration."""
     episode_length: int = 0
     """Decisions per episode; 0 takes the environment's limit, or the longest episode."""
     score_random: float | None = None
@@ -43,7 +45,7 @@ class PackConfig:
     minari/<id>, or HDF5 files; mt30 and mt80 are TD-MPC2's sets. Empty takes everything that was collected, then every
     source."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Datasets by the task name they get."""
+    """Datasets by the task name they get; one named mt30 or mt80 has every task of TD-MPC2's set."""
     window: int = 5
     """Decisions of the windows that will be drawn; an error where no episode is as long."""
 
@@ -55,13 +57,36 @@ class PackConfig:
                 raise ConfigError(
                     f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {source.behaviour!r}"
                 )
-            if self.tasks and name not in self.names:
+            if name in SETS and source != SourceConfig(path=source.path, behaviour=source.behaviour):
+                raise ConfigError(f"pack.sources.{name}: only path and behaviour apply to the tasks of a set")
+            if self.tasks and name in SETS and not set(self.names) & set(SETS[name]):
+                raise ConfigError(f"pack.sources names {name!r}, of which no task is in tasks: {', '.join(self.tasks)}")
+            if self.tasks and name not in SETS and name not in self.names:
                 raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
+        if SETS.keys() <= self.sources.keys():
+            raise ConfigError(f"pack.sources names {' and '.join(SETS)}, which share tasks; leave one of them out")
 
     @property
     def names(self) -> list[str]:
         """`tasks` without sets and aliases."""
-        return expand_names(self.tasks, keep=self.sources)
+        return self._expand(self.tasks)
+
+    @property
+    def offered(self) -> list[str]:
+        """The tasks that `sources` have."""
+        return list(dict.fromkeys(self._expand(self.sources)))
+
+    @property
+    def task_set(self) -> str | None:
+        """mt30 or mt80, where `sources` has it."""
+        return next((name for name in self.sources if name in SETS), None)
+
+    def from_set(self, name: str) -> bool:
+        """Whether the data of a task is in the chunks of that set."""
+        return self.task_set is not None and name in SETS[self.task_set] and name not in self.sources
+
+    def _expand(self, names: Iterable[str]) -> list[str]:
+        return expand_names(names, keep=self.sources.keys() - SETS.keys())
 
 
 @dataclass(frozen=True)
@@ -76,11 +101,11 @@ class PackJob:
     """Arguments of `open_reader`."""
 
 
-SIMULATED = ("dmc/", "metaworld/", "gymnasium/")
+SIMULATED = ("dmc/", "metaworld/", "gymnasium/", "myriad/")
 
 
 class Pack(Stage):
-    """A TaskStore out of Minari and HDF5 datasets."""
+    """A TaskStore out of Minari and HDF5 datasets, and of TD-MPC2's chunks."""
 
     Config = PackConfig
     inputs = {"datasets": Input("datasets", optional=True)}
@@ -89,17 +114,22 @@ class Pack(Stage):
 
     def check(self) -> None:
         from ..datasets.sources import open_reader
+        from ..datasets.tdmpc2 import chunk_files
 
-        for name in self.config.names or self.config.sources:
-            if not name.startswith(SIMULATED):
-                open_reader(**_external(self.config, name))
+        for name in self._external_names():
+            open_reader(**_external(self.config, name))
+        if self.config.task_set:
+            chunk_files(self.config.sources[self.config.task_set].path)
 
     def reads(self) -> list[Path]:
         from ..datasets.sources import dataset_files
+        from ..datasets.tdmpc2 import chunk_files
 
-        external = [name for name in self.config.names or self.config.sources if not name.startswith(SIMULATED)]
-        columns = [Path(source.columns) for source in self.config.sources.values() if source.columns]
-        return [path for name in external for path in dataset_files(_external(self.config, name)["source"])] + columns
+        files = [Path(source.columns) for source in self.config.sources.values() if source.columns]
+        if self.config.task_set:
+            files += chunk_files(self.config.sources[self.config.task_set].path)
+        external = [_external(self.config, name)["source"] for name in self._external_names()]
+        return [path for source in external for path in dataset_files(source)] + files
 
     def run(self, context: Context) -> str:
         from ..datasets.schema import TaskTable
@@ -131,17 +161,29 @@ class Pack(Stage):
         transitions = sum(summary["transitions"] for summary in summaries)
         return f"{transitions:,} transitions of {len(table)} tasks"
 
+    def _external_names(self) -> list[str]:
+        """The tasks that have a dataset of their own from outside."""
+        names = self.config.names or self.config.offered
+        return [
+            name
+            for name in names
+            if name in self.config.sources or not (name.startswith(SIMULATED) or self.config.from_set(name))
+        ]
+
     def _readers(self, context: Context) -> list[Mapping[str, Any]]:
         """Arguments of `open_reader` for every task, in the order of the table."""
         collected: dict[str, Path] = {}
         for folder in context.inputs["datasets"]:
             for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
                 collected[name] = folder / entry["path"]
-        names = self.config.names or [*collected, *self.config.sources]
+        names = self.config.names or [*collected, *self.config.offered]
+        from_set = self._set_readers(context, [name for name in names if self.config.from_set(name)], collected)
         readers: list[Mapping[str, Any]] = []
         for name in names:
             if name in collected:
                 readers.append({"source": str(collected[name])})
+            elif name in from_set:
+                readers.append(from_set[name])
             elif name.startswith(SIMULATED) and name not in self.config.sources:
                 raise StageError(
                     f"pack: no data for {name!r}; add the stage `collect`, give inputs.datasets=FOLDER, or "
@@ -152,6 +194,29 @@ class Pack(Stage):
         if not readers:
             raise StageError("pack: nothing to pack; name datasets, for example tasks=[minari/mujoco/hopper/medium-v0]")
         return readers
+
+    def _set_readers(
+        self, context: Context, names: list[str], collected: Container[str]
+    ) -> dict[str, Mapping[str, Any]]:
+        """Arguments of `open_reader` for the tasks whose data is in the chunks of a set."""
+        from ..datasets.tdmpc2 import LAYOUTS, chunk_files, find_rows
+
+        task_set = self.config.task_set
+        if task_set is None:
+            return {}
+        if both := [name for name in names if name in collected]:
+            raise StageError(
+                f"pack: {', '.join(both)} was collected and is in pack.sources.{task_set} too; give collect.tasks the "
+                f"others only, or leave pack.sources.{task_set} out"
+            )
+        source = self.config.sources[task_set]
+        chunks, published = chunk_files(source.path), LAYOUTS[task_set].chunks
+        if len(chunks) < published:
+            context.log.warning("pack: %d of the %d chunks of %s are there", len(chunks), published, task_set)
+        with context.progress(f"find the tasks of {task_set}", total=len(chunks)) as progress:
+            rows = find_rows(source.path, task_set, names, on_chunk=lambda: progress.advance(1))
+        common = {"source": source.path, "task_set": task_set, "behaviour": source.behaviour or None}
+        return {name: {**common, "name": name, "rows": rows[name]} for name in names}
 
 
 def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
