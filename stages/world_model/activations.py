@@ -26,7 +26,11 @@ def mish(x: torch.Tensor) -> torch.Tensor:
         return F.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Mish.apply(x)[0]
-    return x * _tanh_softplus(torch.sigmoid(x))
+    # tanh(softplus(x)) = n / (n + 2) with n = e^x (e^x + 2), n + 2 = (e^x + 1)^2 + 1; it is 1 long before the bound.
+    # In place where it can be: the copies would not stay in the cache.
+    exponential = x.clamp(max=20).exp_()
+    n = (exponential + 2).mul_(exponential)
+    return n.div_(exponential.add_(1).square_().add_(1)).mul_(x)
 
 
 def simnorm(x: torch.Tensor, group: int) -> torch.Tensor:
