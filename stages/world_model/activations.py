@@ -30,7 +30,8 @@ def mish(x: torch.Tensor) -> torch.Tensor:
     # In place where it can be: the copies would not stay in the cache.
     exponential = x.clamp(max=20).exp_()
     n = (exponential + 2).mul_(exponential)
-    return n.div_(exponential.add_(1).square_().add_(1)).mul_(x)
+    exponential.add_(1)
+    return n.div_(exponential.mul_(exponential).add_(1)).mul_(x)
 
 
 def simnorm(x: torch.Tensor, group: int) -> torch.Tensor:
