@@ -15,6 +15,7 @@ Source: nicklashansen/tdmpc2 @e9f5932 and its earlier versions; TD-MPC2 (arXiv 2
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -128,7 +129,8 @@ def describe(state: Mapping[str, Any], unseen: WorldModelConfig = UNSEEN, where:
         raise CheckpointError(f"{where}: expected names and tensors, found {kinds}")
     if any(key.startswith("_encoder.rgb.") for key in tensors):
         raise CheckpointError(f"{where}: its encoder reads images (_encoder.rgb.*); only state observations are read")
-    form = "old" if any(re.fullmatch(r"_(target_)?Qs\.params\.\d+", key) for key in tensors) else "new"
+    numbered = [bool(re.fullmatch(r"_(target_)?Qs\.params\.\d+", key)) for key in tensors if "Qs" in key]
+    form = "old" if sum(numbered) > len(numbered) / 2 else "new"
     sizes = _infer(tensors, where)
     num_tasks, observation_dim, action_dim = (
         sizes.pop(name) for name in ("num_tasks", "observation_dim", "action_dim")
@@ -140,9 +142,9 @@ def describe(state: Mapping[str, Any], unseen: WorldModelConfig = UNSEEN, where:
         )
     widths = sizes["encoder_dim"], sizes["encoder_layers"], sizes["mlp_dim"], sizes["num_q"]
     named = [name for name, (_, *between, _, num_q) in SIZES.items() if (*between, num_q) == widths]
-    log_std = _log_std(tensors)
+    shown: dict[str, Any] = {**sizes, **_log_std(tensors), "size": named[0] if named else unseen.size}
     try:
-        config = dataclasses.replace(unseen, **sizes, **log_std, size=named[0] if named else unseen.size)
+        config = dataclasses.replace(unseen, **shown)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
     terminates = any(key.startswith("_termination.") for key in tensors)
@@ -247,17 +249,20 @@ def _infer(tensors: Mapping[str, torch.Tensor], where: str) -> dict[str, int]:
         shown = [tensor.shape for key, tensor in tensors.items() if re.fullmatch(pattern, key)]
         return [shape[axis] for shape in shown if len(shape) > axis]
 
-    def most(name: str, shown: Iterable[int], keys: str) -> int:
-        counts = Counter(length for length in shown if length >= 0)
-        if not counts:
-            raise CheckpointError(f"{where}: no tensor shows {name}; expected {keys}")
-        return counts.most_common(1)[0][0]
+    def usual(shown: Iterable[int]) -> list[int]:
+        return [length for length, _ in Counter(length for length in shown if length >= 0).most_common(1)]
 
-    layers = [int(match[1]) for key in tensors if (match := re.match(r"_encoder\.state\.(\d+)\.", key))]
-    last = max(layers, default=0)
+    def most(name: str, shown: Iterable[int], keys: str) -> int:
+        for length in usual(shown):
+            return length
+        raise CheckpointError(f"{where}: no tensor shows {name}; expected {keys}")
+
+    layers = {int(match[1]) for key in tensors if (match := re.match(r"_encoder\.state\.(\d+)\.", key))}
+    last = next(i for i in itertools.count() if i + 1 not in layers)
     ensemble = r"_(?:target_)?Qs[._]params\."
-    joint = lengths(r"_(dynamics|reward)\.0\.weight", 1) + lengths(ensemble + r"0(\.weight)?", 2)
-    prior = lengths(r"_(pi|termination)\.0\.weight", 1)
+    # What is taken from differences counts once: one wrong tensor must not outvote the others through them.
+    joint = usual(lengths(r"_(dynamics|reward)\.0\.weight", 1) + lengths(ensemble + r"0(\.weight)?", 2))
+    prior = usual(lengths(r"_(pi|termination)\.0\.weight", 1))
     latent_dim = most(
         "latent_dim",
         lengths(r"_dynamics\.2\..+", 0) + lengths(rf"_encoder\.state\.{last}\..+", 0),
