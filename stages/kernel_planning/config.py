@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
 
@@ -14,6 +14,10 @@ SELECTIONS = ("uniform", "distinct", "cholesky")
 
 SINKS = ("all", "taken")
 """Actions that get a sink row at a terminal state."""
+
+CANDIDATES = ("kmeans", "grid", "none")
+STARTS = ("behaviour", "uniform")
+SHIFTS = ("lowest", "none")
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,56 @@ class PlannerConfig:
                 raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.step_size <= 0 or self.step_growth <= 0:
             raise ConfigError(f"step_size and step_growth must be positive, found {self.step_size}, {self.step_growth}")
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """POWR on a fixed dataset."""
+
+    planner: PlannerConfig = field(
+        default_factory=lambda: PlannerConfig(centres=1000, ridge=1e-5, step_size=1.0, steps=10)
+    )
+    """Regression and mirror descent. Here a step of size 1 moves the log-odds of two choices by 1 where their values
+    are as far apart as values typically are over choices; size x steps is how far the policy may leave its start."""
+    max_rows: int = 20000
+    """Transitions used of each task, drawn at random where it has more."""
+    held_out: float = 0.1
+    """Share of the episodes kept for the temporal-difference error alone."""
+    candidates: str = "kmeans"
+    """Choices where actions are continuous: kmeans of the data's actions, grid, or none (an error there)."""
+    num_candidates: int = 32
+    """Of kmeans."""
+    grid: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0])
+    """Values per action component of grid."""
+    action_scale: float = 0.5
+    """Scale of the Gaussian kernel between actions, in median distances of the data's."""
+    start: str = "behaviour"
+    """Policy before the first step: behaviour (an estimate of what made the data) or uniform."""
+    behaviour_points: int = 2000
+    """Rows that the behaviour is estimated from."""
+    behaviour_scale: float = 0.25
+    """Scale of its Gaussian kernel between states, in median distances."""
+    behaviour_floor: float = 0.1
+    """Weight of the uniform policy in it, in rows."""
+    shift: str = "lowest"
+    """lowest moves the smallest reward of the data to 0, so that pairs far from the data look like the worst there is;
+    none leaves rewards alone, which is optimistic where they are negative. planner.reward_offset is added to either."""
+    penalty: float = 0.0
+    """Taken off the value of a pair per posterior standard deviation, in units of the spread of values over choices."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("candidates", CANDIDATES), ("start", STARTS), ("shift", SHIFTS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
+        for name in ("max_rows", "num_candidates", "behaviour_points"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("action_scale", "behaviour_scale", "behaviour_floor"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.penalty < 0:
+            raise ConfigError(f"penalty must not be negative, found {self.penalty}")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"held_out must lie in [0, 1), found {self.held_out}")
+        if not self.grid or max(map(abs, self.grid)) > 1:
+            raise ConfigError(f"grid: actions lie in [-1, 1], found {self.grid}")

@@ -10,6 +10,7 @@ Dimension letters: B batch, O observation, E what the map is applied to (observa
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def describe(features: Features) -> dict[str, Any]:
     encoder = features.encoder
     return {
         "width": list(features.projection_ED.shape),
-        "encoder": None if encoder is None else vars(encoder.config),
+        "encoder": None if encoder is None else dataclasses.asdict(encoder.config),
         "observation_dim": None if encoder is None else encoder.observation_dim,
     }
 

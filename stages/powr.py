@@ -1,0 +1,177 @@
+"""powr: policies from a packed dataset by kernel regression of the world and policy mirror descent on its values."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import ConfigError
+from ..pipeline.seeding import derive_seed
+from ..pipeline.stage import Context, Input, Stage
+from .kernel_planning.config import KERNELS, OfflineConfig
+
+if TYPE_CHECKING:
+    from ..datasets.store import TaskStore
+    from .kernel_planning.features import Features
+    from .world_model.networks import WorldModel
+
+ALGORITHM = "powr"
+STATES = ("raw", "latent")
+ACTIONS = ("mode", "mean")
+FEATURE_ROWS = 20_000
+"""Observations that scaling and principal components are estimated from."""
+
+
+@dataclass(frozen=True)
+class PowrConfig:
+    """Which policies are planned, and on what."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store; all of them where empty."""
+    states: str = "raw"
+    """What kernels compare: raw (standardised observations) or latent (of the run's world model, whitened)."""
+    components: int = 16
+    """Principal components kept of latents."""
+    kernel: str = "laplace"
+    """Of states: laplace, gaussian, product_laplace, linear or delta. One-hot observations always take delta."""
+    scale: float = 1.0
+    """Of the kernel, in median distances between states of the data."""
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    """Data, choices, start and pessimism."""
+    action: str = "mode"
+    """The policy takes the most likely choice (mode), or, with continuous actions, their mean under it."""
+    seeds: int = 2
+    """Policies per task; they differ in rows, centres and candidates drawn."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+    accelerator: str = "auto"
+    """cpu, cuda, or auto."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("states", STATES), ("kernel", KERNELS), ("action", ACTIONS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
+        if self.scale <= 0:
+            raise ConfigError(f"scale: a kernel's scale must be positive, found {self.scale}")
+        if self.seeds < 1 or self.components < 1:
+            raise ConfigError("seeds and components must be at least 1")
+
+
+class Powr(Stage):
+    """One policy per task and seed, and `fit.csv`: what each regression came to."""
+
+    Config = PowrConfig
+    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
+    output_kind = "policies"
+    config: PowrConfig
+
+    def run(self, context: Context) -> str:
+        import pandas as pd
+        import torch
+
+        from ..datasets.store import TaskStore
+        from .extract import check_same_tables
+        from .world_model.networks import WorldModel
+
+        config = self.config
+        torch.set_num_threads(context.threads)
+        device = config.accelerator
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        store = TaskStore.open(context.input("store"))
+        model = None
+        if config.states == "latent":
+            if not context.inputs["world_model"]:
+                raise ConfigError("powr.states=latent needs a world model: run pretrain before, or inputs.world_model=")
+            model = WorldModel.load(context.input("world_model"))
+            check_same_tables(model.table, store.table, context)
+        names = config.tasks or list(store.table.names)
+        members = [(name, seed) for name in names for seed in range(config.seeds)]
+        entries, facts = [], []
+        with context.progress("powr", total=len(members)) as progress:
+            for name, seed in members:
+                path = Path(ALGORITHM) / store.table[store.table.id_of(name)].slug / f"seed_{seed}"
+                record = context.folder / path / "fit.json"
+                if not record.is_file():
+                    record.parent.mkdir(parents=True, exist_ok=True)
+                    found = self._plan(store, model, name, seed, record.parent, device)
+                    record.write_text(json.dumps(found))
+                found = json.loads(record.read_text())
+                self._warn(context, name, seed, found)
+                facts.append({"task": name, "seed": seed, **found})
+                entries.append({"algorithm": ALGORITHM, "task": name, "seed": seed, "path": path.as_posix()})
+                progress.advance(1)
+                progress.note(f"{name} {found['seconds']:.1f} s")
+        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        pd.DataFrame(facts).to_csv(context.folder / "fit.csv", index=False)
+        largest, steps = max(found["centres"] for found in facts), config.offline.planner.steps
+        return f"{len(entries)} policies for {len(names)} tasks, {largest} centres, {steps} steps each"
+
+    def _plan(
+        self, store: TaskStore, model: WorldModel | None, name: str, seed: int, folder: Path, device: str
+    ) -> dict[str, Any]:
+        """Plan one policy and save it; returns what is said of its fit."""
+        from .kernel_planning.actions import CandidateActions
+        from .kernel_planning.kernels import StateKernel, median_distance
+        from .kernel_planning.offline import make_actions, plan, read_rows
+        from .kernel_planning.policy import KernelPolicy
+
+        config, start = self.config, time.perf_counter()
+        own = derive_seed(config.seed, "powr", name, seed) % 2**31
+        task = store.tasks[store.table.id_of(name)]
+        assert task.spec.discount is not None
+        features, repeats = self._features(store, model, name)
+        data = read_rows(task, features, store.table.observation_dim, config.offline, own)
+        kind = "delta" if repeats else config.kernel
+        scaled = kind not in ("delta", "linear")
+        scale = config.scale * median_distance(data.train.state_NO, own) if scaled else 1.0
+        kernel = StateKernel.of(kind, scale)
+        actions = make_actions(data, task.spec.action_kind, task.spec.action_dim, config.offline, own)
+        made = plan(data, kernel, actions, task.spec.discount, config.offline, own, device)
+        candidates = actions.candidate_UA if isinstance(actions, CandidateActions) else None
+        policy = KernelPolicy.of(
+            task.spec,
+            features,
+            kernel,
+            made.model.centres.state_MO,
+            made.model.choice_weights(made.improvement.weight_M),
+            {"algorithm": ALGORITHM, "seed": seed},
+            candidate_UA=candidates,
+            action=config.action if candidates is not None else "mode",
+            behaviour=made.behaviour,
+            penalty=made.penalty,
+        )
+        policy.save(folder)
+        return {**made.facts, "kernel": kind, "scale": scale, "seconds": time.perf_counter() - start}
+
+    def _features(self, store: TaskStore, model: WorldModel | None, name: str) -> tuple[Features, bool]:
+        """The map from observations to states, and whether those are indices."""
+        import torch
+
+        from .kernel_planning.features import (
+            LatentEncoder,
+            index_features,
+            is_one_hot,
+            latent_features,
+            standardised_features,
+        )
+
+        k = store.table.id_of(name)
+        rows = store.tasks[k].rows
+        step = max(len(rows) // FEATURE_ROWS, 1)
+        observation = torch.as_tensor(rows[::step, : store.table[k].observation_dim])
+        if model is not None:
+            return latent_features(LatentEncoder.of(model, k), observation, self.config.components), False
+        if is_one_hot(observation):
+            return index_features(store.table[k].observation_dim), True
+        return standardised_features(observation), False
+
+    def _warn(self, context: Context, name: str, seed: int, found: dict[str, Any]) -> None:
+        from .kernel_planning.stability import radius_warning
+
+        if (message := radius_warning(found["spectral_radius"])) is not None:
+            context.log.warning("%s, seed %d: %s", name, seed, message)
