@@ -6,9 +6,10 @@ evaluate, collect and report use nothing else, so they never ask which algorithm
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -19,17 +20,33 @@ _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
     "state": ("awm.policy", "StatePolicy"),
     "kernel": ("kernel_planning.policy", "KernelPolicy"),
+    "mrq": ("mrq_learning.policy", "MrqPolicy"),
+    "planner": ("world_model.planner", "Planner"),
 }
 """Policy class by the `kind` in policy.json: module under orrery.stages, class."""
 
 
 class Policy(Protocol):
-    """Acts on raw environment observations of one task; stateless and deterministic."""
+    """Acts on raw environment observations of one task; deterministic, and stateless unless it is a StatefulPolicy."""
 
     task: TaskSpec
 
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
+        ...
+
+
+class StatefulPolicy(Policy, Protocol):
+    """Remembers something within an episode, such as its last plan. Whoever plays the episodes keeps the memories, so
+    that the policy itself never changes; without them every decision is taken as the first of an episode."""
+
+    def begin(self, episode: int) -> Any:
+        """What it remembers before the first decision of an episode. The episode's number, from 0 within one call of
+        `play_episodes`, decides the random numbers of a policy that has any."""
+        ...
+
+    def act(self, observation: torch.Tensor, memory: Sequence[Any] | None = None) -> torch.Tensor:
+        """As `Policy.act`; brings the memory of each row's episode up to date."""
         ...
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ...pipeline.errors import StageError
-from ..extraction.actor_critic import clip_members_
 from . import losses
+from .actions import Actions
 from .config import LearnConfig
 from .networks import Encoder, PolicyNetwork, TwinValues, initialise
 from .priorities import Priorities
@@ -102,7 +102,9 @@ class Learner:
             "policy": torch.optim.AdamW(self.policy.parameters(), lr=config.policy_lr, **decay),
         }
         self._generators = [torch.Generator(self.device).manual_seed(seed % 2**63) for seed in seeds]
-        self._mask_MA = shapes.action_mask_MA.to(self.device)
+        self.actions = Actions(
+            shapes.action_mask_MA.to(self.device), shapes.discrete, config.gumbel_temperature, self._generators
+        )
         self._discount_M = shapes.discount_M.to(self.device)
         self._bins_K = losses.reward_bins(widths.num_bins, widths.bin_limit).to(self.device)
         self._scale_M = torch.ones(members, device=self.device)
@@ -206,7 +208,7 @@ class Learner:
         steps = observation_MTBO.shape[1]
         target = encoder.encode(observation_MTBO.flatten(1, 2))
         if self.config.design.state_action_target:
-            action = self._squash(self.target_policy(target), noise=False)
+            action = self.actions.squash(self.target_policy(target), noise=False)
             target = encoder.state_action(target, action)
         return target.unflatten(1, (steps, -1))
 
@@ -226,11 +228,13 @@ class Learner:
                 reward, not_done, self._discount_M, config.released.return_form
             )
             next_value = self._next_value(observation[:, 1])
-            target = losses.value_target(
-                return_MB, bootstrap_MB, next_value, self._scale_M, self._target_scale_M
-            )
+            target = losses.value_target(return_MB, bootstrap_MB, next_value, self._scale_M, self._target_scale_M)
             self._seen_M2 = torch.stack(
-                [torch.minimum(self._seen_M2[:, 0], target.amin(1)), torch.maximum(self._seen_M2[:, 1], target.amax(1))], 1
+                [
+                    torch.minimum(self._seen_M2[:, 0], target.amin(1)),
+                    torch.maximum(self._seen_M2[:, 1], target.amax(1)),
+                ],
+                1,
             )
         with torch.set_grad_enabled(not config.design.model_based):
             z = self.encoder.encode(observation[:, 0])
@@ -238,15 +242,18 @@ class Learner:
         values = self.values(z_sa)
         loss_M = losses.value_loss(values, target, huber=config.design.prioritised)
         self._step("values", loss_M)
-        return z.detach(), values.detach(), target, {"value_loss": loss_M.detach(), "value": values.detach().mean((1, 2))}
+        return (
+            z.detach(),
+            values.detach(),
+            target,
+            {"value_loss": loss_M.detach(), "value": values.detach().mean((1, 2))},
+        )
 
     def _next_value(self, observation: torch.Tensor) -> torch.Tensor:
         """Q' of the target networks at the target policy's perturbed action, [M, B]."""
         z = self.target_encoder.encode(observation)
-        scale = 0.5 if self.shapes.discrete else 1.0
-        clip = self.config.target_noise_clip * scale
-        noise = (self._normal(z.shape[1]) * self.config.target_noise * scale).clamp(-clip, clip)
-        action = self._perturb(self._squash(self.target_policy(z)), noise)
+        action = self.actions.squash(self.target_policy(z))
+        action = self.actions.perturb(action, self.config.target_noise, self.config.target_noise_clip)
         values = self.target_values(self.target_encoder.state_action(z, action))
         value = values.amin(-1) if self.config.design.min_of_values else values.mean(-1)
         if self._offline is not None and self._offline.clamp_targets:
@@ -256,11 +263,11 @@ class Learner:
     def _update_policy(self, z: torch.Tensor, data_action_MBA: torch.Tensor | None) -> dict[str, torch.Tensor]:
         with _frozen(self.encoder, self.values):
             pre = self.policy(z)
-            values = self.values(self.encoder.state_action(z, self._squash(pre)))
-            loss_M = losses.policy_loss(values, pre, self._mask_MA, self.config.pre_activation_weight)
+            values = self.values(self.encoder.state_action(z, self.actions.squash(pre)))
+            loss_M = losses.policy_loss(values, pre, self.actions.mask_MA, self.config.pre_activation_weight)
             if self._offline is not None and data_action_MBA is not None:
                 weight_M = self._offline.behaviour_weight * values.detach().abs().mean((1, 2))
-                distance_M = losses.behaviour_loss(pre, data_action_MBA, self._mask_MA, self.shapes.discrete)
+                distance_M = losses.behaviour_loss(pre, data_action_MBA, self.actions.mask_MA, self.shapes.discrete)
                 loss_M = loss_M + weight_M * distance_M
             self._step("policy", loss_M)
         return {"policy_loss": loss_M.detach()}
@@ -275,7 +282,7 @@ class Learner:
             one.zero_grad(set_to_none=True)
         loss_M.sum().backward()
         if name == "values":
-            clip_members_(list(self.values.parameters()), self.members, self.config.value_clip_norm)
+            _clip_members(list(self.values.parameters()), self.members, self.config.value_clip_norm)
         for one in stepped:
             one.step()
 
@@ -310,43 +317,11 @@ class Learner:
             return None
         return torch.stack([s.windows(b, 1).action[:, 0] for s, b in zip(sources, start_MB, strict=True)])
 
-    def _normal(self, batch: int) -> torch.Tensor:
-        size = batch, self._mask_MA.shape[1]
-        return torch.stack([torch.randn(size, generator=g, device=self.device) for g in self._generators])
-
-    def _squash(self, pre: torch.Tensor, noise: bool = True) -> torch.Tensor:
-        """The action [M, B, A] of a policy's output; a discrete one is a relaxed sample, or without noise the mean."""
-        mask = self._mask_MA[:, None]
-        if not self.shapes.discrete:
-            return losses.squash(pre, None, 1.0) * mask
-        gumbel = torch.zeros_like(pre)
-        if noise:
-            size = pre.shape[1:]
-            uniform = [torch.rand(size, generator=g, device=self.device) for g in self._generators]
-            gumbel = -torch.log(-torch.log(torch.stack(uniform).clamp(1e-20, 1 - 1e-7)))
-        return losses.squash(pre.masked_fill(mask == 0, -torch.inf), gumbel, self.config.gumbel_temperature)
-
-    def _perturb(self, action: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Noise on the members' own components."""
-        mask = self._mask_MA[:, None]
-        if self.shapes.discrete:
-            noise = noise.masked_fill(mask == 0, -torch.inf)
-        return losses.perturb(action, noise, self.shapes.discrete) * mask
-
     @torch.no_grad()
     def explore(self, observation: torch.Tensor) -> torch.Tensor:
         """Actions [M, B, A] for collecting data: the policy's with noise."""
-        scale = 0.5 if self.shapes.discrete else 1.0
-        noise = self._normal(observation.shape[1]) * self.config.exploration_noise * scale
-        return self._perturb(self._squash(self.policy(self.encoder.encode(observation))), noise)
-
-    def uniform_action(self, batch: int) -> torch.Tensor:
-        """[M, B, A] uniform over [-1, 1], or over the choices."""
-        size = batch, self._mask_MA.shape[1]
-        uniform = torch.stack([torch.rand(size, generator=g, device=self.device) for g in self._generators])
-        if self.shapes.discrete:
-            return self._perturb(torch.zeros_like(uniform), uniform)
-        return (2 * uniform - 1) * self._mask_MA[:, None]
+        action = self.actions.squash(self.policy(self.encoder.encode(observation)))
+        return self.actions.perturb(action, self.config.exploration_noise)
 
     # Saving
 
@@ -384,6 +359,11 @@ class Learner:
                 )
 
 
+def device_of(accelerator: str) -> str:
+    """The device that cpu, cuda or auto names here."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator
+
+
 _SAVED = ("steps", "_scale_M", "_target_scale_M", "_clamp_M2", "_seen_M2")
 
 
@@ -398,3 +378,14 @@ def _frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def _clip_members(parameters: Sequence[nn.Parameter], members: int, max_norm: float) -> None:
+    """Scale each member's gradient down to a norm of at most `max_norm`."""
+    gradients = [p.grad.view(members, -1) for p in parameters if p.grad is not None]
+    norm_M = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]), dim=0)
+    factor_M = (max_norm / (norm_M + 1e-6)).clamp(max=1)
+    if bool((factor_M < 1).any()):
+        for gradient in gradients:
+            gradient.mul_(factor_M[:, None])

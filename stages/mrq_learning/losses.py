@@ -78,7 +78,8 @@ def encoder_losses(
         target_latent: [M, T, B, D], without gradient.
     """
     alive_MTB = alive(not_done_MTB)
-    dynamics = (prediction.latent - target_latent).square().mean(-1)
+    error = prediction.latent - target_latent
+    dynamics = torch.linalg.vecdot(error, error) / error.shape[-1]
     if prediction.reward.shape[-1] == 1:
         reward = (prediction.reward[..., 0] - reward_MTB).square()
     else:
@@ -204,9 +205,11 @@ def behaviour_loss(
     """
     if discrete:
         masked = pre_MBA.masked_fill(mask_MA[:, None] == 0, -torch.inf)
-        return F.cross_entropy(masked.flatten(0, 1), action_MBA.argmax(-1).flatten(), reduction="none").unflatten(
-            0, pre_MBA.shape[:2]
-        ).mean(-1)
+        return (
+            F.cross_entropy(masked.flatten(0, 1), action_MBA.argmax(-1).flatten(), reduction="none")
+            .unflatten(0, pre_MBA.shape[:2])
+            .mean(-1)
+        )
     squares = (torch.tanh(pre_MBA) - action_MBA).square().mean(1)
     return (squares * mask_MA).sum(-1) / mask_MA.sum(-1)
 

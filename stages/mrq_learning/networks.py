@@ -171,7 +171,9 @@ class Encoder(nn.Module):
         rest = rest.unflatten(1, (steps, -1))
         return Prediction(rest[..., 0], torch.stack(latents, 1), rest[..., 1:])
 
-    def _unroll_nonlinear(self, z: torch.Tensor, weight_z: torch.Tensor, from_action: tuple[torch.Tensor, ...]) -> Prediction:
+    def _unroll_nonlinear(
+        self, z: torch.Tensor, weight_z: torch.Tensor, from_action: tuple[torch.Tensor, ...]
+    ) -> Prediction:
         predictions = []
         for part in from_action:
             predictions.append(self.predict(self.joint.after_first(torch.baddbmm(part, z, weight_z))))

@@ -27,7 +27,9 @@ def filled_replay(config: LearnConfig, decisions: int) -> Replay:
     action = torch.rand(decisions, ACTION, generator=generator) * 2 - 1
     reward = torch.rand(decisions, generator=generator)
     for t in range(decisions):
-        replay.add(0, observation[t], action[t], float(reward[t]), observation[t + 1], False, t % EPISODE == EPISODE - 1)
+        replay.add(
+            0, observation[t], action[t], float(reward[t]), observation[t + 1], False, t % EPISODE == EPISODE - 1
+        )
     return replay
 
 

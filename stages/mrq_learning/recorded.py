@@ -1,0 +1,56 @@
+"""Episodes of a replay as one file, between the stage that played them and the one that writes datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...datasets.schema import Episode
+from ...pipeline.errors import StageError
+
+
+def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
+    """Write episodes one after another into an npz file.
+
+    Raises:
+        StageError: there is none, or observations are images.
+    """
+    if not episodes:
+        raise StageError(f"{path}: the replay holds no complete episode; play more steps, or use a larger replay")
+    if episodes[0].observations.ndim != 2:
+        raise StageError(
+            f"{path}: datasets of images are not supported, observations are {episodes[0].observations.shape[1:]}; "
+            "set keep_replay=false for tasks learned from pixels"
+        )
+    np.savez(
+        path,
+        observations=np.concatenate([episode.observations for episode in episodes]),
+        actions=np.concatenate([episode.actions for episode in episodes]),
+        rewards=np.concatenate([episode.rewards for episode in episodes]),
+        success=np.concatenate([episode.success for episode in episodes if episode.success is not None]),
+        lengths=np.array([len(episode) for episode in episodes]),
+        terminated=np.array([episode.terminated for episode in episodes]),
+    )
+
+
+def read_episodes(path: Path, label: str, with_success: bool) -> list[Episode]:
+    """What `write_episodes` wrote; `label` names the source in messages."""
+    with np.load(path, allow_pickle=False) as file:
+        values = {name: file[name] for name in file.files}
+    ends = np.cumsum(values["lengths"])
+    episodes = []
+    for number, (end, length) in enumerate(zip(ends, values["lengths"], strict=True)):
+        begin, first_row = end - length, end - length + number
+        episodes.append(
+            Episode(
+                observations=values["observations"][first_row : first_row + length + 1],
+                actions=values["actions"][begin:end],
+                rewards=values["rewards"][begin:end],
+                terminated=bool(values["terminated"][number]),
+                success=values["success"][begin:end] if with_success else None,
+                label=f"{label}:episode_{number}",
+            )
+        )
+    return episodes
