@@ -76,26 +76,32 @@ def _present(valid_BT: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.ones_like(valid_BT[:, :1]), valid_BT], 1)[..., None]
 
 
-@torch.no_grad()
 def set_statistics(model: SequenceModel, store: TaskStore) -> None:
     """Take the scales of observations, differences and rewards, and the clocks, from the data of each task.
 
     From at most 65536 evenly spaced transitions per task. A column that does not vary keeps scale 1.
     """
     for k, rows in enumerate(store.tasks):
-        now, following, reward = _transitions(rows, store.table.observation_dim)
-        own = slice(0, rows.spec.observation_dim)
-        mean, scale = _mean_and_scale(now)
-        clock = ((following - now - 1).abs() < 1e-3).all(0)
-        model.observation_mean_KO[k, own] = mean[own].float()
-        model.observation_scale_KO[k, own] = scale[own].float()
-        model.clock_step_KO[k, own] = torch.where(clock, 1 / scale, 0.0)[own].float()
-        if isinstance(model, MarkovModel):
-            change = ((following - now) / scale).square().mean(0).sqrt()
-            model.difference_scale_KO[k, own] = torch.where(change > 1e-6, change, 1.0)[own].float()
-        model.reward_mean_K[k] = reward.mean().float()
-        deviation = reward.std(unbiased=False)
-        model.reward_scale_K[k] = deviation.float() if deviation > 1e-9 else 1.0
+        set_task_statistics(model, k, *_transitions(rows, store.table.observation_dim))
+
+
+@torch.no_grad()
+def set_task_statistics(
+    model: SequenceModel, k: int, now_NO: torch.Tensor, following_NO: torch.Tensor, reward_N: torch.Tensor
+) -> None:
+    """The same for task number `k`, from N of its transitions in float64."""
+    own = slice(0, model.table[k].observation_dim)
+    mean, scale = _mean_and_scale(now_NO)
+    clock = ((following_NO - now_NO - 1).abs() < 1e-3).all(0)
+    model.observation_mean_KO[k, own] = mean[own].float()
+    model.observation_scale_KO[k, own] = scale[own].float()
+    model.clock_step_KO[k, own] = torch.where(clock, 1 / scale, 0.0)[own].float()
+    if isinstance(model, MarkovModel):
+        change = ((following_NO - now_NO) / scale).square().mean(0).sqrt()
+        model.difference_scale_KO[k, own] = torch.where(change > 1e-6, change, 1.0)[own].float()
+    model.reward_mean_K[k] = reward_N.mean().float()
+    deviation = reward_N.std(unbiased=False)
+    model.reward_scale_K[k] = deviation.float() if deviation > 1e-9 else 1.0
 
 
 def observation_statistics(rows: TaskRows, observation_dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,194 @@
+"""What gradients through a world model are like: how they grow with the horizon, whether they point the right way, how
+rough the landscape is that they belong to, how noisy the actor's are. Pure functions for any model of the project.
+
+A model comes in as a function of a first observation and actions, both batched, to what it predicts after each action:
+`predict(first [B, O], action [B, T, A]) -> [B, T, X]`, where X are observations, or latents of a latent model
+(`latent_predictor`). Norms are only worth reading beside a measure of skill: a model that predicts a constant has
+small gradients too.
+
+Dimension letters: B trajectories, T decisions, O observation, X predicted quantities, A action, G points of a line,
+N draws, P parameters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...datasets.tasks.myriad_dynamics import DifferentiableTask
+from ..world_model.networks import WorldModel
+from .networks import SequenceModel
+
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def sequence_predictor(model: SequenceModel, task: int = 0) -> Predict:
+    """`predict` of a sequence model, environment units, without the clock and padded columns."""
+    kept = (model.observation_mask_KO[task] > 0) & (model.clock_step_KO[task] == 0)
+
+    def predict(first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return model.predict(first, action, torch.full((len(first),), task, device=first.device))[..., kept]
+
+    return predict
+
+
+def simulator_predictor(simulator: DifferentiableTask) -> Predict:
+    """`predict` of a simulator, from start states [B, S] in place of observations; without the time."""
+
+    def predict(first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        state, observations = first, []
+        for taken in action.unbind(1):
+            state = simulator.next_state(state, taken)
+            observations.append(simulator.observe(state)[..., :-1])
+        return torch.stack(observations, 1)
+
+    return predict
+
+
+def latent_predictor(model: WorldModel, task: int = 0) -> Predict:
+    """`predict` of a latent world model: the latents [B, T, D] after each action."""
+
+    def predict(first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        tasks = torch.full((len(first),), task, device=first.device)
+        z, latents = model.encode(first, tasks), []
+        for taken in action.unbind(1):
+            z = model.next_latent(z, taken, tasks)
+            latents.append(z)
+        return torch.stack(latents, 1)
+
+    return predict
+
+
+def first_action_jacobian(predict: Predict, first: torch.Tensor, action_BTA: torch.Tensor) -> torch.Tensor:
+    """d x_t / d a_1 of each trajectory, exact: [B, T, X, A].
+
+    By forward differentiation, one pass per action component for all t at once.
+    """
+    columns = []
+    # The fused attention kernels have no forward derivative; this one is made of operations that do.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # The first forward derivative of a process makes torch script its own rules, of which it then warns.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=DeprecationWarning)
+        for component in range(action_BTA.shape[-1]):
+            tangent = torch.zeros_like(action_BTA)
+            tangent[:, 0, component] = 1
+            _, column = torch.func.jvp(lambda action: predict(first, action), (action_BTA,), (tangent,))
+            columns.append(column.detach())
+    return torch.stack(columns, -1)
+
+
+def first_action_jacobian_backward(
+    predict: Predict, first: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
+) -> torch.Tensor:
+    """The same at the given horizons alone, [B, H, X, A], for models without a forward derivative (the latent model's
+    activations have none): one backward pass per horizon and predicted quantity."""
+    action_BTA = action_BTA.detach().clone().requires_grad_()
+    predicted_BTX = predict(first, action_BTA)
+    rows = []
+    for horizon in horizons:
+        for x in range(predicted_BTX.shape[-1]):
+            total = predicted_BTX[:, horizon - 1, x].sum()
+            rows.append(torch.autograd.grad(total, action_BTA, retain_graph=True)[0][:, 0])
+    return torch.stack(rows, 1).unflatten(1, (len(horizons), -1))
+
+
+def jacobian_norm(jacobian_BTXA: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm, [B, T]."""
+    return jacobian_BTXA.flatten(2).norm(dim=-1)
+
+
+def jacobian_cosine(jacobian_BTXA: torch.Tensor, true_BTXA: torch.Tensor) -> torch.Tensor:
+    """Cosine between two Jacobians as vectors, [B, T]; 0 where one of them is 0."""
+    one, other = jacobian_BTXA.flatten(2).double(), true_BTXA.flatten(2).double()
+    return (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1)).clamp(min=1e-30)
+
+
+def growth(norm_BT: torch.Tensor, horizons: tuple[int, ...]) -> tuple[torch.Tensor, float]:
+    """Median norm at each horizon, and the slope of log(median) over log(horizon): the order of polynomial growth."""
+    median = torch.stack([norm_BT[:, horizon - 1].median() for horizon in horizons]).double()
+    x = torch.log(torch.tensor(horizons, dtype=torch.float64))
+    y = torch.log(median.clamp(min=1e-30))
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return median, float(slope)
+
+
+def open_loop_r2(predicted_BTX: torch.Tensor, real_BTX: torch.Tensor) -> torch.Tensor:
+    """Share of the variance over trajectories that predictions explain, mean over columns that vary: [T]."""
+    error = (predicted_BTX - real_BTX).square().mean(0)
+    variance = real_BTX.var(0, unbiased=False)
+    return torch.where(variance > 1e-8, 1 - error / variance, torch.nan).nanmean(-1)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A function along a line, and its gradient along it."""
+
+    point_G: torch.Tensor
+    value_G: torch.Tensor
+    gradient_G: torch.Tensor
+
+    @property
+    def sign_changes(self) -> int:
+        """How often the gradient turns round from one point to the next: the hills and valleys on the line."""
+        signs = torch.sign(self.gradient_G)
+        return int((signs[1:] * signs[:-1] < 0).sum())
+
+    @property
+    def mean_gradient(self) -> float:
+        return float(self.gradient_G.abs().mean())
+
+    @property
+    def largest_gradient(self) -> float:
+        return float(self.gradient_G.abs().max())
+
+    def cosine(self, other: Landscape) -> float:
+        """Between the two gradients as vectors over the points."""
+        one, two = self.gradient_G.double(), other.gradient_G.double()
+        return float(one @ two / (one.norm() * two.norm()).clamp(min=1e-30))
+
+    def sign_agreement(self, other: Landscape) -> float:
+        """Share of the points where both gradients have the same sign."""
+        return float((torch.sign(self.gradient_G) == torch.sign(other.gradient_G)).double().mean())
+
+
+def landscape(value_of: Callable[[torch.Tensor], torch.Tensor], point_G: torch.Tensor) -> Landscape:
+    """`value_of` [G] -> [G], each value from its own point, with its derivative."""
+    points = point_G.detach().clone().requires_grad_()
+    values = value_of(points)
+    (gradient,) = torch.autograd.grad(values.sum(), points)
+    return Landscape(point_G, values.detach(), gradient)
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Statistics of N estimates of a policy gradient."""
+
+    mean_norm: float
+    """Norm of the average estimate: the signal."""
+    standard_deviation: float
+    """Root of the summed variance of one estimate: the noise."""
+    cosine_to_truth: float
+    """Mean cosine of one estimate to the true gradient; NaN where none was given."""
+
+    @property
+    def signal_to_noise(self) -> float:
+        return self.mean_norm / max(self.standard_deviation, 1e-30)
+
+
+def gradient_noise(gradient_NP: torch.Tensor, true_P: torch.Tensor | None = None) -> GradientNoise:
+    """Spread of policy-gradient estimates, and how far they point the right way.
+
+    Args:
+        gradient_NP: [N, P], one flattened gradient per independent draw of starts and noise.
+        true_P: [P], for example through the simulator.
+    """
+    gradient = gradient_NP.double()
+    cosine = torch.nan
+    if true_P is not None:
+        true = true_P.double()
+        cosine = float((gradient @ true / (gradient.norm(dim=1) * true.norm()).clamp(min=1e-30)).mean())
+    return GradientNoise(float(gradient.mean(0).norm()), float(gradient.var(0).sum().sqrt()), cosine)
