@@ -165,6 +165,7 @@ class Pretrain(Stage):
 
         from ..datasets.datamodule import WindowData, WindowSettings
         from .world_model.progress import StepProgress, quiet_lightning
+        from .world_model.ranks import EndWithParent
 
         quiet_lightning()
         torch.set_num_threads(context.threads)
@@ -204,6 +205,7 @@ class Pretrain(Stage):
                     enable_version_counter=False,
                 ),
                 StepProgress(context.progress, config.steps),
+                EndWithParent(),
             ],
             logger=[
                 # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
@@ -234,10 +236,13 @@ def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     attempts = sorted((folder / "logs").glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
     logged = pd.concat([pd.read_csv(path) for path in attempts], ignore_index=True)
-    losses = [column for column in logged if column.startswith("train/")]
+    losses = [column for column in logged if column.startswith("train/")] or ["train/total"]
     # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
     training = (
-        logged[["step", *losses]].dropna(subset="train/total").drop_duplicates("step", keep="last").sort_values("step")
+        logged.reindex(columns=["step", *losses])
+        .dropna(subset="train/total")
+        .drop_duplicates("step", keep="last")
+        .sort_values("step")
     )
     rows = []
     for column in logged:

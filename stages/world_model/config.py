@@ -143,6 +143,9 @@ class TrainerConfig:
     """As Lightning names them; auto is ddp_spawn for several devices."""
     precision: str = "32-true"
     """32-true, bf16-mixed, ..."""
+    compile: bool = False
+    """Compile the model's losses with torch.compile, as one graph. For a GPU: on a CPU the first step takes minutes and
+    the others hardly less than without."""
     accumulate: int = 1
     """Micro-batches per optimiser step."""
     log_every: int = 25

@@ -41,6 +41,7 @@ class WorldModelTraining(lightning.LightningModule):
         total_steps: int,
         log_every: int,
         seed: int = 0,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -48,6 +49,7 @@ class WorldModelTraining(lightning.LightningModule):
         self._total_steps, self._log_every, self._seed = total_steps, log_every, seed
         self.register_buffer("reward_weight_K", reward_weight_K, persistent=False)
         self.register_buffer("value_range", torch.ones(()))
+        self._compiled = compiled
         self._has_values = model.config.num_q > 0
         self._prior_state: dict[str, Any] | None = None
         self._prior_metrics: dict[str, torch.Tensor] = {}
@@ -57,9 +59,13 @@ class WorldModelTraining(lightning.LightningModule):
             # Ranks exchange the gradients of what requires one; those of the prior are exchanged where it learns.
             model.policy_prior.requires_grad_(False)
 
+    def setup(self, stage: str) -> None:
+        # Here, not before: a compiled function cannot be sent to the rank that is to run it.
+        self._losses = torch.compile(rollout_losses, fullgraph=True) if self._compiled else rollout_losses
+
     def training_step(self, batch: TensorDict, batch_index: int) -> torch.Tensor:
         draws = self._draw(batch) if self._has_values else None
-        losses, z = rollout_losses(self.model, batch, self._loss, self.reward_weight_K, draws)
+        losses, z = self._losses(self.model, batch, self._loss, self.reward_weight_K, draws)
         if draws is not None:
             self._rollouts.append((z, batch, draws))
         if self.global_step % self._log_every == 0:  # reading a loss waits for the device, so not at every step
@@ -111,7 +117,9 @@ class WorldModelTraining(lightning.LightningModule):
         self._prior_optimizer.step()
         self._prior_optimizer.zero_grad(set_to_none=True)
         prior.requires_grad_(False)
-        self._prior_metrics = {"prior": loss.detach(), "prior_grad_norm": norm, "value_range": self.value_range.clone()}
+        # Of all ranks: the next logged step shows them, and may lie behind a checkpoint, which one rank writes.
+        loss = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+        self._prior_metrics = {"prior": loss, "prior_grad_norm": norm, "value_range": self.value_range.clone()}
 
     def configure_optimizers(self) -> Any:
         config = self._optimizer

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
 
-
+BF16 = TrainerConfig(accelerator="cpu", precision="bf16-mixed", log_every=25)
 SMALL = {"latent_dim": 16, "encoder_dim": 16, "mlp_dim": 16, "task_dim": 4}
 
 
@@ -108,3 +108,21 @@ def test_a_killed_and_resumed_pretrain_equals_an_uninterrupted_one_bit_for_bit(
     for table in ("training.csv", "validation.csv"):
         assert (tmp_path / "whole" / table).read_text() == (tmp_path / "resumed" / table).read_text()
     assert json.loads((tmp_path / "whole" / "model.json").read_text())["latent_dim"] == 16
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_bf16_trains_nearly_the_same_model(store, tmp_path):
+    exact = pretrain(tmp_path / "exact", store, steps=3)
+    mixed = pretrain(tmp_path / "mixed", store, steps=3, trainer=BF16)
+    for name, value in exact.items():
+        assert mixed[name].dtype == torch.float32
+        torch.testing.assert_close(mixed[name], value, atol=0.01, rtol=0.05, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow  # the compiler needs a minute
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_pretrain_equals_an_eager_one(store, tmp_path):
+    eager = pretrain(tmp_path / "eager", store, steps=3)
+    compiled = pretrain(tmp_path / "compiled", store, steps=3, trainer=TrainerConfig(accelerator="cpu", compile=True))
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from orrery.datasets.sources import open_reader
 from orrery.stages.policy import load_policy
@@ -124,6 +125,30 @@ def test_killed_and_continued_ends_with_the_same_artifact(finished, tmp_path, st
     assert paths
     for path in paths:
         assert path.read_bytes() == (folder / path.relative_to(finished)).read_bytes(), path
+
+
+def test_two_ranks_end_with_their_command_and_continue_bit_for_bit(finished, tmp_path):
+    settings = ["stages=[pretrain]", f"inputs.store={finished / 'pack'}", "pretrain.trainer.devices=2"]
+    settings += ["pretrain.trainer.accelerator=cpu", "pretrain.model.num_q=2", "pretrain.steps=60"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = orrery("run", TINY, f"run_dir={whole}", *settings)
+    assert result.returncode == 0, result.stderr
+    command = [sys.executable, "-m", "orrery.pipeline.cli", "run", str(TINY), f"run_dir={killed}", *settings]
+    process = psutil.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begun = killed / "pretrain.partial" / UNDER_WAY["pretrain"]
+    deadline = time.monotonic() + 120
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    ranks = process.children(recursive=True)
+    process.kill()  # it alone, as the out-of-memory killer does
+    process.wait()
+    assert len(ranks) >= 2
+    _, left = psutil.wait_procs(ranks, timeout=60)
+    assert not left
+    result = orrery("run", TINY, f"run_dir={killed}", *settings)
+    assert result.returncode == 0, result.stderr
+    for name in SAME["pretrain"]:
+        assert (whole / "pretrain" / name).read_bytes() == (killed / "pretrain" / name).read_bytes(), name
 
 
 def upto(stage):

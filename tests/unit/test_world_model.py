@@ -349,3 +349,16 @@ def test_target_values_move_by_their_rate():
     model.update_target_values(0.25)
     for old, new, source in zip(before, model.target_values.parameters(), model.values.parameters(), strict=True):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * source)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_losses_are_one_graph_for_the_compiler(terminating_batch):
+    """No graph breaks: `fullgraph` raises at the first."""
+    store, batch = terminating_batch
+    config = WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, num_q=2, dropout=0.0)
+    model = make_model(store.table, config)
+    draws = Draws.of(torch.Generator().manual_seed(0), 4, 16, 1, 2)
+    compiled = torch.compile(rollout_losses, fullgraph=True, backend="aot_eager")
+    found, expected = (f(model, batch, LossConfig(), torch.ones(1), draws)[0] for f in (compiled, rollout_losses))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
