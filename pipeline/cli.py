@@ -1,36 +1,37 @@
 """The command line: `orrery run | plan | status | inspect | report`.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
-with 1 and its traceback. Heavy libraries are imported by the stages when they run, so that a run that is up to date
-says so at once.
+with 1 and its traceback. 75 says that the same command has to be run again to go on: after SIGTERM, and while jobs that
+it submitted are on their way. Heavy libraries are imported by the stages when they run, so that a run that is up to
+date says so at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from . import artifact
 from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config_help import experiment_help, run_help
 from .errors import OrreryError, StageError
+from .fanout import Detached
 from .logging import ConsoleProgress, duration, logging_to
 from .plan import Decision, plan
-from .run_folder import RUN_FILE, lock_holder, locked, read_attempt
-from .runner import Outcome, StageInterrupted, run
+from .run_folder import locked
+from .runner import Outcome, StageInterrupted, StageTerminated, run
 from .stage import Stage
+from .status import describe_status, read_run_file
+from .termination import EXIT_UNFINISHED, Terminated, handled
 
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
@@ -62,12 +63,21 @@ def main(
             console.print(describe(arguments.path))
             return 0
         if arguments.command == "status":
-            _status(arguments.run_dir, console)
+            console.print(describe_status(arguments.run_dir))
             return 0
         return _work(arguments, discover_stages() if stages is None else stages, config_dir, console)
     except OrreryError as error:
         errors.print(Text.assemble(("error: ", "bold red"), (str(error), "red")), soft_wrap=True)
         return EXIT_USER_ERROR
+    except Detached as detached:
+        errors.print(str(detached), style="yellow", soft_wrap=True)
+        return EXIT_UNFINISHED
+    except StageTerminated as stop:
+        errors.print(f"\nstopped by SIGTERM in stage {stop.stage}; the same command continues it", style="yellow")
+        return EXIT_UNFINISHED
+    except Terminated:
+        errors.print("\nstopped by SIGTERM", style="yellow")
+        return EXIT_UNFINISHED
     except StageInterrupted as interrupt:
         errors.print(f"\ninterrupted in stage {interrupt.stage}; the same command continues it", style="yellow")
         return EXIT_INTERRUPTED
@@ -106,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
     if arguments.command == "report":
-        record = _read_run_file(arguments.run_dir)
+        record = read_run_file(arguments.run_dir)
         overrides = [*record["overrides"], f"run_dir={arguments.run_dir}"]
         config = load_config(record["experiment"], overrides, stages=stages, config_dir=config_dir)
         if REPORT_STAGE not in config.settings.stages:
@@ -129,7 +139,7 @@ def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console,
     plan(config, stages)  # raises for what is wrong before anything is written
     printer = _Printer(console, config.settings.stages)
     started = time.monotonic()
-    with locked(config.run_dir), logging_to(console, config.run_dir / "log.txt") as log:
+    with handled(), locked(config.run_dir), logging_to(console, config.run_dir / "log.txt") as log:
         log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
         try:
             outcomes = run(
@@ -192,37 +202,6 @@ def _print_plan(decisions: Sequence[Decision], console: Console) -> None:
     for decision in decisions:
         table.add_row(decision.stage, words[decision.action], Text(decision.reason))
     console.print(table)
-
-
-def _status(run_dir: Path, console: Console) -> None:
-    record, holder = _read_run_file(run_dir), lock_holder(run_dir)
-    state = f"running, {holder}" if holder else "not running"
-    console.print(Text(f"{record['experiment']} in {run_dir}: {state}"), soft_wrap=True)
-    table = Table("stage", "status", "time", "result", box=None, pad_edge=False)
-    for stage in record["stages"]:
-        name, status, seconds, summary = stage["stage"], stage["status"], stage["seconds"], stage["summary"]
-        attempt = read_attempt(run_dir / name)
-        if status in ("interrupted", "failed"):
-            seconds = attempt.seconds if attempt else 0.0
-            status = "running" if holder and status == "interrupted" else status
-        elif status == "waiting" and (run_dir / name).is_dir() and (made := artifact.read_manifest(run_dir / name)):
-            status, seconds, summary = "to be checked", made.seconds, made.summary
-        words = {"fresh": "up to date", "failed": "failed, see log.txt"}
-        table.add_row(name, words.get(status, status), duration(seconds) if seconds else "", Text(summary))
-    console.print(table)
-
-
-def _read_run_file(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / RUN_FILE
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}. `orrery run` makes one") from None
-    except (ValueError, NotADirectoryError) as error:
-        raise StageError(
-            f"{path} cannot be read ({error}); `orrery run` with the same run_dir writes it again"
-        ) from error
-    return record
 
 
 if __name__ == "__main__":

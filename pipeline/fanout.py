@@ -1,136 +1,310 @@
-"""Many independent jobs over a few processes: in which order they finish, and what one failure costs.
+"""Hours of work as jobs, each with a folder of its own, on the executor that the config names.
 
-A job that raises, or whose process dies, is reported and costs only itself. Workers are spawned (never
-forked: torch, MuJoCo and OpenMP hold threads), so `function` must be importable and jobs picklable.
+A job that raises, dies or hangs costs only itself; the same command continues, with what is missing alone. What a job
+is stands in jobs.py, where it runs in executors.py. For minutes of work inside a stage, whose results come back as
+objects and leave nothing on disk, there is `run_jobs` (pool.py).
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-import traceback
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+from .errors import StageError
+from .executors import Executor, FanoutConfig, InlineExecutor, JobNeeds, LocalExecutor, local_slots
+from .jobs import (
+    ENDED,
+    LOG,
+    RESULT,
+    SPEC,
+    SUBMISSION,
+    FolderJob,
+    JobFunction,
+    JobStatus,
+    discard_result,
+    holds,
+    is_done,
+    prepare,
+    read_progress,
+    read_status,
+    seconds_spent,
+    write_status,
+)
+from .logging import duration
+from .pool import JobFailure, run_jobs
+from .run_folder import JOBS_SUFFIX
+from .stage import Context, ProgressTask
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+__all__ = [
+    "Detached",
+    "FanoutConfig",
+    "FanoutFailed",
+    "FolderJob",
+    "JobFailure",
+    "clear",
+    "fan_out",
+    "prune",
+    "run_jobs",
+]
+
+SETTLE_SECONDS = 5.0
+"""How long the last word on a job that has ended may take to be seen here."""
 
 
-@dataclass(frozen=True)
-class JobFailure(Generic[Job]):
-    """Stands where the result of a failed job would be."""
-
-    job: Job
-    error: str
-    """One line: the exception's type and message, or that the process died."""
-    traceback: str
-    """Empty when the process died and left none."""
+class FanoutFailed(StageError):
+    """Some jobs did not end well. All others did, and their results are kept."""
 
 
-def run_jobs(
-    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int
-) -> Iterator[tuple[int, Result | JobFailure[Job]]]:
-    """Yield (index, result) for each job, in the order in which they finish.
+class Detached(Exception):
+    """Jobs go on without this command."""
+
+
+def fan_out(
+    jobs: Sequence[FolderJob],
+    function: JobFunction,
+    context: Context,
+    config: FanoutConfig,
+    *,
+    cpus: int = 1,
+    accelerator: str = "cpu",
+) -> dict[str, Path]:
+    """Bring all jobs to their end, on the executor of `config`; what an earlier command finished stays.
 
     Args:
-        function: called with one job; a module-level function unless `workers` is at most 1.
-        jobs: one argument each.
-        workers: processes. At most 1 runs the jobs in this process, one after another.
-    Yields:
-        The job's position in `jobs`, and what `function` returned or a JobFailure.
+        function: of a module that can be imported wherever jobs run.
+        context: of the stage. The jobs' folders are `context.jobs`/NAME, and they read `context.inputs`.
+        cpus: CPU cores that a job makes good use of, unless `config` says otherwise.
+        accelerator: cpu, cuda, or auto, for a GPU where there is one.
+    Returns:
+        Folder of each job's result by the job's name; checked against its digests.
+    Raises:
+        FanoutFailed: with one line per job that failed, died, reached its time limit or was stopped.
+        Detached: `config.detach`, and jobs are still queued or running.
+        StageError: the executor is not there.
     """
-    if workers <= 1:
-        for index, job in enumerate(jobs):
-            yield index, _guarded(function, job)
-        return
-
-    waiting = deque(range(len(jobs)))
-    idle = [_Worker() for _ in range(min(workers, len(jobs)))]
-    running: dict[Future[Any], tuple[int, _Worker]] = {}
-    completed = False
-    try:
-        while waiting or running:
-            while waiting and idle:
-                index, worker = waiting.popleft(), idle.pop()
-                running[worker.submit(function, jobs[index])] = index, worker
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                index, worker = running.pop(future)
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    worker.stop()
-                    worker = _Worker()
-                idle.append(worker)
-                yield index, future.result() if error is None else _failure(jobs[index], error)
-        completed = True
-    finally:
-        # On Ctrl-C, or when the caller stops iterating, jobs under way are not waited for.
-        for worker in [*idle, *(worker for _, worker in running.values())]:
-            worker.stop(kill=not completed)
+    folders = {job.name: context.jobs / job.name for job in jobs}
+    if len(folders) < len(jobs):
+        raise ValueError("jobs must have different names")
+    context.jobs.mkdir(exist_ok=True)
+    for path in context.jobs.iterdir():
+        if (path / SPEC).is_file() and path.name not in folders:
+            _discard(path)
+    needs = JobNeeds(
+        cpus=config.cpus_per_job or (context.threads if config.executor == "inline" else cpus),
+        limit_seconds=60 * config.time_limit_min,
+    )
+    inputs = {name: artifacts[0] for name, artifacts in context.inputs.items() if artifacts}
+    for job in jobs:
+        if folders[job.name].exists() and not holds(folders[job.name], job, function):
+            _discard(folders[job.name])
+        prepare(folders[job.name], job, function, inputs, needs.cpus)
+    _Fanout(context, config, needs, accelerator).run(list(folders.values()))
+    return {name: folder / RESULT for name, folder in folders.items()}
 
 
-class _Worker:
-    """One process with a pool to itself, so that a death is the fault of exactly one job."""
+@dataclass
+class _Fanout:
+    """The jobs of one `fan_out` on their way to their end."""
 
-    def __init__(self) -> None:
-        context = get_context("spawn")
-        # The child exits when this end of the pipe closes, which the kernel also does when this process is
-        # killed. (PR_SET_PDEATHSIG would fire when the *thread* that started the child ends.)
-        child_end, self._lifeline = context.Pipe(duplex=False)
-        self._child_end = child_end  # must stay open until the child has been spawned, at the first submit
-        self._pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=context, initializer=_start_worker, initargs=(child_end,)
+    context: Context
+    config: FanoutConfig
+    needs: JobNeeds
+    accelerator: str
+    waiting: deque[Path] = field(default_factory=deque)
+    running: set[Path] = field(default_factory=set)
+    tries: Counter[Path] = field(default_factory=Counter)
+    """Attempts in this command."""
+    failed: list[Path] = field(default_factory=list)
+    done: int = 0
+
+    def run(self, folders: Sequence[Path]) -> None:
+        log, stage = self.context.log, _stage(self.context)
+        alive = self._alive(folders)
+        self.waiting.extend(folder for folder in folders if folder not in alive and not self._is_done(folder))
+        self.done = len(folders) - len(self.waiting) - len(alive)
+        if not self.waiting and not alive:
+            return
+        if self.done:
+            log.info("%s: %d of %d jobs are done already", stage, self.done, len(folders))
+        executor = self._executor()
+        try:
+            for folder in alive:
+                executor.adopt(folder)
+            self.running |= alive
+            with self._progress(len(folders)) as progress:
+                self._drive(executor, progress)
+        except BaseException:
+            if self.running and self.config.executor == "slurm":
+                log.warning("%d jobs of %s go on in SLURM; the same command gathers them", len(self.running), stage)
+            raise
+        finally:
+            executor.close()
+        if self.failed:
+            raise FanoutFailed(self._list(len(folders)))
+        if self.running:
+            raise Detached(
+                f"{self.done} of {len(folders)} jobs of {stage} are done, {len(self.running)} are in the hands of "
+                "SLURM; the same command gathers them"
+            )
+
+    def _drive(self, executor: Executor, progress: ProgressTask) -> None:
+        while self.waiting or self.running:
+            free = len(self.waiting) if executor.slots is None else executor.slots - len(self.running)
+            if batch := [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]:
+                self._submit(executor, batch)
+            reasons = {folder: executor.ended(folder) for folder in sorted(self.running)}
+            for folder, reason in reasons.items():
+                if reason is not None:
+                    self._settle(folder, reason, progress)
+            if self.config.detach and not self.waiting:
+                return
+            if all(reason is None for reason in reasons.values()):
+                time.sleep(executor.poll_seconds)
+                self._show(progress)
+
+    def _submit(self, executor: Executor, folders: Sequence[Path]) -> None:
+        for folder in folders:
+            status = read_status(folder)
+            status = replace(
+                status,
+                state="submitted",
+                attempts=status.attempts + 1,
+                seconds=seconds_spent(folder, status),
+                started=None,
+                executor=self.config.executor,
+                error="",
+            )
+            write_status(folder, status)
+            self.tries[folder] += 1
+        self.running |= set(folders)
+        executor.submit(folders)
+
+    def _settle(self, folder: Path, reason: str, progress: ProgressTask) -> None:
+        """Look how a job that has ended did, and start it again if it may."""
+        self.running.discard(folder)
+        status = _last_status(folder)
+        if status.state not in ENDED:
+            error = reason or "what watched over it died"
+            status = replace(status, state="died", error=error, seconds=seconds_spent(folder, status), started=None)
+        if status.state == "done" and not self._is_done(folder):
+            status = replace(status, state="failed", error="its result is missing or damaged")
+        write_status(folder, status)
+        if status.state == "done":
+            self.done += 1
+            progress.advance(1)
+        elif self.tries[folder] <= self.config.retries:
+            self.context.log.warning("%s: %s; it starts again", folder.name, status.error)
+            self.waiting.append(folder)
+        else:
+            self.context.log.warning("%s: %s", folder.name, status.error)
+            self.failed.append(folder)
+
+    def _is_done(self, folder: Path) -> bool:
+        """Whether the job's result is there and sound; one that is damaged is removed."""
+        try:
+            return is_done(folder)
+        except StageError as error:
+            self.context.log.warning("%s: its result is damaged, so it runs again (%s)", folder.name, error)
+            discard_result(folder)
+            return False
+
+    def _alive(self, folders: Sequence[Path]) -> set[Path]:
+        """Jobs that an earlier command submitted to SLURM and that have not ended."""
+        if not any((folder / SUBMISSION).is_file() for folder in folders):
+            return set()
+        from .slurm_executor import still_alive
+
+        alive = still_alive(folders)
+        if alive and self.config.executor != "slurm":
+            raise StageError(
+                f"{len(alive)} jobs of {_stage(self.context)} are queued or running in SLURM, submitted by an earlier "
+                "command. Let them end with executor=slurm, or end them with scancel"
+            )
+        return alive
+
+    def _executor(self) -> Any:
+        config, context, needs = self.config, self.context, self.needs
+        if config.executor == "slurm":
+            from .slurm_executor import SlurmExecutor
+
+            return SlurmExecutor(context.jobs, config, needs)
+        if config.executor == "ray":
+            from .ray_executor import RayExecutor
+
+            return RayExecutor(config, needs, self.accelerator)
+        if config.executor == "local":
+            return LocalExecutor(needs, local_slots(config, self.accelerator, context.workers // needs.cpus))
+        return InlineExecutor(context.log, context.progress)
+
+    def _progress(self, total: int) -> AbstractContextManager[ProgressTask]:
+        if self.config.executor == "inline":
+            return nullcontext(_Silent())  # the jobs show their own
+        shown: AbstractContextManager[ProgressTask] = self.context.progress(
+            f"{_stage(self.context)} jobs", total, self.done
+        )
+        return shown
+
+    def _show(self, progress: ProgressTask) -> None:
+        texts = (f"{folder.name}: {text}" for folder in sorted(self.running) if (text := read_progress(folder)))
+        progress.note(next(texts, ""))
+        progress.advance(0)
+
+    def _list(self, total: int) -> str:
+        lines = []
+        for folder in sorted(self.failed):
+            status = read_status(folder)
+            lines.append(
+                f"  {folder.name}: {status.error} ({status.state} after {status.attempts} "
+                f"{'attempt' if status.attempts == 1 else 'attempts'}, {duration(status.seconds)}; log: {folder / LOG})"
+            )
+        return (
+            f"{len(self.failed)} of {total} jobs of stage {_stage(self.context)!r} did not end well. What the others "
+            "made is kept; the same command reruns only these:\n" + "\n".join(lines)
         )
 
-    def submit(self, function: Callable[[Job], Result], job: Job) -> Future[Any]:
-        return self._pool.submit(_guarded, function, job)
 
-    def stop(self, *, kill: bool = False) -> None:
-        if kill:
-            self._lifeline.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._lifeline.close()
-        self._child_end.close()
+class _Silent:
+    def advance(self, amount: float = 1) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
-def _start_worker(lifeline: Connection) -> None:
-    """Prepare a spawned process before it imports anything heavy."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = "1"
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # those of libraries, once per process, would cut through the progress line
-    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+def clear(jobs_folder: Path) -> None:
+    """Remove all job folders of a stage; jobs of theirs that are queued or running are ended."""
+    if jobs_folder.is_dir():
+        for path in jobs_folder.iterdir():
+            if (path / SPEC).is_file():
+                _discard(path)
+        shutil.rmtree(jobs_folder)
 
 
-def _exit_with_parent(lifeline: Connection) -> None:
-    try:
-        lifeline.recv_bytes()
-    except (EOFError, OSError):
-        os._exit(1)
+def prune(jobs_folder: Path) -> None:
+    """Remove what the jobs of a stage wrote, once the stage has taken it over; status and logs stay."""
+    if jobs_folder.is_dir():
+        for path in jobs_folder.iterdir():
+            discard_result(path)
 
 
-def _guarded(function: Callable[[Job], Result], job: Job) -> Result | JobFailure[Job]:
-    # Caught where it is raised: an exception that cannot be pickled would take the pool with it.
-    try:
-        return function(job)
-    except Exception as error:
-        return _failure(job, error)
+def _discard(folder: Path) -> None:
+    if (folder / SUBMISSION).is_file():
+        from .slurm_executor import cancel
+
+        cancel(folder)
+    shutil.rmtree(folder)
 
 
-def _failure(job: Job, error: BaseException) -> JobFailure[Job]:
-    if isinstance(error, BrokenProcessPool):
-        return JobFailure(job, "the process died (killed, out of memory, or a crash in native code)", "")
-    message = " ".join(f"{type(error).__name__}: {error}".split())
-    return JobFailure(job, message, "".join(traceback.format_exception(error)))
+def _last_status(folder: Path) -> JobStatus:
+    """The status that the job's watcher wrote last; over a network it may take a moment to be seen here."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (status := read_status(folder)).state not in ENDED and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return status
+
+
+def _stage(context: Context) -> str:
+    return context.jobs.name.removesuffix(JOBS_SUFFIX)

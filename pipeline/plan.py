@@ -45,7 +45,13 @@ def plan(config: RunConfig, stages: Mapping[str, type[Stage]]) -> list[Decision]
     Raises:
         OrreryError: what `run` would raise before its first stage.
     """
-    sources = check_all(config, stages)
+    return decide_all(config, stages, check_all(config, stages))
+
+
+def decide_all(
+    config: RunConfig, stages: Mapping[str, type[Stage]], sources: Mapping[str, Mapping[str, list[Source]]]
+) -> list[Decision]:
+    """The same, with the sources that `check_all` has found."""
     decisions: list[Decision] = []
     for name in config.settings.stages:
         pending = [d.stage for d in decisions if d.action != "fresh"]
@@ -119,7 +125,7 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     records = input_records(config, stage, name, sources)
     digests = {input_name: [record.digest for record in many] for input_name, many in records.items()}
     version = artifact.package_versions()["orrery"]
-    stage_config = config.resolved[name]
+    stage_config = keyed(config.resolved[name], stage)
     key = artifact.hash_json([name, stage.output_kind, stage_config, digests, version])
     final = config.run_dir / name
     try:
@@ -136,11 +142,24 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
         return Decision(name, "resume", f"interrupted after {attempt.seconds:.0f} s", key)
     if manifest is None:
         return Decision(name, "run", "it has not run yet", key)
-    return Decision(name, "run", _what_changed(manifest, stage_config, digests, version), key)
+    return Decision(
+        name, "run", _what_changed(manifest, keyed(manifest.config, stage), stage_config, digests, version), key
+    )
 
 
-def _what_changed(manifest: Manifest, config: Mapping[str, Any], digests: Mapping[str, list[str]], version: str) -> str:
-    before, after = dict(dotted_keys(manifest.config)), dict(dotted_keys(config))
+def keyed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
+    """What of a stage's config decides whether its artifact is up to date."""
+    return {name: value for name, value in config.items() if name not in stage.unkeyed}
+
+
+def _what_changed(
+    manifest: Manifest,
+    former: Mapping[str, Any],
+    config: Mapping[str, Any],
+    digests: Mapping[str, list[str]],
+    version: str,
+) -> str:
+    before, after = dict(dotted_keys(former)), dict(dotted_keys(config))
     changes = [
         f"{manifest.stage}.{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())

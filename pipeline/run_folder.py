@@ -1,7 +1,7 @@
 """What lies in a run folder beside the artifacts: lock, unfinished attempts, and `run.json`.
 
 A run folder holds one artifact per stage, `<stage>/`. While a stage works its folder is `<stage>.partial/`, with
-`<stage>.partial.json` beside it that says for which key it is.
+`<stage>.partial.json` beside it that says for which key it is. `<stage>.jobs/` has a folder per job of its fan-out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from .errors import StageError
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+PARTIAL_SUFFIX = ".partial"
+JOBS_SUFFIX = ".jobs"
 
 
 @contextlib.contextmanager
@@ -106,11 +108,15 @@ class Attempt:
 
 
 def partial_folder(final: Path) -> Path:
-    return final.with_name(final.name + ".partial")
+    return final.with_name(final.name + PARTIAL_SUFFIX)
 
 
 def attempt_file(final: Path) -> Path:
     return final.with_name(final.name + ".partial.json")
+
+
+def jobs_folder(final: Path) -> Path:
+    return final.with_name(final.name + JOBS_SUFFIX)
 
 
 def write_attempt(final: Path, attempt: Attempt, *, running: bool) -> None:

@@ -15,12 +15,21 @@ from logging import Logger
 from pathlib import Path
 from typing import Any, Literal
 
-from . import artifact
+from . import artifact, fanout, termination
 from .artifact import Manifest
 from .config import RunConfig
 from .errors import StageError
-from .plan import Decision, Source, check_all, decide, input_records
-from .run_folder import RUN_FILE, Attempt, attempt_file, disk_errors, partial_folder, read_attempt, write_attempt
+from .plan import Decision, Source, check_all, decide, decide_all, input_records
+from .run_folder import (
+    RUN_FILE,
+    Attempt,
+    attempt_file,
+    disk_errors,
+    jobs_folder,
+    partial_folder,
+    read_attempt,
+    write_attempt,
+)
 from .stage import Context, Stage
 
 
@@ -29,7 +38,7 @@ class Outcome:
     """How a stage ended."""
 
     stage: str
-    status: Literal["fresh", "done", "failed", "interrupted", "waiting"]
+    status: Literal["fresh", "done", "failed", "interrupted", "detached", "waiting"]
     seconds: float = 0.0
     """Over all attempts."""
     summary: str = ""
@@ -48,6 +57,14 @@ class RunFacts:
 
 class StageInterrupted(KeyboardInterrupt):
     """Ctrl-C during a stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
+class StageTerminated(termination.Terminated):
+    """SIGTERM during a stage."""
 
     def __init__(self, stage: str) -> None:
         super().__init__(stage)
@@ -73,15 +90,22 @@ def run(
         only: run this stage, up to date or not, from what the others have published so far, and no other.
     Raises:
         OrreryError: a check failed (before anything ran) or a stage did.
-        StageInterrupted: Ctrl-C; the same call continues.
+        StageInterrupted, StageTerminated: Ctrl-C or SIGTERM; the same call continues.
+        Detached: jobs of a stage go on in SLURM; the same call gathers them.
     """
     sources = check_all(config, stages)
     outcomes = {name: Outcome(name, "waiting") for name in config.settings.stages}
     verified: set[Source] = set()
     for name in outcomes:
-        artifact.recover(partial_folder(config.run_dir / name), config.run_dir / name)
+        final = config.run_dir / name
+        artifact.recover(partial_folder(final), final)
+        if not attempt_file(final).exists():
+            fanout.prune(jobs_folder(final))
     if only is not None:
         return [_run_only(config, stages, only, sources[only], log, progress)]
+    for decision in decide_all(config, stages, sources):
+        if decision.action != "fresh":
+            stages[decision.stage](config.stage_configs[decision.stage]).check_machine()
     for name in outcomes:
         decision = decide(config, stages[name], name, sources[name])
         if decision.action == "fresh":
@@ -97,6 +121,10 @@ def run(
                         artifact.verify(source.folder, source.kind)
                         verified.add(source)
                 manifest = _run_stage(config, stages[name], decision, sources[name], log, progress)
+            except fanout.Detached:
+                outcomes[name] = Outcome(name, "detached")
+                _write_run_file(config, outcomes)
+                raise
             except Exception:
                 outcomes[name] = Outcome(name, "failed")
                 _write_run_file(config, outcomes)
@@ -123,6 +151,7 @@ def _run_stage(
         attempt = read_attempt(final) if decision.action == "resume" else None
         if attempt is None:
             attempt = Attempt(key, 0.0)
+            fanout.clear(jobs_folder(final))
             if partial.exists():
                 shutil.rmtree(partial)
         # Named before its folder exists, so that no folder can be taken for one of another key.
@@ -150,6 +179,9 @@ def _run_stage(
                 isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
             ):
                 raise StageInterrupted(name) from error
+            # Also where a process that this one waits for was stopped first, by the same signal.
+            if isinstance(error, termination.Terminated) or termination.requested():
+                raise StageTerminated(name) from error
             raise
         manifest = artifact.finish(
             partial,
@@ -163,6 +195,7 @@ def _run_stage(
         )
         artifact.publish(partial, final)
         attempt_file(final).unlink()
+        fanout.prune(jobs_folder(final))
     return manifest
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from .run_folder import PARTIAL_SUFFIX, jobs_folder
+
 
 @dataclass(frozen=True)
 class Input:
@@ -53,6 +55,11 @@ class Context:
     run: Any = None
     """Read-only facts about the whole run, for the report: `run.folder`, `run.config` (a plain dict)."""
 
+    @property
+    def jobs(self) -> Path:
+        """Folder for the job folders of this stage (see `fanout`): beside `folder`, since logs are no part of it."""
+        return jobs_folder(self.folder.with_name(self.folder.name.removesuffix(PARTIAL_SUFFIX)))
+
     def input(self, name: str) -> Path:
         """The one artifact folder given for input `name`."""
         (folder,) = self.inputs[name]
@@ -66,6 +73,9 @@ class Stage:
     """A frozen dataclass; every field has a default."""
     inputs: ClassVar[Mapping[str, Input]] = {}
     output_kind: ClassVar[str]
+    unkeyed: ClassVar[Sequence[str]] = ()
+    """Fields of Config that decide where and how fast the work is done, not what comes of it: changing them makes no
+    artifact stale, and an interrupted stage goes on."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -76,6 +86,10 @@ class Stage:
 
     def check(self) -> None:
         """Raise an OrreryError for what can be seen to be wrong before anything runs. Called for all stages first."""
+
+    def check_machine(self) -> None:
+        """Raise an OrreryError for what this machine or its network lacks. Called before anything runs, for the stages
+        that will."""
 
     def reads(self) -> Sequence[Path]:
         """Files and folders outside the run that `run` reads; when their size or time changes the stage runs again."""

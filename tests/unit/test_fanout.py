@@ -1,83 +1,309 @@
-import os
-import subprocess
-import sys
+"""Jobs on every executor: the same results, and one that raises, dies, hangs or is damaged costs only itself.
+
+SLURM is stood in for by submitit's local and debug clusters here; test_fanout_command.py has a mock of its commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import socket
 import time
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.fanout import JobFailure, run_jobs
+from orrery.pipeline import job_process
+from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.executors import FanoutConfig, SlurmConfig, local_slots
+from orrery.pipeline.fanout import FanoutFailed, FolderJob, clear, fan_out, prune
+from orrery.pipeline.jobs import read_status
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.stage import Context
+from rich.console import Console
+
+HERE = Path(__file__).parent
+LIMIT_MIN = 0.05
+NAMES = ("a", "b", "c", "d", "e")
+
+LOCAL = FanoutConfig(executor="local", parallel_jobs=5, time_limit_min=LIMIT_MIN)
+SUBMITIT_LOCAL = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, slurm=SlurmConfig(cluster="local"))
+SUBMITIT_DEBUG = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, slurm=SlurmConfig(cluster="debug"))
+RAY = FanoutConfig(executor="ray", time_limit_min=LIMIT_MIN)
+
+ISOLATING = [
+    pytest.param(LOCAL, id="local"),
+    pytest.param(SUBMITIT_LOCAL, id="submitit-local"),
+    pytest.param(RAY, id="ray", marks=pytest.mark.ray),
+]
+IN_THIS_PROCESS = [
+    pytest.param(FanoutConfig(), id="inline"),
+    # submitit leaves the log files of its debug jobs open.
+    pytest.param(
+        SUBMITIT_DEBUG,
+        id="submitit-debug",
+        marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ),
+]
+
+
+class Bench:
+    """A stage's context with five jobs, each the square of a number, and faults to order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.faults = folder / "faults"
+        self.faults.mkdir(parents=True)
+        self.messages: list[str] = []
+        log = logging.getLogger(f"test.{folder}")
+        log.setLevel(logging.DEBUG)
+        handler = logging.Handler()
+        handler.emit = lambda record: self.messages.append(record.getMessage())  # type: ignore[method-assign]
+        log.addHandler(handler)
+        self.context = Context(folder / "squares.partial", {}, 2, 1, log, ConsoleProgress(Console(quiet=True)))
+        self.functions = importlib.import_module("fanout_jobs")
+
+    def order(self, **faults: str) -> None:
+        for path in self.faults.iterdir():
+            path.unlink()
+        for name, fault in faults.items():
+            (self.faults / name).write_text(fault)
+
+    def run(self, config: FanoutConfig, **numbers: int) -> dict[str, Path]:
+        numbers = numbers or {name: index for index, name in enumerate(NAMES)}
+        jobs = [FolderJob(name, {"name": name, "number": number}) for name, number in numbers.items()]
+        return fan_out(jobs, self.functions.square, self.context, config)
+
+    def fails(self, config: FanoutConfig) -> str:
+        with pytest.raises(FanoutFailed) as caught:
+            self.run(config)
+        return str(caught.value)
+
+    def states(self) -> dict[str, str]:
+        return {name: read_status(self.context.jobs / name).state for name in NAMES}
+
+    def attempts(self) -> dict[str, int]:
+        return {name: read_status(self.context.jobs / name).attempts for name in NAMES}
+
+    def log(self, name: str) -> str:
+        return (self.context.jobs / name / "log.txt").read_text()
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import fanout_jobs
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.syspath_prepend(HERE)
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("FAULTS", str(tmp_path / "faults"))
+    return Bench(tmp_path)
 
-    return fanout_jobs
+
+@pytest.fixture(autouse=True)
+def skip_without_ray(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("ray"):
+        pytest.importorskip("ray")
 
 
-def alive(pid: int) -> bool:
+def contents(folders: dict[str, Path]) -> dict[str, bytes]:
+    """Every file of every result but the manifests, which hold times."""
+    return {
+        f"{name}/{path.relative_to(folder)}": path.read_bytes()
+        for name, folder in folders.items()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+EXPECTED = {f"{name}/square.json": str(index**2).encode() for index, name in enumerate(NAMES)}
+EXPECTED |= {f"{name}/deep/name.txt": name.encode() for name in NAMES}
+
+
+@pytest.mark.parametrize("config", IN_THIS_PROCESS)
+def test_results_and_logs(bench: Bench, config: FanoutConfig) -> None:
+    assert contents(bench.run(config)) == EXPECTED
+    assert set(bench.states().values()) == {"done"}
+    assert set(bench.attempts().values()) == {1}
+    assert "logged by c" in bench.log("c")
+    assert "logged by a" not in bench.log("c")
+
+
+@pytest.mark.parametrize("config", ISOLATING)
+def test_a_job_that_raises_dies_or_hangs_costs_only_itself(bench: Bench, config: FanoutConfig) -> None:
+    bench.order(a="raise", b="exit", c="kill", d="hang")
+    message = bench.fails(config)
+
+    assert bench.states() == {"a": "failed", "b": "died", "c": "died", "d": "timeout", "e": "done"}
+    assert "4 of 5 jobs of stage 'squares' did not end well. What the others made is kept" in message
+    for part in (
+        "a: ValueError: 0 is a bad number (failed after 1 attempt,",
+        "b: its process ended with status 7",
+        "c: its process was ended by SIGKILL; out of memory, or killed from outside",
+        f"d: reached the time limit of {LIMIT_MIN:g} min",
+        f"log: {bench.context.jobs}/d/log.txt",
+    ):
+        assert part in message
+    assert "in square\n    raise ValueError" in bench.log("a")
+    assert "logged by e" in bench.log("e")
+
+    bench.order()
+    (bench.context.jobs / "e" / "result" / "square.json").write_text("17")
+    assert contents(bench.run(config)) == EXPECTED
+    assert set(bench.states().values()) == {"done"}
+    assert set(bench.attempts().values()) == {2}
+    assert bench.log("b").count("--- attempt") == 2
+    (damaged,) = [message for message in bench.messages if "its result is damaged" in message]
+    assert "square.json was changed" in damaged
+
+
+def test_a_job_that_raises_in_this_process_costs_only_itself(bench: Bench) -> None:
+    bench.order(b="raise")
+    assert "b: ValueError: 1 is a bad number" in bench.fails(FanoutConfig())
+    assert bench.states() == {"a": "done", "b": "failed", "c": "done", "d": "done", "e": "done"}
+    assert "raise ValueError" in bench.log("b")
+    bench.order()
+    assert contents(bench.run(FanoutConfig()))["b/square.json"] == b"1"
+    assert bench.attempts() == {"a": 1, "b": 2, "c": 1, "d": 1, "e": 1}
+
+
+def test_a_damaged_result_is_found_and_made_again(bench: Bench) -> None:
+    folders = bench.run(FanoutConfig())
+    (folders["a"] / "square.json").write_text("7")
+    (folders["b"] / "square.json").write_text("")
+    (folders["c"] / "manifest.json").write_text("{")
+    (folders["d"] / "manifest.json").unlink()
+    assert contents(bench.run(FanoutConfig())) == EXPECTED
+    assert bench.attempts() == {"a": 2, "b": 2, "c": 2, "d": 2, "e": 1}
+    damaged = [message for message in bench.messages if "its result is damaged" in message]
+    assert len(damaged) == 4
+    assert "square.json was changed" in damaged[0]
+
+
+def test_finished_jobs_are_not_run_again_on_another_executor(bench: Bench) -> None:
+    bench.order(b="raise")
+    bench.fails(FanoutConfig())
+    bench.order()
+    bench.run(LOCAL)
+    assert bench.attempts() == {"a": 1, "b": 2, "c": 1, "d": 1, "e": 1}
+    # All are done, so no executor is asked for, not even one that would not answer.
+    bench.run(FanoutConfig(executor="ray", ray_address="127.0.0.1:1"))
+
+
+def test_a_job_with_another_payload_and_jobs_that_are_gone_start_anew(bench: Bench) -> None:
+    bench.run(FanoutConfig())
+    folders = bench.run(FanoutConfig(), a=0, b=9)
+    assert (folders["b"] / "square.json").read_text() == "81"
+    assert read_status(bench.context.jobs / "a").attempts == 1
+    assert read_status(bench.context.jobs / "b").attempts == 1
+    assert sorted(path.name for path in bench.context.jobs.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(FanoutConfig(retries=1), id="inline"), FanoutConfig("local", retries=1)]
+)
+def test_retries(bench: Bench, config: FanoutConfig) -> None:
+    bench.order(a="raise once", b="raise")
+    message = bench.fails(config)
+    assert "1 of 5 jobs" in message
+    assert "b: ValueError: 1 is a bad number (failed after 2 attempts" in message
+    assert bench.attempts() == {"a": 2, "b": 2, "c": 1, "d": 1, "e": 1}
+
+
+def test_a_job_that_does_not_answer_sigterm_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_process, "GRACE_SECONDS", 0.5)
+    bench.order(a="hang in C")
+    started = time.monotonic()
+    assert "a: reached the time limit" in bench.fails(FanoutConfig("local", parallel_jobs=5, time_limit_min=0.05))
+    assert time.monotonic() - started < 10
+
+
+def test_every_gpu_gets_its_jobs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    config = FanoutConfig("local", jobs_per_gpu=2, cpus_per_job=3)
+    assert local_slots(config, "auto", 1) == ["2", "5", "2", "5"]
+    assert local_slots(config, "cpu", 3) == ["", "", ""]
+    assert local_slots(FanoutConfig("local", parallel_jobs=1), "cuda", 3) == ["2"]
+    jobs = [FolderJob(str(number), {"seconds": 1.0}) for number in range(4)]
+    folders = fan_out(jobs, bench.functions.environment, bench.context, config, accelerator="cuda")
+    facts = [json.loads((folder / "environment.json").read_text()) for folder in folders.values()]
+    assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in facts) == ["2", "2", "5", "5"]
+    assert {(one["OMP_NUM_THREADS"], one["threads"]) for one in facts} == {("3", 3)}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(StageError, match="jobs want a GPU, but this machine shows none"):
+        local_slots(config, "cuda", 1)
+
+
+def test_pruned_jobs_keep_their_logs_and_cleared_ones_nothing(bench: Bench) -> None:
+    bench.run(FanoutConfig())
+    prune(bench.context.jobs)
+    assert bench.states()["a"] == "done"
+    assert not (bench.context.jobs / "a" / "result").exists()
+    assert "logged by a" in bench.log("a")
+    clear(bench.context.jobs)
+    assert not bench.context.jobs.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"executor": "slrum"}, "expected one of inline, local, slurm, ray, found 'slrum'"),
+        ({"executor": "slurm"}, "SLURM needs the longest time that a job may take"),
+        ({"time_limit_min": 5.0}, "a job in this process cannot be stopped"),
+        ({"executor": "local", "detach": True}, "only slurm's go on"),
+        ({"ray_address": "auto"}, "ray_address is given, but executor is inline"),
+        ({"retries": -1}, "retries must not be negative"),
+        ({"jobs_per_gpu": 0}, "jobs_per_gpu must be at least 1"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FanoutConfig(**settings)
+
+
+def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(StageError, match="there is no srun on this machine"):
+        FanoutConfig("slurm", time_limit_min=1.0).check_machine()
+    monkeypatch.setattr("orrery.pipeline.executors.find_spec", lambda name: None)
+    with pytest.raises(StageError, match=r"pip install 'orrery\[ray\]'"):
+        FanoutConfig("ray").check_machine()
+    with pytest.raises(StageError, match="pip install submitit"):
+        SUBMITIT_LOCAL.check_machine()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_dead_ray_address_is_said_at_once(bench: Bench, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    address = f"{scheme}127.0.0.1:{port}"
+    started = time.monotonic()
+    with pytest.raises(StageError, match=f"ray_address={address}: nothing answers there"):
+        FanoutConfig("ray", ray_address=address).check_machine()
+    with pytest.raises(StageError, match="nothing answers there"):
+        bench.run(FanoutConfig("ray", ray_address=address))
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.ray
+def test_what_listens_but_is_no_ray_cluster_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orrery.pipeline.ray_executor.HEALTH_SECONDS", 3.0)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(StageError, match="does not answer as a Ray cluster"),
+    ):
+        bench.run(FanoutConfig("ray", ray_address=f"127.0.0.1:{server.getsockname()[1]}"))
+
+
+@pytest.mark.ray
+def test_an_existing_ray_cluster(bench: Bench) -> None:
+    """Started apart, as `ray start` does; the jobs find it by its address, and it is still there afterwards."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
-
-
-def test_a_failed_job_and_a_dead_worker_cost_only_themselves(jobs) -> None:
-    results = dict(run_jobs(jobs.square, [0, 1, 2, 3, 4, 5], workers=2))
-
-    assert {index: results[index] for index in (0, 1, 4, 5)} == {0: (0, "1"), 1: (1, "1"), 4: (16, "1"), 5: (25, "1")}
-    raised, died = results[2], results[3]
-    assert isinstance(raised, JobFailure)
-    assert raised.job == 2
-    assert raised.error == "TwoArgumentError: 2 and 3"
-    assert "in square" in raised.traceback
-    assert isinstance(died, JobFailure)
-    assert died.job == 3
-    assert "died" in died.error
-
-
-def test_one_worker_runs_inline_and_in_order() -> None:
-    results = list(run_jobs(lambda job: (os.getpid(), 1 / job), [1, 0, 2], workers=1))
-
-    assert [index for index, _ in results] == [0, 1, 2]
-    assert results[0][1] == (os.getpid(), 1.0)
-    assert isinstance(results[1][1], JobFailure)
-    assert results[1][1].error == "ZeroDivisionError: division by zero"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_are_stopped_when_the_caller_stops(jobs, tmp_path: Path) -> None:
-    results = run_jobs(jobs.leave_pid_and_sleep, [(tmp_path, 60.0), (tmp_path, 0.0)], workers=2)
-    next(results)
-    assert wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
-    pids = [int(path.name) for path in tmp_path.iterdir()]
-    assert all(alive(pid) for pid in pids)
-    results.close()
-    assert not any(alive(pid) for pid in pids)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_die_with_their_parent(tmp_path: Path) -> None:
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\n"
-        "from fanout_jobs import leave_pid_and_sleep\n"
-        "from orrery.pipeline.fanout import run_jobs\n"
-        "list(run_jobs(leave_pid_and_sleep, [(Path(sys.argv[1]), 60.0)] * 2, workers=2))\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
-    try:
-        assert wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        bench.order(b="kill")
+        config = FanoutConfig("ray", ray_address=cluster.address, time_limit_min=LIMIT_MIN)
+        assert "1 of 5 jobs" in bench.fails(config)
+        bench.order()
+        assert contents(bench.run(config))["b/square.json"] == b"1"
     finally:
-        parent.kill()
-        parent.wait()
-    pids = [int(path.name) for path in tmp_path.iterdir()]
-    assert wait_until(lambda: not any(alive(pid) for pid in pids))
+        cluster.shutdown()

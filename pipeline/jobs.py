@@ -1,0 +1,246 @@
+"""One job of a fan-out, as a folder: what it is, how far it is, what it wrote.
+
+    <name>/job.json         what the job's result depends on: a function and its payload; and where its inputs are
+    <name>/status.json      state, attempts, time, where it runs; its modification time is a sign of life
+    <name>/log.txt          what all attempts printed
+    <name>/progress.json    how far the present attempt is
+    <name>/submission.json  where a job that outlives the command was submitted, until its end has been seen
+    <name>/result.partial/  where the job writes; kept between attempts, so that it can continue
+    <name>/result/          the same, finished: an artifact of kind `job`, with a digest of every file
+
+The result is a pure function of job.json and the inputs, so it does not matter which executor runs the job, or
+where, as long as the folder can be seen there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from . import artifact
+from .errors import OrreryError, StageError
+from .run_folder import partial_folder
+from .stage import ProgressTask
+
+SPEC = "job.json"
+STATUS = "status.json"
+LOG = "log.txt"
+PROGRESS = "progress.json"
+SUBMISSION = "submission.json"
+RESULT = "result"
+RESULT_KIND = "job"
+
+PROGRESS_SECONDS = 1.0
+
+State = Literal["waiting", "submitted", "running", "done", "failed", "died", "timeout", "stopped"]
+ENDED: tuple[State, ...] = ("done", "failed", "died", "timeout", "stopped")
+"""failed: raised. died: its process ended without a word. timeout: reached its time limit. stopped: by SIGTERM, or
+with the command that ran it; the last attempt can be continued."""
+
+
+@dataclass(frozen=True)
+class FolderJob:
+    """What is to be done."""
+
+    name: str
+    """Of its folder; unique in the fan-out."""
+    payload: Mapping[str, Any]
+    """Argument of the job's function: JSON values."""
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a job's function gets beside its payload."""
+
+    folder: Path
+    """Where to write. Exists; holds what an interrupted attempt at the same job left."""
+    inputs: Mapping[str, Path]
+    """Artifact folders by name."""
+    threads: int
+    """CPU cores that the job may use."""
+    log: logging.Logger
+    progress: Any
+    """As in a stage's Context."""
+
+
+JobFunction = Callable[[Mapping[str, Any], JobContext], None]
+"""A function of a module. It continues from what it finds in the folder, or overwrites it; on SIGTERM it saves its
+state there if it can (see `termination`)."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How far a job is."""
+
+    state: State = "waiting"
+    attempts: int = 0
+    seconds: float = 0.0
+    """Spent by the attempts that have ended."""
+    started: float | None = None
+    """Unix time at which the present attempt began."""
+    executor: str = ""
+    """Of the present or last attempt."""
+    place: str = ""
+    """Process and host of the present or last attempt."""
+    error: str = ""
+    """Why the last attempt did not end well."""
+
+
+def holds(folder: Path, job: FolderJob, function: JobFunction) -> bool:
+    """Whether the folder is that of this job: the same function, with the same payload."""
+    return bool(_read_json(folder / SPEC).get("key") == _key(job, function))
+
+
+def prepare(folder: Path, job: FolderJob, function: JobFunction, inputs: Mapping[str, Path], threads: int) -> None:
+    """Write job.json."""
+    folder.mkdir(exist_ok=True)
+    spec = {
+        "key": _key(job, function),
+        "function": _path(function),
+        "payload": job.payload,
+        "inputs": {name: str(input_.absolute()) for name, input_ in inputs.items()},
+        "threads": threads,
+    }
+    artifact.write_json(folder / SPEC, spec)
+
+
+def _key(job: FolderJob, function: JobFunction) -> str:
+    return artifact.hash_json([_path(function), job.payload])
+
+
+def _path(function: JobFunction) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
+    """Do the job in this process and publish its result."""
+    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    module, _, name = spec["function"].partition(":")
+    function: JobFunction = getattr(import_module(module), name)
+    final = folder / RESULT
+    partial = partial_folder(final)
+    partial.mkdir(exist_ok=True)
+    started = time.time()
+    inputs = {input_name: Path(path) for input_name, path in spec["inputs"].items()}
+    function(spec["payload"], JobContext(partial, inputs, spec["threads"], log, progress))
+    artifact.finish(
+        partial,
+        kind=RESULT_KIND,
+        stage=folder.name,
+        key=spec["key"],
+        config=spec["payload"],
+        inputs={},
+        seconds=time.time() - started,
+        summary="",
+    )
+    artifact.publish(partial, final)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the job's result is there.
+
+    Raises:
+        StageError: it is there but damaged; says what is wrong with it.
+    """
+    final = folder / RESULT
+    artifact.recover(partial_folder(final), final)
+    if not final.is_dir():
+        return False
+    if artifact.read_manifest(final) is None:
+        raise StageError(f"{final} has no {artifact.MANIFEST}")
+    artifact.verify(final, RESULT_KIND)
+    return True
+
+
+def discard_result(folder: Path) -> None:
+    """Remove what the job wrote; its log and status stay."""
+    for path in (folder / RESULT, partial_folder(folder / RESULT)):
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def describe_error(error: BaseException) -> str:
+    """One line for a list of failures: our own messages as they are, others with the type of the exception."""
+    name = "" if isinstance(error, OrreryError) else f"{type(error).__name__}: "
+    return " ".join(f"{name}{error}".split())
+
+
+def read_status(folder: Path) -> JobStatus:
+    """What status.json says; `waiting` where there is none."""
+    known = {field.name for field in fields(JobStatus)}
+    return JobStatus(**{name: value for name, value in _read_json(folder / STATUS).items() if name in known})
+
+
+def write_status(folder: Path, status: JobStatus) -> None:
+    artifact.write_json(folder / STATUS, asdict(status))
+
+
+def seconds_spent(folder: Path, status: JobStatus) -> float:
+    """Over all attempts; of the present one, up to its last sign of life."""
+    if status.started is None:
+        return status.seconds
+    return status.seconds + max(0.0, (folder / STATUS).stat().st_mtime - status.started)
+
+
+class FileProgress:
+    """The `progress` of a job that runs in a process of its own: progress.json, at most once a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PROGRESS
+
+    @contextlib.contextmanager
+    def __call__(self, description: str, total: float, completed: float = 0) -> Iterator[ProgressTask]:
+        task = _FileProgressTask(self._path, description, total, completed)
+        yield task
+        task.write()
+
+
+class _FileProgressTask:
+    def __init__(self, path: Path, description: str, total: float, completed: float) -> None:
+        self._path, self._description, self._total, self._completed = path, description, total, completed
+        self._note = ""
+        self.write()
+
+    def advance(self, amount: float = 1) -> None:
+        self._completed += amount
+        if time.monotonic() - self._written >= PROGRESS_SECONDS:
+            self.write()
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def write(self) -> None:
+        self._written = time.monotonic()
+        values = {
+            "description": self._description,
+            "total": self._total,
+            "completed": self._completed,
+            "note": self._note,
+        }
+        temporary = self._path.with_name(f"{PROGRESS}.tmp")
+        temporary.write_text(json.dumps(values))
+        temporary.replace(self._path)
+
+
+def read_progress(folder: Path) -> str:
+    """In a few words how far the present or last attempt is; empty where it has not said."""
+    values = _read_json(folder / PROGRESS)
+    if not values:
+        return ""
+    return f"{values['description']} {values['completed']:g}/{values['total']:g} {values['note']}".rstrip()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return values
