@@ -60,6 +60,8 @@ class WorldModelTraining(lightning.LightningModule):
             model.policy_prior.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         # Here, not before: a compiled function cannot be sent to the rank that is to run it.
         self._losses = torch.compile(rollout_losses, fullgraph=True) if self._compiled else rollout_losses
 
