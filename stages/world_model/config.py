@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from ...pipeline.errors import ConfigError
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
-
 
 _WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
 SIZES = {
@@ -26,17 +26,17 @@ without values."""
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8. One that is 0 (task_dim, num_q: -1) is taken from `size`."""
+    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8; -1 takes one from `size`."""
 
     size: str = "small"
     """small, 1, 5, 19, 48 or 317 (million parameters): where the widths that are not given come from."""
-    latent_dim: int = 0
+    latent_dim: int = -1
     """Width of the latent z; a multiple of simnorm_dim."""
-    encoder_dim: int = 0
+    encoder_dim: int = -1
     """Hidden width of the encoder."""
-    encoder_layers: int = 0
+    encoder_layers: int = -1
     """Layers of the encoder, the last of which gives z."""
-    mlp_dim: int = 0
+    mlp_dim: int = -1
     """Hidden width of dynamics, reward, continue, value and policy prior (two hidden layers each)."""
     task_dim: int = -1
     """Width of the learned task embedding; 0 is none, as in a published model of a single task."""
@@ -68,11 +68,9 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ConfigError(f"model.size: expected {', '.join(SIZES)}, found {self.size!r}")
-        for name, width in zip(_WIDTHS, SIZES[self.size], strict=True):
-            if getattr(self, name) == (-1 if name in ("task_dim", "num_q") else 0):
-                object.__setattr__(self, name, width)  # the only place where a frozen config completes itself
-        if self.latent_dim % self.simnorm_dim:
-            raise ConfigError(f"latent_dim {self.latent_dim} is not a multiple of simnorm_dim {self.simnorm_dim}")
+        widths = self._widths()
+        if widths["latent_dim"] % self.simnorm_dim:
+            raise ConfigError(f"latent_dim {widths['latent_dim']} is not a multiple of simnorm_dim {self.simnorm_dim}")
         if self.activation not in ACTIVATION_NAMES:
             raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
         if self.latent not in LATENT_NAMES:
@@ -81,15 +79,24 @@ class WorldModelConfig:
             raise ConfigError(f"disagreement_heads must be 0 or at least 2, found {self.disagreement_heads}")
         if self.num_bins < 2:
             raise ConfigError(f"num_bins must be at least 2, found {self.num_bins}")
-        if self.num_q == 1 or self.num_q < 0:
-            raise ConfigError(f"num_q must be 0 or at least 2 (targets take the smaller of two), found {self.num_q}")
-        if self.task_dim < 0:
-            raise ConfigError(f"model.task_dim must be at least 0 (-1 takes it from size), found {self.task_dim}")
-        for name in _WIDTHS[:-2]:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1, found {getattr(self, name)}")
+        if self.num_q == 1:
+            raise ConfigError("num_q must be 0 or at least 2 (targets take the smaller of two), found 1")
+        for name, width in widths.items():
+            if width < (0 if name in ("task_dim", "num_q") else 1):
+                raise ConfigError(f"model.{name} must be positive, or -1 to take it from size, found {width}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must lie in [0, 1), found {self.dropout}")
+
+    def _widths(self) -> dict[str, int]:
+        given = ((name, getattr(self, name)) for name in _WIDTHS)
+        return {
+            name: of_size if width == -1 else width
+            for (name, width), of_size in zip(given, SIZES[self.size], strict=True)
+        }
+
+    def complete(self) -> WorldModelConfig:
+        """The same with every width given."""
+        return dataclasses.replace(self, **self._widths())
 
 
 @dataclass(frozen=True)

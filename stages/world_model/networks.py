@@ -91,6 +91,7 @@ class WorldModel(nn.Module):
 
     def __init__(self, config: WorldModelConfig, table: TaskTable) -> None:
         super().__init__()
+        config = config.complete()
         self.config, self.table = config, table
         joint_dim = config.latent_dim + config.task_dim + table.action_dim
         self.task_embedding = nn.Embedding(len(table), config.task_dim)

@@ -12,7 +12,7 @@ def test_settings_are_pwms(name, task_dim):
     config = load_config(name, stages=discover_stages())
     pretrain, extract, pack = (config.stage_configs[stage] for stage in ("pretrain", "extract", "pack"))
     assert tuple(pack.names) == SETS[name]
-    model = pretrain.model
+    model = pretrain.model.complete()
     assert (model.latent_dim, model.mlp_dim, model.encoder_layers, model.task_dim) == (768, 1792, 4, task_dim)
     assert (pretrain.horizon, pretrain.batch_size, pretrain.loss.rho) == (16, 1024, 0.99)
     assert (extract.iterations, extract.first_order.batch_size, extract.first_order.horizon) == (10_000, 512, 16)

@@ -85,7 +85,7 @@ def test_save_and_load_give_the_same_frozen_model(tmp_path):
     model.save(tmp_path)
     loaded = WorldModel.load(tmp_path)
     assert loaded.table == TABLE
-    assert loaded.config == CONFIG
+    assert loaded.config == CONFIG.complete()
     assert not loaded.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
