@@ -32,8 +32,8 @@ class Act(Protocol):
     def __call__(self, observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
         """Actions [B, A] in [-1, 1] for observations [B, O] float32.
 
-        `episode` [B] is each row's position in the `seeds` given to `play_episodes`, for behaviours that keep something
-        per episode, such as a noise process; a policy ignores it. Rows come and go as episodes begin and end.
+        `episode` [B] is each row's position in the `seeds` given to `play_episodes`, for what is kept per episode, such
+        as a noise process or a plan. Rows come and go as episodes begin and end.
         """
         ...
 
@@ -104,13 +104,30 @@ def play_episodes(
             yield running.index, running.result(record)
 
 
-def policy_act(policy: Any) -> Act:
-    """The deterministic action of a Policy (`act(observation [B, O] tensor) -> action [B, A] tensor`) as an Act."""
+def policy_act(policy: Any, device: str = "cpu") -> Act:
+    """The action of a Policy (`act(observation [B, O] tensor) -> action [B, A] tensor`) as an Act.
+
+    A policy that has `begin` is handed back, with each observation, what it remembers of that row's episode: take a new
+    Act for each call of `play_episodes`, since episodes are told apart by their position.
+
+    Args:
+        device: where the policy computes; one other than cpu needs a policy that is a torch module.
+    """
     import torch
 
-    def act(observation: np.ndarray, _: np.ndarray, /) -> np.ndarray:
+    policy = policy if device == "cpu" else policy.to(device)
+    begin = getattr(policy, "begin", None)
+    memories: dict[int, Any] = {}
+
+    def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+        nonlocal memories
         with torch.inference_mode():
-            return policy.act(torch.from_numpy(observation)).numpy()
+            rows = torch.from_numpy(observation).to(device)
+            if begin is None:
+                return policy.act(rows).cpu().numpy()
+            # Every episode that is under way has a row, so those of the others can be forgotten.
+            memories = {index: memories[index] if index in memories else begin(index) for index in episode.tolist()}
+            return policy.act(rows, list(memories.values())).cpu().numpy()
 
     return act
 

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from .algorithms import select_stages
 from .config_schema import build, declared_type, make_schema, spell
 from .errors import ConfigError
 from .stage import Stage
@@ -40,7 +41,7 @@ class Settings:
     name: str = ""
     """Title of the run in its report; empty takes the experiment's name."""
     stages: list[str] = field(default_factory=list)
-    """Stages to run, in order."""
+    """Stages to run, in order. Those that make policies run only if `algorithms` names one of theirs."""
     tasks: list[str] = field(default_factory=list)
     """Task names, for example dmc/walker-run; a task's id is its position."""
     seeds: int = 2
@@ -135,6 +136,8 @@ def load_config(
         resolved["name"] = path.stem
         settings = dataclasses.replace(settings, name=path.stem)
     _check_settings(settings, stages)
+    resolved["stages"] = select_stages(settings.algorithms, settings.stages, resolved, stages)
+    settings = dataclasses.replace(settings, stages=resolved["stages"])
     stage_configs = {name: build(stages[name].Config, resolved[name], name) for name in settings.stages}
     return RunConfig(
         experiment=str(path.resolve()) if _is_path(experiment) else experiment,

@@ -67,7 +67,13 @@ def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str,
     """Let every stage check its config and find the source of every input, before anything runs."""
     for name in config.settings.stages:
         stages[name](config.stage_configs[name]).check()
-    return {name: _find_sources(config, stages, name) for name in config.settings.stages}
+    found = {name: _find_sources(config, stages, name) for name in config.settings.stages}
+    for name, inputs in found.items():
+        stage = stages[name](config.stage_configs[name])
+        for input_name, source in ((one, source) for one, many in inputs.items() for source in many):
+            maker = None if source.stage is None else config.stage_configs[source.stage]
+            stage.check_input(input_name, source.folder, maker)
+    return found
 
 
 def _find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:

@@ -73,6 +73,9 @@ class Stage:
     """A frozen dataclass; every field has a default."""
     inputs: ClassVar[Mapping[str, Input]] = {}
     output_kind: ClassVar[str]
+    algorithms: ClassVar[Sequence[str]] = ()
+    """Algorithms whose policies this stage makes: it runs only if the run's `algorithms` name one of them, which it
+    finds in its own setting `algorithms` if it has one. Empty: it runs whenever it is listed."""
     unkeyed: ClassVar[Sequence[str]] = ()
     """Fields of Config that decide where and how fast the work is done, not what comes of it: changing them makes no
     artifact stale, and an interrupted stage goes on."""
@@ -90,6 +93,15 @@ class Stage:
     def check_machine(self) -> None:
         """Raise an OrreryError for what this machine or its network lacks. Called before anything runs, for the stages
         that will."""
+
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        """Raise an OrreryError for an input that can be seen not to serve. Called before anything runs.
+
+        Args:
+            name: of the input.
+            folder: the artifact, which is not there yet where a stage of this run is to make it.
+            maker: the config of that stage; None for an artifact made elsewhere.
+        """
 
     def reads(self) -> Sequence[Path]:
         """Files and folders outside the run that `run` reads; when their size or time changes the stage runs again."""

@@ -39,12 +39,16 @@ class EvaluateConfig:
     """With the task, the policy's seed and an episode's number, determines that episode's environment seed."""
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     """behaviour: the returns in the dataset. random: uniform actions, as many episodes as a policy has."""
+    accelerator: str = "cpu"
+    """cpu, cuda, or auto: where policies compute. Only planning through a large model gains from a GPU."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ConfigError(f"episodes must be at least 1, found {self.episodes}")
         if unknown := sorted(set(self.baselines) - set(BASELINES)):
             raise ConfigError(f"unknown baselines {', '.join(unknown)}; expected {', '.join(BASELINES)}")
+        if self.accelerator not in ("cpu", "cuda", "auto"):
+            raise ConfigError(f"accelerator: expected cpu, cuda or auto, found {self.accelerator!r}")
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,14 @@ def _evaluate(job: _Job) -> list[EpisodeRow]:
     if job.policy is None:
         act = _random_act(job.spec, seeds)
     else:
+        import torch
+
         from .policy import load_policy
 
-        act = policy_act(load_policy(job.policy))
+        device = job.config.accelerator
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        act = policy_act(load_policy(job.policy), device)
     pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
     results = dict(play_episodes(job.spec, act, seeds, pool=pool))
     return [

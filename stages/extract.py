@@ -82,6 +82,7 @@ class Extract(Stage):
     Config = ExtractConfig
     inputs = {"world_model": Input("world_model"), "store": Input("store")}
     output_kind = "policies"
+    algorithms = ALGORITHMS
     config: ExtractConfig
 
     def run(self, context: Context) -> str:

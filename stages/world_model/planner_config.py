@@ -1,0 +1,65 @@
+"""Settings of planning. Apart from the planner so that reading a config imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...pipeline.errors import CheckpointError, ConfigError
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
+
+def check_has_values(num_q: int, where: str) -> None:
+    """Raise a CheckpointError unless the model has the values and the policy prior that planning needs."""
+    if num_q == 0:
+        raise CheckpointError(
+            f"{where} has no value functions and no policy prior (num_q is 0), which planning needs; pretrain one that "
+            "has them: pretrain.model.num_q=5, or pretrain.model.size=1 or larger"
+        )
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """MPPI as TD-MPC2 runs it (arXiv 2310.16828, table 8)."""
+
+    horizon: int = 3
+    """Imagined decisions per trajectory; the value ensemble stands for what comes after."""
+    iterations: int = 6
+    """Rounds of sampling and refitting. TD-MPC2 takes two more where actions have 20 components or more."""
+    samples: int = 512
+    """Trajectories per round, those of the policy prior included."""
+    elites: int = 64
+    """Best trajectories of a round, to which mean and standard deviation are fitted."""
+    prior_trajectories: int = 24
+    """Trajectories that the policy prior imagines; they take part in every round."""
+    min_std: float = 0.05
+    """Bounds of the standard deviation of an action component, in units of [-1, 1]."""
+    max_std: float = 2.0
+    """Also the standard deviation that every decision starts from."""
+    temperature: float = 0.5
+    """Elites are weighted by exp(temperature * (return - best return))."""
+    sample_elite: bool = False
+    """Take the first action of an elite drawn by its weight, as TD-MPC2 does also in evaluation, not the mean."""
+    matmul_precision: str = "highest"
+    """Of the planner's matrix products: highest, high or medium, as torch.set_float32_matmul_precision names them.
+    TD-MPC2 runs with high, which is TF32 on a GPU; medium is bfloat16 on CPUs that have it."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "iterations", "samples", "elites"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.prior_trajectories < self.samples:
+            raise ConfigError(
+                f"prior_trajectories must be at least 0 and less than samples ({self.samples}), "
+                f"found {self.prior_trajectories}"
+            )
+        if self.elites > self.samples:
+            raise ConfigError(f"elites ({self.elites}) must not be more than samples ({self.samples})")
+        if not 0 <= self.min_std <= self.max_std:
+            raise ConfigError(f"expected 0 <= min_std <= max_std, found {self.min_std} and {self.max_std}")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature must not be negative, found {self.temperature}")
+        if self.matmul_precision not in MATMUL_PRECISIONS:
+            raise ConfigError(
+                f"matmul_precision: expected {', '.join(MATMUL_PRECISIONS)}, found {self.matmul_precision!r}"
+            )
