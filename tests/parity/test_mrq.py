@@ -6,6 +6,7 @@ the published parameters, and in the released form where the corrected one diffe
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from orrery.stages.mrq_learning import losses
-from orrery.stages.mrq_learning.config import DesignConfig, LearnConfig, NetworkConfig
+from orrery.stages.mrq_learning.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig
+from orrery.stages.mrq_learning.learner import Learner, Shapes
 from orrery.stages.mrq_learning.networks import Encoder, PolicyNetwork, TwinValues
-from orrery.stages.mrq_learning.replay import Replay
+from orrery.stages.mrq_learning.priorities import Priorities
+from orrery.stages.mrq_learning.replay import Replay, Windows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -71,7 +74,7 @@ class Published:
     def __init__(self, golden):
         dims = under(golden, "meta/dims/")
         self.discrete = golden["meta/discrete"]
-        widths = NetworkConfig(
+        self.widths = widths = NetworkConfig(
             latent_dim=dims["zs_dim"],
             state_action_dim=dims["zsa_dim"],
             action_dim=dims["za_dim"],
@@ -371,3 +374,72 @@ def test_reward_scale_in_its_released_form():
     replay, _ = golden_replay(buffer, released=True)
     found = losses.reward_scale(replay.reward, replay.used, floor=1e-8)
     assert found == pytest.approx(golden["reward_scale"], rel=1e-6)
+
+
+class GoldenBatch:
+    """A `learner.Source` that gives the stored batch of the value update."""
+
+    has_terminated, used = True, 8
+
+    def __init__(self, golden, case):
+        self.golden, self.stored = golden, under(golden, f"{case}/")
+        self.priorities = Priorities(8, [3], torch.device("cpu"))
+        self.priorities.weight += 1
+        self.priorities.starts[3][:] = True
+
+    def windows(self, start_B, horizon):
+        reward, not_done = (self.golden[f"nstep/{name}"][:, :, 0] for name in ("reward", "not_done"))
+        return Windows(self.stored["action"][:, None].expand(-1, horizon, -1), reward, not_done)
+
+    unpadded_windows = windows
+
+    def observations(self, start_B, offsets):
+        assert offsets.tolist() == [0, 3]
+        return torch.stack([self.stored["state"], self.stored["next_state"]], 1)
+
+
+@pytest.mark.parametrize(("case", "form"), [("rl_official", "released"), ("rl_textbook", "masked")])
+def test_a_whole_training_step(golden, case, form, monkeypatch):
+    """Values, then policy with the new values, then priorities: as the published step leaves them."""
+    nets = Published(golden)
+    source = GoldenBatch(golden, case)
+    config = dataclasses.replace(
+        SETTINGS,
+        networks=nets.widths,
+        batch_size=8,
+        return_horizon=golden["meta/Q_horizon"],
+        released=ReleasedConfig(return_form=form),
+    )
+    shapes = Shapes(
+        (golden["meta/obs_dim"],), nets.discrete, torch.ones(1, golden["meta/act_dim"]),
+        torch.tensor([golden["meta/hp/discount"]]),
+    )  # fmt: skip
+    learner = Learner(shapes, config, [0])
+    for name in ("encoder", "policy"):
+        getattr(learner, name).load_state_dict(getattr(nets, name).state_dict())
+        getattr(learner, f"target_{name}").load_state_dict(getattr(nets, f"{name}_target").state_dict())
+    learner.values.load_state_dict(nets.value.state_dict())
+    learner.target_values.load_state_dict(nets.value_target.state_dict())
+    stored = source.stored
+    learner._scale_M[:] = stored["reward_scale"]
+    learner._target_scale_M = torch.tensor([stored["target_reward_scale"]], dtype=torch.float32)
+    # The stored draws in place of ours: the perturbed target action, and the actor's relaxed choice.
+    monkeypatch.setattr(learner.actions, "perturb", lambda *_: stored["next_action"][None])
+    gumbel = stored_gumbel(golden, case, "actor")
+    monkeypatch.setattr(learner.actions, "squash", lambda pre: nets.action(pre, gumbel))
+    monkeypatch.setattr(learner, "_starts", lambda *_: torch.arange(8).view(1, 1, 8))
+    learner.steps = 1  # in the middle of a period: nothing is copied
+    metrics = learner.train([source])
+    assert float(metrics["value_loss"]) == pytest.approx(stored["value_loss"], rel=1e-5)
+    assert float(metrics["policy_loss"]) == pytest.approx(stored["actor_loss"], rel=1e-4)
+    for network, name, lr in ((learner.values, "value", config.value_lr), (learner.policy, "policy", config.policy_lr)):
+        expected, found = ours(under(golden, f"{case}/sd_{name}_after/")), dict(network.named_parameters())
+        before = getattr(nets, name).state_dict()
+        for key, value in expected.items():
+            moved = (value - before[key]).abs()
+            clear = moved > 0.9 * lr  # where the gradient is far from 0, AdamW's first step is its sign
+            torch.testing.assert_close(found[key].detach()[clear], value[clear], rtol=1e-5, atol=0.05 * lr)
+            assert clear.float().mean() > 0.7 or clear.numel() < 4
+    torch.testing.assert_close(source.priorities.weight, stored["priority"].reshape(-1), rtol=1e-4, atol=1e-4)
+    for name, value in nets.encoder.state_dict().items():
+        assert torch.equal(value, learner.encoder.state_dict()[name])

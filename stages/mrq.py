@@ -1,0 +1,152 @@
+"""mrq: MR.Q from a store, one policy per task and seed; the encoder is trained first, then everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.executors import FanoutConfig
+from ..pipeline.stage import Context, Input, Stage
+from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
+
+if TYPE_CHECKING:
+    from ..datasets.store import TaskStore
+
+
+@dataclass(frozen=True)
+class MrqConfig:
+    """Which policies are learned from the store, and how."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store to learn; all of them where empty."""
+    seeds: int = 2
+    """Policies per task and variant."""
+    variants: list[str] = field(default_factory=lambda: ["mrq"])
+    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq@VARIANT."""
+    encoder_updates: int = 5_000
+    """Updates of the encoder alone before the first of values and policy, in whole periods of 250; 0 for none."""
+    updates: int = 25_000
+    """Training steps: updates of values and policy, with one of the encoder for each, in bursts."""
+    freeze_encoder: bool = False
+    """Leave the encoder as it is after `encoder_updates`."""
+    start_from_world_model: bool = False
+    """Learn on the latents of the run's world model instead of observations; its encoder stays frozen."""
+    behaviour_weight: float = 0.1
+    """lambda of the behaviour term lambda * mean|Q| * distance(policy, data's action) in the policy loss: mean squared
+    distance, or cross-entropy where actions are discrete. 0 trusts the values alone."""
+    clamp_targets: bool = True
+    """Keep bootstrapped values within the range of the targets of the last 250 steps; guards extrapolation."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """The training step."""
+    load_up_to_gb: float = 2.0
+    """A store of at most this many gigabytes is loaded into memory; a larger one is read through a memory map."""
+    log_every: int = 250
+    """Updates between logged numbers."""
+    checkpoint_every: int = 1_000
+    """Updates between checkpoints for resuming."""
+    accelerator: str = "auto"
+    """cpu, cuda, or auto."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Where the policies are trained. fanout.members_per_job=0 trains one in a job on a CPU, where stacking them gains
+    nothing, and all of them on a GPU."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "updates", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mrq.{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("encoder_updates", "behaviour_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"mrq.{name} must not be negative, found {getattr(self, name)}")
+        if self.freeze_encoder and not self.encoder_updates:
+            raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
+        check_variants(self.variants, "mrq")
+
+
+class Mrq(Stage):
+    """Policies for all tasks, variants and seeds, and training.csv."""
+
+    Config = MrqConfig
+    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
+    output_kind = "policies"
+    algorithms = ("mrq",)
+    unkeyed = ("fanout",)
+    config: MrqConfig
+
+    def check_machine(self) -> None:
+        self.config.fanout.check_machine()
+
+    def run(self, context: Context) -> str:
+        import pandas as pd
+
+        from ..datasets.store import TaskStore
+        from ..pipeline.fanout import FolderJob, fan_out
+        from .mrq_learning.offline import learn_offline
+
+        store = TaskStore.open(context.input("store"))
+        if self.config.start_from_world_model:
+            self._check_world_model(context, store)
+        payloads = self._payloads(store)
+        jobs = [FolderJob(name, payload) for name, payload in payloads.items()]
+        results = fan_out(jobs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator)
+        entries, curves = [], []
+        for name, payload in payloads.items():
+            for member in payload["members"]:
+                entries.append(_publish(results[name], payload["algorithm"], member, context.folder))
+            curves.append(pd.read_csv(results[name] / "curve.csv"))
+        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
+        tasks = len({entry["task"] for entry in entries})
+        return f"{len(entries)} policies for {tasks} tasks, {self.config.updates:,} updates each"
+
+    def _payloads(self, store: TaskStore) -> dict[str, dict[str, Any]]:
+        """Of each job by its name: a program of one or more members."""
+        from .mrq_learning.learner import device_of
+        from .mrq_learning.offline import OfflineMember, split_members
+
+        config = self.config
+        names = config.tasks or list(store.table.names)
+        for name in names:
+            store.table.id_of(name)
+        members = [OfflineMember(name, seed) for name in names for seed in range(config.seeds)]
+        per_job = config.fanout.members_per_job or (1 if device_of(config.accelerator) == "cpu" else len(members))
+        of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"], fanout=FanoutConfig())
+        settings = {key: value for key, value in dataclasses.asdict(of_job).items() if key != "fanout"}
+        payloads = {}
+        for variant in config.variants:
+            algorithm = algorithm_name("mrq", variant)
+            for number, group in enumerate(split_members(members, store.table, per_job)):
+                payloads[f"{algorithm}.{number}"] = {
+                    "algorithm": algorithm,
+                    "variant": variant,
+                    "members": [dataclasses.asdict(member) for member in group],
+                    "config": settings,
+                }
+        return payloads
+
+    def _check_world_model(self, context: Context, store: TaskStore) -> None:
+        from ..datasets.schema import TaskTable
+        from .extract import check_same_tables
+
+        if not context.inputs["world_model"]:
+            raise StageError(
+                "mrq.start_from_world_model needs a world model: list the stage pretrain before mrq, or give "
+                "inputs.world_model=FOLDER"
+            )
+        table = TaskTable.from_json((context.input("world_model") / "tasks.json").read_text())
+        check_same_tables(table, store.table, context)
+
+
+def _publish(result: Path, algorithm: str, member: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy one policy into the artifact; returns its entry of policies.json."""
+    inner = Path(member["task"].replace("/", ".")) / f"seed_{member['seed']}"
+    shutil.copytree(result / inner, folder / algorithm / inner, dirs_exist_ok=True)
+    path = (Path(algorithm) / inner).as_posix()
+    return {"algorithm": algorithm, "seed": member["seed"], "task": member["task"], "path": path}

@@ -1,0 +1,108 @@
+"""mrq_datasets: what MR.Q saw while it learned, as Minari datasets; data for pretrain where there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..datasets.schema import BEHAVIOURS
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.stage import Context, Input, Stage
+
+if TYPE_CHECKING:
+    from ..datasets.rollout import EpisodeResult
+    from ..datasets.schema import TaskSpec
+
+
+@dataclass(frozen=True)
+class MrqDatasetsConfig:
+    """Which replays become data."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to write; empty takes every task that was learned."""
+    algorithm: str = "mrq_online"
+    """Whose replays, where several variants were trained."""
+    behaviour: str = "exploration"
+    """How the data counts for the defaults of later stages. A replay reaches from random actions to a trained policy's,
+    which is as wide as exploration; policy or unknown anchor extraction to it."""
+
+    def __post_init__(self) -> None:
+        if self.behaviour not in BEHAVIOURS:
+            raise ConfigError(f"behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}")
+
+
+class MrqDatasets(Stage):
+    """One Minari dataset per task below `minari/`, all seeds of a task in one, and `datasets.json` as collect's."""
+
+    Config = MrqDatasetsConfig
+    inputs = {"policies": Input("policies")}
+    output_kind = "datasets"
+    config: MrqDatasetsConfig
+
+    def run(self, context: Context) -> str:
+        from ..datasets.collect import read_record, write_dataset
+        from ..datasets.schema import TaskSpec
+
+        artifact = context.input("policies")
+        index = json.loads((artifact / "policies.json").read_text())
+        specs = {values["name"]: TaskSpec.from_dict(values) for values in index["tasks"]}
+        replays = self._replays(artifact, index)
+        root = context.folder / "minari"
+        tasks = {}
+        with context.progress("write datasets", total=len(replays)) as progress:
+            for name, entries in replays.items():
+                record = read_record(root, name)
+                if record is None:
+                    results = [result for entry in entries for result in _episodes(artifact, entry, specs[name])]
+                    settings = {"policies": str(artifact), "algorithm": self.config.algorithm, "seconds": 0.0}
+                    behaviour: Any = self.config.behaviour
+                    write_dataset(root, specs[name], behaviour, results, settings)
+                    record = read_record(root, name) or {}
+                record.pop("settings")
+                tasks[name] = {"path": f"minari/{record['dataset_id']}", **record, "seconds": 0.0}
+                progress.advance(1)
+                progress.note(name)
+        (context.folder / "datasets.json").write_text(json.dumps({"tasks": tasks}, indent=1))
+        transitions = sum(record["transitions"] for record in tasks.values())
+        episodes = sum(record["episodes"] for record in tasks.values())
+        return f"{transitions:,} transitions in {episodes:,} episodes of {len(tasks)} tasks"
+
+    def _replays(self, artifact: Path, index: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """Policies with a replay by task."""
+        own = [entry for entry in index["policies"] if entry["algorithm"] == self.config.algorithm]
+        kept = [entry for entry in own if "episodes" in entry]
+        if not kept:
+            there = sorted({entry["algorithm"] for entry in index["policies"]})
+            raise StageError(
+                f"mrq_datasets: {artifact} holds no replay of {self.config.algorithm!r} (policies there: "
+                f"{', '.join(there)}); make it with the stage mrq_online and mrq_online.keep_replay=true"
+            )
+        by_task: dict[str, list[dict[str, Any]]] = {}
+        for entry in kept:
+            by_task.setdefault(entry["task"], []).append(entry)
+        names = self.config.tasks or list(by_task)
+        if missing := [name for name in names if name not in by_task]:
+            raise StageError(
+                f"mrq_datasets.tasks: no replay of {', '.join(missing)}; there are those of {', '.join(by_task)}"
+            )
+        return {name: by_task[name] for name in names}
+
+
+def _episodes(artifact: Path, entry: dict[str, Any], spec: TaskSpec) -> list[EpisodeResult]:
+    from ..datasets.rollout import EpisodeResult
+    from .mrq_learning.recorded import read_episodes
+
+    label = f"{entry['algorithm']}:seed_{entry['seed']}"
+    return [
+        EpisodeResult(
+            seed=entry["seed"],
+            return_=float(episode.rewards.sum()),
+            length=len(episode),
+            success_any=None if episode.success is None else bool(episode.success.any()),
+            success_last=None if episode.success is None else bool(episode.success[-1]),
+            episode=episode,
+        )
+        for episode in read_episodes(artifact / entry["episodes"], label, spec.reports_success)
+    ]

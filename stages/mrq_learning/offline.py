@@ -1,0 +1,196 @@
+"""Policies learned from a store: the encoder first, for its loss needs no policy, then everything.
+
+Several policies can be one program, with stacked weights; each has the same result as alone, up to rounding.
+
+Source: the offline form of TD7 (arXiv 2306.02451), by the authors of MR.Q, who published none: the behaviour term and
+the clamp of targets. The reward scale is that of the data from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...datasets.schema import TaskTable
+from ...datasets.store import TaskStore
+from ...pipeline import termination
+from ...pipeline.config_schema import build
+from ...pipeline.jobs import JobContext
+from ...pipeline.seeding import derive_seed
+from ..mrq import MrqConfig
+from ..world_model.networks import WorldModel
+from .config import vary
+from .learner import Learner, OfflineTerms, Shapes, device_of
+from .policy import policy_of_member
+from .stored import StoredTask
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class OfflineMember:
+    """One policy."""
+
+    task: str
+    seed: int
+
+
+def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
+    """Job of the stage: train the members of one program; leaves `<task slug>/seed_<n>/` of each, and curve.csv.
+
+    Args:
+        payload: algorithm, variant, members (task and seed of each), config (a MrqConfig's dict).
+    """
+    import pandas as pd
+
+    config: MrqConfig = build(MrqConfig, dict(payload["config"]), "mrq")
+    torch.set_num_threads(job.threads)
+    store = TaskStore.open(job.inputs["store"])
+    model = None
+    if config.start_from_world_model:
+        model = WorldModel.load(job.inputs["world_model"]).to(device_of(config.accelerator))
+    members = [OfflineMember(**one) for one in payload["members"]]
+    training = OfflineTraining(store, members, config, payload["variant"], model)
+    checkpoint = job.folder / CHECKPOINT
+    if checkpoint.is_file():
+        training.load_state_dict(torch.load(checkpoint, weights_only=True))
+    total = training.encoder_periods + config.updates
+    with (
+        job.progress(payload["algorithm"], total=total, completed=training.done) as progress,
+        termination.deferred(),
+    ):
+        while training.done < total and not termination.requested():
+            training.advance()
+            progress.advance(1)
+            if training.curve:
+                progress.note(training.note)
+            if training.done % config.checkpoint_every == 0 or termination.requested():
+                torch.save(training.state_dict(), checkpoint.with_suffix(".partial"))
+                checkpoint.with_suffix(".partial").replace(checkpoint)
+    rows = [{"algorithm": payload["algorithm"], **row} for row in training.curve]
+    pd.DataFrame(rows).to_csv(job.folder / "curve.csv", index=False)
+    training.save_policies(job.folder, payload["algorithm"])
+    checkpoint.unlink(missing_ok=True)
+
+
+class OfflineTraining:
+    """A Learner over the stored tasks of its members, in two phases: `encoder_periods` of the encoder, then updates."""
+
+    def __init__(
+        self,
+        store: TaskStore,
+        members: Sequence[OfflineMember],
+        config: MrqConfig,
+        variant: str,
+        model: WorldModel | None = None,
+    ) -> None:
+        """Raises:
+        DatasetError: a task without rewards, or without a window.
+        """
+        self.config, self.members, self.model = config, members, model
+        self.table: TaskTable = store.table
+        learn = vary(config.learn, variant)
+        device = device_of(config.accelerator)
+        if store.num_bytes <= config.load_up_to_gb * 1e9 or device != "cpu":
+            store = store.load(device)
+        ids = [store.table.id_of(member.task) for member in members]
+        self._sources = []
+        for k in ids:
+            encode = None if model is None else partial(_encode, model, k)
+            source = StoredTask(
+                store.tasks[k],
+                store.table.observation_dim,
+                learn.horizons,
+                prioritised=learn.design.prioritised,
+                encode=encode,
+            )
+            self._sources.append(source)
+        self._observation = (store.table.observation_dim if model is None else model.config.latent_dim,)
+        discrete = store.table[ids[0]].action_kind == "discrete"
+        shapes = Shapes(
+            self._observation,
+            discrete,
+            torch.from_numpy(store.table.action_mask()[ids]),
+            torch.tensor([learn.discount or store.table[k].discount for k in ids]),
+        )
+        offline = OfflineTerms(config.behaviour_weight, config.clamp_targets)
+        seeds = [derive_seed("mrq", config.seed, member.task, variant, member.seed) for member in members]
+        self.learner = Learner(shapes, learn, seeds, device, offline)
+        self.encoder_periods = -(-config.encoder_updates // learn.period) if learn.design.model_based else 0
+        self.done = 0
+        """Periods of the first phase, then updates of the second, so far."""
+        self.curve: list[dict[str, Any]] = []
+        self.note = ""
+
+    def advance(self) -> None:
+        """One period of the encoder alone, or one training step."""
+        if self.done < self.encoder_periods:
+            metrics = self.learner.pretrain_encoder(self._sources)
+            self.done += 1
+            self._log(-(self.encoder_periods - self.done) * self.learner.config.period, metrics)
+            return
+        update_encoder = not self.config.freeze_encoder
+        metrics = self.learner.train(self._sources, update_encoder=update_encoder)
+        self.done += 1
+        updates = self.done - self.encoder_periods
+        if updates % self.config.log_every == 0 or updates == self.config.updates:
+            self._log(updates, metrics)
+
+    def _log(self, iteration: int, metrics: dict[str, torch.Tensor]) -> None:
+        """One row per member; iterations before 0 are of the encoder alone."""
+        self.learner.check_finite(metrics)
+        values = {name: value.tolist() for name, value in metrics.items()}
+        for m, member in enumerate(self.members):
+            row = {name: column[m] for name, column in values.items()}
+            self.curve.append({"iteration": iteration, "task": member.task, "seed": member.seed, **row})
+        name = "value" if "value" in values else "model_dynamics"
+        self.note = f"{name.replace('_', ' ')} {sum(values[name]) / len(self.members):.3f}"
+
+    def save_policies(self, folder: Path, algorithm: str) -> None:
+        learner = self.learner
+        for m, member in enumerate(self.members):
+            task = self.table[self.table.id_of(member.task)]
+            policy_of_member(
+                learner.encoder,
+                learner.policy,
+                m,
+                task,
+                learner.config.networks,
+                self._observation,
+                self.table.action_dim,
+                {"algorithm": algorithm, "seed": member.seed},
+                self.model,
+            ).save(folder / task.slug / f"seed_{member.seed}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "priorities": [source.priorities.state_dict(source.used) for source in self._sources],
+            "done": self.done,
+            "curve": self.curve,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        for source, saved in zip(self._sources, state["priorities"], strict=True):
+            source.priorities.load_state_dict(saved)
+        self.done, self.curve = state["done"], state["curve"]
+
+
+@torch.no_grad()
+def _encode(model: WorldModel, task: int, observation: torch.Tensor) -> torch.Tensor:
+    return model.encode(observation, torch.full((len(observation),), task, device=observation.device))
+
+
+def split_members(members: Sequence[OfflineMember], table: TaskTable, per_job: int) -> list[list[OfflineMember]]:
+    """Members as programs of at most `per_job`, those with the same kind of action together."""
+    groups = []
+    for kind in ("continuous", "discrete"):
+        own = [member for member in members if table[table.id_of(member.task)].action_kind == kind]
+        groups += [own[i : i + per_job] for i in range(0, len(own), per_job)]
+    return groups

@@ -1,0 +1,174 @@
+"""mrq_online: MR.Q in the simulator, one policy per task, variant and seed; a way to make data where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..datasets.tasks import resolve_name, task_spec
+from ..pipeline.errors import ConfigError
+from ..pipeline.executors import FanoutConfig
+from ..pipeline.stage import Context, Stage
+from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
+
+if TYPE_CHECKING:
+    from ..datasets.schema import TaskSpec
+
+
+@dataclass(frozen=True)
+class MrqOnlineConfig:
+    """What is learned, and for how long."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names such as dmc/walker-run or gymnasium/CartPole-v1."""
+    seeds: int = 1
+    """Policies per task and variant."""
+    variants: list[str] = field(default_factory=lambda: ["mrq"])
+    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq_online@VARIANT."""
+    steps: int = 25_000
+    """Decisions of each policy, over all its environments."""
+    warmup: int = 10_000
+    """Decisions with random actions before the first training step."""
+    environments: int = 1
+    """Environments of one policy that are played side by side; each decision of each is one training step."""
+    replay_size: int = 1_000_000
+    """Decisions, and one slot more per episode, that are kept."""
+    pixels: bool = False
+    """Learn dm_control tasks from images of 84 x 84 pixels instead of states."""
+    frames: int = 3
+    """Frames that an environment with image observations stacks into one; the replay keeps each once."""
+    evaluate_every: int = 5_000
+    """Decisions between evaluations, in an environment of their own; also before the first."""
+    evaluation_episodes: int = 10
+    """Episodes of an evaluation."""
+    checkpoint_every: int = 2_500
+    """Decisions between checkpoints for resuming, which hold the replay."""
+    keep_replay: bool = False
+    """Keep every complete episode of the replay, for the stage mrq_datasets."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """The training step."""
+    accelerator: str = "auto"
+    """cpu, cuda, or auto."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Where the policies are trained."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        names = (
+            "seeds",
+            "steps",
+            "environments",
+            "frames",
+            "evaluate_every",
+            "evaluation_episodes",
+            "checkpoint_every",
+        )
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mrq_online.{name} must be at least 1, found {getattr(self, name)}")
+        longest = max(self.learn.horizons)
+        if self.warmup < longest + 1:
+            raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
+        check_variants(self.variants, "mrq_online")
+
+
+class MrqOnline(Stage):
+    """Policies learned while they play, `training.csv` with their evaluations, and on request their replays."""
+
+    Config = MrqOnlineConfig
+    output_kind = "policies"
+    algorithms = ("mrq_online",)
+    unkeyed = ("fanout",)
+    config: MrqOnlineConfig
+
+    def check(self) -> None:
+        if not self.config.tasks:
+            raise ConfigError("mrq_online.tasks is empty: name a task, for example tasks=[dmc/cartpole-balance]")
+        names = [resolve_name(name) for name in self.config.tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"mrq_online.tasks names a task twice: {', '.join(repeated)}")
+        if self.config.pixels and (other := [name for name in names if not name.startswith("dmc/")]):
+            raise ConfigError(f"mrq_online.pixels renders dm_control tasks (dmc/...) only, found {', '.join(other)}")
+        if self.config.pixels and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
+            raise ConfigError(
+                "mrq_online.pixels renders images and finds no display here; set the environment variable "
+                "MUJOCO_GL=egl (or osmesa)"
+            )
+        if self.config.pixels and self.config.keep_replay:
+            raise ConfigError("mrq_online.keep_replay: datasets of images are not supported; set it to false")
+
+    def check_machine(self) -> None:
+        self.config.fanout.check_machine()
+
+    def run(self, context: Context) -> str:
+        import pandas as pd
+
+        from ..pipeline.fanout import FolderJob, fan_out
+        from .mrq_learning.online import learn_online
+
+        config = self.config
+        specs = self._specs()
+        jobs: dict[str, tuple[FolderJob, dict[str, Any]]] = {}
+        for variant in config.variants:
+            algorithm = algorithm_name("mrq_online", variant)
+            for spec in specs:
+                for seed in range(config.seeds):
+                    name = f"{algorithm}.{spec.slug}.seed_{seed}"
+                    of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"], fanout=FanoutConfig())
+                    settings = {k: v for k, v in dataclasses.asdict(of_job).items() if k != "fanout"}
+                    payload = {
+                        "task": spec.to_dict(), "algorithm": algorithm, "variant": variant, "seed": seed,
+                        "config": settings,
+                    }  # fmt: skip
+                    jobs[name] = FolderJob(name, payload), payload
+        results = fan_out(
+            [job for job, _ in jobs.values()], learn_online, context, config.fanout, accelerator=config.accelerator
+        )
+        entries, curves = [], []
+        for name, (_, payload) in jobs.items():
+            entries.append(_publish(results[name], payload, context.folder, config.keep_replay))
+            curves.append(pd.read_csv(results[name] / "curve.csv"))
+        index = {"tasks": [spec.to_dict() for spec in specs], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        training = pd.concat(curves, ignore_index=True)
+        training.to_csv(context.folder / "training.csv", index=False)
+        return _summary(training, config)
+
+    def _specs(self) -> list[TaskSpec]:
+        specs = [task_spec(resolve_name(name)) for name in self.config.tasks]
+        if self.config.pixels:
+            from .mrq_learning.pixels import pixel_spec
+
+            specs = [pixel_spec(spec, self.config.frames) for spec in specs]
+        return specs
+
+
+def _publish(result: Path, payload: Mapping[str, Any], folder: Path, with_replay: bool) -> dict[str, Any]:
+    """Copy what a job made into the artifact; returns the policy's entry of policies.json."""
+    slug = payload["task"]["name"].replace("/", ".")
+    path = Path(payload["algorithm"]) / slug / f"seed_{payload['seed']}"
+    shutil.copytree(result / "policy", folder / path, dirs_exist_ok=True)
+    entry = {
+        "algorithm": payload["algorithm"],
+        "seed": payload["seed"],
+        "task": payload["task"]["name"],
+        "path": path.as_posix(),
+    }
+    if with_replay:
+        shutil.copyfile(result / "episodes.npz", folder / path / "episodes.npz")
+        entry["episodes"] = (path / "episodes.npz").as_posix()
+    return entry
+
+
+def _summary(training: Any, config: MrqOnlineConfig) -> str:
+    last = training[training.iteration == training.iteration.max()].groupby("algorithm", sort=False).return_mean.mean()
+    returns = ", ".join(f"{algorithm} {value:.1f}" for algorithm, value in last.items())
+    policies = len(training[["algorithm", "task", "seed"]].drop_duplicates())
+    return f"mean return at the end: {returns}; {policies} policies, {config.steps:,} decisions each"
