@@ -141,7 +141,7 @@ def plan(
     same in every task; so is the penalty.
     """
     planner = config.planner
-    offset = planner.reward_offset - (float(data.train.reward_N.min()) if config.shift == "lowest" else 0.0)
+    offset = planner.reward_offset - (lowest_reward(data) if config.shift == "lowest" else 0.0)
     choices = None
     if planner.sinks == "all":
         choices = actions.candidate_UA if isinstance(actions, CandidateActions) else torch.arange(actions.num)
@@ -196,6 +196,12 @@ def plan(
         "value_at_start": value - offset / (1 - discount),
     }
     return Plan(model, found, behaviour, penalty, facts)
+
+
+def lowest_reward(data: Data) -> float:
+    """The least that a step pays in the data; the end of an episode pays 0 for ever."""
+    lowest = float(data.train.reward_N.min())
+    return min(lowest, 0.0) if bool(data.terminated_N.any()) else lowest
 
 
 def _start(behaviour: Behaviour | None, actions: ActionKernel, state_ND: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,8 @@ class Transitions:
         if len(lengths) > 1:
             raise DatasetError(f"states, actions, next states and rewards must be as many, found {sorted(lengths)}")
         for name, values in (("state", self.state_NO), ("next state", self.next_state_NO), ("reward", self.reward_N)):
-            wrong = ~torch.isfinite(values).reshape(len(values), -1).all(1)
+            wrong = ~torch.isfinite(values)
+            wrong = wrong if wrong.ndim == 1 else wrong.any(1)
             if wrong.any():
                 row = int(wrong.nonzero()[0])
                 raise DatasetError(

@@ -1,0 +1,160 @@
+"""powr_baselines: learning curves of A2C, DQN, PPO and TRPO from well-kept libraries, beside those of powr_online."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..datasets.schema import TaskSpec
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.seeding import derive_seed
+from ..pipeline.stage import Context, Stage
+from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
+from .powr_online import discrete_task
+
+LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
+"""Which package has which algorithm; both come with the extra `baselines`."""
+
+
+@dataclass(frozen=True)
+class PowrBaselinesConfig:
+    """The libraries' default settings with a multi-layer perceptron, on one environment."""
+
+    task: str = ""
+    """Name such as gymnasium/CartPole-v1."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment, for example {is_slippery: false}."""
+    algorithms: list[str] = field(default_factory=lambda: list(LIBRARIES))
+    """Of a2c, dqn, ppo, trpo."""
+    transitions: int = 10000
+    """Environment decisions of each run."""
+    evaluate_every: int = 1000
+    """Decisions between evaluations."""
+    evaluation_episodes: int = 10
+    """Per evaluation, greedily."""
+    seeds: int = 5
+    """Independent runs of each algorithm."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.algorithms) - set(LIBRARIES)):
+            raise ConfigError(f"algorithms: unknown {unknown}, this stage has: {', '.join(LIBRARIES)}")
+        for name in ("transitions", "evaluate_every", "evaluation_episodes", "seeds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: PowrBaselinesConfig
+    spec: TaskSpec
+    algorithm: str
+    seed: int
+    file: Path
+
+
+class PowrBaselines(Stage):
+    """`curves.csv` with the columns of powr_online's, and their figure."""
+
+    Config = PowrBaselinesConfig
+    output_kind = "curves"
+    config: PowrBaselinesConfig
+
+    def check(self) -> None:
+        if not self.config.task:
+            raise ConfigError("powr_baselines.task is empty: name one, for example gymnasium/CartPole-v1")
+        discrete_task(self.config.task, self.config.environment)
+        for package in sorted({LIBRARIES[name] for name in self.config.algorithms}):
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"powr_baselines needs the package {package}, which is not installed: "
+                    "pip install 'orrery[baselines]', or take its algorithms out of powr_baselines.algorithms"
+                )
+
+    def run(self, context: Context) -> str:
+        config = self.config
+        spec = discrete_task(config.task, config.environment)
+        jobs = [
+            _Job(config, spec, algorithm, seed, context.folder / f"{algorithm}_{seed}.csv")
+            for algorithm in config.algorithms
+            for seed in range(config.seeds)
+        ]
+        waiting = [job for job in jobs if not job.file.is_file()]
+        with context.progress("powr_baselines", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
+            for index, outcome in run_jobs(_learn, waiting, workers=context.workers):
+                job = waiting[index]
+                if isinstance(outcome, JobFailure):
+                    raise StageError(
+                        f"{job.algorithm} on {spec.name}, seed {job.seed}: {outcome.error}; finished runs are kept, so "
+                        f"the same command continues\n{outcome.traceback}"
+                    )
+                progress.advance(1)
+                progress.note(f"{job.algorithm}, seed {job.seed}")
+        rows = [row for job in jobs for row in read_curves(job.file)]
+        write_curves(context.folder / CURVES_FILE, rows)
+        draw_curves(rows, None, context.folder / FIGURE_FILE)
+        last = [row for row in rows if row.transitions >= config.transitions]
+        means = [
+            f"{name} {math.fsum(row.greedy_return for row in last if row.algorithm == name) / config.seeds:.1f}"
+            for name in config.algorithms
+        ]
+        return f"last greedy return {', '.join(means)} (mean of {config.seeds} seeds) after {config.transitions:,}"
+
+
+def _learn(job: _Job) -> None:
+    """Train one baseline and write its curve. Runs in a worker process."""
+    import gymnasium
+    import numpy as np
+    import torch
+
+    from ..datasets.rollout import play_episodes
+    from ..datasets.tasks import make_environment
+
+    torch.set_num_threads(1)
+    config, spec = job.config, job.spec
+    pool = [make_environment(spec)]
+
+    class Choices(gymnasium.ActionWrapper):
+        """The project's one-hot actions as the indices that these libraries give."""
+
+        action_space = gymnasium.spaces.Discrete(spec.action_dim)
+
+        def action(self, action: Any) -> np.ndarray:
+            return np.eye(spec.action_dim, dtype=np.float32)[int(action)]
+
+    algorithm = getattr(importlib.import_module(LIBRARIES[job.algorithm]), job.algorithm.upper())
+    seed = derive_seed("powr_baselines", config.seed, job.algorithm, job.seed) % 2**31
+    model = algorithm("MlpPolicy", Choices(make_environment(spec)), seed=seed, device="cpu")
+
+    def act(observation: np.ndarray, _: np.ndarray, /) -> np.ndarray:
+        return np.eye(spec.action_dim, dtype=np.float32)[model.predict(observation, deterministic=True)[0]]
+
+    rows: list[CurveRow] = []
+    while not rows or rows[-1].transitions < config.transitions:
+        model.learn(config.evaluate_every, reset_num_timesteps=False)
+        count = config.evaluation_episodes
+        chosen = [derive_seed("evaluate baseline", seed, len(rows), index) % 2**31 for index in range(count)]
+        returns = [result.return_ for _, result in play_episodes(spec, act, chosen, pool=pool, lanes=count)]
+        trained = [episode["r"] for episode in model.ep_info_buffer or ()]
+        rows.append(
+            CurveRow(
+                algorithm=job.algorithm,
+                task=spec.name,
+                seed=job.seed,
+                transitions=model.num_timesteps,
+                train_return=math.fsum(trained) / len(trained) if trained else math.nan,
+                greedy_return=math.fsum(returns) / count,
+                greedy_min=min(returns),
+                greedy_max=max(returns),
+                sampled_return=math.nan,
+            )
+        )
+    partial = job.file.with_suffix(".partial")
+    write_curves(partial, rows)
+    partial.replace(job.file)

@@ -1,0 +1,417 @@
+"""The pieces of POWR: what they refuse, and what the golden files do not cover."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from orrery.datasets.schema import Episode, TaskSpec
+from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError
+from orrery.stages.kernel_planning.actions import (
+    CandidateActions,
+    DiscreteActions,
+    grid_candidates,
+    kmeans_candidates,
+)
+from orrery.stages.kernel_planning.centres import choose_centres, distinct_rows
+from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
+from orrery.stages.kernel_planning.curves import CurveRow, band, by_seed, draw_curves, read_curves, write_curves
+from orrery.stages.kernel_planning.evaluation import Centres, KernelBlocks, fit, successor_matrix
+from orrery.stages.kernel_planning.features import (
+    index_features,
+    is_one_hot,
+    raw_features,
+    standardised_features,
+)
+from orrery.stages.kernel_planning.improvement import (
+    behaviour_logits,
+    mirror_descent,
+    uncertainty,
+    uncertainty_form,
+    uniform_logits,
+)
+from orrery.stages.kernel_planning.kernels import StateKernel, median_distance
+from orrery.stages.kernel_planning.online import OnlineLearner
+from orrery.stages.kernel_planning.policy import Behaviour, KernelPolicy, Penalty
+from orrery.stages.kernel_planning.stability import SingularSystemError, radius_warning, spectral_radius
+from orrery.stages.kernel_planning.transitions import Transitions, concatenate, with_sinks
+from orrery.stages.policy import load_policy
+
+F64 = torch.float64
+
+
+def make_rows(n=60, seed=0, dim=2, actions=2):
+    random = np.random.default_rng(seed)
+    state = random.normal(size=(n, dim))
+    to = torch.from_numpy
+    return Transitions(
+        to(state), to(random.integers(actions, size=n)), to(state + 0.1 * random.normal(size=(n, dim))),
+        to(random.normal(size=n)),
+    )  # fmt: skip
+
+
+def model_of(rows, index, kernel=None, actions=None, ridge=1e-3, jitter=1e-6, **changes):
+    kernel, actions = kernel or StateKernel.of("gaussian", 1.0), actions or DiscreteActions(2)
+    blocks = KernelBlocks(kernel, actions, Centres.of(rows, index), rows, **changes)
+    return blocks, fit(blocks, ridge, jitter)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "message"),
+    [
+        ("gaussian", [0.1, 0.0], "must be positive, found 0 for state component 1"),
+        ("laplace", -1.0, "must be positive, found -1"),
+        ("laplace", math.nan, "must be positive, found nan"),
+        ("rbf", 1.0, "expected one of delta, laplace"),
+    ],
+)
+def test_refuses_kernels(kind, scale, message):
+    with pytest.raises(ConfigError, match=message):
+        StateKernel.of(kind, scale)
+
+
+def test_refuses_scales_of_another_width():
+    with pytest.raises(ConfigError, match="3 scales, expected one per state component, 2"):
+        StateKernel.of("gaussian", [1.0, 1.0, 1.0])(torch.zeros(1, 2, dtype=F64), torch.zeros(1, 2, dtype=F64))
+
+
+def test_refuses_a_median_of_zero():
+    with pytest.raises(DatasetError, match="median distance between 50 states is 0"):
+        median_distance(torch.zeros(50, 3, dtype=F64), 0)
+
+
+def test_refuses_more_centres_than_rows():
+    rows = make_rows(10)
+    with pytest.raises(ConfigError, match=r"11 centres of 10 rows: .* at most 10"):
+        choose_centres(rows, 11, "uniform", 0, StateKernel.of("gaussian"), DiscreteActions(2))
+    with pytest.raises(ConfigError, match="uniform, distinct, cholesky, found 'best'"):
+        choose_centres(rows, 5, "best", 0, StateKernel.of("gaussian"), DiscreteActions(2))
+
+
+def test_refuses_continuous_actions_without_candidates():
+    rows = make_rows()
+    continuous = Transitions(rows.state_NO, torch.rand(60, 2, dtype=F64), rows.next_state_NO, rows.reward_N)
+    with pytest.raises(ConfigError, match=r"continuous \(\[2\] components\) and no candidate set .* kmeans"):
+        model_of(continuous, torch.arange(5))
+    with pytest.raises(ConfigError, match=r"actions 0\.\.1, expected 0\.\.0"):
+        model_of(rows, torch.arange(5), actions=DiscreteActions(1))
+    wide = CandidateActions(torch.zeros(4, 3, dtype=F64), torch.ones(3, dtype=F64))
+    with pytest.raises(ConfigError, match=r"candidates have 3 components, the data's actions \[2\]"):
+        model_of(continuous, torch.arange(5), actions=wide)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("reward_N", math.nan), ("state_NO", math.inf), ("next_state_NO", math.nan)]
+)
+def test_refuses_values_that_are_not_finite(name, value):
+    rows = make_rows()
+    parts = {key: getattr(rows, key).clone() for key in ("state_NO", "action", "next_state_NO", "reward_N")}
+    parts[name][7] = value
+    with pytest.raises(DatasetError, match=r"of row 7 is .* must be finite"):
+        Transitions(**parts)
+
+
+def test_refuses_a_singular_system_and_names_the_centres():
+    rows = make_rows()
+    twice = Transitions(*(torch.cat([part, part[5:6]]) for part in
+                          (rows.state_NO, rows.action, rows.next_state_NO, rows.reward_N)))  # fmt: skip
+    index = torch.cat([torch.arange(10), torch.tensor([60])])  # row 60 is row 5 again
+    blocks, model = model_of(twice, index, ridge=0.0, jitter=0.0)
+    with pytest.raises(SingularSystemError, match=r"row 5 of the data\).*row 60|row 60 of the data\).*row 5\b"):
+        mirror_descent(blocks, model, uniform_logits(2, twice.next_state_NO), [0.1], 0.9, watch_radius=False)
+    with pytest.raises(SingularSystemError, match=r"raise ridge \(now 0\) or jitter \(now 0\)"):
+        _ = model.cholesky_MM
+    # the published jitter is enough
+    blocks, model = model_of(twice, index, ridge=0.0, jitter=1e-6)
+    mirror_descent(blocks, model, uniform_logits(2, twice.next_state_NO), [0.1], 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selection": "all"}, "selection: expected one of uniform"),
+        ({"sinks": "none"}, "sinks: expected one of all, taken"),
+        ({"centres": 0}, "centres must be at least 1"),
+        ({"ridge": -1.0}, "ridge must not be negative"),
+        ({"step_size": 0.0}, "step_size and step_growth must be positive"),
+    ],
+)
+def test_refuses_planner_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PlannerConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": "all"}, "candidates: expected one of kmeans, grid, none"),
+        ({"grid": [-2.0, 2.0]}, r"actions lie in \[-1, 1\]"),
+        ({"held_out": 1.0}, "held_out must lie in"),
+        ({"penalty": -0.1}, "penalty must not be negative"),
+        ({"behaviour_floor": 0.0}, "behaviour_floor must be positive"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1"),
+    ],
+)
+def test_refuses_offline_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        OfflineConfig(**changes)
+
+
+# ---- centres, candidates, features ----
+
+
+def test_centres_are_a_function_of_the_seed():
+    rows, kernel, actions = make_rows(200), StateKernel.of("gaussian", 0.5), DiscreteActions(2)
+    for selection in ("uniform", "distinct", "cholesky"):
+        first, again, other = (choose_centres(rows, 20, selection, seed, kernel, actions) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert len(set(first.tolist())) == 20
+
+
+def test_distinct_centres_hold_no_copy():
+    rows = make_rows(10)
+    repeated = rows[torch.arange(10).repeat(5)]
+    assert distinct_rows(repeated).tolist() == list(range(10))
+    found = choose_centres(repeated, 30, "distinct", 0, StateKernel.of("delta"), DiscreteActions(2))
+    assert found.tolist() == list(range(10))
+    other = Transitions(rows.state_NO, 1 - rows.action, rows.next_state_NO, rows.reward_N)
+    assert len(distinct_rows(concatenate([rows, other, rows]))) == 20
+
+
+def test_pivoted_cholesky_covers_better_than_chance():
+    """A crowd, and a few rows spread far apart: pivots leave less unexplained than as many uniform rows."""
+    rows = make_rows(500, actions=1)
+    rows.state_NO[:15] *= 20
+    kernel, actions = StateKernel.of("gaussian", 1.5), DiscreteActions(1)
+    left = {}
+    for selection in ("uniform", "cholesky"):
+        unexplained = []
+        for seed in range(5):
+            index = choose_centres(rows, 25, selection, seed, kernel, actions)
+            k_nm = kernel(rows.state_NO, rows.state_NO[index])
+            explained = (k_nm * torch.linalg.solve(k_nm[index] + 1e-10 * torch.eye(len(index)), k_nm.T).T).sum(1)
+            unexplained.append(float((1 - explained).sum()))
+        left[selection] = np.mean(unexplained)
+    assert left["cholesky"] < 0.8 * left["uniform"]
+
+
+def test_pivoted_cholesky_stops_when_nothing_is_left():
+    rows = make_rows(6)
+    repeated = rows[torch.arange(6).repeat(4)]
+    found = choose_centres(repeated, 20, "cholesky", 0, StateKernel.of("delta"), DiscreteActions(2))
+    assert found.tolist() == list(range(6))
+
+
+def test_candidates():
+    grid = grid_candidates([-1.0, 0.0, 1.0], 2)
+    assert grid.shape == (9, 2)
+    assert len(torch.unique(grid, dim=0)) == 9
+    with pytest.raises(ConfigError, match="has 2187 candidates"):
+        grid_candidates([-1.0, 0.0, 1.0], 7)
+    groups = torch.tensor([[-0.8, 0.1], [0.5, 0.5], [0.9, -0.9]])
+    taken = groups[torch.arange(300) % 3] + 0.01 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    found = kmeans_candidates(taken, 3, seed=4)
+    assert torch.cdist(groups.double(), found).amin(1).max() < 0.01
+    assert len(kmeans_candidates(groups[[0, 1, 0, 1]], 16, seed=0)) == 2
+
+
+def test_features():
+    one_hot = torch.eye(4)[torch.tensor([2, 0, 3])]
+    assert is_one_hot(one_hot)
+    assert not is_one_hot(torch.rand(3, 4))
+    assert index_features(4)(one_hot)[:, 0].tolist() == [2, 0, 3]
+    x = torch.tensor([[1.0, 10.0, 5.0], [3.0, 30.0, 5.0]])
+    assert torch.equal(raw_features(3)(x), x.double())
+    assert standardised_features(x)(x).tolist() == [[-1, -1, 0], [1, 1, 0]]
+
+
+# ---- stability, behaviour, uncertainty ----
+
+
+def test_spectral_radius_is_that_of_the_matrix():
+    rows = make_rows(200)
+    blocks, model = model_of(rows, torch.arange(0, 200, 2))
+    successor = successor_matrix(blocks, torch.full((200, 2), 0.5, dtype=F64))
+    exact = torch.linalg.eigvals(0.95 * torch.cholesky_solve(successor, model.cholesky_MM)).abs().max()
+    assert spectral_radius(model.cholesky_MM, successor, 0.95) == pytest.approx(float(exact), rel=1e-6)
+    assert radius_warning(0.99) is None
+    assert "spectral radius of the discounted transition operator is 1.200" in radius_warning(1.2)
+
+
+def test_behaviour_is_the_frequency_of_actions():
+    point = torch.tensor([[0.0], [0.0], [0.0], [10.0]], dtype=F64)
+    share = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=F64)
+    kernel = StateKernel.of("gaussian", 0.1)
+    found = torch.exp(behaviour_logits(kernel, point, share, torch.tensor([[0.0], [10.0], [5.0]], dtype=F64), 0.2))
+    expected = [[(2 + 0.1) / 3.2, (1 + 0.1) / 3.2], [0.1 / 1.2, 1.1 / 1.2], [0.5, 0.5]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64))
+
+
+def test_uncertainty_is_the_posterior_deviation():
+    """With all rows as centres it is kk - k (K + n ridge)^-1 k, the Gaussian process's; far away it is 1."""
+    rows = make_rows(30)
+    ridge = 1e-2
+    _, model = model_of(rows, torch.arange(30), ridge=ridge, jitter=1e-12)
+    query = torch.tensor([[0.1, -0.2], [1.0, 1.0], [40.0, 0.0]], dtype=F64)
+    choice = model.actions.of_choices(model.centres.action)
+    found = uncertainty(model.kernel, query, model.centres.state_MO, choice, uncertainty_form(model))
+    kernel = model.kernel
+    for u in range(2):
+        k = kernel(query, rows.state_NO) * (rows.action == u)
+        gram = kernel(rows.state_NO, rows.state_NO) * (rows.action[:, None] == rows.action)
+        variance = 1 - (k * torch.linalg.solve(gram + 30 * ridge * torch.eye(30, dtype=F64), k.T).T).sum(1)
+        torch.testing.assert_close(found[:, u], variance.sqrt(), rtol=1e-4, atol=1e-5)
+    assert found[2].tolist() == [1.0, 1.0]
+    assert float(found[0].max()) < 0.5
+
+
+def test_penalty_keeps_the_policy_off_unknown_pairs():
+    rows = make_rows(80)
+    rows = rows[rows.action == 0]  # action 1 was never taken
+    rows = Transitions(rows.state_NO, rows.action, rows.next_state_NO, -torch.ones(len(rows), dtype=F64))
+    blocks, model = model_of(rows, torch.arange(len(rows)))
+    start, choice = uniform_logits(2, rows.next_state_NO), model.actions.of_choices(model.centres.action)
+    form = uncertainty_form(model)
+    sd = uncertainty(model.kernel, rows.next_state_NO, model.centres.state_MO, choice, form)
+    free = mirror_descent(blocks, model, start, [1.0] * 5, 0.9)
+    careful = mirror_descent(blocks, model, start, [1.0] * 5, 0.9, penalty_NU=20 * sd)
+    assert torch.softmax(free.next_logits_NU, 1)[:, 1].mean() > 0.9  # 0 looks better than -1
+    assert torch.softmax(careful.next_logits_NU, 1)[:, 1].mean() < 0.1
+
+
+def test_streaming_and_keeping_blocks_give_the_same_numbers():
+    rows = make_rows(300)
+    found = []
+    for block_rows, cache_bytes in ((300, 2**30), (37, 0), (37, 16 * 37 * 40 * 3)):
+        blocks, model = model_of(rows, torch.arange(0, 160, 4), block_rows=block_rows, cache_bytes=cache_bytes)
+        found.append(
+            mirror_descent(blocks, model, uniform_logits(2, rows.next_state_NO), [0.3] * 3, 0.9).next_logits_NU
+        )
+        assert len(blocks._kept) == {300: 1, 37: min(3, cache_bytes)}[block_rows]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found[2], found[1], rtol=0, atol=0)
+
+
+# ---- sinks, online buffer, policy files, curves ----
+
+
+def test_sink_rows():
+    rows = make_rows(3)
+    ended = torch.tensor([False, True, True])
+    taken = with_sinks(rows, ended)
+    assert taken.reward_N.tolist() == [*rows.reward_N[:2].tolist(), 0.0, float(rows.reward_N[2]), 0.0]
+    assert torch.equal(taken.state_NO[2], rows.next_state_NO[1])
+    assert taken.action[2] == rows.action[1]
+    everything = with_sinks(rows, ended, torch.arange(4), sink_reward=2.5)
+    assert len(everything) == 3 + 2 * 4
+    assert everything.action[2:6].tolist() == [0, 1, 2, 3]
+    assert everything.reward_N[2:6].tolist() == [2.5] * 4
+    candidates = torch.rand(5, 2, dtype=F64)
+    continuous = Transitions(rows.state_NO, torch.rand(3, 2, dtype=F64), rows.next_state_NO, rows.reward_N)
+    found = with_sinks(continuous, ended, candidates)
+    assert torch.equal(found.action[2:7], candidates)
+    assert torch.equal(found.action[8:], candidates)
+
+
+def chain_episode(length, terminated=False):
+    observations = np.linspace(0, 1, length + 1, dtype=np.float32)[:, None]
+    actions = np.eye(2, dtype=np.float32)[np.arange(length) % 2]
+    return Episode(observations, actions, np.ones(length, np.float32), terminated)
+
+
+@pytest.mark.parametrize("memory", [0, 1, 2])
+def test_online_policy_is_the_sum_of_the_epochs_it_remembers(memory):
+    config = PlannerConfig(centres=8, selection="uniform", steps=2, memory=memory)
+    learner = OnlineLearner(raw_features(1), StateKernel.of("gaussian", 0.3), 2, 0.9, config, seed=3)
+    query = torch.linspace(0, 1, 5, dtype=F64)[:, None]
+    assert learner.logits(query).abs().max() == 0
+    gains = []
+    for epoch in range(4):
+        learner.add([chain_episode(5 + epoch, terminated=epoch % 2 == 0)])
+        learner._forget()
+        before = learner.logits(query)
+        learner.improve()
+        gains.append(learner.logits(query) - before)
+    kept = gains[-memory:] if memory else gains
+    torch.testing.assert_close(learner.logits(query), sum(kept), rtol=1e-9, atol=1e-9)
+    # terminated in epochs 0 and 2: a sink for each of 2 actions
+    assert len(learner.rows) == 5 + 6 + 7 + 8 + 2 * 2
+    at_next = learner.logits(learner.rows.next_state_NO)
+    torch.testing.assert_close(
+        torch.softmax(learner._next_logits_NU, 1), torch.softmax(at_next, 1), rtol=1e-9, atol=1e-9
+    )
+    centre, weight = learner.compressed()
+    torch.testing.assert_close(learner.kernel(query, centre) @ weight, learner.logits(query), rtol=1e-9, atol=1e-9)
+
+
+def spec_of(kind="discrete", width=2):
+    return TaskSpec("toy/line", observation_dim=2, action_dim=width, episode_length=10, action_kind=kind)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_policies_read_back_what_they_wrote(tmp_path, full):
+    rows = make_rows(40)
+    blocks, model = model_of(rows, torch.arange(12), StateKernel.of("laplace", [0.5, 2.0]))
+    step = mirror_descent(blocks, model, uniform_logits(2, rows.next_state_NO), [0.5], 0.9)
+    behaviour = penalty = None
+    if full:
+        behaviour = Behaviour(rows.state_NO[:9], torch.eye(2, dtype=F64)[rows.action[:9]], 0.4, 0.1)
+        penalty = Penalty(0.7, model.actions.of_choices(model.centres.action), uncertainty_form(model))
+    policy = KernelPolicy.of(
+        spec_of(), standardised_features(rows.state_NO.float()), model.kernel, model.centres.state_MO,
+        model.choice_weights(step.weight_M), {"algorithm": "powr", "seed": 0}, behaviour=behaviour, penalty=penalty,
+    )  # fmt: skip
+    policy.save(tmp_path)
+    loaded = load_policy(tmp_path)
+    observation = torch.randn(7, 2)
+    assert torch.equal(loaded.logits(observation), policy.logits(observation))
+    act = loaded.act(observation)
+    assert act.dtype == torch.float32
+    assert act.sum(1).tolist() == [1.0] * 7
+    assert torch.equal(act.argmax(1), policy.logits(observation).argmax(1))
+    (tmp_path / "policy.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors: cannot be read"):
+        load_policy(tmp_path)
+
+
+def test_continuous_policies_act_by_mode_or_mean():
+    candidate = torch.tensor([[-1.0], [0.2], [0.6]], dtype=F64)
+    weight = torch.tensor([[0.0, math.log(2.0), math.log(5.0)]], dtype=F64)
+    zero = torch.zeros(1, 2)
+    parts = (
+        spec_of("continuous", 1),
+        raw_features(2),
+        StateKernel.of("gaussian"),
+        torch.zeros(1, 2, dtype=F64),
+        weight,
+    )
+    mode, mean = (
+        KernelPolicy.of(*parts, {}, candidate_UA=candidate, action=action).act(zero) for action in ("mode", "mean")
+    )
+    assert mode.item() == pytest.approx(0.6)
+    assert mean.item() == pytest.approx((-1 * 1 + 0.2 * 2 + 0.6 * 5) / 8)
+
+
+def curve(seed, points, algorithm="a"):
+    return [CurveRow(algorithm, "t", seed, x, 0.0, y, y, y, math.nan) for x, y in points]
+
+
+def test_curves(tmp_path):
+    rows = [*curve(0, [(10, 1.0), (30, 5.0)]), *curve(1, [(20, 3.0)]), *curve(0, [(5, 9.0)], "b")]
+    write_curves(tmp_path / "curves.csv", rows)
+    read = read_curves(tmp_path / "curves.csv")
+    assert [(r.seed, r.transitions, r.greedy_return) for r in read] == [
+        (r.seed, r.transitions, r.greedy_return) for r in rows
+    ]
+    mean, low, high = band(by_seed(read)["a"], np.array([15, 25, 40]))
+    assert np.isnan(mean[0])
+    assert mean[1:].tolist() == [2.0, 4.0]
+    assert (low[2], high[2]) == (3.0, 5.0)
+    draw_curves(read, 4.0, tmp_path / "curves.svg")
+    assert "solved" in (tmp_path / "curves.svg").read_text()

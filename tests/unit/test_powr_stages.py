@@ -1,0 +1,274 @@
+"""The stages powr, powr_online, powr_baselines and tabular: artifacts that load, what they refuse, resuming."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from orrery.datasets.schema import Episode, TaskSpec
+from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.errors import ConfigError, DatasetError
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.stage import Context
+from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
+from orrery.stages.policy import load_policy
+from orrery.stages.powr import Powr, PowrConfig
+from orrery.stages.powr_baselines import PowrBaselines, PowrBaselinesConfig
+from orrery.stages.powr_online import PowrOnline, PowrOnlineConfig
+from orrery.stages.tabular import Tabular, TabularConfig
+from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.world_model.networks import WorldModel
+
+from .stores import point_mass_episodes, point_mass_spec, write_store
+
+LENGTH = 6
+"""States of the chain; the last is terminal and pays 1."""
+
+
+def chain_spec():
+    return TaskSpec("toy/chain", LENGTH, 2, 20, action_kind="discrete", terminates=True, discount=0.9)
+
+
+def chain_episodes(count=40, seed=0):
+    """Left or right at random along a chain of one-hot states, from the first to the last or 20 decisions."""
+    random, episodes = np.random.default_rng(seed), []
+    for _ in range(count):
+        states, actions, rewards = [0], [], []
+        while states[-1] < LENGTH - 1 and len(actions) < 20:
+            actions.append(int(random.integers(2)))
+            states.append(max(states[-1] + 2 * actions[-1] - 1, 0))
+            rewards.append(float(states[-1] == LENGTH - 1))
+        eye, choice = np.eye(LENGTH, dtype=np.float32), np.eye(2, dtype=np.float32)
+        episodes.append(Episode(eye[states], choice[actions], np.array(rewards, np.float32), states[-1] == LENGTH - 1))
+    return episodes
+
+
+def context_of(folder, name="out", **inputs):
+    (folder / name).mkdir(exist_ok=True)
+    given = {key: [value] for key, value in inputs.items()}
+    return Context(folder / name, {"world_model": [], **given}, 1, 1, logging.getLogger("test"), ConsoleProgress())
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    write_store(folder, [(chain_spec(), chain_episodes())])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def point_mass(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("point_mass")
+    spec = point_mass_spec()
+    write_store(folder, [(spec, point_mass_episodes(spec, 40))])
+    return folder
+
+
+def small(**changes):
+    planner = PlannerConfig(centres=40, ridge=1e-4, step_size=1.0, steps=3)
+    return OfflineConfig(**{"planner": planner, "max_rows": 400, "num_candidates": 5, **changes})
+
+
+def policies_of(folder):
+    index = json.loads((folder / "policies.json").read_text())
+    return {(entry["task"], entry["seed"]): load_policy(folder / entry["path"]) for entry in index["policies"]}
+
+
+RIGHT = [1] * (LENGTH - 1)
+
+
+def chosen(policy):
+    return policy.act(torch.eye(LENGTH))[:-1].argmax(1).tolist()
+
+
+@pytest.mark.parametrize("method", ["value_iteration", "policy_iteration", "mirror_descent"])
+def test_tabular_solves_the_chain(chain, tmp_path, method):
+    summary = Tabular(TabularConfig(method=method)).run(context_of(tmp_path, store=chain))
+    assert "1 policies" in summary
+    assert f"over {LENGTH} states" in summary
+    (policy,) = policies_of(tmp_path / "out").values()
+    assert chosen(policy) == RIGHT
+
+
+def test_tabular_avoids_what_was_never_tried(tmp_path):
+    """Left pays -1 and right was never tried: avoided, or taken because 0 is more than -1."""
+    spec = TaskSpec("toy/one", 2, 2, 5, action_kind="discrete", discount=0.9)
+    eye = np.eye(2, dtype=np.float32)
+    left = Episode(eye[[0, 1, 0]], eye[[0, 0]], np.full(2, -1, np.float32), False)
+    write_store(tmp_path / "store", [(spec, [left])])
+    for unseen, expected in (("avoid", [0, 0]), ("zero", [1, 1])):
+        Tabular(TabularConfig(unseen=unseen)).run(context_of(tmp_path, unseen, store=tmp_path / "store"))
+        (policy,) = policies_of(tmp_path / unseen).values()
+        assert policy.act(torch.eye(2)).argmax(1).tolist() == expected
+
+
+def test_tabular_refuses_what_is_not_discrete(point_mass, tmp_path):
+    with pytest.raises(ConfigError, match="toy/point has continuous actions"):
+        Tabular(TabularConfig()).run(context_of(tmp_path, store=point_mass))
+    spec = TaskSpec("toy/many", 2, 2, 5, action_kind="discrete")
+    observations = np.random.default_rng(0).random((40, 2), dtype=np.float32)
+    episode = Episode(observations, np.eye(2, dtype=np.float32)[np.zeros(39, int)], np.zeros(39, np.float32), False)
+    write_store(tmp_path / "store", [(spec, [episode])])
+    with pytest.raises(DatasetError, match="40 distinct observations in 40 rows, expected at most 20"):
+        Tabular(TabularConfig(max_states=20)).run(context_of(tmp_path, store=tmp_path / "store"))
+    with pytest.raises(ConfigError, match="method: expected one of value_iteration"):
+        TabularConfig(method="guess")
+
+
+@pytest.mark.parametrize("stage", [Tabular(TabularConfig()), Powr(PowrConfig(seeds=1, offline=small()))])
+def test_rewards_that_are_not_finite_are_refused(stage, tmp_path):
+    episodes = chain_episodes(5)
+    episodes[2].rewards[0] = np.nan
+    write_store(tmp_path / "store", [(chain_spec(), episodes)])
+    with pytest.raises(DatasetError, match=r"the reward of row \d+ is nan"):
+        stage.run(context_of(tmp_path, store=tmp_path / "store"))
+
+
+def test_powr_on_one_hot_observations_is_the_tabular_solution(chain, tmp_path):
+    planner = PlannerConfig(centres=2 * LENGTH, ridge=1e-8, step_size=5.0, steps=15, step_growth=1.5)
+    config = PowrConfig(seeds=2, offline=small(planner=planner, start="uniform", held_out=0.0))
+    Powr(config).run(context_of(tmp_path, store=chain))
+    for policy in policies_of(tmp_path / "out").values():
+        assert policy.config.kernel == "delta"
+        assert chosen(policy) == RIGHT
+    facts = pd.read_csv(tmp_path / "out" / "fit.csv")
+    # The way right is 5 decisions long and pays at the last: 0.9^4.
+    assert facts["value_at_start"].to_numpy() == pytest.approx([0.9**4] * 2, rel=1e-3)
+    assert (facts["spectral_radius"] < 1).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"penalty": 0.5}, {"candidates": "grid"}, {"start": "uniform"}])
+def test_powr_on_continuous_actions(point_mass, tmp_path, changes):
+    config = PowrConfig(seeds=1, action="mean" if changes else "mode", offline=small(**changes))
+    Powr(config).run(context_of(tmp_path, store=point_mass))
+    (policy,) = policies_of(tmp_path / "out").values()
+    action = policy.act(torch.randn(9, 2))
+    assert action.shape == (9, 1)
+    assert float(action.abs().max()) <= 1
+    facts = pd.read_csv(tmp_path / "out" / "fit.csv").iloc[0]
+    assert facts["choices"] == (3 if "candidates" in changes else 5)
+    assert 0 < facts["td_error_held_out"] < 20
+
+
+def test_powr_refuses_continuous_actions_without_candidates(point_mass, tmp_path):
+    with pytest.raises(ConfigError, match="no candidate set is given; choose candidates: kmeans"):
+        Powr(PowrConfig(offline=small(candidates="none"))).run(context_of(tmp_path, store=point_mass))
+
+
+def test_powr_refuses_more_centres_than_rows(point_mass, tmp_path):
+    offline = small(planner=PlannerConfig(centres=5000))
+    with pytest.raises(ConfigError, match=r"5000 centres of 400 rows"):
+        Powr(PowrConfig(offline=offline)).run(context_of(tmp_path, store=point_mass))
+
+
+def test_powr_on_latents(point_mass, tmp_path):
+    config = PowrConfig(states="latent", components=3, seeds=1, offline=small())
+    with pytest.raises(ConfigError, match="needs a world model: run pretrain"):
+        Powr(config).run(context_of(tmp_path, store=point_mass))
+    spec = point_mass_spec()
+    from orrery.datasets.schema import TaskTable
+
+    torch.manual_seed(0)
+    model = WorldModel(WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4), TaskTable([spec]))
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    Powr(config).run(context_of(tmp_path, store=point_mass, world_model=tmp_path / "model"))
+    (policy,) = policies_of(tmp_path / "out").values()
+    observation = torch.randn(200, 2)
+    z = model.eval().encode(observation, torch.zeros(200, dtype=torch.int64)).double()
+    expected = (z - policy.features.mean_E) @ policy.features.projection_ED
+    torch.testing.assert_close(policy.features(observation), expected, rtol=1e-5, atol=1e-5)
+    assert expected.shape == (200, 3)
+    assert policy.act(observation).shape == (200, 1)
+
+
+def test_powr_continues_with_the_policies_that_are_there(chain, tmp_path):
+    config = PowrConfig(seeds=2, offline=small(planner=PlannerConfig(centres=5)))
+    context = context_of(tmp_path, store=chain)
+    Powr(config).run(context)
+    record = tmp_path / "out" / "powr" / "toy.chain" / "seed_0" / "fit.json"
+    marked = {**json.loads(record.read_text()), "rows": 12345}
+    record.write_text(json.dumps(marked))
+    (tmp_path / "out" / "powr" / "toy.chain" / "seed_1" / "fit.json").unlink()
+    Powr(config).run(context)
+    rows = pd.read_csv(tmp_path / "out" / "fit.csv")["rows"].tolist()
+    assert rows[0] == 12345
+    assert rows[1] != 12345
+
+
+ONLINE = {
+    "task": "gymnasium/FrozenLake-v1", "environment": {"is_slippery": False}, "kernel": "delta", "transitions": 60,
+    "evaluation_episodes": 2, "seeds": 2,
+}  # fmt: skip
+
+
+def test_powr_online_writes_policies_and_curves_and_continues(tmp_path):
+    config = PowrOnlineConfig(**ONLINE)
+    PowrOnline(config).check()
+    summary = PowrOnline(config).run(context_of(tmp_path))
+    assert "median of 2 seeds" in summary
+    policies = policies_of(tmp_path / "out")
+    assert set(policies) == {("gymnasium/FrozenLake-v1", 0), ("gymnasium/FrozenLake-v1", 1)}
+    assert policies["gymnasium/FrozenLake-v1", 0].act(torch.eye(16)).shape == (16, 4)
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert (curves.groupby("seed")["transitions"].max() >= 60).all()
+    assert "<svg" in (tmp_path / "out" / "curves.svg").read_text()
+    # a finished seed is kept, the other is made again: with the same numbers
+    (tmp_path / "out" / "seed_1" / "curves.csv").unlink()
+    PowrOnline(config).run(context_of(tmp_path))
+    again = pd.read_csv(tmp_path / "out" / "curves.csv")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), curves.drop(columns="seconds"))
+    # and drawn beside baselines
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "curves.csv").write_text((tmp_path / "out" / "curves.csv").read_text().replace("powr_online", "ppo"))
+    PowrOnline(config).run(context_of(tmp_path, curves=other))
+    assert "ppo" in (tmp_path / "out" / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": ""}, "powr_online.task is empty"),
+        ({"task": "gymnasium/Pendulum-v1"}, "continuous actions and there is no candidate set"),
+    ],
+)
+def test_powr_online_checks_its_task(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PowrOnline(PowrOnlineConfig(**{**ONLINE, **changes})).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": [1.0, 0.0]}, r"scales must be positive, found \[1.0, 0.0\]"),
+        ({"discount": 1.0}, r"discount must lie in \[0, 1\)"),
+        ({"kernel": "rbf"}, "kernel: expected one of delta"),
+        ({"episodes": 0}, "episodes must be at least 1"),
+    ],
+)
+def test_powr_online_refuses_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PowrOnlineConfig(**{**ONLINE, **changes})
+
+
+def test_baselines_say_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else find("json"))
+    config = PowrBaselinesConfig(task="gymnasium/CartPole-v1")
+    with pytest.raises(ConfigError, match=r"needs the package sb3_contrib, .* pip install 'orrery\[baselines\]'"):
+        PowrBaselines(config).check()
+    PowrBaselines(PowrBaselinesConfig(task="gymnasium/CartPole-v1", algorithms=["ppo"])).check()
+    with pytest.raises(ConfigError, match=r"algorithms: unknown \['sac'\]"):
+        PowrBaselinesConfig(algorithms=["sac"])
+
+
+@pytest.mark.parametrize("name", ["frozenlake", "taxi", "cartpole", "mountaincar", "lunarlander", "offline"])
+def test_experiments_compose(name):
+    config = load_config(f"powr_{name}", stages=discover_stages())
+    assert {"powr", "powr_online"} & set(config.settings.stages)
