@@ -1,0 +1,137 @@
+"""The online loop of Ma et al.: act in one environment, fit the model to whole episodes, improve the policy in it.
+
+    until `decisions` are spent: play one episode with the stochastic policy and add it to the data;
+    after `warm_up` decisions: a model update every `model_every` of them, a policy update every `policy_every`.
+
+The environment is the task's simulator, which is used like any other: no gradient goes through it.
+
+Dimension letters: T decisions of an episode, B batch, O observation, A action.
+Source: Ma et al. (arXiv 2402.05290), section 4 and released code. What differs: updates that fall into an episode are
+made at its end, since only whole episodes are trained on; the model's scales come from the warm-up's episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...datasets.schema import TaskSpec
+from ...pipeline.errors import ConfigError
+from ...pipeline.seeding import derive_seed
+from .bpo import PolicyOptimisation, imagined_horizon
+from .config import OnlineConfig, SequenceModelConfig
+from .episodes import Episodes, ModelFit, simulate
+from .imagination import ModelDynamics, SimulatorDynamics, imagine
+from .policy import StackedPolicy
+
+
+class OnlineLoop:
+    """One task and seed. `run` gives a policy and a row per episode."""
+
+    def __init__(self, spec: TaskSpec, model: SequenceModelConfig, config: OnlineConfig, seed: int) -> None:
+        """The model's horizon is made an episode's at least.
+
+        Raises:
+            ConfigError: the budget holds no update.
+            TaskError: the task has no simulator of this project.
+        """
+        if config.warm_up >= config.decisions or config.decisions < 2 * spec.episode_length:
+            raise ConfigError(
+                f"{config.decisions} decisions of task {spec.name!r} (episodes of {spec.episode_length}), warm-up "
+                f"{config.warm_up}, leave nothing to learn from; raise bpo_online.online.decisions"
+            )
+        self.spec, self.config, self.seed = spec, config, seed
+        self._world = SimulatorDynamics(spec)
+        model = dataclasses.replace(model, horizon=max(model.horizon, spec.episode_length))
+        self._fit = ModelFit(spec, model, config.model_lr, derive_seed("online model", seed, spec.name) % 2**31)
+        self.horizon = imagined_horizon(config.bpo, spec, self._fit.model)
+        self._policy_updates = max(config.decisions - config.warm_up, 0) // config.policy_every
+        self._optimisation: PolicyOptimisation | None = None
+
+    def run(self, report: Callable[[int], None] = lambda decisions: None) -> list[dict[str, Any]]:
+        """Play and learn until the decisions are spent; `report` is called with those of each episode."""
+        config, T = self.config, self.spec.episode_length
+        policy = self._initial_policy()
+        data: Episodes | None = None
+        rows: list[dict[str, Any]] = []
+        model_updates = policy_updates = 0
+        for episode in range(config.decisions // T):
+            played = self._play(policy, episode)
+            data = played if data is None else data + played
+            spent = (episode + 1) * T
+            learned = max(spent - config.warm_up, 0)
+            if learned:
+                if self._optimisation is None:
+                    self._fit.set_statistics(data)
+                    self._optimisation = self._new_optimisation(data)
+                    policy = self._optimisation.policy
+                losses = []
+                for _ in range(learned // config.model_every - model_updates):
+                    losses.append(self._fit.update(data, config.batch_size))
+                    model_updates += 1
+                self._fit.model.requires_grad_(False)
+                while policy_updates < min(learned // config.policy_every, self._policy_updates):
+                    self._optimisation.update(policy_updates)
+                    policy_updates += 1
+                self._fit.model.requires_grad_(True)
+                loss = sum(losses) / max(len(losses), 1)
+            else:
+                loss = float("nan")
+            rows.append(
+                {
+                    "decisions": spent,
+                    "return": float(played.reward_NT.sum()),
+                    "model_loss": loss,
+                    "model_updates": model_updates,
+                    "policy_updates": policy_updates,
+                }
+            )
+            report(T)
+        return rows
+
+    @property
+    def policy(self) -> StackedPolicy:
+        assert self._optimisation is not None
+        return self._optimisation.policy
+
+    def imagined_return_per_step(self) -> float:
+        assert self._optimisation is not None
+        return float(self._optimisation.imagined_return()[0])
+
+    def _play(self, policy: StackedPolicy, episode: int) -> Episodes:
+        """One episode of the stochastic policy."""
+        generator = torch.Generator().manual_seed(derive_seed("online", self.seed, self.spec.name, episode))
+        start = self._world.task.initial_state(1, generator)
+        noise = torch.randn(self.spec.episode_length, 1, 1, self.spec.action_dim, generator=generator)
+        with torch.no_grad():
+            action_HMBA = imagine(self._world, policy, start[None], noise).action_HMBA
+        return simulate(self._world.task, action_HMBA[:, 0].transpose(0, 1), start)
+
+    def _initial_policy(self) -> StackedPolicy:
+        """Of the warm-up, when scales are unknown: it reads zeros, so that its noise alone explores."""
+        policy = StackedPolicy(1, self.spec.observation_dim, self.spec.action_dim, self.config.bpo.units)
+        policy.mlp.initialise_uniform(
+            0, torch.Generator().manual_seed(derive_seed("online policy", self.seed, self.spec.name))
+        )
+        policy.scale_O.fill_(torch.inf)
+        return policy
+
+    def _new_optimisation(self, data: Episodes) -> PolicyOptimisation:
+        model = self._fit.model
+        returns = data.reward_NT.sum(1)
+        scale = max(float(returns.std()) if len(returns) > 1 else 0.0, 1e-3 * abs(float(returns.mean())), 1e-6)
+        return PolicyOptimisation(
+            ModelDynamics(model, self.spec.name, self.config.bpo.reward),
+            self.spec,
+            data.observation_NTO[:, 0],
+            (model.observation_mean_KO[0], model.observation_scale_KO[0]),
+            scale,
+            [self.seed],
+            self.horizon,
+            self._policy_updates,
+            self.config.bpo,
+            self.seed,
+        )

@@ -1,0 +1,103 @@
+"""bpo_online: model and policy learned together from one environment, as in Ma et al., from no data at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..datasets.tasks import resolve_name, task_spec
+from ..pipeline.errors import ConfigError
+from ..pipeline.stage import Context, Stage
+from .awm.config import OnlineConfig, SequenceModelConfig
+
+
+@dataclass(frozen=True)
+class BpoOnlineConfig:
+    """Which tasks are learned, with which model."""
+
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """Budget and updates."""
+    model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
+    """Kind and sizes of the sequence model."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the suite myriad."""
+    seeds: int = 2
+    """Runs per task."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"bpo_online.seeds must be at least 1, found {self.seeds}")
+
+
+class BpoOnline(Stage):
+    """One run per task and seed; what has finished is kept when the stage is interrupted."""
+
+    Config = BpoOnlineConfig
+    output_kind = "policies"
+    config: BpoOnlineConfig
+
+    def check(self) -> None:
+        if not self.config.tasks:
+            raise ConfigError("bpo_online.tasks is empty: name a task, for example tasks=[myriad/cancer]")
+        for name in self.config.tasks:
+            if not resolve_name(name).startswith("myriad/"):
+                raise ConfigError(f"bpo_online.tasks: {name!r} is not of the suite myriad, which this loop simulates")
+
+    def run(self, context: Context) -> str:
+        import pandas as pd
+        import torch
+
+        config = self.config
+        torch.set_num_threads(context.threads)
+        specs = [task_spec(resolve_name(name)) for name in config.tasks]
+        total = sum(config.online.decisions // spec.episode_length * spec.episode_length for spec in specs)
+        entries, curves = [], []
+        with context.progress("bpo_online", total=total * config.seeds) as progress:
+            for spec in specs:
+                for seed in range(config.seeds):
+                    finished = self._one(context.folder, spec, seed, progress)
+                    entries.append(finished["policy"])
+                    curves += finished["curves"]
+        index = {"tasks": [spec.to_dict() for spec in specs], "policies": entries}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
+        for record in context.folder.glob("finished_*.json"):
+            record.unlink()
+        return f"{len(entries)} policies for {len(specs)} tasks, {config.online.decisions} decisions each"
+
+    def _one(self, folder: Path, spec: Any, seed: int, progress: Any) -> dict[str, Any]:
+        from .awm.online import OnlineLoop
+        from .awm.policy import StatePolicy
+
+        config = self.config
+        record = folder / f"finished_{spec.slug}_{seed}.json"
+        if record.is_file():
+            progress.advance(config.online.decisions // spec.episode_length * spec.episode_length)
+            return dict(json.loads(record.read_text()))
+        algorithm = f"bpo_online_{config.model.kind}"
+        progress.note(f"{algorithm} {spec.name}")
+        loop = OnlineLoop(spec, config.model, config.online, config.seed + seed)
+        rows = loop.run(progress.advance)
+        trained_by = {"algorithm": algorithm, "seed": seed}
+        path = Path(algorithm) / spec.slug / f"seed_{seed}"
+        StatePolicy.from_member(loop.policy, 0, spec, config.online.bpo.units, trained_by).save(folder / path)
+        finished = {
+            "policy": {
+                **trained_by,
+                "task": spec.name,
+                "path": path.as_posix(),
+                "imagined_return_per_step": loop.imagined_return_per_step(),
+            },
+            "curves": [
+                {"iteration": row.pop("decisions"), "algorithm": algorithm, "task": spec.name, "seed": seed, **row}
+                for row in rows
+            ],
+        }
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(finished))
+        partial.replace(record)
+        return finished

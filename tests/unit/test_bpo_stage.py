@@ -1,0 +1,173 @@
+"""The stages around sequence models: pretrain, bpo, bpo_online."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pandas as pd
+import pytest
+import torch
+from orrery.datasets.schema import Episode
+from orrery.datasets.tasks import task_spec
+from orrery.datasets.tasks.myriad import simulator
+from orrery.pipeline.errors import CheckpointError, ConfigError
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.stage import Context
+from orrery.stages.awm.config import BpoConfig, OnlineConfig, SequenceModelConfig
+from orrery.stages.awm.episodes import correlated_actions, simulate
+from orrery.stages.awm.networks import load_model
+from orrery.stages.bpo import Bpo, BpoStageConfig
+from orrery.stages.bpo_online import BpoOnline, BpoOnlineConfig
+from orrery.stages.policy import load_policy
+from orrery.stages.pretrain import Pretrain, PretrainConfig
+from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig
+
+from .stores import point_mass_episodes, point_mass_spec, write_store
+
+TASKS = ("myriad/cancer@10", "myriad/predator_prey@10")
+SMALL = SequenceModelConfig(kind="awm", horizon=10, width=12, mlp_units=(16,))
+POLICY = BpoConfig(batch_size=4, units=(8,))
+
+
+def context(folder, **inputs):
+    folder.mkdir(exist_ok=True)
+    given = {"world_model": [], "store": [], **{name: [path] for name, path in inputs.items()}}
+    return Context(folder, given, 1, 1, logging.getLogger("test"), ConsoleProgress())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A store of two tasks, and a sequence model pretrained on it."""
+    folder = tmp_path_factory.mktemp("bpo")
+    tasks = []
+    for name in TASKS:
+        spec = task_spec(name)
+        data = simulate(simulator(spec), correlated_actions(40, 10, 1, torch.Generator().manual_seed(0)))
+        parts = zip(data.observation_NTO.numpy(), data.action_NTA.numpy(), data.reward_NT.numpy(), strict=True)
+        tasks.append((spec, [Episode(*part, False) for part in parts]))
+    write_store(folder / "store", tasks)
+    config = PretrainConfig(
+        world_model="sequence", sequence=SMALL, optimizer=OptimizerConfig(lr=1e-2),
+        trainer=TrainerConfig(accelerator="cpu", log_every=5), steps=20, batch_size=16, horizon=10, held_out=0.1,
+        validate_every=10, checkpoint_every=10, validation_batches=2,
+    )  # fmt: skip
+    summary = Pretrain(config).run(context(folder / "model", store=folder / "store"))
+    return folder, summary
+
+
+def test_pretrain_makes_a_sequence_model_and_its_record(run):
+    folder, summary = run
+    assert "open-loop observation R2" in summary
+    model = load_model(folder / "model")
+    assert model.table.names == TASKS
+    assert model.observation_scale_KO[0, 1].item() == pytest.approx(2.87, abs=0.01)  # of the times 0..9
+    assert model.clock_step_KO.bool().tolist() == [[False, True, False, False], [False, False, False, True]]
+    validation = pd.read_csv(folder / "model" / "validation.csv")
+    assert set(validation.horizon) == {1, 5, 10}
+    assert validation.observation_r2.notna().all()
+    assert "reward_r2" in validation
+    assert {"train/prediction", "train/reward", "train/total"} <= set(pd.read_csv(folder / "model" / "training.csv"))
+
+
+def test_bpo_trains_a_policy_per_task_seed_and_gradient_and_resumes(run, tmp_path):
+    folder, _ = run
+    config = BpoStageConfig(bpo=POLICY, gradients=["model", "simulator"], seeds=2, iterations=4, log_every=2)
+
+    def inputs(name):
+        return context(tmp_path / name, world_model=folder / "model", store=folder / "store")
+
+    whole = inputs("whole")
+    assert Bpo(config).run(whole) == "8 policies for 2 tasks, 4 updates each"
+    index = json.loads((whole.folder / "policies.json").read_text())
+    assert [(e["algorithm"], e["task"], e["seed"]) for e in index["policies"]] == [
+        (algorithm, task, seed) for task in TASKS for algorithm in ("bpo_awm", "bpo_simulator") for seed in (0, 1)
+    ]
+    policy = load_policy(whole.folder / index["policies"][0]["path"])
+    assert policy.act(torch.rand(5, 2)).shape == (5, 1)
+    curves = pd.read_csv(whole.folder / "training.csv")
+    assert len(curves) == 8 * 2
+    assert {"imagined_reward", "imagined_return", "entropy", "grad_norm"} <= set(curves)
+
+    # Interrupted after the first unit: what that had finished is kept, the rest comes out the same.
+    half = inputs("half")
+    trained = []
+
+    class Stopped(Exception):
+        pass
+
+    from orrery.stages.awm.bpo import PolicyOptimisation
+
+    update = PolicyOptimisation.update
+
+    def stopping(self, iteration):
+        trained.append(iteration)
+        if len(trained) == 6:
+            raise Stopped
+        return update(self, iteration)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PolicyOptimisation, "update", stopping)
+        with pytest.raises(Stopped):
+            Bpo(config).run(half)
+        trained[:] = [0] * 10
+        Bpo(config).run(half)
+    assert len(trained) == 10 + 3 * 4
+    assert (half.folder / "policies.json").read_text() == (whole.folder / "policies.json").read_text()
+    for entry in index["policies"]:
+        one, other = (load_policy(base / entry["path"]).state_dict() for base in (whole.folder, half.folder))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_bpo_says_what_it_lacks(run, tmp_path):
+    folder, _ = run
+    with pytest.raises(CheckpointError, match=r"no world model: run pretrain before it.*gradients=\[simulator\]"):
+        Bpo(BpoStageConfig()).run(context(tmp_path / "a", store=folder / "store"))
+    (tmp_path / "latent").mkdir()
+    (tmp_path / "latent" / "model.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds no sequence model.*pretrain.world_model=sequence"):
+        Bpo(BpoStageConfig()).run(context(tmp_path / "b", store=folder / "store", world_model=tmp_path / "latent"))
+    spec = point_mass_spec("toy/point")
+    write_store(tmp_path / "other", [(spec, point_mass_episodes(spec, 3))])
+    with pytest.raises(CheckpointError, match="different task tables"):
+        Bpo(BpoStageConfig()).run(context(tmp_path / "c", store=tmp_path / "other", world_model=folder / "model"))
+    with pytest.raises(ConfigError, match=r"expected some of model, simulator, found \['sim'\]"):
+        BpoStageConfig(gradients=["sim"])
+
+
+def test_a_horizon_beyond_the_model_is_refused_before_training():
+    with pytest.raises(ConfigError, match=r"pretrain.horizon 20 is longer than the 10 decisions"):
+        PretrainConfig(world_model="sequence", sequence=SMALL, horizon=20)
+    with pytest.raises(ConfigError, match="expected latent, sequence"):
+        PretrainConfig(world_model="markov")
+
+
+def test_the_online_loop_makes_the_updates_it_states_and_repeats_itself(tmp_path):
+    online = OnlineConfig(decisions=105, warm_up=40, model_every=2, policy_every=16, batch_size=4, bpo=POLICY)
+    config = BpoOnlineConfig(online=online, model=SMALL, tasks=["myriad/cancer@10"], seeds=2)
+    stage = BpoOnline(config)
+    stage.check()
+    folder = context(tmp_path / "one")
+    assert stage.run(folder) == "2 policies for 1 tasks, 105 decisions each"
+    curves = pd.read_csv(folder.folder / "training.csv")
+    first = curves[curves.seed == 0]
+    assert first.iteration.tolist() == list(range(10, 101, 10))
+    assert first.model_updates.tolist() == [0, 0, 0, 0, 5, 10, 15, 20, 25, 30]
+    assert first.policy_updates.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 3, 3]
+    assert first["return"].nunique() == 10
+    again = context(tmp_path / "again")
+    stage.run(again)
+    assert (again.folder / "training.csv").read_text() == (folder.folder / "training.csv").read_text()
+    entries = json.loads((folder.folder / "policies.json").read_text())["policies"]
+    assert load_policy(folder.folder / entries[0]["path"]).act(torch.rand(3, 2)).shape == (3, 1)
+
+
+def test_the_online_loop_refuses_what_it_cannot_simulate():
+    with pytest.raises(ConfigError, match="not of the suite myriad"):
+        BpoOnline(BpoOnlineConfig(tasks=["dmc/cartpole-balance"])).check()
+    with pytest.raises(ConfigError, match="tasks is empty"):
+        BpoOnline(BpoOnlineConfig()).check()
+    from orrery.stages.awm.online import OnlineLoop
+
+    with pytest.raises(ConfigError, match="leave nothing to learn from"):
+        OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(decisions=30, warm_up=30), 0)
