@@ -5,6 +5,7 @@ Dimension letters: S states of a window, B batch, D latent, K tasks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -111,16 +112,17 @@ class WorldModelTraining(lightning.LightningModule):
         self.value_range.lerp_(percentile_range(_of_every_rank(value_SB[0].detach())), config.scale_rate)
         loss = prior_loss(value_SB / self.value_range, entropy_SB, valid_SB, config.entropy, config.rho)
         parameters = list(prior.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = self.trainer.strategy.reduce(gradient, reduce_op="mean")
+        gradients = torch.autograd.grad(loss, parameters)
+        loss, *gradients = _mean_over_ranks([loss.detach(), *gradients])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimizer.clip_norm)
         for group in self._prior_optimizer.param_groups:
             group["lr"] = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
         self._prior_optimizer.step()
         self._prior_optimizer.zero_grad(set_to_none=True)
         prior.requires_grad_(False)
-        # Of all ranks: the next logged step shows them, and may lie behind a checkpoint, which one rank writes.
-        loss = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+        # The same on all ranks: the next logged step shows them, and may follow a checkpoint, which one rank writes.
         self._prior_metrics = {"prior": loss, "prior_grad_norm": norm, "value_range": self.value_range.clone()}
 
     def configure_optimizers(self) -> Any:
@@ -174,9 +176,20 @@ def _of_every_rank(x_B: torch.Tensor) -> torch.Tensor:
     """[B] of this rank -> [B * ranks]."""
     if not distributed.is_initialized():
         return x_B
-    gathered = x_B.new_empty(distributed.get_world_size() * len(x_B))
-    distributed.all_gather_into_tensor(gathered, x_B.contiguous())
-    return gathered
+    parts = [torch.empty_like(x_B) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, x_B.contiguous())
+    return torch.cat(parts)
+
+
+def _mean_over_ranks(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """In one exchange: each costs more than what it carries."""
+    if not distributed.is_initialized():
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _check_finite(losses: dict[str, torch.Tensor], step: int) -> None:
