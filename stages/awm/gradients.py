@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
 from ..world_model.networks import WorldModel
+from .episodes import play
 from .networks import SequenceModel
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -161,6 +162,56 @@ def landscape(value_of: Callable[[torch.Tensor], torch.Tensor], point_G: torch.T
     values = value_of(points)
     (gradient,) = torch.autograd.grad(values.sum(), points)
     return Landscape(point_G, values.detach(), gradient)
+
+
+def first_actions(first_G: torch.Tensor, horizon: int) -> torch.Tensor:
+    """Action sequences [G, H, 1] that begin with each of `first_G`; the later actions are 0."""
+    return torch.cat([first_G[:, None, None], first_G.new_zeros(len(first_G), horizon - 1, 1)], 1)
+
+
+def final_reward(
+    task: DifferentiableTask, model: SequenceModel | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The last decision's reward [G] as a function of the first action [G], others 0: a landscape that can be drawn.
+
+    Of the true reward function, on what the model predicts from the task's (fixed) start, or on the simulator's states.
+    """
+    start = task.initial_state(1)
+
+    def value(first_G: torch.Tensor) -> torch.Tensor:
+        actions = first_actions(first_G, task.horizon)
+        if model is None:
+            observations = play(task, actions.double(), start.expand(len(first_G), -1))[0]
+        else:
+            first = task.observe(start).float().expand(len(first_G), -1)
+            predicted = model.predict(first, actions, torch.zeros(len(first_G), dtype=torch.int64))
+            observations = torch.cat([first[:, None], predicted], 1)
+        return task.reward(observations[:, -2], actions[:, -1], observations[:, -1])
+
+    return value
+
+
+def climb(
+    value: Callable[[torch.Tensor], torch.Tensor],
+    true_value: Callable[[torch.Tensor], torch.Tensor],
+    start_G: torch.Tensor,
+    lr: float,
+    steps: int,
+) -> torch.Tensor:
+    """True values [G] of the points that Adam reaches from `start_G` in [-1, 1] along the gradient of `value`.
+
+    Each point climbs alone; its gradient is clamped to 100 in size.
+    """
+    point = start_G.clone().requires_grad_()
+    optimizer = torch.optim.Adam([point], lr=lr)
+    for _ in range(steps):
+        (gradient,) = torch.autograd.grad(value(point).sum(), point)
+        point.grad = -gradient.clamp(-100, 100)
+        optimizer.step()
+        with torch.no_grad():
+            point.clamp_(-1, 1)
+    with torch.no_grad():
+        return true_value(point)
 
 
 @dataclass(frozen=True)

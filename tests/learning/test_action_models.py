@@ -15,9 +15,12 @@ from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
 from orrery.stages.awm.bpo import PolicyOptimisation
 from orrery.stages.awm.config import BpoConfig, SequenceModelConfig
-from orrery.stages.awm.episodes import correlated_actions, fit_model, play, simulate
+from orrery.stages.awm.episodes import correlated_actions, fit_model, simulate
 from orrery.stages.awm.gradients import (
+    climb,
+    final_reward,
     first_action_jacobian,
+    first_actions,
     growth,
     jacobian_cosine,
     jacobian_norm,
@@ -87,53 +90,17 @@ def measure(model, seed, jacobian, true, predicted, real):
     return float(median[-1] / median[1]), float(r2[19]), float(cosine[19])
 
 
-def first_actions(first_G, horizon):
-    """Action sequences [G, H, 1] of which only the first matters."""
-    return torch.cat([first_G[:, None, None], first_G.new_zeros(len(first_G), horizon - 1, 1)], 1)
-
-
 def landscapes(name, seed, updates):
     """The final reward over the first action, through the simulator and through fitted models."""
     spec = task_spec(name)
-    task, H = simulator(spec), task_spec(name).episode_length
+    task = simulator(spec)
     generator = torch.Generator().manual_seed(100 + seed)
-    data = simulate(task, first_actions(torch.rand(1000, generator=generator) * 2 - 1, H))
-    grid = torch.linspace(-0.995, 0.995, 200)
-
-    def value_through(predict):
-        def value(first_G):
-            actions = first_actions(first_G, H)
-            predicted = predict(actions)
-            return task.reward(predicted[:, -2], actions[:, -1], predicted[:, -1])
-
-        return value
-
-    def truth(actions):
-        return play(task, actions.double(), task.initial_state(len(actions)))[0][:, 1:]
-
-    values = {"simulator": value_through(truth)}
+    data = simulate(task, first_actions(torch.rand(1000, generator=generator) * 2 - 1, task.horizon))
+    values = {"simulator": final_reward(task)}
     for kind, count in updates.items():
-        model = fit_model(spec, data, config(kind, H), count, seed=seed)
-        values[kind] = value_through(
-            lambda actions, model=model: model.predict(
-                data.observation_NTO[:1, 0].expand(len(actions), -1), actions, torch.zeros(len(actions)).long()
-            )
-        )
+        values[kind] = final_reward(task, fit_model(spec, data, config(kind, task.horizon), count, seed=seed))
+    grid = torch.linspace(-0.995, 0.995, 200)
     return {kind: (value, landscape(value, grid)) for kind, value in values.items()}
-
-
-def climb(value, true_value, start_G, lr, steps):
-    """True values of the starts after `steps` of Adam along the gradient of `value`, each clamped at 100."""
-    point = start_G.clone().requires_grad_()
-    optimizer = torch.optim.Adam([point], lr=lr)
-    for _ in range(steps):
-        (gradient,) = torch.autograd.grad(value(point).sum(), point)
-        point.grad = -gradient.clamp(-100, 100)
-        optimizer.step()
-        with torch.no_grad():
-            point.clamp_(-1, 1)
-    with torch.no_grad():
-        return true_value(point)
 
 
 def test_the_landscape_of_an_action_model_is_smoother_and_climbs_higher():

@@ -12,8 +12,11 @@ from orrery.datasets.tasks.myriad import simulator
 from orrery.stages.awm.config import KINDS, SequenceModelConfig
 from orrery.stages.awm.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
 from orrery.stages.awm.gradients import (
+    climb,
+    final_reward,
     first_action_jacobian,
     first_action_jacobian_backward,
+    first_actions,
     gradient_noise,
     growth,
     jacobian_cosine,
@@ -116,6 +119,28 @@ def test_a_landscape_counts_hills():
     assert slower.sign_changes == 2
     assert sine.cosine(landscape(lambda x: 5 * torch.sin(x), points)) == pytest.approx(1)
     assert sine.sign_agreement(landscape(lambda x: -torch.sin(x), points)) == 0
+
+
+def test_the_final_reward_of_the_first_action_and_climbing_it():
+    task = simulator(task_spec("myriad/one_bounce"))
+    value = final_reward(task)
+    point = torch.linspace(-0.9, 0.9, 7)
+    actions = first_actions(point, 20)
+    assert actions[:, 1:].abs().sum() == 0
+    _, reward = play(task, actions.double(), task.initial_state(7))
+    torch.testing.assert_close(value(point).double(), reward[:, -1], rtol=1e-5, atol=1e-6)
+    # Thrown at a = -0.5 the ball comes back to 0.3 within reach; gradients of the simulator find it.
+    reached = climb(value, value, torch.tensor([-0.6, -0.3]), 0.05, 60)
+    assert (reached > -1e-3).all()
+    assert (value(torch.tensor([-0.6, -0.3])) < -3e-3).all()
+
+    spec = task_spec("myriad/one_bounce")
+    model = build_model(SequenceModelConfig(kind="awm", horizon=20, width=12), TaskTable([spec]))
+    model.clock_step_KO[0, 4] = 1.0  # else the untrained model would not know that the episode ends
+    through = final_reward(task, model.requires_grad_(False))(point)
+    first = task.observe(task.initial_state(7)).float()
+    predicted = model.predict(first, actions, torch.zeros(7).long())
+    torch.testing.assert_close(through, -(predicted[:, -1, 0] - predicted[:, -2, 3]).square(), rtol=1e-4, atol=1e-5)
 
 
 def test_noise_of_gradient_estimates_by_hand():
