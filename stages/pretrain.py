@@ -187,7 +187,7 @@ class Pretrain(Stage):
             max_steps=config.steps,
             accelerator=config.trainer.accelerator,
             devices=config.trainer.devices,
-            strategy=config.trainer.launched_strategy,
+            strategy=_strategy(config.trainer.launched_strategy),
             precision=config.trainer.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=config.trainer.accumulate,
             gradient_clip_val=config.optimizer.clip_norm,
@@ -216,6 +216,14 @@ class Pretrain(Stage):
             enable_model_summary=False,
         )
         trainer.fit(module, WindowData(context.input("store"), settings), ckpt_path=last if last.is_file() else None)
+
+
+def _strategy(name: str) -> Any:
+    """What Lightning takes. Buffers are constants, or computed alike on every rank: sending them costs as much as the
+    gradients."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return DDPStrategy(start_method="spawn", broadcast_buffers=False) if name == "ddp_spawn" else name
 
 
 def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> dict[str, float]:
