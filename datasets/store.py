@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ class TaskRows:
     spec: TaskSpec
     summary: TaskSummary
     rows: torch.Tensor
-    """[R, O + A + 1] float32, padded; reading it reads the file."""
+    """[R, O + A + 1] float32, padded; reading it reads the file, and writing to it ends the process."""
     offsets: np.ndarray
     """[E + 1] int64; episode e takes rows offsets[e] up to offsets[e + 1]."""
     terminated: np.ndarray
@@ -245,5 +246,8 @@ def _map_task(folder: Path, spec: TaskSpec, summary: TaskSummary, table: TaskTab
             f"{path}: expected {expected} bytes ({int(offsets[-1])} rows of {width} float32), found {found}. "
             "The file was cut or replaced after packing; run `pack` again"
         )
-    mapped = np.memmap(path, np.float32, mode="c", shape=(int(offsets[-1]), width))  # "c": torch wants it writable
-    return TaskRows(spec, summary, torch.from_numpy(mapped), offsets, terminated, returns)
+    # Read-only, of which torch warns: a writable private map of a file larger than memory is refused by the kernel.
+    mapped = np.memmap(path, np.float32, mode="r", shape=(int(offsets[-1]), width))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        rows = torch.from_numpy(mapped)
+    return TaskRows(spec, summary, rows, offsets, terminated, returns)
