@@ -51,7 +51,7 @@ class Mppi(Stage):
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if isinstance(maker, PretrainConfig):
-            check_has_values(maker.model.num_q, "the world model that stage pretrain is to make")
+            check_has_values(maker.model.complete().num_q, "the world model that stage pretrain is to make")
         elif (path := folder / "model.json").is_file():
             check_has_values(json.loads(path.read_text()).get("num_q"), f"the world model in {folder}")
 
