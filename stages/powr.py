@@ -37,7 +37,7 @@ class PowrConfig:
     """Principal components kept of latents."""
     kernel: str = "laplace"
     """Of states: laplace, gaussian, product_laplace, linear or delta. One-hot observations always take delta."""
-    scale: float = 1.0
+    scale: float = 3.0
     """Of the kernel, in median distances between states of the data."""
     offline: OfflineConfig = field(default_factory=OfflineConfig)
     """Data, choices, start and pessimism."""

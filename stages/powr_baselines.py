@@ -120,17 +120,15 @@ def _learn(job: _Job) -> None:
     config, spec = job.config, job.spec
     pool = [make_environment(spec)]
 
-    class Choices(gymnasium.ActionWrapper):
-        """The project's one-hot actions as the indices that these libraries give."""
+    def one_hot(action: Any) -> np.ndarray:
+        """The project's actions from the indices that these libraries give."""
+        return np.eye(spec.action_dim, dtype=np.float32)[int(action)]
 
-        action_space = gymnasium.spaces.Discrete(spec.action_dim)
-
-        def action(self, action: Any) -> np.ndarray:
-            return np.eye(spec.action_dim, dtype=np.float32)[int(action)]
-
+    choices = gymnasium.spaces.Discrete(spec.action_dim)
+    environment = gymnasium.wrappers.TransformAction(make_environment(spec), one_hot, choices)
     algorithm = getattr(importlib.import_module(LIBRARIES[job.algorithm]), job.algorithm.upper())
     seed = derive_seed("powr_baselines", config.seed, job.algorithm, job.seed) % 2**31
-    model = algorithm("MlpPolicy", Choices(make_environment(spec)), seed=seed, device="cpu")
+    model = algorithm("MlpPolicy", environment, seed=seed, device="cpu")
 
     def act(observation: np.ndarray, _: np.ndarray, /) -> np.ndarray:
         return np.eye(spec.action_dim, dtype=np.float32)[model.predict(observation, deterministic=True)[0]]

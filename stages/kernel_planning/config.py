@@ -70,17 +70,17 @@ class OfflineConfig:
     )
     """Regression and mirror descent. Here a step of size 1 moves the log-odds of two choices by 1 where their values
     are as far apart as values typically are over choices; size x steps is how far the policy may leave its start."""
-    max_rows: int = 20000
+    max_rows: int = 10000
     """Transitions used of each task, drawn at random where it has more."""
     held_out: float = 0.1
     """Share of the episodes kept for the temporal-difference error alone."""
     candidates: str = "kmeans"
     """Choices where actions are continuous: kmeans of the data's actions, grid, or none (an error there)."""
-    num_candidates: int = 32
+    num_candidates: int = 16
     """Of kmeans."""
     grid: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0])
     """Values per action component of grid."""
-    action_scale: float = 0.5
+    action_scale: float = 1.0
     """Scale of the Gaussian kernel between actions, in median distances of the data's."""
     start: str = "behaviour"
     """Policy before the first step: behaviour (an estimate of what made the data) or uniform."""

@@ -38,9 +38,10 @@ def action_values(mdp: MDP, value_S: np.ndarray, discount: float) -> np.ndarray:
 
 def greedy(q_SA: np.ndarray, allowed_SA: np.ndarray | None = None) -> np.ndarray:
     """The policy that takes the best allowed action, the first of equals; none where none is allowed: [S, A]."""
-    masked_SA = q_SA if allowed_SA is None else np.where(allowed_SA, q_SA, -np.inf)
-    policy_SA = np.eye(q_SA.shape[1])[masked_SA.argmax(1)]
-    return policy_SA if allowed_SA is None else policy_SA * allowed_SA.any(1)[:, None]
+    if allowed_SA is None:
+        allowed_SA = np.ones(q_SA.shape, bool)
+    policy_SA = np.eye(q_SA.shape[1])[np.where(allowed_SA, q_SA, -np.inf).argmax(1)]
+    return policy_SA * allowed_SA.any(axis=1, keepdims=True)
 
 
 def value_iteration(
