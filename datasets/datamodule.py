@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning
+import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -37,14 +40,27 @@ class WindowSettings:
 class _Batches(IterableDataset):
     """Batches `first`, `first + 1`, ... of a sampler; `count` of them, or without end."""
 
-    def __init__(self, sampler: WindowSampler, first: int = 0, count: int | None = None) -> None:
-        self._sampler, self._first, self._count = sampler, first, count
+    def __init__(
+        self, sampler: WindowSampler, first: int = 0, count: int | None = None, *, ahead: bool = False
+    ) -> None:
+        self._sampler, self._first, self._count, self._ahead = sampler, first, count, ahead
 
     def __iter__(self) -> Iterator[TensorDict]:
-        step = self._first
-        while self._count is None or step < self._first + self._count:
-            yield self._sampler.batch(step)
-            step += 1
+        steps = itertools.count(self._first) if self._count is None else range(self._first, self._first + self._count)
+        return _drawn_ahead(self._sampler.batch, steps) if self._ahead else map(self._sampler.batch, steps)
+
+
+def _drawn_ahead(draw: Callable[[int], TensorDict], steps: Iterable[int]) -> Iterator[TensorDict]:
+    """Batches in page-locked memory, each drawn by a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="windows") as pool:
+        waiting: Future[TensorDict] | None = None
+        for step in steps:
+            following = pool.submit(lambda step=step: draw(step).pin_memory())
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _as_it_is(batch: TensorDict) -> TensorDict:
@@ -67,7 +83,9 @@ class WindowData(lightning.LightningDataModule):
         sampler = self._sampler("train", settings.horizon, settings.batch_size)
         # One batch per micro-step; global_step counts optimiser steps.
         first = trainer.global_step * trainer.accumulate_grad_batches
-        return DataLoader(_Batches(sampler, first), batch_size=None, collate_fn=_as_it_is)
+        # From a map to a GPU: reading and copying need not wait for the step before.
+        ahead = trainer.strategy.root_device.type == "cuda" and not sampler.on_device
+        return DataLoader(_Batches(sampler, first, ahead=ahead), batch_size=None, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         settings = self._settings
@@ -89,6 +107,9 @@ class WindowData(lightning.LightningDataModule):
             fits = store.num_bytes <= self._settings.load_up_to_gb * 1e9
             self._store = store.load(self.trainer.strategy.root_device) if fits else store
         return self._store
+
+    def transfer_batch_to_device(self, batch: TensorDict, device: torch.device, dataloader_idx: int) -> TensorDict:
+        return batch.to(device, non_blocking=True)
 
     def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
         trainer, settings = self.trainer, self._settings

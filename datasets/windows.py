@@ -144,6 +144,11 @@ class WindowSampler:
                     f"to {slots} ({batch_size} per rank x {world_size} ranks); use a smaller batch_size or fewer ranks"
                 )
 
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are made in the memory of a GPU."""
+        return self._device.type != "cpu"
+
     def batch(self, step: int) -> TensorDict:
         """Batch number `step` of this rank.
 

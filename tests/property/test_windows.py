@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orrery.datasets.datamodule import _Batches, _drawn_ahead
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import ConfigError, DatasetError
+from tensordict import TensorDict
 
 from ..unit.stores import numbered_episode, write_store
 
@@ -165,3 +167,21 @@ def test_a_loaded_store_gives_the_same_batches_as_the_mapped_one(make_store, epi
     )
     for name in mapped.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
         assert torch.equal(mapped[name], loaded[name]), name
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_batches_drawn_ahead_are_the_same_in_the_same_order(make_store, monkeypatch, count):
+    monkeypatch.setattr(TensorDict, "pin_memory", lambda self: self)  # there is a GPU to pin for only on some machines
+    sampler = WindowSampler(make_store([20, 20, 20], [False] * 3), length=4, batch_size=5, seed=1)
+    ahead = list(_Batches(sampler, first=7, count=count, ahead=True))
+    assert len(ahead) == count
+    for step, batch in enumerate(ahead):
+        assert torch.equal(batch["observation"], sampler.batch(7 + step)["observation"])
+
+
+def test_an_error_while_drawing_ahead_is_raised_where_the_batch_is_asked_for():
+    def draw(step):
+        raise DatasetError(f"step {step}")
+
+    with pytest.raises(DatasetError, match="step 3"):
+        next(_drawn_ahead(draw, range(3, 9)))
