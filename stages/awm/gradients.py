@@ -77,7 +77,7 @@ def first_action_jacobian(predict: Predict, first: torch.Tensor, action_BTA: tor
         for component in range(action_BTA.shape[-1]):
             tangent = torch.zeros_like(action_BTA)
             tangent[:, 0, component] = 1
-            _, column = torch.func.jvp(lambda action: predict(first, action), (action_BTA,), (tangent,))
+            column = torch.func.jvp(lambda action: predict(first, action), (action_BTA,), (tangent,))[1]
             columns.append(column.detach())
     return torch.stack(columns, -1)
 

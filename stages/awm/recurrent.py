@@ -118,6 +118,7 @@ class StateSpace(nn.Module):
     def step(self, token_BW: torch.Tensor, carry: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         states = []
         for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DiagonalLayer)  # for the type checker: a ModuleList does not say
             token_BW, state = layer.step(token_BW, carry[index] if carry else None)
             states.append(state)
         return self.norm(token_BW), states

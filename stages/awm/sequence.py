@@ -29,17 +29,21 @@ class ActionModel(SequenceModel):
         super().__init__(config, table)
         self.task_token = nn.Embedding(len(table), config.width)
         nn.init.normal_(self.task_token.weight, std=0.02)
-        widths = (table.observation_dim, table.action_dim)
+        self.embed_first, self.embed_action = self._embedding(table.observation_dim), self._embedding(table.action_dim)
+        # Each maps tokens [B, N, W] to outputs [B, N, W], or has `step` take them one by one with a carry.
+        self.backbone: Any
         if config.kind == "rnn":
-            self.embed_first, self.embed_action = (mlp(w, config.mlp_units, config.width, nn.ReLU) for w in widths)
-            self.backbone: nn.Module = Recurrent(config.width)
+            self.backbone = Recurrent(config.width)
+        elif config.kind == "ssm":
+            self.backbone = StateSpace(config.width, config.layers, config.states)
         else:
-            self.embed_first, self.embed_action = (embedding_layer(w, config.width) for w in widths)
-            if config.kind == "ssm":
-                self.backbone = StateSpace(config.width, config.layers, config.states)
-            else:
-                self.backbone = Transformer(config.width, config.layers, config.heads, self._span() + 2)
+            self.backbone = Transformer(config.width, config.layers, config.heads, self._span() + 2)
         self.decoder = mlp(config.width, config.mlp_units, table.observation_dim, nn.ReLU)
+
+    def _embedding(self, in_dim: int) -> nn.Module:
+        if self.config.kind == "rnn":
+            return mlp(in_dim, self.config.mlp_units, self.config.width, nn.ReLU)
+        return embedding_layer(in_dim, self.config.width)
 
     def _span(self) -> int:
         """Actions that one pass of the backbone sees at most."""

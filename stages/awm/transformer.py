@@ -7,6 +7,7 @@ Source: GPT-2's block (pre-LayerNorm, tanh-GELU), as Ma et al. (arXiv 2402.05290
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class HistoryModel(SequenceModel):
     def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> tuple[object, torch.Tensor]:
         return self.backbone.step(self.task_token(task_B), None)[1], first_BO
 
-    def _advance(self, carry, action_BA: torch.Tensor, task_B: torch.Tensor):  # type: ignore[no-untyped-def]
+    def _advance(self, carry: Any, action_BA: torch.Tensor, task_B: torch.Tensor) -> tuple[torch.Tensor, Any]:
         cache, observation_BO = carry
         output, cache = self.backbone.step(self.embed(torch.cat([observation_BO, action_BA], -1)), cache)
         following_BO = self.complete(self.decoder(output), observation_BO, 1, task_B)
