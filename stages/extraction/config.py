@@ -89,6 +89,9 @@ class FirstOrderConfig:
     """Minibatches per pass."""
     networks: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Actor, critics and their optimiser."""
+    compile: bool = False
+    """Compile rollout and critic loss with torch.compile, as one graph each. For a GPU: on a CPU it takes minutes first
+    and saves little."""
     released: ReleasedConfig = field(default_factory=ReleasedConfig)
     """Switches back to the released code's behaviour, for comparisons."""
 

@@ -128,6 +128,12 @@ class FirstOrderExtraction:
         betas = (networks.beta1, networks.beta2)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=networks.lr, betas=betas)
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=networks.lr, betas=betas)
+        # Shapes never change, so that each is compiled once.
+        self._imagined, self._loss_of_critics = self._imagine, self._critic_loss
+        if config.compile:
+            self._imagined, self._loss_of_critics = (
+                torch.compile(part, fullgraph=True, dynamic=False) for part in (self._imagine, self._critic_loss)
+            )
         self._loss_variance = RunningVariance(self.num_imagining, device)
         self._block = -1
         self._noise: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
@@ -149,25 +155,8 @@ class FirstOrderExtraction:
         anchor_M = anchor_loss(self.actor.head(z_MBD), action_MBA, self.tasks)
         loss = (self._anchor_M * anchor_M).sum()
         metrics = {"anchor_loss": anchor_M.detach()}
-        rollout = None
         if P:
-            members = slice(0, P)
-            rollout = imagine(
-                self.model,
-                self.actor,
-                z_MBD[:P],
-                noise_HMBA,
-                self._imagining,
-                members,
-                config.released.reward_space,
-            )
-            final_value_PB = self._value(rollout.next_z_HMBD[-1])
-            if config.released.extra_bootstrap_discount:
-                final_value_PB = final_value_PB * self._imagining.discount_M1
-            objective_HPB = self._objective(rollout)
-            return_PB = bootstrapped_return(
-                objective_HPB, final_value_PB, rollout.continue_HMB, self._imagining.discount_M1
-            )
+            rollout, objective_HPB, return_PB = self._imagined(z_MBD[:P], noise_HMBA)
             deviation_P = self._loss_variance.update(return_PB)
             loss = loss - (return_PB.mean(1) / deviation_P).sum()
             metrics["imagined_reward"] = rollout.reward_HMB.detach().mean((0, 2))
@@ -179,9 +168,26 @@ class FirstOrderExtraction:
             parameter.grad = gradient
         metrics["actor_grad_norm"] = clip_members_(parameters, len(self.members), config.networks.actor_clip_norm)
         self._actor_optimizer.step()
-        if rollout is not None:
+        if P:
             metrics["critic_loss"] = self._update_critics(rollout, objective_HPB.detach(), iteration)
         return metrics
+
+    def _imagine(self, z_PBD: torch.Tensor, noise_HPBA: torch.Tensor) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
+        """A rollout from z, its objective per decision [H, P, B] and its bootstrapped return [P, B]."""
+        released, members = self._config.released, slice(0, self.num_imagining)
+        rollout = imagine(self.model, self.actor, z_PBD, noise_HPBA, self._imagining, members, released.reward_space)
+        final_value_PB = self._value(rollout.next_z_HMBD[-1])
+        if released.extra_bootstrap_discount:
+            final_value_PB = final_value_PB * self._imagining.discount_M1
+        objective_HPB = self._objective(rollout)
+        return_PB = bootstrapped_return(
+            objective_HPB, final_value_PB, rollout.continue_HMB, self._imagining.discount_M1
+        )
+        return rollout, objective_HPB, return_PB
+
+    def _critic_loss(self, z_PRD: torch.Tensor, target_PR: torch.Tensor) -> torch.Tensor:
+        """[P], mean over critics and rows, in units of the value scale."""
+        return (self.critic(z_PRD) - target_PR[:, None]).square().mean((1, 2))
 
     def _penalty_weights(self, starts: Starts) -> torch.Tensor | None:
         """[P, 1] environment units; None where no member is penalised."""
@@ -242,8 +248,7 @@ class FirstOrderExtraction:
             if config.released.ordered_critic_batches:
                 order = torch.arange(z_PRD.shape[1], device=z.device)
             for rows in order.chunk(config.critic_minibatches):
-                value_PNR = self.critic(z_PRD[:, rows])
-                loss_P = (value_PNR - target_PR[:, None, rows]).square().mean((1, 2))
+                loss_P = self._loss_of_critics(z_PRD[:, rows], target_PR[:, rows])
                 self._critic_optimizer.zero_grad(set_to_none=True)
                 loss_P.sum().backward()
                 clip_members_(list(self.critic.parameters()), P, config.networks.critic_clip_norm)

@@ -296,3 +296,16 @@ def test_a_standard_deviation_below_its_bound_is_lifted(setting):
     torch.nn.init.constant_(extraction.actor.log_std, -9.0)
     extraction.update(0)
     assert float(extraction.actor.log_std.detach().min()) == pytest.approx(NETWORKS.log_std_min, abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_rollout_and_critic_loss_are_one_graph_each_for_the_compiler(setting):
+    """No graph breaks: `fullgraph` raises at the first. All kinds of task at once."""
+    extraction = make(setting, [Member("pwm", spec.name, 0, 0.0, True) for spec in SPECS])
+    z, noise = extraction._starts.z_KND[:, :8], torch.randn(4, 3, 8, 3)
+    compiled = torch.compile(extraction._imagine, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(z, noise)[1:], extraction._imagine(z, noise)[1:], strict=True):
+        torch.testing.assert_close(found, expected)
+    rows, target = torch.rand(3, 6, 16), torch.rand(3, 6)
+    compiled = torch.compile(extraction._critic_loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(rows, target), extraction._critic_loss(rows, target))
