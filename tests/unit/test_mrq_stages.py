@@ -212,7 +212,7 @@ def test_resume_with_an_environment_that_behaves_otherwise_is_noticed(monkeypatc
     state = training.state_dict()
     other = OnlineTraining(task_spec(PENDULUM), ONLINE, "mrq", 0)
     other._lanes[0].environment.native.unwrapped.m = 1.3
-    with pytest.raises(CheckpointError, match="played again from its seed, .* in another observation"):
+    with pytest.raises(CheckpointError, match=r"played again from its seed, .* in another observation"):
         other.load_state_dict(state)
 
 
