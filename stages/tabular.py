@@ -96,8 +96,10 @@ class Tabular(Stage):
         data = rows.rows[torch.from_numpy(first)]
         action = data[:, observation_width : observation_width + spec.action_dim].argmax(1).numpy()
         reward = data[:, -1].double().numpy()
-        # A terminal state has rows of its own only where an episode started there: none, so its value is 0.
-        counts = count(state[first], action, state[first + 1], reward, len(observation), spec.action_dim)
+        ended = np.zeros(len(state), bool)
+        ended[rows.offsets[1:] - 1] = rows.terminated
+        following = state[first + 1]
+        counts = count(state[first], action, following, reward, len(observation), spec.action_dim, ended[first + 1])
         policy_SA = self._plan(empirical_mdp(counts), counts.visits_SA > 0, spec.discount or 0.0)
         weight_SA = torch.from_numpy(policy_SA)
         features, kernel = raw_features(spec.observation_dim), StateKernel.of("delta")

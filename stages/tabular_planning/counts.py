@@ -36,10 +36,19 @@ class MDP:
 
 
 def count(
-    state_N: np.ndarray, action_N: np.ndarray, next_state_N: np.ndarray, reward_N: np.ndarray, states: int, actions: int
+    state_N: np.ndarray,
+    action_N: np.ndarray,
+    next_state_N: np.ndarray,
+    reward_N: np.ndarray,
+    states: int,
+    actions: int,
+    ended_N: np.ndarray | None = None,
 ) -> Counts:
     """Count rows of indices.
 
+    Args:
+        ended_N: where the next state was terminal. It is not counted: its value is 0, also where other episodes go on
+            from the same observation.
     Raises:
         DatasetError: a reward that is not finite; names its row.
     """
@@ -51,7 +60,8 @@ def count(
     visits_SA, next_SAS = np.zeros((states, actions)), np.zeros((states, actions, states))
     reward_SA = np.zeros((states, actions))
     np.add.at(visits_SA, (state_N, action_N), 1)
-    np.add.at(next_SAS, (state_N, action_N, next_state_N), 1)
+    weight_N = np.ones(len(state_N)) if ended_N is None else 1.0 - ended_N
+    np.add.at(next_SAS, (state_N, action_N, next_state_N), weight_N)
     np.add.at(reward_SA, (state_N, action_N), reward_N)
     return Counts(visits_SA, next_SAS, reward_SA)
 

@@ -107,6 +107,23 @@ def test_tabular_avoids_what_was_never_tried(tmp_path):
         assert policy.act(torch.eye(2)).argmax(1).tolist() == expected
 
 
+def test_tabular_gives_terminal_states_no_value(tmp_path):
+    """Action 0 ends with 2; action 1 goes on, with 1 now and 1.5 at the end. The end looks like the start."""
+    spec = TaskSpec("toy/loop", 2, 2, 5, action_kind="discrete", terminates=True, discount=0.9)
+    eye = np.eye(2, dtype=np.float32)
+    short = Episode(eye[[0, 0]], eye[[0]], np.array([2], np.float32), True)
+    long = Episode(eye[[0, 1, 0]], eye[[1, 0]], np.array([1, 1.5], np.float32), True)
+    write_store(tmp_path / "store", [(spec, [short, long])])
+    Tabular(TabularConfig()).run(context_of(tmp_path, store=tmp_path / "store"))
+    (policy,) = policies_of(tmp_path / "out").values()
+    assert policy.act(torch.eye(2)).argmax(1).tolist() == [1, 0]  # 1 + 0.9 * 1.5 > 2
+    long.rewards[1] = 1.0  # 1.9 < 2, but for an end that were worth another turn
+    write_store(tmp_path / "less", [(spec, [short, long])])
+    Tabular(TabularConfig()).run(context_of(tmp_path, "second", store=tmp_path / "less"))
+    (policy,) = policies_of(tmp_path / "second").values()
+    assert policy.act(torch.eye(2)).argmax(1).tolist() == [0, 0]
+
+
 def test_tabular_refuses_what_is_not_discrete(point_mass, tmp_path):
     with pytest.raises(ConfigError, match="toy/point has continuous actions"):
         Tabular(TabularConfig()).run(context_of(tmp_path, store=point_mass))
