@@ -19,7 +19,9 @@ class SequenceModelConfig:
     """Sizes follow Ma et al. (arXiv 2402.05290)."""
 
     kind: str = "awm"
-    """markov, hwm, awm, rnn, ssm, or rerooted; see the README."""
+    """awm, rnn, ssm: a transformer, recurrent or state-space model of the first observation and the actions alone.
+    markov, hwm: models that feed predicted observations back, one step or the whole history. rerooted: an awm that
+    starts anew every `stride` decisions."""
     horizon: int = 100
     """Longest prediction in decisions. Transformers learn one position per decision and refuse to go beyond."""
     width: int = 48

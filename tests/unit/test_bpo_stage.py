@@ -16,12 +16,15 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.awm.config import BpoConfig, OnlineConfig, SequenceModelConfig
 from orrery.stages.awm.episodes import correlated_actions, simulate
+from orrery.stages.awm.gradient_record import jacobian_norm_by_probes, return_norms
 from orrery.stages.awm.networks import load_model
 from orrery.stages.bpo import Bpo, BpoStageConfig
 from orrery.stages.bpo_online import BpoOnline, BpoOnlineConfig
+from orrery.stages.gradients import Gradients, GradientsConfig
 from orrery.stages.policy import load_policy
 from orrery.stages.pretrain import Pretrain, PretrainConfig
-from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig
+from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.world_model.networks import WorldModel
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
@@ -171,3 +174,46 @@ def test_the_online_loop_refuses_what_it_cannot_simulate():
 
     with pytest.raises(ConfigError, match="leave nothing to learn from"):
         OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(decisions=30, warm_up=30), 0)
+
+
+def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):
+    folder, _ = run
+    stage = Gradients(GradientsConfig(horizons=[2, 5, 10, 50], trajectories=8))
+    here = context(tmp_path / "sequence", world_model=folder / "model", store=folder / "store")
+    assert stage.run(here).endswith("at 10 decisions (medians over tasks)")
+    table = pd.read_csv(here.folder / "gradients.csv")
+    assert list(zip(table.task, table.horizon, strict=True)) == [(task, h) for task in TASKS for h in (2, 5, 10)]
+    assert table[["norm", "r2", "cosine", "return_norm"]].notna().all().all()
+    assert (table.norm > 0).all()
+    assert table.cosine.abs().max() <= 1 + 1e-6
+    assert (here.folder / "myriad.cancer@10.svg").is_file()
+
+    sizes = {"latent_dim": 8, "encoder_dim": 8, "mlp_dim": 8, "task_dim": 4, "num_bins": 11}
+    (tmp_path / "latent").mkdir()
+    WorldModel(WorldModelConfig(**sizes), load_model(folder / "model").table).save(tmp_path / "latent")
+    there = context(tmp_path / "of_latent", world_model=tmp_path / "latent", store=folder / "store")
+    stage.run(there)
+    table = pd.read_csv(there.folder / "gradients.csv")
+    assert table[["norm", "r2", "return_norm"]].notna().all().all()
+    assert table.cosine.isna().all()
+    with pytest.raises(ConfigError, match=r"allows 10 decisions .* found only \[50\]"):
+        Gradients(GradientsConfig(horizons=[50])).run(here)
+
+
+def test_a_norm_from_probes_is_unbiased():
+    matrix = torch.tensor([[3.0, 0.0], [0.0, 4.0], [1.0, 2.0]])
+
+    def predict(first, action):
+        return (action @ matrix.T).cumsum(1)
+
+    generator = torch.Generator().manual_seed(0)
+    found = jacobian_norm_by_probes(predict, torch.zeros(2, 1), torch.zeros(2, 3, 2), (1, 3), 4000, generator)
+    assert found.flatten().tolist() == pytest.approx([30**0.5] * 4, rel=0.03)
+
+
+def test_return_norms_by_hand():
+    # r_t = a_1 t for one component: the return up to t has derivative t (t + 1) / 2.
+    def rewards(action):
+        return action[:, :1, 0] * torch.arange(1.0, 5.0)
+
+    assert return_norms(rewards, torch.zeros(3, 4, 2), (1, 2, 4)).tolist() == [1, 3, 10]

@@ -1,0 +1,113 @@
+"""gradients: how gradients through the run's world model grow with the horizon, beside the skill that they rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import ConfigError
+from ..pipeline.stage import Context, Input, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..datasets.store import TaskStore
+
+
+@dataclass(frozen=True)
+class GradientsConfig:
+    """Where gradients are measured."""
+
+    horizons: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100])
+    """Decisions from the first action to what is differentiated. Those beyond the model or the data are left out."""
+    trajectories: int = 64
+    """Windows of each task's data: their first observations and actions."""
+    probes: int = 16
+    """Random directions from which the norm of a latent model's Jacobian is estimated; sequence models need none."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store; all of them where empty."""
+    seed: int = 0
+    """Of windows and probes."""
+
+    def __post_init__(self) -> None:
+        if not self.horizons or min(self.horizons) < 1 or self.trajectories < 2 or self.probes < 1:
+            raise ConfigError("gradients needs horizons of at least 1, at least 2 trajectories and 1 probe")
+
+
+class Gradients(Stage):
+    """`gradients.csv` (task, horizon, norm, return_norm, r2, cosine) and a figure per task.
+
+    norm: median over trajectories of |d x_t / d a_1|, x the observation of a sequence model (environment units, without
+    time) or the latent of a latent one. return_norm: of the predicted rewards up to t. r2: open-loop R^2, of
+    observations or, for a latent model, of the reward. cosine: median, to the simulator's Jacobian where there is one.
+    """
+
+    Config = GradientsConfig
+    inputs = {"world_model": Input("world_model"), "store": Input("store")}
+    output_kind = "gradients"
+    config: GradientsConfig
+
+    def run(self, context: Context) -> str:
+        import pandas as pd
+        import torch
+
+        from ..datasets.store import TaskStore
+        from .awm.figures import draw_growth
+        from .awm.gradient_record import record_latent, record_sequence
+        from .awm.networks import load_model
+        from .extract import check_same_tables
+        from .world_model.networks import WorldModel
+
+        torch.set_num_threads(context.threads)
+        folder = context.input("world_model")
+        store = TaskStore.open(context.input("store"))
+        is_sequence = (folder / "sequence_model.json").is_file()
+        model: Any = load_model(folder) if is_sequence else WorldModel.load(folder)
+        check_same_tables(model.table, store.table, context)
+        names = self.config.tasks or list(store.table.names)
+        rows: list[dict[str, Any]] = []
+        with context.progress("gradients", total=len(names)) as progress:
+            for name in names:
+                k = store.table.id_of(name)
+                limit = model.longest_prediction() if is_sequence else None
+                horizons = self._horizons(store, k, limit)
+                batch = self._windows(store, name, max(horizons))
+                generator = torch.Generator().manual_seed(self.config.seed)
+                if is_sequence:
+                    found = record_sequence(model, k, batch, horizons)
+                else:
+                    found = record_latent(model, k, batch, horizons, self.config.probes, generator)
+                rows += [{"task": name, **row} for row in found]
+                figure = draw_growth(
+                    {name: torch.tensor([row["norm"] for row in found])},
+                    horizons,
+                    {name: torch.tensor([row["r2"] for row in found])},
+                )
+                figure.savefig(context.folder / f"{store.table[k].slug}.svg")
+                progress.advance(1)
+        table = pd.DataFrame(rows)
+        table.to_csv(context.folder / "gradients.csv", index=False)
+        last = table[table.horizon == table.horizon.max()]
+        return (
+            f"norm {last.norm.median():.3g}, R2 {last.r2.median():.2f} at {int(table.horizon.max())} decisions "
+            "(medians over tasks)"
+        )
+
+    def _horizons(self, store: TaskStore, k: int, limit: int | None) -> tuple[int, ...]:
+        longest = int(store.tasks[k].lengths.max())
+        reach = longest if limit is None else min(limit, longest)
+        if not (kept := tuple(sorted(horizon for horizon in set(self.config.horizons) if horizon <= reach))):
+            raise ConfigError(
+                f"gradients.horizons: task {store.table[k].name!r} allows {reach} decisions (its longest episode has "
+                f"{longest}), found only {self.config.horizons}"
+            )
+        return kept
+
+    def _windows(self, store: TaskStore, name: str, length: int) -> dict[str, torch.Tensor]:
+        from ..datasets.windows import WindowIndex, WindowSampler
+
+        available = int(WindowIndex.build([store.tasks[store.table.id_of(name)]], length, "all", 0.0).counts[0])
+        weights = {other: float(other == name) for other in store.table.names}
+        size = max(min(self.config.trajectories, available - 1), 1)
+        batch = WindowSampler(store, length=length, batch_size=size, seed=self.config.seed, weights=weights).batch(0)
+        return {key: batch[key] for key in ("observation", "action", "reward", "valid")}
