@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | status | inspect | report`.
+"""The command line: `orrery run | plan | study | status | inspect | report`.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to go on: after SIGTERM, and while jobs that
@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from . import study_command
 from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config_help import experiment_help, run_help
 from .errors import OrreryError, StageError
@@ -31,6 +32,8 @@ from .run_folder import locked
 from .runner import Outcome, StageInterrupted, StageTerminated, run
 from .stage import Stage
 from .status import describe_status, read_run_file
+from .study import is_study
+from .study_command import describe_study
 from .termination import EXIT_UNFINISHED, Terminated, handled
 
 REPORT_STAGE = "report"
@@ -50,20 +53,28 @@ def main(
     config_dir: Path = CONFIG_DIR,
 ) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (any(word.startswith("-") for word in rest) or "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes no more of them behind an option: orrery study NAME --plan key=value
+        arguments.overrides += rest
     # Into a file or a pipe, tables may be as wide as they need, and a bar that redraws itself is noise, whatever
     # FORCE_COLOR says: Jupyter and CI set it.
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, force_terminal=terminal, width=None if terminal else PIPE_WIDTH)
     errors = Console(stderr=True, highlight=False)
     try:
+        if arguments.command in ("inspect", "status") and is_study(arguments.path):
+            console.print(describe_study(arguments.path))
+            return 0
         if arguments.command == "inspect":
             from .inspect import describe
 
             console.print(describe(arguments.path))
             return 0
         if arguments.command == "status":
-            console.print(describe_status(arguments.run_dir))
+            console.print(describe_status(arguments.path))
             return 0
         return _work(arguments, discover_stages() if stages is None else stages, config_dir, console)
     except OrreryError as error:
@@ -99,14 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in [
         ("run", "run the stages of an experiment that are not up to date"),
         ("plan", "say what `run` would do, and why"),
+        ("study", "run an experiment in several variants; what they share runs once"),
     ]:
         # Help is ours: it depends on the experiment.
         command = commands.add_parser(name, help=text, add_help=False)
         command.add_argument("-h", "--help", action="store_true", dest="wants_help")
         command.add_argument("experiment", nargs="?", metavar="EXPERIMENT")
         command.add_argument("overrides", nargs="*", metavar="key=value")
-    command = commands.add_parser("status", help="how far a run is")
-    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+        if name == "study":
+            command.add_argument("--plan", action="store_true", help="say what it would run, and why")
+    command = commands.add_parser("status", help="how far a run or a study is")
+    command.add_argument("path", type=Path, metavar="RUN_DIR")
     command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
     command.add_argument("path", type=Path, metavar="PATH")
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
@@ -115,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
+    if arguments.command == "study":
+        return _study(arguments, stages, config_dir, console)
+    if arguments.command == "report" and is_study(arguments.run_dir):
+        return study_command.report(arguments.run_dir, stages, config_dir, console)
     if arguments.command == "report":
         record = read_run_file(arguments.run_dir)
         overrides = [*record["overrides"], f"run_dir={arguments.run_dir}"]
@@ -133,6 +151,15 @@ def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], conf
         _print_plan(plan(config, stages), console)
         return 0
     return _run(config, stages, console)
+
+
+def _study(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
+    name, overrides = arguments.experiment, arguments.overrides
+    if name is None or arguments.wants_help:
+        console.print(study_command.study_help(config_dir))
+        return 0 if arguments.wants_help else EXIT_USER_ERROR
+    command = study_command.plan_study if arguments.plan else study_command.run
+    return command(name, overrides, stages, config_dir, console)
 
 
 def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console, only: str | None = None) -> int:

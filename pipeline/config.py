@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -51,7 +52,8 @@ class Settings:
     algorithms: list[str] = field(default_factory=list)
     """Algorithms that the policies come from, as stages name them."""
     inputs: dict[str, str] = field(default_factory=dict)
-    """Artifacts made elsewhere, by input name: inputs.world_model=other/run/pretrain starts from that model."""
+    """Artifacts made elsewhere, by input name: inputs.world_model=other/run/pretrain starts from that model. Several,
+    where a stage takes many: inputs.policies=one/extract:other/extract."""
     workers: int = 0
     """Processes for parallel work; 0 takes one per core."""
     threads: int = 0
@@ -99,9 +101,14 @@ def _stages_defined_in(module_name: str) -> list[str]:
 
 
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:
-    """Return {name: description} of the built-in experiments; the description is the file's first comment."""
+    """Return {name: description} of the built-in experiments."""
+    return describe_files(config_dir / "experiments")
+
+
+def describe_files(folder: Path) -> dict[str, str]:
+    """Return {name: description} of the YAML files in a folder; the description is a file's first comment."""
     found = {}
-    for path in sorted((config_dir / "experiments").glob("*.yaml")):
+    for path in sorted(folder.glob("*.yaml")):
         comments = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#")]
         found[path.stem] = next((comment for comment in comments if comment and not comment.startswith("@")), "")
     return found
@@ -123,8 +130,7 @@ def load_config(
     Raises:
         ConfigError: naming the key, what was expected and what was found.
     """
-    parts = _parts(stages)
-    schema = make_schema(parts)
+    parts, schema = _schema(tuple(stages.items()))
     run_dir, hydra_overrides = _split_overrides(overrides, parts)
     typed_keys = [override.partition("=")[0] for override in overrides]
     with _readable_errors(schema, parts, typed_keys):
@@ -197,8 +203,14 @@ def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tupl
     return run_dir, rest
 
 
+@functools.lru_cache(maxsize=4)
+def _schema(stages: tuple[tuple[str, type[Stage]], ...]) -> tuple[dict[str, Any], DictConfig]:
+    """{key: (type, default)} of everything that a run's config holds, and the schema; the slower half of composing."""
+    parts = _parts(dict(stages))
+    return parts, make_schema(parts)
+
+
 def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:
-    """{key: (type, default)} of everything that a run's config holds."""
     defaults, hints = Settings(), get_type_hints(Settings)
     parts = {f.name: (hints[f.name], getattr(defaults, f.name)) for f in dataclasses.fields(Settings)}
     if taken := sorted(set(stages) & set(parts)):
@@ -228,7 +240,7 @@ def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_d
     elif experiment not in (known := list_experiments(config_dir)):
         lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
         raise ConfigError(
-            f"there is no experiment {experiment!r}.{_nearest(experiment, known)} Known experiments:\n"
+            f"there is no experiment {experiment!r}.{nearest(experiment, known)} Known experiments:\n"
             + ("\n".join(lines) or "  (none)")
             + "\nYour own: give the path of a .yaml file."
         )
@@ -241,7 +253,7 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
         raise ConfigError(f"stages must list at least one of: {', '.join(stages)}")
     for name in settings.stages:
         if name not in stages:
-            raise ConfigError(f"stages: there is no stage {name!r}.{_nearest(name, stages)} Known: {', '.join(stages)}")
+            raise ConfigError(f"stages: there is no stage {name!r}.{nearest(name, stages)} Known: {', '.join(stages)}")
     if repeated := sorted({name for name in settings.stages if settings.stages.count(name) > 1}):
         raise ConfigError(f"stages: each may be listed once; repeated: {', '.join(repeated)}")
     if repeated := sorted({name for name in settings.tasks if settings.tasks.count(name) > 1}):
@@ -255,7 +267,7 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
     for name in settings.inputs:
         if name not in names:
             raise ConfigError(
-                f"inputs.{name}: no listed stage has an input {name!r}.{_nearest(name, names)} "
+                f"inputs.{name}: no listed stage has an input {name!r}.{nearest(name, names)} "
                 f"Inputs of the listed stages: {', '.join(sorted(names)) or 'none'}"
             )
 
@@ -286,12 +298,12 @@ def _nearest_key(key: str, schema: DictConfig) -> str:
     node = OmegaConf.select(schema, owner) if owner else schema
     if isinstance(node, DictConfig):
         prefix = f"{owner}." if owner else ""
-        guess = _nearest(last, map(str, node), prefix)
+        guess = nearest(last, map(str, node), prefix)
         return guess or f" Keys of {owner or 'a run'}: {', '.join(map(str, node))}"
     everything: Any = OmegaConf.to_container(schema)
-    return _nearest(key, [known for known, _ in dotted_keys(everything)])
+    return nearest(key, [known for known, _ in dotted_keys(everything)])
 
 
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {prefix + close[0]!r}?" if close else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,16 +68,28 @@ def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str,
     """Let every stage check its config and find the source of every input, before anything runs."""
     for name in config.settings.stages:
         stages[name](config.stage_configs[name]).check()
-    found = {name: _find_sources(config, stages, name) for name in config.settings.stages}
-    for name, inputs in found.items():
-        stage = stages[name](config.stage_configs[name])
-        for input_name, source in ((one, source) for one, many in inputs.items() for source in many):
-            maker = None if source.stage is None else config.stage_configs[source.stage]
-            stage.check_input(input_name, source.folder, maker)
+    found = {name: find_sources(config, stages, name) for name in config.settings.stages}
+    for name, sources in found.items():
+        check_inputs(config, stages, name, sources)
     return found
 
 
-def _find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:
+def check_inputs(
+    config: RunConfig, stages: Mapping[str, type[Stage]], name: str, sources: Mapping[str, list[Source]]
+) -> None:
+    """Let stage `name` look at what it will read."""
+    stage = stages[name](config.stage_configs[name])
+    for input_name, source in ((one, source) for one, many in sources.items() for source in many):
+        maker = None if source.stage is None else config.stage_configs[source.stage]
+        stage.check_input(input_name, source.folder, maker)
+
+
+def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:
+    """Where each input of stage `name` comes from: given paths, else the latest stage before it that makes its kind.
+
+    Raises:
+        StageError: an input has no source, or a given path does not hold it.
+    """
     order = config.settings.stages
     found: dict[str, list[Source]] = {}
     for input_name, wanted in stages[name].inputs.items():
@@ -85,9 +98,10 @@ def _find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: st
             for other in order[: order.index(name)]
             if stages[other].output_kind == wanted.kind
         ]
-        if (path := config.settings.inputs.get(input_name)) is not None:
-            given = Source(_given_artifact(Path(path).expanduser(), input_name, wanted.kind), wanted.kind, None)
-            found[input_name] = [*earlier, given] if wanted.many else [given]
+        if (value := config.settings.inputs.get(input_name)) is not None:
+            paths = [Path(one).expanduser() for one in (value.split(os.pathsep) if wanted.many else [value])]
+            given = [Source(_given_artifact(path, input_name, wanted.kind), wanted.kind, None) for path in paths]
+            found[input_name] = [*earlier, *given] if wanted.many else given
         else:
             found[input_name] = earlier if wanted.many else earlier[-1:]
         if not found[input_name] and not wanted.optional:

@@ -58,3 +58,24 @@ def stratified_bootstrap(
     resampled = np.concatenate([group[rng.integers(len(group), size=(reps, len(group)))] for group in groups], axis=1)
     low, high = np.quantile([statistic(row) for row in resampled], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean of a few independent values, mean -+ t s / sqrt(N).
+
+    For whole pipelines, of which there are a few: a bootstrap of N values cannot be wider than their range, which for
+    N = 2 covers the true mean of a normal distribution half of the time.
+
+    Args:
+        values: [N], finite.
+        level: probability that the interval covers the mean, for normally distributed values.
+
+    Returns:
+        (low, high), or None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean(values) - half, mean(values) + half

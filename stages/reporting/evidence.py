@@ -69,7 +69,7 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
     Raises:
         StageError: a file is damaged, or lacks columns.
     """
-    indices = [_json(folder / "policies.json") for folder in inputs.get("policies", ())]
+    indices = [read_json(folder / "policies.json") for folder in inputs.get("policies", ())]
     tables = [_tasks(folder) for name in ("store", "world_model") for folder in inputs.get(name, ())]
     tables += [index.get("tasks", []) for index in indices]
     specs = {spec["name"]: spec for table in reversed(tables) for spec in table}
@@ -77,7 +77,7 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
     summary = _first(inputs, "scores", "summary.json")
     evaluated = [] if scores is None else scores["task"].tolist()
     tasks = [spec["name"] for table in tables for spec in table] + evaluated + list(summary.get("skipped", {}))
-    logged = [_csv(folder / "training.csv", CURVE_COLUMNS) for folder in inputs.get("policies", ())]
+    logged = [read_csv(folder / "training.csv", CURVE_COLUMNS) for folder in inputs.get("policies", ())]
     imagines = [frame for frame in logged if frame is not None and "imagined_reward" in frame]
     curves = [frame for frame in (one.dropna(subset="imagined_reward") for one in imagines) if not frame.empty]
     records = {} if run is None else dict(run.stage_records)
@@ -115,10 +115,11 @@ def _tasks(folder: Path) -> list[dict[str, Any]]:
 
 
 def _first(inputs: Mapping[str, Sequence[Path]], name: str, file: str) -> dict[str, Any]:
-    return next((_json(folder / file) for folder in inputs.get(name, ())), {})
+    return next((read_json(folder / file) for folder in inputs.get(name, ())), {})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What is in a JSON file; empty where there is no such file."""
     return _parse(path) if path.is_file() else {}
 
 
@@ -130,10 +131,10 @@ def _parse(path: Path) -> Any:
 
 
 def _table(inputs: Mapping[str, Sequence[Path]], name: str, file: str, columns: Sequence[str]) -> pd.DataFrame | None:
-    return next((_csv(folder / file, columns) for folder in inputs.get(name, ())), None)
+    return next((read_csv(folder / file, columns) for folder in inputs.get(name, ())), None)
 
 
-def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     """The table in `path`; None where there is no such file or no row in it."""
     if not path.is_file():
         return None

@@ -1,0 +1,66 @@
+"""compare: the variants of a study side by side. `orrery study` runs it in the study's folder, on what is finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..pipeline.stage import Context, Input, Stage
+
+
+@dataclass(frozen=True)
+class VariantConfig:
+    """One variant of a study."""
+
+    group: str = ""
+    """Its name without the seed of the whole pipeline."""
+    parameters: dict[str, str] = field(default_factory=dict)
+    """What tells it from the others, by dotted key."""
+    artifacts: dict[str, list[str]] = field(default_factory=dict)
+    """Its artifacts by the name of this stage's input, as paths below the run's folder."""
+    problem: str = ""
+    """Why it is not complete; empty where it is."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What is compared; `orrery study` fills it in."""
+
+    title: str = ""
+    """Heading of the page."""
+    description: str = ""
+    """What the study finds out, in one line."""
+    variants: dict[str, VariantConfig] = field(default_factory=dict)
+    """By name."""
+
+
+class Compare(Stage):
+    """`study.csv`, `open_loop.csv`, `gradients.csv`, `study.png` and `study.html`, which opens offline."""
+
+    Config = CompareConfig
+    inputs = {
+        "world_model": Input("world_model", optional=True, many=True),
+        "policies": Input("policies", optional=True, many=True),
+        "scores": Input("scores", optional=True, many=True),
+    }
+    output_kind = "comparison"
+    config: CompareConfig
+
+    def run(self, context: Context) -> str:
+        from .reporting.study_figures import draw_png
+        from .reporting.study_page import render_study
+        from .reporting.study_results import read_results
+
+        config = self.config
+        with context.progress("compare", total=2) as progress:
+            results = read_results(config.variants, context.run.folder)
+            for name in ("scores", "open_loop", "gradients"):
+                file = context.folder / ("study.csv" if name == "scores" else f"{name}.csv")
+                getattr(results, name).to_csv(file, index=False)
+            progress.advance()
+            if not results.scores.empty:
+                draw_png(results, context.folder / "study.png")
+            page = render_study(results, config.title, config.description)
+            (context.folder / "study.html").write_text(page, encoding="utf-8")
+            progress.advance()
+        complete = sum(not variant.problem for variant in config.variants.values())
+        return f"{results.spread or 'no scores'}; {complete} of {len(config.variants)} variants complete"

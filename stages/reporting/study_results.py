@@ -1,0 +1,242 @@
+"""Reads what the variants of a study published into three tables. Nothing here draws or decides what is shown.
+
+`scores`, which becomes study.csv and what `read_study` returns: one row per variant, algorithm and task, and per
+variant and algorithm one each for `mean` and `iqm`, over all tasks.
+
+    variant, group       name, and name without the seed of the whole pipeline
+    <parameter>          one column per key that the study varies, under the last part of its name
+    row                  task, mean or iqm
+    algorithm, task      task is empty for mean and iqm
+    score, low, high     mean over seeds with its 95% interval, empty where one seed says nothing about the spread
+    interval             what the interval is over: policy seeds, or whole pipelines
+    return_mean, success_rate, episodes, seeds, pipelines
+
+Rows of several whole-pipeline seeds (a grid over `seed`) are followed by rows that pool them: `variant` is empty,
+`group` is what they share, `pipelines` says how many, and score is the mean over pipelines with Student's t interval
+over them. Policies of one pipeline share its data and model: their own spread says nothing about another pipeline.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...pipeline.study_config import NAMED, SEED, short_names
+from ..compare import VariantConfig
+from ..evaluate import BASELINES
+from ..statistics import mean, stratified_bootstrap, t_interval
+from .evidence import SCORE_COLUMNS, read_csv, read_json
+
+SET = "set"
+"""Column of the named set of overrides, where there is a grid besides."""
+POLICY_SEEDS, PIPELINES = "policy seeds", "whole pipelines"
+KEY = ["row", "algorithm", "task"]
+QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+"""Of a gradient's statistic, over logged iterations and seeds."""
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Everything that the comparison shows."""
+
+    variants: Mapping[str, VariantConfig]
+    names: Mapping[str, str]
+    """Column by the dotted key of a parameter."""
+    scores: pd.DataFrame
+    open_loop: pd.DataFrame
+    """variant, group, parameters, model, task, predicted (decisions), reward_r2, latent_mse; at the last validation."""
+    gradients: pd.DataFrame
+    """variant, group, parameters, statistic, algorithm, task (empty: all), p10, median, p90, max."""
+
+    @property
+    def headline(self) -> pd.DataFrame:
+        """The rows of `scores` that stand for their group: pooled ones where there are any."""
+        pooled = set(self.scores.loc[self.scores["variant"] == "", "group"])
+        return self.scores[(self.scores["variant"] == "") | ~self.scores["group"].isin(pooled)]
+
+    @property
+    def parameters(self) -> list[str]:
+        """Columns of the parameters that tell groups apart."""
+        return [column for key, column in self.names.items() if key != SEED]
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(variant.group for variant in self.variants.values()))
+
+    @property
+    def algorithms(self) -> list[str]:
+        """Learned ones first, then the baselines."""
+        found = list(dict.fromkeys(self.scores["algorithm"]))
+        return [name for name in found if name not in BASELINES] + [name for name in BASELINES if name in found]
+
+    @property
+    def axis(self) -> str | None:
+        """The parameter for a numeric axis: of those with numbers alone the one of most values; None without one."""
+        values = {
+            self.names[key]: [number_or_text(one.parameters[key]) for one in self.variants.values()]
+            for key in self.names
+            if key not in (SEED, NAMED)
+        }
+        counts = {
+            column: len(set(own)) for column, own in values.items() if not any(isinstance(one, str) for one in own)
+        }
+        best = max(counts, key=lambda column: counts[column], default=None)
+        return best if best is not None and counts[best] > 1 else None
+
+    @property
+    def spread(self) -> str:
+        """`pwm mean score 0.31 to 0.84` for each learned algorithm."""
+        rows = self.headline[self.headline["row"] == "mean"].dropna(subset="score")
+        ranges = rows.groupby("algorithm", sort=False)["score"].agg(["min", "max"])
+        parts = [f"{name} mean score {low:.2f} to {high:.2f}" for name, low, high in ranges.itertuples()]
+        return ", ".join(part for part in parts if part.split()[0] not in BASELINES)
+
+    def series(self, row: Mapping[str, Any]) -> str:
+        """What a row is besides its place on the axis: `latent=mish`; empty where the axis is all."""
+        shown = [name for name in self.parameters if name != self.axis]
+        return ",".join(str(row[name]) if name == SET else f"{name}={row[name]}" for name in shown)
+
+
+def read_results(variants: Mapping[str, VariantConfig], folder: Path) -> StudyResults:
+    """Read the artifacts of all variants.
+
+    Args:
+        variants: their artifacts are given by paths relative to `folder`.
+    Raises:
+        StageError: a file is damaged, or lacks columns.
+    """
+    names = _columns(list(dict.fromkeys(key for variant in variants.values() for key in variant.parameters)))
+    scores, open_loop, gradients = [], [], []
+    for name, variant in variants.items():
+        own: dict[str, Any] = {"variant": name, "group": variant.group}
+        own |= {column: number_or_text(variant.parameters.get(key, "")) for key, column in names.items()}
+        artifacts = {kind: [folder / path for path in paths] for kind, paths in variant.artifacts.items()}
+        scores += [own | row for path in artifacts.get("scores", [])[-1:] for row in _score_rows(path)]
+        models = variant.artifacts.get("world_model", [])[-1:]
+        open_loop += [own | {"model": path} | row for path in models for row in _open_loop_rows(folder / path)]
+        gradients += [own | row for path in artifacts.get("policies", []) for row in _gradient_rows(path)]
+    start = ["variant", "group", *names.values()]
+    of_group = [column for key, column in names.items() if key != SEED]
+    values = [*_NUMBERS[:3], "interval", *_NUMBERS[3:], *_COUNTS]
+    return StudyResults(
+        variants,
+        names,
+        _pooled(_frame(scores, [*start, *KEY, *values]), of_group),
+        _frame(open_loop, [*start, "model", "task", "predicted", "reward_r2", "latent_mse"]),
+        _frame(gradients, [*start, "statistic", "algorithm", "task", *QUANTILES]),
+    )
+
+
+_NUMBERS = ("score", "low", "high", "return_mean", "success_rate")
+_COUNTS = ("episodes", "seeds", "pipelines")
+_RESERVED = {"variant", "group", "interval", "model", "predicted", "statistic", *KEY, *_NUMBERS, *_COUNTS, *QUANTILES}
+
+
+def _columns(keys: Sequence[str]) -> dict[str, str]:
+    """Column by parameter: the last part of its key, or all of it where a column has that name already."""
+    if keys == [NAMED]:
+        return {}  # it would repeat `variant`
+    short = {key: name if name not in _RESERVED else key for key, name in short_names(keys).items()}
+    return short | ({NAMED: SET} if NAMED in keys else {})
+
+
+def number_or_text(text: str) -> float | int | str:
+    """What a parameter is: a number where it reads as one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=list(columns))
+    types: dict[str, Any] = dict.fromkeys(_NUMBERS, float) | dict.fromkeys(_COUNTS, int)
+    return frame.astype({name: kind for name, kind in types.items() if name in frame})
+
+
+def _score_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of one evaluation. Means and intervals over all tasks are those that it computed."""
+    scores, summary = read_csv(folder / "scores.csv", SCORE_COLUMNS), read_json(folder / "summary.json")
+    if scores is None:
+        return []
+    rows = []
+    for (algorithm, task), runs in scores.groupby(["algorithm", "task"], sort=False):
+        finite = runs["score"].dropna().to_numpy()
+        low, high = (stratified_bootstrap({task: finite}, mean) if len(finite) else None) or (None, None)
+        rows.append(
+            {"row": "task", "algorithm": algorithm, "task": task, "low": low, "high": high, "interval": POLICY_SEEDS}
+            | {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
+            | {"episodes": runs["episodes"].sum(), "seeds": len(finite), "pipelines": 1}
+        )
+    for algorithm, statistic in itertools.product(summary.get("algorithms", {}), ("mean", "iqm")):
+        estimate = summary["algorithms"][algorithm]
+        own = {"row": statistic, "algorithm": algorithm, "task": "", "interval": POLICY_SEEDS, "pipelines": 1}
+        value = estimate[statistic]
+        episodes = scores.loc[scores["algorithm"] == algorithm, "episodes"].sum()
+        counts = {"seeds": estimate["seeds"], "episodes": episodes}
+        rows.append(own | counts | {"score": value["value"], "low": value["low"], "high": value["high"]})
+    return rows
+
+
+def _pooled(scores: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
+    """The rows, with those that pool whole-pipeline seeds behind those of each group."""
+    parts = []
+    for group, own in scores.groupby("group", sort=False):
+        parts.append(own)
+        if own["variant"].nunique() < 2:
+            continue
+        rows = []
+        for key, runs in own.groupby(KEY, sort=False):
+            finite = runs["score"].dropna().to_numpy()
+            low, high = t_interval(finite) or (None, None)
+            first = runs.iloc[0]
+            rows.append(
+                {"variant": "", "group": group, "low": low, "high": high, "interval": PIPELINES}
+                | {column: first[column] for column in parameters}
+                | dict(zip(KEY, key, strict=True))
+                | {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
+                | {name: runs[name].sum() for name in ("episodes", "seeds")}
+                | {"pipelines": len(finite)}
+            )
+        parts.append(_frame(rows, list(scores.columns)))
+    # Not pd.concat of frames: it warns where a column is empty in one of them.
+    frame = _frame([record for part in parts for record in part.to_dict("records")], list(scores.columns))
+    # Seeds stay whole beside pooled rows, which have none.
+    return frame.astype({SEED: "Int64"}) if SEED in frame else frame
+
+
+def _open_loop_rows(folder: Path) -> list[dict[str, Any]]:
+    validation = read_csv(folder / "validation.csv", ["step", "task", "horizon"])
+    if validation is None:
+        return []
+    last = validation[validation["step"] == validation["step"].max()].rename(columns={"horizon": "predicted"})
+    return last.reindex(columns=["task", "predicted", "reward_r2", "latent_mse"]).to_dict("records")
+
+
+def _gradient_rows(folder: Path) -> list[dict[str, Any]]:
+    """Quantiles of every logged column that is about gradients, by algorithm and task, and over all tasks."""
+    curves = read_csv(folder / "training.csv", ["algorithm", "task"])
+    if curves is None:
+        return []
+    rows = []
+    for statistic in (column for column in curves if "grad" in str(column)):
+        logged = curves[["algorithm", "task", statistic]].dropna()
+        groups: Iterable[tuple[Any, pd.DataFrame]] = itertools.chain(
+            logged.groupby(["algorithm", "task"], sort=False),
+            (((algorithm, ""), runs) for algorithm, runs in logged.groupby("algorithm", sort=False)),
+        )
+        for (algorithm, task), runs in groups:
+            quantiles = np.quantile(runs[statistic], list(QUANTILES.values()))
+            values = {name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}
+            if all(map(math.isfinite, values.values())):
+                rows.append({"statistic": statistic, "algorithm": algorithm, "task": task} | values)
+    return rows
