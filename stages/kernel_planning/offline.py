@@ -169,22 +169,17 @@ def plan(
         penalty = Penalty(weight * sum(sizes), choice_UM, form_MM)
     found = mirror_descent(blocks, model, start_NU, sizes, discount, penalty_NU=penalty_NU)
 
-    # Values of the last evaluated policy, the one before the last step.
-    before_M = found.weight_M - sizes[-1] * found.value_weight_M
-    errors = {}
-    for name, part, ended in (
-        ("train", data.train[:5000], data.terminated_N[:5000]),
-        ("held_out", data.held_out, data.held_out_terminated_N),
-    ):
-        part = _offset(part, offset).to(device)
-        logits_NU = _start(behaviour, actions, part.next_state_NO) + model.features(part.next_state_NO, before_M)
-        end_value = offset / (1 - discount)
-        errors[f"td_error_{name}"] = _td_error(
-            model, part, ended.to(device), logits_NU, found.value_weight_M, discount, end_value
-        )
-    first_ND = data.first_ND.to(device)
-    policy_NU = torch.softmax(_start(behaviour, actions, first_ND) + model.features(first_ND, before_M), 1)
-    value = float((policy_NU * model.features(first_ND, found.value_weight_M)).sum(1).mean())
+    before_M, size_before = found.weight_M - sizes[-1] * found.value_weight_M, sum(sizes[:-1])
+
+    def evaluated(state_ND: torch.Tensor) -> torch.Tensor:
+        """The last policy that was evaluated, the one before the last step."""
+        logits_NU = _start(behaviour, actions, state_ND) + model.features(state_ND, before_M)
+        if penalty is not None:
+            sd_NU = uncertainty(kernel, state_ND, model.centres.state_MO, choice_UM, penalty.form_MM)
+            logits_NU -= config.penalty * spread * size_before * sd_NU
+        return torch.softmax(logits_NU, 1)
+
+    weight_M, end_value = found.value_weight_M, offset / (1 - discount)
     facts = {
         "rows": len(rows),
         "centres": len(index_M),
@@ -192,9 +187,17 @@ def plan(
         "reward_offset": offset,
         "action_value_spread": spread,
         "spectral_radius": found.radius,
-        **errors,
-        "value_at_start": value - offset / (1 - discount),
     }
+    for name, part, ended_N in (
+        ("train", data.train[:5000], data.terminated_N[:5000]),
+        ("held_out", data.held_out, data.held_out_terminated_N),
+    ):
+        moved = _offset(part, offset).to(device)
+        next_NU = evaluated(moved.next_state_NO)
+        facts[f"td_error_{name}"] = _td_error(model, moved, ended_N.to(device), next_NU, weight_M, discount, end_value)
+    first_ND = data.first_ND.to(device)
+    value_B = (evaluated(first_ND) * model.features(first_ND, weight_M)).sum(1)
+    facts["value_at_start"] = float(value_B.mean()) - end_value
     return Plan(model, found, behaviour, penalty, facts)
 
 
@@ -231,7 +234,7 @@ def _td_error(
     model: Fit,
     rows: Transitions,
     ended_N: torch.Tensor,
-    next_logits_NU: torch.Tensor,
+    next_policy_NU: torch.Tensor,
     weight_M: torch.Tensor,
     discount: float,
     end_value: float,
@@ -241,6 +244,6 @@ def _td_error(
         return float("nan")
     centres = model.centres
     kernel_NM = model.kernel(rows.state_NO, centres.state_MO) * model.actions.between(rows.action, centres.action)
-    next_N = (torch.softmax(next_logits_NU, 1) * model.features(rows.next_state_NO, weight_M)).sum(1)
+    next_N = (next_policy_NU * model.features(rows.next_state_NO, weight_M)).sum(1)
     next_N = torch.where(ended_N, end_value, next_N)
     return float((rows.reward_N + discount * next_N - kernel_NM @ weight_M).square().mean().sqrt())
