@@ -92,14 +92,17 @@ class Learner:
         for module in (self.encoder, self.values, self.policy):
             initialise(module, members, at_first)
             module.to(self.device)
-        self.target_encoder, self.target_values, self.target_policy = (
-            copy.deepcopy(module).requires_grad_(False) for module in (self.encoder, self.values, self.policy)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_values = copy.deepcopy(self.values).requires_grad_(False)
+        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        trained = (
+            ("encoder", self.encoder, config.encoder_lr),
+            ("values", self.values, config.value_lr),
+            ("policy", self.policy, config.policy_lr),
         )
-        decay = {"weight_decay": config.weight_decay, "fused": True}
         self._optimizers = {
-            "encoder": torch.optim.AdamW(self.encoder.parameters(), lr=config.encoder_lr, **decay),
-            "values": torch.optim.AdamW(self.values.parameters(), lr=config.value_lr, **decay),
-            "policy": torch.optim.AdamW(self.policy.parameters(), lr=config.policy_lr, **decay),
+            name: torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=config.weight_decay, fused=True)
+            for name, module, lr in trained
         }
         self._generators = [torch.Generator(self.device).manual_seed(seed % 2**63) for seed in seeds]
         self.actions = Actions(

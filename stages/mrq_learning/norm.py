@@ -17,7 +17,7 @@ EPSILON = 1e-5
 def norm_elu(x: torch.Tensor) -> torch.Tensor:
     """ELU((x - mean) / sqrt(var + 1e-5)), mean and variance over the last dimension."""
     if x.requires_grad:
-        return _NormElu.apply(x)  # type: ignore[no-any-return]
+        return _NormElu.apply(x)
     return _elu(F.layer_norm(x, x.shape[-1:], eps=EPSILON))
 
 

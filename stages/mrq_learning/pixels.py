@@ -66,7 +66,7 @@ class DmControlPixels(gymnasium.Env[np.ndarray, np.ndarray]):
         self._native.close()
 
 
-gymnasium.register(IDENTIFIER, entry_point=DmControlPixels)
+gymnasium.register(IDENTIFIER, entry_point=f"{__name__}:{DmControlPixels.__name__}")
 
 
 def pixel_spec(spec: TaskSpec, frames: int) -> TaskSpec:

@@ -224,7 +224,7 @@ class Replay:
             decisions = self.is_decision.cpu().numpy()[slots]
             age = self.age.cpu().numpy()[slots]
             begin = 0
-            for end in np.flatnonzero(~decisions):
+            for end in np.flatnonzero(~decisions).tolist():
                 part = torch.from_numpy(slots[begin : end + 1])
                 if end > begin and age[begin] == 0:
                     yield self._episode(part)
