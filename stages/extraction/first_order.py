@@ -263,6 +263,27 @@ class FirstOrderExtraction:
         )
         return imagined_return(self.model, self.actor, self._starts.initial_z_KBD[self._rows_M], self.tasks, length_M)
 
+    def gradient_noise(self, draws: int = 8) -> torch.Tensor:
+        """[P] variance of the gradient of the imagined return over batches, relative to its squared mean:
+
+            sum_p var_n(g_np) / sum_p mean_n(g_np)^2
+
+        with g_n the gradient to the parameters of a member's actor from draw n of start states and noise. Large where
+        the landscape is rough; 0 would need one batch only.
+        """
+        P = self.num_imagining
+        parameters = list(self.actor.parameters())
+        gradients = []
+        for draw in range(draws):
+            # Iterations that training does not reach, so that their random numbers are new.
+            index_MB, noise_HMBA = self._random(self._iterations + draw)
+            z_MBD = self._starts.z_KND[self._rows_M[:, None], index_MB]
+            return_PB = self._imagine(z_MBD[:P], noise_HMBA)[2]
+            found = torch.autograd.grad(return_PB.mean(1).sum(), parameters)
+            gradients.append([g[:P].flatten(1) for g in found])
+        stacked_NPX = torch.stack([torch.cat(one, 1) for one in gradients])
+        return stacked_NPX.var(0).sum(1) / stacked_NPX.mean(0).square().sum(1)
+
     def check_finite(self, metrics: dict[str, torch.Tensor], iteration: int) -> None:
         """Raise a StageError that names the members whose numbers are not finite."""
         for name, values in metrics.items():

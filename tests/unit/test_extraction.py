@@ -309,3 +309,20 @@ def test_rollout_and_critic_loss_are_one_graph_each_for_the_compiler(setting):
     rows, target = torch.rand(3, 6, 16), torch.rand(3, 6)
     compiled = torch.compile(extraction._critic_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(rows, target), extraction._critic_loss(rows, target))
+
+
+def test_gradient_noise_is_of_each_member_and_leaves_no_trace(setting):
+    members = [Member("pwm", spec.name, 0, 0.0, True) for spec in SPECS[:2]] + [
+        Member("bc", "toy/small", 0, 1.0, False)
+    ]
+    extraction = make(setting, members)
+    noise = extraction.gradient_noise(draws=4)
+    assert noise.shape == (2,)
+    assert bool((noise > 0).all())
+    alone = make(setting, members[1:2])
+    torch.testing.assert_close(alone.gradient_noise(draws=4), noise[1:], rtol=1e-3, atol=0)
+    fresh = make(setting, members)
+    train(extraction, 0, 2)
+    train(fresh, 0, 2)
+    for found, expected in zip(extraction.actor.parameters(), fresh.actor.parameters(), strict=True):
+        assert torch.equal(found, expected)
