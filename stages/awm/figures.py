@@ -28,6 +28,9 @@ def draw_growth(
             right.semilogx(horizons, skill[name].clamp(min=-1), marker="o", color=colour)
     left.set(xlabel="Decisions t", ylabel="median |d s_t / d a_1|")
     right.set(xlabel="Decisions t", ylabel="open-loop R2 (cut at -1)", ylim=(-1.05, 1.05))
+    for axes in (left, right):
+        axes.set_xticks(list(horizons), [str(horizon) for horizon in horizons])
+        axes.minorticks_off()
     left.legend(frameon=False)
     return figure
 
