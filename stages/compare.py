@@ -34,11 +34,13 @@ class CompareConfig:
 
 
 class Compare(Stage):
-    """`study.csv`, `open_loop.csv`, `gradients.csv`, `study.png` and `study.html`, which opens offline."""
+    """`study.html`, which opens offline, `study.png`, and their numbers: `study.csv`, `open_loop.csv`,
+    `model_gradients.csv` and `actor_gradients.csv`."""
 
     Config = CompareConfig
     inputs = {
         "world_model": Input("world_model", optional=True, many=True),
+        "gradients": Input("gradients", optional=True, many=True),
         "policies": Input("policies", optional=True, many=True),
         "scores": Input("scores", optional=True, many=True),
     }
@@ -53,9 +55,8 @@ class Compare(Stage):
         config = self.config
         with context.progress("compare", total=2) as progress:
             results = read_results(config.variants, context.run.folder)
-            for name in ("scores", "open_loop", "gradients"):
-                file = context.folder / ("study.csv" if name == "scores" else f"{name}.csv")
-                getattr(results, name).to_csv(file, index=False)
+            for name, table in results.tables.items():
+                table.to_csv(context.folder / f"{name}.csv", index=False)
             progress.advance()
             if not results.scores.empty:
                 draw_png(results, context.folder / "study.png")

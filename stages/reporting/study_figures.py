@@ -100,39 +100,37 @@ def draw_png(results: StudyResults, path: Path) -> None:
         FigureCanvasAgg(figure).print_png(path)
 
 
-def draw_open_loop(results: StudyResults, models: Mapping[str, pd.DataFrame]) -> list[tuple[str, Markup]]:
-    """Median over tasks of reward R2 and of latent error over predicted decisions, a line per model.
+def draw_models(models: Mapping[str, pd.DataFrame], columns: Mapping[str, str]) -> list[tuple[str, Markup]]:
+    """Medians over tasks by decisions predicted open loop, a line per model and a panel per column.
 
     Args:
-        models: predicted, reward_r2, latent_mse, by label.
+        models: predicted and the columns, by label.
+        columns: label by column; those that no model has are left out.
     """
     styles = series_styles(list(models))
     panels = []
     with drawing_style():
-        for column, label in (("reward_r2", "Reward R²"), ("latent_mse", "Latent squared error")):
+        for column, label in columns.items():
+            curves = {name: frame.dropna(subset=column) for name, frame in models.items()}
+            if all(curve.empty for curve in curves.values()):
+                continue
             figure, axes = new_panel(*PANEL, left=56, bottom=42)
-            ends = []
-            for name, frame in models.items():
-                curve = frame.dropna(subset=column)
-                if curve.empty:
-                    continue
+            for name, curve in curves.items():
                 values = np.clip(curve[column], R2_FLOOR, 1) if column == "reward_r2" else curve[column]
                 axes.plot(curve["predicted"], values, color=styles[name][0], marker=styles[name][1], markersize=4)
-                ends.append(f"{name} {curve[column].iloc[-1]:.3g}")
-            if not ends:
-                continue
             axes.set(xlabel="Decisions predicted open loop")
             if column == "reward_r2":
                 axes.set(ylim=(R2_FLOOR - 0.03, 1.03))
-            if column == "latent_mse" and all((frame[column].dropna() > 0).all() for frame in models.values()):
+            elif all((curve[column] > 0).all() for curve in curves.values()):
                 _log(axes)
-            _number_axis(axes, sorted({float(x) for frame in models.values() for x in frame["predicted"]}))
+            _number_axis(axes, sorted({float(x) for curve in curves.values() for x in curve["predicted"]}))
+            ends = [f"{name} {curve[column].iloc[-1]:.3g}" for name, curve in curves.items() if not curve.empty]
             text = f"{label}, median over tasks, by decisions predicted; at the longest: {', '.join(ends)}"
             panels.append((f"{label}, median over tasks", to_svg(figure, text)))
     return panels
 
 
-def draw_gradients(results: StudyResults, rows: pd.DataFrame) -> list[tuple[str, Markup]]:
+def draw_actor_gradients(results: StudyResults, rows: pd.DataFrame) -> list[tuple[str, Markup]]:
     """Median with the 10% to 90% range of each statistic over the numeric axis; nothing without such an axis.
 
     Args:

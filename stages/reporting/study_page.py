@@ -16,7 +16,8 @@ from .scoring import interval_text
 from .study_results import PIPELINES, QUANTILES, StudyResults
 from .tables import number
 
-Styles = Mapping[str, tuple[str, str]]
+ERROR_LABELS = {"reward_r2": "Reward R²", "latent_mse": "Latent error"}
+GROWTH_LABELS = {"norm": "Jacobian norm", "return_norm": "Return gradient"}
 
 
 def render_study(results: StudyResults, title: str, description: str) -> str:
@@ -29,21 +30,20 @@ def render_study(results: StudyResults, title: str, description: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "interval": interval_text}
-    models = _models(results)
     return environment.get_template("study.html").render(
         title=title or "Study",
         description=description,
         variants=results.variants,
         problems={name: one.problem for name, one in results.variants.items() if one.problem},
         styles=study_figures.line_styles(results) if results.axis else {},
-        axis=results.axis,
         scores=_scores(results),
         tasks=_tasks(results),
-        models={"rows": _model_rows(models), "charts": study_figures.draw_open_loop(results, models),
-                "styles": study_figures.series_styles(list(models))},
-        gradients=_gradients(results),
+        errors=_models(results, results.open_loop, ERROR_LABELS),
+        growth=_models(results, results.model_gradients, GROWTH_LABELS),
+        gradients=_actor_gradients(results),
+        files=[f"{name}.csv" for name in results.tables],
         hardware=hardware_line(),
-    )  # fmt: skip
+    )
 
 
 def _scores(results: StudyResults) -> dict[str, Any]:
@@ -86,18 +86,34 @@ def _tasks(results: StudyResults) -> list[dict[str, Any]]:
     return tables
 
 
-def _models(results: StudyResults) -> dict[str, pd.DataFrame]:
-    """Errors by decisions predicted, median over tasks and mean over pipelines, by what tells the models apart."""
+def _models(results: StudyResults, rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
+    """By what tells the models apart and by decisions predicted: median over tasks, mean over pipelines.
+
+    Args:
+        rows: variant, group, model, task, predicted and the columns.
+        columns: label by column.
+    """
     frames: dict[frozenset[str], list[pd.DataFrame]] = {}
-    for _, own in results.open_loop.groupby("model", sort=False):
-        one = own.drop_duplicates(["task", "predicted"])
-        medians = one.groupby("predicted")[["reward_r2", "latent_mse"]].median().reset_index()
-        frames.setdefault(frozenset(own["group"]), []).append(medians)
-    labelled = {}
-    for groups, models in frames.items():
-        pooled = pd.concat(models).groupby("predicted").mean().reset_index()
-        labelled[_label(results, groups)] = pooled
-    return labelled
+    for _, runs in rows.groupby("model", sort=False):
+        of_model = runs.drop_duplicates(["task", "predicted"]).astype(dict.fromkeys(columns, float))
+        medians = of_model.groupby("predicted")[list(columns)].median().reset_index()
+        frames.setdefault(frozenset(runs["group"]), []).append(medians)
+    models: dict[str, pd.DataFrame] = {}
+    for groups, own in frames.items():
+        label = _label(results, groups)
+        name = label if label not in models else " and ".join(sorted(groups))
+        models[name] = pd.concat(own).groupby("predicted").mean().reset_index()
+    predicted = sorted({int(value) for frame in models.values() for value in frame["predicted"]})
+    table = []
+    for name, frame in models.items():
+        cells = frame.set_index("predicted").reindex(predicted)
+        table.append((name, [_none_if_nan(value) for column in columns for value in cells[column]]))
+    return {
+        "heads": [f"{label} at {count}" for label in columns.values() for count in predicted],
+        "rows": table,
+        "charts": study_figures.draw_models(models, columns),
+        "styles": study_figures.series_styles(list(models)),
+    }
 
 
 def _label(results: StudyResults, groups: frozenset[str]) -> str:
@@ -107,25 +123,12 @@ def _label(results: StudyResults, groups: frozenset[str]) -> str:
     return ",".join(part for part in first.split(",") if all(part in other for other in parts)) or "all variants"
 
 
-def _model_rows(models: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    predicted = sorted({int(value) for frame in models.values() for value in frame["predicted"]})
-    rows = []
-    for name, frame in models.items():
-        by_horizon = frame.set_index("predicted")
-        values = {
-            column: [_none_if_nan(by_horizon[column].get(horizon)) for horizon in predicted]
-            for column in ("reward_r2", "latent_mse")
-        }
-        rows.append({"model": name} | values)
-    return {"predicted": predicted, "rows": rows}
-
-
-def _gradients(results: StudyResults) -> dict[str, Any]:
+def _actor_gradients(results: StudyResults) -> dict[str, Any]:
     """Quantiles over all tasks, mean over the pipelines of a group."""
-    overall = results.gradients[results.gradients["task"] == ""]
+    overall = results.actor_gradients[results.actor_gradients["task"] == ""]
     keys = ["statistic", "algorithm", "group", *results.parameters]
     rows = overall.groupby(keys, sort=False)[list(QUANTILES)].mean().reset_index()
-    return {"rows": rows.to_dict("records"), "charts": study_figures.draw_gradients(results, rows)}
+    return {"rows": rows.to_dict("records"), "charts": study_figures.draw_actor_gradients(results, rows)}
 
 
 def _none_if_nan(value: Any) -> float | None:

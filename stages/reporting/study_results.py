@@ -1,4 +1,4 @@
-"""Reads what the variants of a study published into three tables. Nothing here draws or decides what is shown.
+"""Reads what the variants of a study published into tables. Nothing here draws or decides what is shown.
 
 `scores`, which becomes study.csv and what `read_study` returns: one row per variant, algorithm and task, and per
 variant and algorithm one each for `mean` and `iqm`, over all tasks.
@@ -38,6 +38,9 @@ SET = "set"
 """Column of the named set of overrides, where there is a grid besides."""
 POLICY_SEEDS, PIPELINES = "policy seeds", "whole pipelines"
 KEY = ["row", "algorithm", "task"]
+MODEL = ["model", "task", "predicted"]
+ERRORS = ["reward_r2", "latent_mse"]
+GROWTH = ["norm", "return_norm", "r2", "cosine"]
 QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 """Of a gradient's statistic, over logged iterations and seeds."""
 
@@ -52,8 +55,20 @@ class StudyResults:
     scores: pd.DataFrame
     open_loop: pd.DataFrame
     """variant, group, parameters, model, task, predicted (decisions), reward_r2, latent_mse; at the last validation."""
-    gradients: pd.DataFrame
+    model_gradients: pd.DataFrame
+    """variant, group, parameters, model, task, predicted, norm, return_norm, r2, cosine: of the stage gradients."""
+    actor_gradients: pd.DataFrame
     """variant, group, parameters, statistic, algorithm, task (empty: all), p10, median, p90, max."""
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """By the name of their file."""
+        return {
+            "study": self.scores,
+            "open_loop": self.open_loop,
+            "model_gradients": self.model_gradients,
+            "actor_gradients": self.actor_gradients,
+        }
 
     @property
     def headline(self) -> pd.DataFrame:
@@ -113,15 +128,17 @@ def read_results(variants: Mapping[str, VariantConfig], folder: Path) -> StudyRe
         StageError: a file is damaged, or lacks columns.
     """
     names = _columns(list(dict.fromkeys(key for variant in variants.values() for key in variant.parameters)))
-    scores, open_loop, gradients = [], [], []
+    scores, open_loop, model_gradients, actor_gradients = [], [], [], []
     for name, variant in variants.items():
         own: dict[str, Any] = {"variant": name, "group": variant.group}
         own |= {column: number_or_text(variant.parameters.get(key, "")) for key, column in names.items()}
         artifacts = {kind: [folder / path for path in paths] for kind, paths in variant.artifacts.items()}
         scores += [own | row for path in artifacts.get("scores", [])[-1:] for row in _score_rows(path)]
-        models = variant.artifacts.get("world_model", [])[-1:]
-        open_loop += [own | {"model": path} | row for path in models for row in _open_loop_rows(folder / path)]
-        gradients += [own | row for path in artifacts.get("policies", []) for row in _gradient_rows(path)]
+        for path in variant.artifacts.get("world_model", [])[-1:]:
+            open_loop += [own | {"model": path} | row for row in _open_loop_rows(folder / path)]
+        for path in variant.artifacts.get("gradients", [])[-1:]:
+            model_gradients += [own | {"model": path} | row for row in _growth_rows(folder / path)]
+        actor_gradients += [own | row for path in artifacts.get("policies", []) for row in _actor_rows(path)]
     start = ["variant", "group", *names.values()]
     of_group = [column for key, column in names.items() if key != SEED]
     values = [*_NUMBERS[:3], "interval", *_NUMBERS[3:], *_COUNTS]
@@ -129,14 +146,17 @@ def read_results(variants: Mapping[str, VariantConfig], folder: Path) -> StudyRe
         variants,
         names,
         _pooled(_frame(scores, [*start, *KEY, *values]), of_group),
-        _frame(open_loop, [*start, "model", "task", "predicted", "reward_r2", "latent_mse"]),
-        _frame(gradients, [*start, "statistic", "algorithm", "task", *QUANTILES]),
+        _frame(open_loop, [*start, *MODEL, *ERRORS]),
+        _frame(model_gradients, [*start, *MODEL, *GROWTH]),
+        _frame(actor_gradients, [*start, "statistic", "algorithm", "task", *QUANTILES]),
     )
 
 
 _NUMBERS = ("score", "low", "high", "return_mean", "success_rate")
 _COUNTS = ("episodes", "seeds", "pipelines")
-_RESERVED = {"variant", "group", "interval", "model", "predicted", "statistic", *KEY, *_NUMBERS, *_COUNTS, *QUANTILES}
+_RESERVED = {
+    "variant", "group", "interval", "statistic", *KEY, *_NUMBERS, *_COUNTS, *MODEL, *ERRORS, *GROWTH, *QUANTILES,
+}  # fmt: skip
 
 
 def _columns(keys: Sequence[str]) -> dict[str, str]:
@@ -219,10 +239,17 @@ def _open_loop_rows(folder: Path) -> list[dict[str, Any]]:
     if validation is None:
         return []
     last = validation[validation["step"] == validation["step"].max()].rename(columns={"horizon": "predicted"})
-    return last.reindex(columns=["task", "predicted", "reward_r2", "latent_mse"]).to_dict("records")
+    return last.reindex(columns=[*MODEL[1:], *ERRORS]).to_dict("records")
 
 
-def _gradient_rows(folder: Path) -> list[dict[str, Any]]:
+def _growth_rows(folder: Path) -> list[dict[str, Any]]:
+    growth = read_csv(folder / "gradients.csv", ["task", "horizon", "norm"])
+    if growth is None:
+        return []
+    return growth.rename(columns={"horizon": "predicted"}).reindex(columns=[*MODEL[1:], *GROWTH]).to_dict("records")
+
+
+def _actor_rows(folder: Path) -> list[dict[str, Any]]:
     """Quantiles of every logged column that is about gradients, by algorithm and task, and over all tasks."""
     curves = read_csv(folder / "training.csv", ["algorithm", "task"])
     if curves is None:
