@@ -223,7 +223,7 @@ def _strategy(name: str) -> Any:
     gradients."""
     from lightning.pytorch.strategies import DDPStrategy
 
-    return DDPStrategy(start_method="spawn", broadcast_buffers=False) if name == "ddp_spawn" else name
+    return DDPStrategy(start_method="spawn", forward_sync_buffers=False) if name == "ddp_spawn" else name
 
 
 def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> dict[str, float]:
