@@ -218,7 +218,7 @@ def _matmul_precision(precision: str) -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Have the C library keep the memory of freed tensors for the next ones.
 
-    Otherwise glibc hands every block of more than 128 KiB back to the kernel, whose page faults took a fifth of a
+    Otherwise glibc hands every block of more than 128 KiB back to the kernel, whose page faults took a sixth of a
     plan's time. It keeps blocks up to the size of the largest that it has seen freed, 32 MiB at most (mallopt(3)).
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)

@@ -10,6 +10,7 @@ own components), D latent.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +46,9 @@ class TaskModel(nn.Module):
 
         def narrowed(head: nn.Sequential, own: int, padded: int, action_dim: int) -> nn.Sequential:
             head = copy.deepcopy(head)
-            first = head[0].linear
-            _set_linear(first, *_narrowed(first.weight, first.bias, embedding, own, padded, action_dim))
+            first: Any = head[0]
+            kept = _narrowed(first.linear.weight, first.linear.bias, embedding, own, padded, action_dim)
+            _set_linear(first.linear, *kept)
             return head
 
         D, A = model.config.latent_dim, spec.action_dim
@@ -55,7 +57,7 @@ class TaskModel(nn.Module):
         self.reward = narrowed(model.reward, D, D, A)
         self.continue_head = narrowed(model.continue_head, D, D, 0) if spec.terminates else None
         self.prior = narrowed(model.policy_prior, D, D, 0)
-        last = self.prior[-1]
+        last: Any = self.prior[-1]
         rows = torch.cat([torch.arange(A), model.table.action_dim + torch.arange(A)])  # means, then log deviations
         _set_linear(last, last.weight[rows], last.bias[rows])
         self.values = copy.deepcopy(model.values)
