@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskTable
     from ..datasets.store import TaskStore
-    from .extraction.first_order import FirstOrderExtraction, Member
-    from .extraction.groups import MemberGroups
-    from .world_model.networks import WorldModel
+    from .extraction.first_order import Member
+    from .world_model.config import WorldModelConfig
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class ExtractConfig:
     checkpoint_every: int = 50
     """Iterations between checkpoints for resuming."""
     groups: int = 2
-    """Groups that the policies are split into and trained side by side, a CPU core each; 1 on a GPU. Changes speed
-    and float rounding, nothing else."""
+    """Groups that the policies of a job are split into and trained side by side, a CPU core each; 1 on a GPU. Changes
+    speed and float rounding, nothing else."""
     accelerator: str = "auto"
     """cpu, cuda, or auto."""
     seed: int = 0
     """Base of all randomness of this stage."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """How policies are split into jobs, and where these run. Changes speed and float rounding, nothing else."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "iterations", "groups", "starts_per_task", "log_every", "checkpoint_every"):
@@ -71,6 +74,9 @@ class ExtractConfig:
 IMAGINED_EPISODES = 16
 """Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
 
+PACKING = "packing.json"
+"""How many members a job has, where that is not configured but estimated."""
+
 DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1.0}
 """Anchor weight by the behaviour that made the data. Narrow data without an anchor ends in exploiting the model's
 errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
@@ -83,71 +89,59 @@ class Extract(Stage):
     inputs = {"world_model": Input("world_model"), "store": Input("store")}
     output_kind = "policies"
     algorithms = ALGORITHMS
+    unkeyed = ("fanout",)
     config: ExtractConfig
 
-    def run(self, context: Context) -> str:
-        import torch
-
-        from ..datasets.store import TaskStore
-        from .extraction.first_order import FirstOrderExtraction
-        from .extraction.groups import MemberGroups
-        from .extraction.starts import encode_starts
-        from .world_model.networks import WorldModel
-
-        config = self.config
-        torch.set_num_threads(context.threads)
-        device = config.accelerator
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = WorldModel.load(context.input("world_model")).to(device)
-        store = TaskStore.open(context.input("store"))
-        check_same_tables(model.table, store.table, context)
-        names = config.tasks or list(model.table.names)
-        members = plan_members(config, store, names)
-        ids = [model.table.id_of(name) for name in names]
-        with context.progress("encode start states", total=len(ids)) as progress:
-            starts = encode_starts(
-                model, store, ids, config.starts_per_task, IMAGINED_EPISODES, config.seed, lambda: progress.advance(1)
+    def check(self) -> None:
+        fanout = self.config.fanout
+        if fanout.executor == "slurm" and self.config.accelerator == "cuda" and not fanout.slurm.gpus:
+            raise ConfigError("extract.accelerator is cuda, but extract.fanout.slurm.gpus is 0")
+        elsewhere = fanout.executor == "slurm" or fanout.ray_address
+        if elsewhere and not (fanout.members_per_job or fanout.memory_gb):
+            raise ConfigError(
+                "extract.fanout: give members_per_job, or memory_gb of a job; how much memory the machines of "
+                f"executor={fanout.executor} have cannot be seen from here"
             )
 
-        def build(part: list[Member]) -> FirstOrderExtraction:
-            return FirstOrderExtraction(model, starts, part, config.first_order, config.iterations, config.seed)
+    def check_machine(self) -> None:
+        self.config.fanout.check_machine()
 
-        groups = MemberGroups(members, config.groups, build)
-        curves = self._train(groups, context)
-        return _publish(groups, model, config, curves, context)
-
-    def _train(self, groups: MemberGroups, context: Context) -> list[dict[str, Any]]:
-        """All iterations, from the last checkpoint on; returns the logged rows."""
-        import torch
+    def run(self, context: Context) -> str:
+        from ..datasets.schema import TaskTable
+        from ..datasets.store import TaskStore
+        from ..pipeline.checkpoint import read_config
+        from .extraction.job import payload_of, train_members
+        from .extraction.packing import job_names, pack
+        from .world_model.config import WorldModelConfig
 
         config = self.config
-        checkpoint = context.folder / "checkpoint.pt"
-        first, curves = 0, []
-        if checkpoint.is_file():
-            state = torch.load(checkpoint, weights_only=True)
-            groups.load_state_dict(state["groups"])
-            first, curves = state["iteration"], state["curves"]
-        with (
-            context.progress("extract", total=config.iterations, completed=first) as progress,
-            groups.running() as update,
-        ):
-            for iteration in range(first, config.iterations):
-                metrics = update(iteration)
-                done = iteration + 1
-                progress.advance(1)
-                if done % config.log_every == 0 or done == config.iterations:
-                    for group, values in zip(groups.groups, metrics, strict=True):
-                        group.check_finite(values, iteration)
-                        curves += _rows(group, values, done)
-                    if "imagined_reward" in metrics[0]:
-                        progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per decision")
-                if done % config.checkpoint_every == 0 or done == config.iterations:
-                    state = {"groups": groups.state_dict(), "iteration": done, "curves": curves}
-                    partial = checkpoint.with_suffix(".partial")
-                    torch.save(state, partial)
-                    partial.replace(checkpoint)
-        return curves
+        model = read_config(context.input("world_model"), "model", WorldModelConfig)
+        table = TaskTable.from_json((context.input("world_model") / "tasks.json").read_text())
+        store = TaskStore.open(context.input("store"))
+        check_same_tables(table, store.table, context)
+        members = plan_members(config, store, config.tasks or list(table.names))
+        parts = pack(members, self._members_per_job(members, model, table, context))
+        names = job_names(parts, {task.name: task.slug for task in table})
+        jobs = [FolderJob(name, payload_of(config, part)) for name, part in zip(names, parts, strict=True)]
+        folders = fan_out(
+            jobs, train_members, context, config.fanout, cpus=config.groups, accelerator=config.accelerator
+        )
+        return _gather(list(folders.values()), members, table, config, context)
+
+    def _members_per_job(
+        self, members: list[Member], model: WorldModelConfig, table: TaskTable, context: Context
+    ) -> int:
+        """As configured, or as memory allows; the same again when an interrupted attempt continues."""
+        from .extraction.packing import members_per_job
+
+        if self.config.fanout.members_per_job:
+            return self.config.fanout.members_per_job
+        path = context.folder / PACKING
+        if not path.is_file():
+            model_bytes = (context.input("world_model") / "model.safetensors").stat().st_size
+            number = members_per_job(len(members), self.config, model, model_bytes, table.action_dim, context.workers)
+            path.write_text(json.dumps({"members_per_job": number}))
+        return int(json.loads(path.read_text())["members_per_job"])
 
 
 def check_same_tables(model: TaskTable, store: TaskTable, context: Context) -> None:
@@ -202,62 +196,28 @@ def plan_members(config: ExtractConfig, store: TaskStore, names: list[str]) -> l
     return members
 
 
-def _rows(extraction: FirstOrderExtraction, metrics: dict[str, Any], iteration: int) -> list[dict[str, Any]]:
-    values = {name: tensor.tolist() for name, tensor in metrics.items()}
-    return [
-        {
-            "iteration": iteration,
-            "algorithm": member.algorithm,
-            "task": member.task,
-            "seed": member.seed,
-            **{name: column[m] for name, column in values.items() if m < len(column)},
-        }
-        for m, member in enumerate(extraction.members)
-    ]
-
-
-def _publish(
-    groups: MemberGroups,
-    model: WorldModel,
-    config: ExtractConfig,
-    curves: list[dict[str, Any]],
-    context: Context,
-) -> str:
-    """Write the policies, their index and the curves; drop the checkpoint."""
+def _gather(jobs: list[Path], members: list[Member], table: TaskTable, config: ExtractConfig, context: Context) -> str:
+    """Put the policies of all jobs into this artifact, with their index and the curves, in an order that does not
+    depend on how they were split."""
     import pandas as pd
 
-    from .extraction.policy import LatentPolicy
+    from .extraction.job import CURVES, ENTRIES
 
-    trained = []
-    with context.progress("imagine whole episodes", total=len(groups.groups)) as progress:
-        for group, imagined_returns in groups.imagined_returns():
-            progress.advance(1)
-            members = zip(group.members, imagined_returns.tolist(), strict=True)
-            trained += [(member, group, m, imagined) for m, (member, imagined) in enumerate(members)]
-    trained.sort(key=lambda one: (not one[0].imagines, model.table.id_of(one[0].task), one[0].algorithm, one[0].seed))
-    entries = []
-    for member, group, m, imagined in trained:
-        task = model.table[model.table.id_of(member.task)]
-        trained_by = {
-            "algorithm": member.algorithm,
-            "seed": member.seed,
-            "anchor": member.anchor,
-            "uncertainty": member.uncertainty,
-        }
-        path = Path(member.algorithm) / task.slug / f"seed_{member.seed}"
-        networks = config.first_order.networks
-        LatentPolicy.from_member(model, group.actor, m, task, networks, trained_by).save(context.folder / path)
-        entries.append(
-            {
-                **trained_by,
-                "task": member.task,
-                "path": path.as_posix(),
-                "imagined_return_per_step": imagined,
-            }
-        )
-    index = {"tasks": [task.to_dict() for task in model.table], "policies": entries}
+    entries, curves = {}, []
+    for job in jobs:
+        for entry in json.loads((job / ENTRIES).read_text()):
+            shutil.copytree(job / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
+            entries[entry["algorithm"], entry["task"], entry["seed"]] = entry
+        curves += json.loads((job / CURVES).read_text())
+    position = {(member.algorithm, member.task, member.seed): m for m, member in enumerate(members)}
+    curves.sort(key=lambda row: (row["iteration"], position[row["algorithm"], row["task"], row["seed"]]))
+    order = sorted(members, key=lambda m: (not m.imagines, table.id_of(m.task), m.algorithm, m.seed))
+    index = {
+        "tasks": [task.to_dict() for task in table],
+        "policies": [entries[member.algorithm, member.task, member.seed] for member in order],
+    }
     (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
     pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
-    (context.folder / "checkpoint.pt").unlink()
-    count = len({entry["task"] for entry in entries})
-    return f"{len(entries)} policies for {count} tasks, {config.iterations} updates each"
+    (context.folder / PACKING).unlink(missing_ok=True)
+    count = len({member.task for member in members})
+    return f"{len(members)} policies for {count} tasks, {config.iterations} updates each"

@@ -86,10 +86,10 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished, tmp
 STAGES = ["collect", "pack", "pretrain", "extract", "evaluate", "report"]
 # What shows that a stage has done something worth continuing from.
 UNDER_WAY = {
-    "collect": "minari/gymnasium/Pendulum-v1-v0",
-    "pretrain": "checkpoints/last.ckpt",
-    "extract": "checkpoint.pt",
-    "evaluate": "finished.jsonl",
+    "collect": "collect.partial/minari/gymnasium/Pendulum-v1-v0",
+    "pretrain": "pretrain.partial/checkpoints/last.ckpt",
+    "extract": "extract.jobs/000-gymnasium.Pendulum-v1+1/result.partial/checkpoint.pt",
+    "evaluate": "evaluate.partial/finished.jsonl",
 }
 
 
@@ -109,7 +109,7 @@ def test_killed_and_continued_ends_with_the_same_artifact(finished, tmp_path, st
         f"stages={upto(stage)}",
     ]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
-    begun = folder / f"{stage}.partial" / UNDER_WAY[stage]
+    begun = folder / UNDER_WAY[stage]
     deadline = time.monotonic() + 120
     while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)

@@ -1,0 +1,143 @@
+"""A job of extraction: some members, trained as one program on whatever machine the job runs on, and their policies.
+
+Which members share a job is decided in packing.py and changes a member's result by float rounding alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...datasets.store import TaskStore
+from ...pipeline import termination
+from ...pipeline.config_schema import build
+from ...pipeline.jobs import JobContext
+from ..extract import IMAGINED_EPISODES, ExtractConfig
+from ..world_model.networks import WorldModel
+from .first_order import FirstOrderExtraction, Member
+from .groups import MemberGroups
+from .policy import LatentPolicy
+from .starts import encode_starts
+
+ENTRIES = "entries.json"
+"""What policies.json says of each policy of the job."""
+CURVES = "curves.json"
+"""Logged numbers, a row per iteration and member."""
+CHECKPOINT = "checkpoint.pt"
+
+
+def payload_of(config: ExtractConfig, members: Sequence[Member]) -> dict[str, Any]:
+    """The payload of `train_members`; without what decides where and how fast it is done."""
+    settings = dataclasses.asdict(config)
+    del settings["fanout"]
+    return {"config": settings, "members": [dataclasses.asdict(member) for member in members]}
+
+
+def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
+    """Train the members and write their policies, ENTRIES and CURVES; continues from CHECKPOINT."""
+    config: ExtractConfig = build(ExtractConfig, payload["config"], "extract")
+    members = [Member(**values) for values in payload["members"]]
+    torch.set_num_threads(context.threads)
+    device = config.accelerator
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = WorldModel.load(context.inputs["world_model"]).to(device)
+    store = TaskStore.open(context.inputs["store"])
+    ids = sorted({model.table.id_of(member.task) for member in members})
+    with context.progress("encode start states", total=len(ids)) as progress:
+        starts = encode_starts(
+            model, store, ids, config.starts_per_task, IMAGINED_EPISODES, config.seed, lambda: progress.advance(1)
+        )
+
+    def program(part: list[Member]) -> FirstOrderExtraction:
+        return FirstOrderExtraction(model, starts, part, config.first_order, config.iterations, config.seed)
+
+    groups = MemberGroups(members, config.groups, program)
+    curves = _train(groups, config, context)
+    entries = _write_policies(groups, model, config, context)
+    (context.folder / ENTRIES).write_text(json.dumps(entries))
+    (context.folder / CURVES).write_text(json.dumps(curves))
+    (context.folder / CHECKPOINT).unlink()
+
+
+def _train(groups: MemberGroups, config: ExtractConfig, context: JobContext) -> list[dict[str, Any]]:
+    """All iterations, from the last checkpoint on; returns the logged rows."""
+    checkpoint = context.folder / CHECKPOINT
+    first, curves = 0, []
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        groups.load_state_dict(state["groups"])
+        first, curves = state["iteration"], state["curves"]
+    with (
+        termination.deferred(),
+        context.progress("extract", total=config.iterations, completed=first) as progress,
+        groups.running() as update,
+    ):
+        for iteration in range(first, config.iterations):
+            metrics = update(iteration)
+            done = iteration + 1
+            progress.advance(1)
+            if done % config.log_every == 0 or done == config.iterations:
+                for group, values in zip(groups.groups, metrics, strict=True):
+                    group.check_finite(values, iteration)
+                    curves += _rows(group, values, done)
+                if "imagined_reward" in metrics[0]:
+                    progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per decision")
+            stopping = termination.requested()
+            if done % config.checkpoint_every == 0 or done == config.iterations or stopping:
+                state = {"groups": groups.state_dict(), "iteration": done, "curves": curves}
+                partial = checkpoint.with_suffix(".partial")
+                torch.save(state, partial)
+                partial.replace(checkpoint)
+            if stopping:
+                break
+    return curves
+
+
+def _rows(extraction: FirstOrderExtraction, metrics: dict[str, Any], iteration: int) -> list[dict[str, Any]]:
+    values = {name: tensor.tolist() for name, tensor in metrics.items()}
+    return [
+        {
+            "iteration": iteration,
+            "algorithm": member.algorithm,
+            "task": member.task,
+            "seed": member.seed,
+            **{name: column[m] for name, column in values.items() if m < len(column)},
+        }
+        for m, member in enumerate(extraction.members)
+    ]
+
+
+def _write_policies(
+    groups: MemberGroups, model: WorldModel, config: ExtractConfig, context: JobContext
+) -> list[dict[str, Any]]:
+    entries = []
+    with context.progress("imagine whole episodes", total=len(groups.groups)) as progress:
+        for group, imagined_returns in groups.imagined_returns():
+            progress.advance(1)
+            for m, (member, imagined) in enumerate(zip(group.members, imagined_returns.tolist(), strict=True)):
+                task = model.table[model.table.id_of(member.task)]
+                trained_by = {
+                    "algorithm": member.algorithm,
+                    "seed": member.seed,
+                    "anchor": member.anchor,
+                    "uncertainty": member.uncertainty,
+                }
+                path = Path(member.algorithm) / task.slug / f"seed_{member.seed}"
+                networks = config.first_order.networks
+                policy = LatentPolicy.from_member(model, group.actor, m, task, networks, trained_by)
+                policy.save(context.folder / path)
+                entries.append(
+                    {
+                        **trained_by,
+                        "task": member.task,
+                        "path": path.as_posix(),
+                        "imagined_return_per_step": imagined,
+                    }
+                )
+    return entries
