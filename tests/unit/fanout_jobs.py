@@ -38,6 +38,9 @@ def square(payload: Mapping[str, Any], context: JobContext) -> None:
             os._exit(7)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "lose the watcher":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)
         if fault == "hang":
             time.sleep(600)
         if fault == "hang in C":

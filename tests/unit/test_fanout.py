@@ -154,6 +154,17 @@ def test_a_job_that_raises_dies_or_hangs_costs_only_itself(bench: Bench, config:
     assert "square.json was changed" in damaged
 
 
+@pytest.mark.parametrize("config", ISOLATING[1:])
+def test_a_lost_worker_costs_only_its_job(bench: Bench, config: FanoutConfig) -> None:
+    bench.order(b="lose the watcher")
+    message = bench.fails(config)
+    assert "1 of 5 jobs" in message
+    assert bench.states() == {"a": "done", "b": "died", "c": "done", "d": "done", "e": "done"}
+    assert ("Ray: " if config.executor == "ray" else "SLURM: ") in message
+    bench.order()
+    assert contents(bench.run(config)) == EXPECTED
+
+
 def test_a_job_that_raises_in_this_process_costs_only_itself(bench: Bench) -> None:
     bench.order(b="raise")
     assert "b: ValueError: 1 is a bad number" in bench.fails(FanoutConfig())
