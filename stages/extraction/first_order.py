@@ -272,6 +272,8 @@ class FirstOrderExtraction:
         the landscape is rough; 0 would need one batch only.
         """
         P = self.num_imagining
+        if P == 0:
+            return torch.empty(0)
         parameters = list(self.actor.parameters())
         gradients = []
         for draw in range(draws):

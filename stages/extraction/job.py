@@ -120,6 +120,7 @@ def _write_policies(
     with context.progress("imagine whole episodes", total=len(groups.groups)) as progress:
         for group, imagined_returns in groups.imagined_returns():
             progress.advance(1)
+            noise = group.gradient_noise().tolist()
             for m, (member, imagined) in enumerate(zip(group.members, imagined_returns.tolist(), strict=True)):
                 task = model.table[model.table.id_of(member.task)]
                 trained_by = {
@@ -138,6 +139,7 @@ def _write_policies(
                         "task": member.task,
                         "path": path.as_posix(),
                         "imagined_return_per_step": imagined,
+                        "gradient_noise": noise[m] if member.imagines else None,
                     }
                 )
     return entries
