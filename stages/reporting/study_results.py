@@ -250,20 +250,20 @@ def _growth_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _actor_rows(folder: Path) -> list[dict[str, Any]]:
-    """Quantiles of every logged column that is about gradients, by algorithm and task, and over all tasks."""
+    """Quantiles of what training.csv and policies.json say of gradients, by algorithm and task and over all tasks."""
     curves = read_csv(folder / "training.csv", ["algorithm", "task"])
-    if curves is None:
-        return []
+    policies = pd.DataFrame(read_json(folder / "policies.json").get("policies", []))
     rows = []
-    for statistic in (column for column in curves if "grad" in str(column)):
-        logged = curves[["algorithm", "task", statistic]].dropna()
-        groups: Iterable[tuple[Any, pd.DataFrame]] = itertools.chain(
-            logged.groupby(["algorithm", "task"], sort=False),
-            (((algorithm, ""), runs) for algorithm, runs in logged.groupby("algorithm", sort=False)),
-        )
-        for (algorithm, task), runs in groups:
-            quantiles = np.quantile(runs[statistic], list(QUANTILES.values()))
-            values = {name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}
-            if all(map(math.isfinite, values.values())):
-                rows.append({"statistic": statistic, "algorithm": algorithm, "task": task} | values)
+    for frame in (curves, policies):
+        for statistic in () if frame is None else (column for column in frame if "grad" in str(column)):
+            logged = frame[["algorithm", "task", statistic]].dropna()
+            groups: Iterable[tuple[Any, pd.DataFrame]] = itertools.chain(
+                logged.groupby(["algorithm", "task"], sort=False),
+                (((algorithm, ""), runs) for algorithm, runs in logged.groupby("algorithm", sort=False)),
+            )
+            for (algorithm, task), runs in groups:
+                quantiles = np.quantile(runs[statistic].astype(float), list(QUANTILES.values()))
+                values = {name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}
+                if all(map(math.isfinite, values.values())):
+                    rows.append({"statistic": statistic, "algorithm": algorithm, "task": task} | values)
     return rows

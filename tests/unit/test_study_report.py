@@ -82,6 +82,12 @@ def write_policies(folder: Path, norms: list[float]) -> None:
         for i, norm in enumerate(norms)
     ]
     pd.DataFrame(rows).to_csv(folder / "training.csv", index=False)
+    policies = [
+        {"algorithm": algorithm, "task": task, "seed": 0, "gradient_noise": noise}
+        for task in (CUP, REACH)
+        for algorithm, noise in (("pwm", 10 * norms[-1]), ("bc", None))
+    ]
+    (folder / "policies.json").write_text(json.dumps({"policies": policies}))
 
 
 def variant(group: str, artifacts: dict[str, list[str]], **parameters: str) -> VariantConfig:
@@ -189,7 +195,8 @@ def test_models_and_gradients_have_tables_of_their_own(compared) -> None:
     assert growth[(growth.latent == "mish") & (growth.predicted == 4)].norm.unique() == pytest.approx([1.05**4])
     actors = pd.read_csv(folder / "compare" / "actor_gradients.csv")
     overall = actors[actors.task.isna()]
-    assert len(overall) == 12
+    assert overall.statistic.value_counts().to_dict() == {"actor_grad_norm": 12, "gradient_noise": 12}
+    assert overall[overall.statistic == "gradient_noise"].median(numeric_only=True)["median"] == 30
     assert overall[["p10", "median", "p90", "max"]].iloc[0].tolist() == pytest.approx([1.0, 2.0, 3.0, 3.0], abs=0.01)
     # A row per latent: models that differ in the seed of the pipeline alone are one.
     table = page.partition('id="errors"')[2].partition("</table>")[0]
@@ -217,7 +224,7 @@ def test_the_page_opens_offline_and_escapes_names(compared) -> None:
     assert "<b>reach</b>" not in page
     assert "Student's t interval" in page
     assert "0.45 [0.33, 0.57]" in page
-    assert page.count("<svg") == 2 + 2 + 2 + 1  # scores, errors, growth, actor gradients
+    assert page.count("<svg") == 2 + 2 + 2 + 2  # scores, errors, growth, actor gradients
     assert (folder / "compare" / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
