@@ -224,6 +224,8 @@ def test_without_policies_the_baselines_of_the_store_are_scored(tmp_path):
 def test_wrong_settings_and_inputs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="unknown baselines expert; expected behaviour, random"):
         EvaluateConfig(baselines=["expert"])
+    with pytest.raises(ConfigError, match="accelerator: expected cpu, cuda or auto, found 'tpu'"):
+        EvaluateConfig(accelerator="tpu")
     spec = task()
     inputs = setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)])
     with pytest.raises(StageError, match="two policies of algorithm 'pwm' on test/target with seed 0"):
