@@ -50,12 +50,16 @@ class _Batches(IterableDataset):
         return _drawn_ahead(self._sampler.batch, steps) if self._ahead else map(self._sampler.batch, steps)
 
 
+def _pinned(draw: Callable[[int], TensorDict], step: int) -> TensorDict:
+    return draw(step).pin_memory()
+
+
 def _drawn_ahead(draw: Callable[[int], TensorDict], steps: Iterable[int]) -> Iterator[TensorDict]:
     """Batches in page-locked memory, each drawn by a thread while the one before it is trained on."""
     with ThreadPoolExecutor(1, thread_name_prefix="windows") as pool:
         waiting: Future[TensorDict] | None = None
         for step in steps:
-            following = pool.submit(lambda step=step: draw(step).pin_memory())
+            following = pool.submit(_pinned, draw, step)
             if waiting is not None:
                 yield waiting.result()
             waiting = following

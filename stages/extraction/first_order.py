@@ -131,9 +131,8 @@ class FirstOrderExtraction:
         # Shapes never change, so that each is compiled once.
         self._imagined, self._loss_of_critics = self._imagine, self._critic_loss
         if config.compile:
-            self._imagined, self._loss_of_critics = (
-                torch.compile(part, fullgraph=True, dynamic=False) for part in (self._imagine, self._critic_loss)
-            )
+            self._imagined = torch.compile(self._imagine, fullgraph=True, dynamic=False)
+            self._loss_of_critics = torch.compile(self._critic_loss, fullgraph=True, dynamic=False)
         self._loss_variance = RunningVariance(self.num_imagining, device)
         self._block = -1
         self._noise: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))

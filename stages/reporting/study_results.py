@@ -254,8 +254,8 @@ def _actor_rows(folder: Path) -> list[dict[str, Any]]:
     curves = read_csv(folder / "training.csv", ["algorithm", "task"])
     policies = pd.DataFrame(read_json(folder / "policies.json").get("policies", []))
     rows = []
-    for frame in (curves, policies):
-        for statistic in () if frame is None else (column for column in frame if "grad" in str(column)):
+    for frame in [policies] if curves is None else [curves, policies]:
+        for statistic in (column for column in frame if "grad" in str(column)):
             logged = frame[["algorithm", "task", statistic]].dropna()
             groups: Iterable[tuple[Any, pd.DataFrame]] = itertools.chain(
                 logged.groupby(["algorithm", "task"], sort=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ...pipeline.errors import ConfigError
 
@@ -96,7 +97,8 @@ class WorldModelConfig:
 
     def complete(self) -> WorldModelConfig:
         """The same with every width given."""
-        return dataclasses.replace(self, **self._widths())
+        widths: dict[str, Any] = {**self._widths()}
+        return dataclasses.replace(self, **widths)
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,7 @@ class WorldModelTraining(lightning.LightningModule):
         self.value_range.lerp_(percentile_range(_of_every_rank(value_SB[0].detach())), config.scale_rate)
         loss = prior_loss(value_SB / self.value_range, entropy_SB, valid_SB, config.entropy, config.rho)
         parameters = list(prior.parameters())
-        gradients = torch.autograd.grad(loss, parameters)
-        loss, *gradients = _mean_over_ranks([loss.detach(), *gradients])
+        loss, *gradients = _mean_over_ranks([loss.detach(), *torch.autograd.grad(loss, parameters)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimizer.clip_norm)

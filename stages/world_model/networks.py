@@ -222,7 +222,8 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def update_target_values(self, rate: float) -> None:
         """Move the target values by `rate` of the way to the values."""
-        targets, sources = list(self.target_values.parameters()), list(self.values.parameters())
+        targets: list[torch.Tensor] = list(self.target_values.parameters())
+        sources: list[torch.Tensor] = list(self.values.parameters())
         torch._foreach_lerp_(targets, sources, rate)
 
     def _joint(
