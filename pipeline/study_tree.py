@@ -23,6 +23,8 @@ from .stage import Stage
 from .study_config import Study, Variant
 
 SHARED = "shared"
+LONGEST_NAME = 60
+"""Of a branch that is called by all its variants, for want of anything that they have in common."""
 COMPARE_STAGE = "compare"
 """Its artifact stands in the study's own folder, beside the branches."""
 
@@ -243,6 +245,7 @@ def _branch_name(variants: Sequence[Variant], total: int, taken: Container[str],
     if len(variants) < total or total == 1:
         parts = [set(variant.name.split(",")) for variant in variants]
         common = [part for part in variants[0].name.split(",") if all(part in other for other in parts)]
-        name = ",".join(common) or SHARED
+        together = "+".join(variant.name for variant in variants)
+        name = ",".join(common) or (together if len(together) <= LONGEST_NAME else SHARED)
     candidates = itertools.chain([name, f"{name},{stage}"], (f"{name},{stage},{n}" for n in itertools.count(2)))
     return next(candidate for candidate in candidates if candidate not in taken)

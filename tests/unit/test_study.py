@@ -337,6 +337,7 @@ def test_variants_that_are_the_same_work_are_named_and_share_it(toy: ToyStudy) -
     code, out = toy.study(toy.write("variants: {default: [], one: [add.scale=1], two: [add.scale=2]}\n"))
     assert code == 0
     assert "the same work: default = one" in out
+    assert toy.total("default+one") == "3"
     assert toy.counts() == {"make": 1, "tune": 1, "add": 2, "report": 2}
 
 
