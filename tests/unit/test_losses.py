@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from orrery.stages.world_model.activations import simnorm
 from orrery.stages.world_model.losses import (
     horizon_mean,
-    simnorm,
     soft_cross_entropy,
     symexp,
     symlog,
