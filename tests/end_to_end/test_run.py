@@ -93,8 +93,11 @@ UNDER_WAY = {
 }
 
 
-@pytest.mark.parametrize("stage", list(UNDER_WAY))
-def test_killed_and_continued_ends_with_the_same_artifact(finished, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "how"),
+    [(stage, signal.SIGKILL) for stage in UNDER_WAY] + [("pretrain", signal.SIGTERM), ("extract", signal.SIGTERM)],
+)
+def test_stopped_and_continued_ends_with_the_same_artifact(finished, tmp_path, stage, how):
     folder = tmp_path / "killed"
     shutil.copytree(finished, folder)
     for later in STAGES[STAGES.index(stage) :]:
@@ -113,9 +116,10 @@ def test_killed_and_continued_ends_with_the_same_artifact(finished, tmp_path, st
     deadline = time.monotonic() + 120
     while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert begun.exists(), "it ended before it could be killed"
+    os.killpg(process.pid, how)
+    # 75: to be run again, as a scheduler understands it.
+    assert process.wait() == (75 if how == signal.SIGTERM else -how)
+    assert begun.exists(), "it ended before it could be stopped"
     result = orrery("run", TINY, f"run_dir={folder}", f"stages={upto(stage)}")
     assert result.returncode == 0, result.stderr
     if stage == "collect":
@@ -129,22 +133,32 @@ def test_killed_and_continued_ends_with_the_same_artifact(finished, tmp_path, st
 
 def test_two_ranks_end_with_their_command_and_continue_bit_for_bit(finished, tmp_path):
     settings = ["stages=[pretrain]", f"inputs.store={finished / 'pack'}", "pretrain.trainer.devices=2"]
-    settings += ["pretrain.trainer.accelerator=cpu", "pretrain.model.num_q=2", "pretrain.steps=60"]
+    settings += ["pretrain.trainer.accelerator=cpu", "pretrain.model.num_q=2", "pretrain.steps=300"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = orrery("run", TINY, f"run_dir={whole}", *settings)
     assert result.returncode == 0, result.stderr
     command = [sys.executable, "-m", "orrery.pipeline.cli", "run", str(TINY), f"run_dir={killed}", *settings]
-    process = psutil.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun = killed / "pretrain.partial" / UNDER_WAY["pretrain"]
-    deadline = time.monotonic() + 120
-    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    ranks = process.children(recursive=True)
-    process.kill()  # it alone, as the out-of-memory killer does
-    process.wait()
-    assert len(ranks) >= 2
-    _, left = psutil.wait_procs(ranks, timeout=60)
-    assert not left
+
+    def stop(how):
+        """Once it has saved a checkpoint, and it alone, as the out-of-memory killer does."""
+        checkpoint = killed / UNDER_WAY["pretrain"]
+        former = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = psutil.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > former:
+                break
+            time.sleep(0.002)
+        ranks = process.children(recursive=True)
+        process.send_signal(how)
+        code = process.wait()
+        assert len(ranks) >= 2
+        _, left = psutil.wait_procs(ranks, timeout=60)
+        assert not left
+        return code
+
+    assert stop(signal.SIGKILL) == -9
+    assert stop(signal.SIGTERM) == 75
     result = orrery("run", TINY, f"run_dir={killed}", *settings)
     assert result.returncode == 0, result.stderr
     for name in SAME["pretrain"]:
