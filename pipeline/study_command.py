@@ -133,7 +133,9 @@ class _Printer(StudyObserver):
     def on_start(self, decision: Decision) -> None:
         self._head()
         verb = "continues" if decision.action == "resume" else "starts"
-        self._print(Text(f"  {decision.stage:10} {verb}: {decision.reason}", style="dim"))
+        # What the comparison has that it had not before is a list of all artifacts.
+        reason = "" if decision.stage == COMPARE_STAGE else f": {decision.reason}"
+        self._print(Text(f"  {decision.stage:10} {verb}{reason}", style="dim"))
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status != "fresh":
