@@ -15,10 +15,11 @@ loses nothing:
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,8 +32,10 @@ class Terminated(BaseException):
 
 
 class _State:
+    handling = False
     requested = False
     deferrals = 0
+    on_request: Callable[[], None] | None = None
 
 
 def requested() -> bool:
@@ -46,27 +49,47 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, _handle)
+    former, was_handling = signal.signal(signal.SIGTERM, _handle), _State.handling
+    _State.handling = True
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+        _State.handling = was_handling
         _State.requested = False
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Let SIGTERM wait until the block ends, where it raises Terminated; the block should see to that soon."""
+def deferred(on_request: Callable[[], None] | None = None) -> Iterator[None]:
+    """Let SIGTERM wait until the block ends, where it raises Terminated; the block should see to that soon.
+
+    Args:
+        on_request: called when SIGTERM comes, to pass it on to other processes, say.
+    """
     _State.deferrals += 1
+    former, _State.on_request = _State.on_request, on_request
     try:
         yield
     finally:
         _State.deferrals -= 1
+        _State.on_request = former
     if _State.requested and not _State.deferrals:
         raise Terminated
 
 
+def answer_again() -> None:
+    """Answer SIGTERM as this module says after a library has put its own answer in the place. A process that another
+    one started and ends only notes it, for `requested()`."""
+    if multiprocessing.parent_process() is not None:
+        _State.deferrals += 1
+    elif not _State.handling:
+        return
+    signal.signal(signal.SIGTERM, _handle)
+
+
 def _handle(signum: int, frame: FrameType | None) -> None:
     _State.requested = True
+    if _State.on_request is not None:
+        _State.on_request()
     if not _State.deferrals:
         raise Terminated

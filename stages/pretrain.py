@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import BEHAVIOURS
+from ..pipeline import termination
 from ..pipeline.errors import ConfigError
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
@@ -165,7 +166,7 @@ class Pretrain(Stage):
 
         from ..datasets.datamodule import WindowData, WindowSettings
         from .world_model.progress import StepProgress, quiet_lightning
-        from .world_model.ranks import EndWithParent
+        from .world_model.ranks import EndWithParent, SaveOnTermination, pass_on_termination
 
         quiet_lightning()
         torch.set_num_threads(context.threads)
@@ -206,6 +207,7 @@ class Pretrain(Stage):
                 ),
                 StepProgress(context.progress, config.steps),
                 EndWithParent(),
+                SaveOnTermination(last),
             ],
             logger=[
                 # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
@@ -215,7 +217,9 @@ class Pretrain(Stage):
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, WindowData(context.input("store"), settings), ckpt_path=last if last.is_file() else None)
+        data = WindowData(context.input("store"), settings)
+        with termination.deferred(pass_on_termination):
+            trainer.fit(module, data, ckpt_path=last if last.is_file() else None)
 
 
 def _strategy(name: str) -> Any:
