@@ -42,7 +42,7 @@ class SaveOnTermination(lightning.Callback):
     ) -> None:
         # Only at steps whose losses are logged next: those of another step would be lost, since they wait in memory.
         step, part = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
-        if part or step % trainer.log_every_n_steps:
+        if part or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         if trainer.strategy.reduce_boolean_decision(termination.requested(), all=False):
             trainer.save_checkpoint(self._checkpoint)
