@@ -152,20 +152,15 @@ class Powr(Stage):
         """The map from observations to states, and whether those are indices."""
         import torch
 
-        from .kernel_planning.features import (
-            LatentEncoder,
-            index_features,
-            is_one_hot,
-            latent_features,
-            standardised_features,
-        )
+        from .kernel_planning.features import index_features, is_one_hot, latent_features, standardised_features
+        from .world_model.task_encoder import TaskEncoder
 
         k = store.table.id_of(name)
         rows = store.tasks[k].rows
         step = max(len(rows) // FEATURE_ROWS, 1)
         observation = torch.as_tensor(rows[::step, : store.table[k].observation_dim])
         if model is not None:
-            return latent_features(LatentEncoder.of(model, k), observation, self.config.components), False
+            return latent_features(TaskEncoder.of(model, name), observation, self.config.components), False
         if is_one_hot(observation):
             return index_features(store.table[k].observation_dim), True
         return standardised_features(observation), False

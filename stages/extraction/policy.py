@@ -13,8 +13,8 @@ from torch import nn
 
 from ...datasets.schema import TaskSpec
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
-from ..world_model.config import WorldModelConfig
-from ..world_model.networks import Encoder, WorldModel
+from ..world_model.networks import WorldModel
+from ..world_model.task_encoder import TaskEncoder
 from .actor_critic import StackedActor
 from .config import ActorCriticConfig
 
@@ -26,12 +26,10 @@ class LatentPolicyConfig:
     kind: str
     task: dict[str, Any]
     """The TaskSpec."""
-    observation_dim: int
-    """Padded width that the encoder expects."""
+    encoder: dict[str, Any]
+    """Arguments of the TaskEncoder."""
     action_dim: int
     """Padded width that the actor gives."""
-    encoder: dict[str, Any]
-    """The WorldModelConfig that the encoder was built from."""
     actor: dict[str, Any]
     """The ActorCriticConfig."""
     trained_by: dict[str, Any]
@@ -41,20 +39,13 @@ class LatentPolicyConfig:
 class LatentPolicy(nn.Module):
     """encode, then tanh(mean) of the actor; argmax where actions are discrete."""
 
-    task_embedding: torch.Tensor
-    observation_mean: torch.Tensor
-    observation_scale: torch.Tensor
-
     def __init__(self, config: LatentPolicyConfig) -> None:
         super().__init__()
         self.config = config
         self.task = TaskSpec.from_dict(config.task)
-        world_model = WorldModelConfig(**config.encoder)
-        self.encoder = Encoder(world_model, config.observation_dim)
-        self.actor = StackedActor(1, world_model.latent_dim, config.action_dim, ActorCriticConfig(**config.actor))
-        self.register_buffer("task_embedding", torch.zeros(world_model.task_dim))
-        self.register_buffer("observation_mean", torch.zeros(config.observation_dim))
-        self.register_buffer("observation_scale", torch.ones(config.observation_dim))
+        self.encoder = TaskEncoder(**config.encoder)
+        latent_dim = self.encoder.config.latent_dim
+        self.actor = StackedActor(1, latent_dim, config.action_dim, ActorCriticConfig(**config.actor))
 
     @classmethod
     def from_member(
@@ -67,32 +58,25 @@ class LatentPolicy(nn.Module):
         trained_by: dict[str, Any],
     ) -> LatentPolicy:
         """Take member number `member` out of stacked actors."""
+        encoder = TaskEncoder.of(model, task.name)
         policy = cls(
             LatentPolicyConfig(
                 "latent",
                 task.to_dict(),
-                model.table.observation_dim,
+                encoder.describe(),
                 model.table.action_dim,
-                dataclasses.asdict(model.config),
                 dataclasses.asdict(networks),
                 trained_by,
             )
         )
-        policy.encoder.load_state_dict(model.encoder.state_dict())
+        policy.encoder.load_state_dict(encoder.state_dict())
         policy.actor.load_state_dict({name: value[member : member + 1] for name, value in actor.state_dict().items()})
-        k = model.table.id_of(task.name)
-        policy.task_embedding.copy_(model.task_embedding.weight[k].detach())
-        policy.observation_mean.copy_(model.observation_mean_KO[k])
-        policy.observation_scale.copy_(model.observation_scale_KO[k])
         return policy.eval().requires_grad_(False)
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
-        padded = F.pad(observation, (0, self.config.observation_dim - observation.shape[-1]))
-        scaled = (padded - self.observation_mean) / self.observation_scale
-        z = self.encoder(scaled, self.task_embedding.expand(len(padded), -1))
-        head = self.actor.head(z[None])[0, :, : self.task.action_dim]
+        head = self.actor.head(self.encoder(observation)[None])[0, :, : self.task.action_dim]
         if self.task.action_kind == "discrete":
             return F.one_hot(head.argmax(-1), self.task.action_dim).to(head)
         return torch.tanh(head)

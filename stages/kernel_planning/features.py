@@ -10,15 +10,12 @@ Dimension letters: B batch, O observation, E what the map is applied to (observa
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ..world_model.config import WorldModelConfig
-from ..world_model.networks import Encoder, WorldModel
+from ..world_model.task_encoder import TaskEncoder
 
 MIN_STD = 1e-8
 """Components that vary less (in their own units) are left unscaled, and then say nothing."""
@@ -32,7 +29,7 @@ class Features(nn.Module):
     mean_E: torch.Tensor
     projection_ED: torch.Tensor
 
-    def __init__(self, mean_E: torch.Tensor, projection_ED: torch.Tensor, encoder: LatentEncoder | None = None) -> None:
+    def __init__(self, mean_E: torch.Tensor, projection_ED: torch.Tensor, encoder: TaskEncoder | None = None) -> None:
         super().__init__()
         self.register_buffer("mean_E", mean_E.double())
         self.register_buffer("projection_ED", projection_ED.double())
@@ -40,41 +37,13 @@ class Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, observation_BO: torch.Tensor) -> torch.Tensor:
-        x_BE = observation_BO if self.encoder is None else self.encoder(observation_BO)
+        x_BE = observation_BO if self.encoder is None else encode_rows(self.encoder, observation_BO)
         return (x_BE.double() - self.mean_E) @ self.projection_ED
 
 
-class LatentEncoder(nn.Module):
-    """One task's observations to the frozen world model's latents: a copy of all that this needs."""
-
-    task_embedding: torch.Tensor
-    observation_mean: torch.Tensor
-    observation_scale: torch.Tensor
-
-    def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
-        super().__init__()
-        self.config, self.observation_dim = config, observation_dim
-        self.encoder = Encoder(config, observation_dim)
-        self.register_buffer("task_embedding", torch.zeros(config.task_dim))
-        self.register_buffer("observation_mean", torch.zeros(observation_dim))
-        self.register_buffer("observation_scale", torch.ones(observation_dim))
-
-    @classmethod
-    def of(cls, model: WorldModel, task: int) -> LatentEncoder:
-        """The encoder of task `task` of a model."""
-        one = cls(model.config, model.table.observation_dim)
-        one.encoder.load_state_dict(model.encoder.state_dict())
-        one.task_embedding.copy_(model.task_embedding.weight[task].detach())
-        one.observation_mean.copy_(model.observation_mean_KO[task])
-        one.observation_scale.copy_(model.observation_scale_KO[task])
-        return one.eval().requires_grad_(False)
-
-    def forward(self, observation_BO: torch.Tensor) -> torch.Tensor:
-        """[B, O], padded here to the model's width -> z [B, latent_dim]."""
-        padded_BO = F.pad(observation_BO, (0, self.observation_dim - observation_BO.shape[-1]))
-        scaled_BO = (padded_BO - self.observation_mean) / self.observation_scale
-        parts = scaled_BO.split(ENCODE_ROWS)
-        return torch.cat([self.encoder(part, self.task_embedding.expand(len(part), -1)) for part in parts])
+def encode_rows(encoder: TaskEncoder, observation_BO: torch.Tensor) -> torch.Tensor:
+    """Latents of a whole data set, a block of rows at a time: its hidden layers need not fit into memory at once."""
+    return torch.cat([encoder(block) for block in observation_BO.split(ENCODE_ROWS)])
 
 
 def is_one_hot(observation_NO: torch.Tensor) -> bool:
@@ -100,10 +69,10 @@ def standardised_features(observation_NO: torch.Tensor) -> Features:
     return Features(x_NO.mean(0), torch.diag(torch.where(std_O > MIN_STD, 1 / std_O.clamp(min=MIN_STD), 0.0)))
 
 
-def latent_features(encoder: LatentEncoder, observation_NO: torch.Tensor, components: int) -> Features:
+def latent_features(encoder: TaskEncoder, observation_NO: torch.Tensor, components: int) -> Features:
     """Latents projected on their first principal components over the data, each scaled to standard deviation 1."""
     with torch.no_grad():
-        z_NE = encoder(observation_NO).double()
+        z_NE = encode_rows(encoder, observation_NO).double()
     mean_E = z_NE.mean(0)
     covariance_EE = torch.cov(z_NE.T, correction=0)
     variance_E, direction_EE = torch.linalg.eigh(covariance_EE)
@@ -117,15 +86,12 @@ def describe(features: Features) -> dict[str, Any]:
     encoder = features.encoder
     return {
         "width": list(features.projection_ED.shape),
-        "encoder": None if encoder is None else dataclasses.asdict(encoder.config),
-        "observation_dim": None if encoder is None else encoder.observation_dim,
+        "encoder": None if encoder is None else encoder.describe(),
     }
 
 
 def restore(values: dict[str, Any]) -> Features:
     """An empty map of the described shape, to load weights into."""
-    encoder = None
-    if values["encoder"] is not None:
-        encoder = LatentEncoder(WorldModelConfig(**values["encoder"]), values["observation_dim"])
+    encoder = None if values["encoder"] is None else TaskEncoder(**values["encoder"])
     width_in, width_out = values["width"]
     return Features(torch.zeros(width_in), torch.zeros(width_in, width_out), encoder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
 from ..mrq import MrqConfig
 from ..world_model.networks import WorldModel
+from ..world_model.task_encoder import TaskEncoder
 from .config import vary
 from .learner import Learner, OfflineTerms, Shapes, device_of
 from .policy import policy_of_member
@@ -53,7 +53,7 @@ def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
     store = TaskStore.open(job.inputs["store"])
     model = None
     if config.start_from_world_model:
-        model = WorldModel.load(job.inputs["world_model"]).to(device_of(config.accelerator))
+        model = WorldModel.load(job.inputs["world_model"])
     members = [OfflineMember(**one) for one in payload["members"]]
     training = OfflineTraining(store, members, config, payload["variant"], model)
     checkpoint = job.folder / CHECKPOINT
@@ -92,24 +92,26 @@ class OfflineTraining:
         """Raises:
         DatasetError: a task without rewards, or without a window.
         """
-        self.config, self.members, self.model = config, members, model
+        self.config, self.members = config, members
         self.table: TaskTable = store.table
         learn = vary(config.learn, variant)
         device = device_of(config.accelerator)
         if store.num_bytes <= config.load_up_to_gb * 1e9 or device != "cpu":
             store = store.load(device)
         ids = [store.table.id_of(member.task) for member in members]
-        self._sources = []
-        for k in ids:
-            encode = None if model is None else partial(_encode, model, k)
-            source = StoredTask(
+        self._features = [
+            None if model is None else TaskEncoder.of(model, member.task).to(device) for member in members
+        ]
+        self._sources = [
+            StoredTask(
                 store.tasks[k],
                 store.table.observation_dim,
                 learn.horizons,
                 prioritised=learn.design.prioritised,
-                encode=encode,
+                encode=features,
             )
-            self._sources.append(source)
+            for k, features in zip(ids, self._features, strict=True)
+        ]
         self._observation = (store.table.observation_dim if model is None else model.config.latent_dim,)
         discrete = store.table[ids[0]].action_kind == "discrete"
         shapes = Shapes(
@@ -164,7 +166,7 @@ class OfflineTraining:
                 self._observation,
                 self.table.action_dim,
                 {"algorithm": algorithm, "seed": member.seed},
-                self.model,
+                self._features[m],
             ).save(folder / task.slug / f"seed_{member.seed}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,11 +182,6 @@ class OfflineTraining:
         for source, saved in zip(self._sources, state["priorities"], strict=True):
             source.priorities.load_state_dict(saved)
         self.done, self.curve = state["done"], state["curve"]
-
-
-@torch.no_grad()
-def _encode(model: WorldModel, task: int, observation: torch.Tensor) -> torch.Tensor:
-    return model.encode(observation, torch.full((len(observation),), task, device=observation.device))
 
 
 def split_members(members: Sequence[OfflineMember], table: TaskTable, per_job: int) -> list[list[OfflineMember]]:

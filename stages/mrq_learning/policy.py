@@ -13,9 +13,7 @@ from torch import nn
 
 from ...datasets.schema import TaskSpec
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
-from ..world_model.config import WorldModelConfig
-from ..world_model.networks import Encoder as WorldModelEncoder
-from ..world_model.networks import WorldModel
+from ..world_model.task_encoder import TaskEncoder
 from .config import NetworkConfig
 from .networks import ImageLayers, PolicyNetwork, StackedMLP
 from .norm import norm_elu
@@ -35,8 +33,8 @@ class MrqPolicyConfig:
     action_dim: int
     """Padded width that the policy gives."""
     world_model: dict[str, Any] | None
-    """The WorldModelConfig and padded `observation_dim` of the world model whose latents are the observations; None
-    where observations are the environment's."""
+    """Arguments of the TaskEncoder whose latents are the observations; None where observations are the
+    environment's."""
     trained_by: dict[str, Any]
     """Algorithm and seed, for the record."""
 
@@ -49,7 +47,7 @@ class MrqPolicy(nn.Module):
         self.config = config
         self.task = TaskSpec.from_dict(config.task)
         widths = NetworkConfig(**config.networks)
-        self.features = None if config.world_model is None else _Features(**config.world_model)
+        self.features = None if config.world_model is None else TaskEncoder(**config.world_model)
         self.state: nn.Module
         if len(config.observation) == 1:
             self.state = StackedMLP(1, config.observation[0], widths.encoder_dim, widths.latent_dim)
@@ -83,28 +81,6 @@ class MrqPolicy(nn.Module):
         return policy.eval().requires_grad_(False)
 
 
-class _Features(nn.Module):
-    """Frozen encoder of a world model for one task: observation -> latent."""
-
-    task_embedding: torch.Tensor
-    mean: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, config: dict[str, Any], observation_dim: int) -> None:
-        super().__init__()
-        self._observation_dim = observation_dim
-        world_model = WorldModelConfig(**config)
-        self.encoder = WorldModelEncoder(world_model, observation_dim)
-        self.register_buffer("task_embedding", torch.zeros(world_model.task_dim))
-        self.register_buffer("mean", torch.zeros(observation_dim))
-        self.register_buffer("scale", torch.ones(observation_dim))
-
-    def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(observation, (0, self._observation_dim - observation.shape[-1]))
-        scaled = (padded - self.mean) / self.scale
-        return self.encoder(scaled, self.task_embedding.expand(len(padded), -1))
-
-
 def policy_of_member(
     encoder: nn.Module,
     policy: nn.Module,
@@ -114,21 +90,16 @@ def policy_of_member(
     observation: tuple[int, ...],
     action_dim: int,
     trained_by: dict[str, Any],
-    world_model: WorldModel | None = None,
+    features: TaskEncoder | None = None,
 ) -> MrqPolicy:
     """Member number `member` of a Learner as a policy of its own.
 
     Args:
         encoder, policy: the Learner's.
         observation: shape that the state encoder takes.
-        world_model: whose latents the encoder was trained on, if it was.
+        features: whose latents the encoder was trained on, if it was.
     """
-    described = None
-    if world_model is not None:
-        described = {
-            "config": dataclasses.asdict(world_model.config),
-            "observation_dim": world_model.table.observation_dim,
-        }
+    described = None if features is None else features.describe()
     made = MrqPolicy(
         MrqPolicyConfig(
             "mrq", task.to_dict(), dataclasses.asdict(networks), list(observation), action_dim, described, trained_by
@@ -139,10 +110,6 @@ def policy_of_member(
         ours.load_state_dict(
             {name: value if stacked else value[member : member + 1] for name, value in theirs.state_dict().items()}
         )
-    if made.features is not None and world_model is not None:
-        k = world_model.table.id_of(task.name)
-        made.features.encoder.load_state_dict(world_model.encoder.state_dict())
-        made.features.task_embedding.copy_(world_model.task_embedding.weight[k].detach())
-        made.features.mean.copy_(world_model.observation_mean_KO[k])
-        made.features.scale.copy_(world_model.observation_scale_KO[k])
+    if made.features is not None and features is not None:
+        made.features.load_state_dict(features.state_dict())
     return made.eval().requires_grad_(False)
