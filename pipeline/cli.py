@@ -26,10 +26,10 @@ from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, lo
 from .config_help import experiment_help, run_help
 from .errors import OrreryError, StageError
 from .fanout import Detached
-from .logging import ConsoleProgress, duration, logging_to
+from .logging import duration
 from .plan import Decision, plan
 from .run_folder import locked
-from .runner import Outcome, StageInterrupted, StageTerminated, run
+from .runner import Outcome, StageInterrupted, StageTerminated, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
 from .study import is_study
@@ -166,21 +166,8 @@ def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console,
     plan(config, stages)  # raises for what is wrong before anything is written
     printer = _Printer(console, config.settings.stages)
     started = time.monotonic()
-    with handled(), locked(config.run_dir), logging_to(console, config.run_dir / "log.txt") as log:
-        log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
-        try:
-            outcomes = run(
-                config,
-                stages,
-                log=log,
-                progress=ConsoleProgress(console),
-                on_start=printer.on_start,
-                on_end=printer.on_end,
-                only=only,
-            )
-        except BaseException as error:
-            log.debug("stopped: %s", error, exc_info=not isinstance(error, OrreryError))
-            raise
+    with handled(), locked(config.run_dir):
+        outcomes = run_on_console(config, stages, console, on_start=printer.on_start, on_end=printer.on_end, only=only)
     if all(outcome.status == "fresh" for outcome in outcomes):
         console.print("nothing to do: every stage is up to date")
     else:

@@ -15,10 +15,13 @@ from logging import Logger
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from . import artifact, fanout, termination
 from .artifact import Manifest
 from .config import RunConfig
-from .errors import StageError
+from .errors import OrreryError, StageError
+from .logging import ConsoleProgress, logging_to
 from .plan import Decision, Source, check_all, decide, decide_all, input_records
 from .run_folder import (
     RUN_FILE,
@@ -133,6 +136,26 @@ def run(
         on_end(outcomes[name])
     _write_run_file(config, outcomes)
     return list(outcomes.values())
+
+
+def run_on_console(
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    console: Console,
+    *,
+    on_start: Callable[[Decision], None] = lambda decision: None,
+    on_end: Callable[[Outcome], None] = lambda outcome: None,
+    only: str | None = None,
+) -> list[Outcome]:
+    """`run`, with messages and progress on the console and all of it, tracebacks too, in the run's log.txt."""
+    with logging_to(console, config.run_dir / "log.txt") as log:
+        log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
+        try:
+            progress = ConsoleProgress(console)
+            return run(config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only)
+        except BaseException as error:
+            log.debug("stopped: %s", error, exc_info=not isinstance(error, OrreryError))
+            raise
 
 
 def _run_stage(

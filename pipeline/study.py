@@ -24,10 +24,9 @@ from .config import CONFIG_DIR, RunConfig, discover_stages
 from .config_schema import build
 from .errors import OrreryError, StageError
 from .fanout import Detached
-from .logging import ConsoleProgress, logging_to
 from .plan import Decision
 from .run_folder import disk_errors, locked
-from .runner import Outcome, run
+from .runner import Outcome, run_on_console
 from .stage import Stage
 from .study_config import Study, compose_variants, load_study
 from .study_plan import take_over
@@ -204,21 +203,7 @@ def _run(
 ) -> BranchResult:
     """Run the stages of one run; what goes wrong with it is its result."""
     try:
-        with logging_to(console, config.run_dir / "log.txt") as log:
-            log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
-            try:
-                outcomes = run(
-                    config,
-                    stages,
-                    log=log,
-                    progress=ConsoleProgress(console),
-                    on_start=observer.on_start,
-                    on_end=on_end,
-                    only=only,
-                )
-            except BaseException as error:
-                log.debug("stopped: %s", error, exc_info=not isinstance(error, OrreryError))
-                raise
+        outcomes = run_on_console(config, stages, console, on_start=observer.on_start, on_end=on_end, only=only)
     except Detached as error:
         return BranchResult("detached", str(error))
     except OrreryError as error:
