@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -59,7 +59,7 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) 
             [("run_dir", Text("Folder of the run; runs/EXPERIMENT.")), *_rows(Settings, dataclasses.asdict(Settings()))]
         ),
         Text("\nStages, each with keys of its own", style="bold"),
-        _columns([(name, Text(_first_paragraph(stage))) for name, stage in stages.items()]),
+        _columns([(name, Text(first_paragraph(stage))) for name, stage in stages.items()]),
         Text("\n`orrery run EXPERIMENT --help` lists every key of that experiment with its value.\n"),
         Text("Examples", style="bold"),
         Text(textwrap.indent(EXAMPLES, "  ")),
@@ -74,26 +74,49 @@ def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> Ren
         _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(Settings, config.resolved)]),
     ]
     for name in config.settings.stages:
-        parts.append(Text.assemble("\n", (name, "bold"), f"  {_first_paragraph(stages[name])}"))
+        parts.append(Text.assemble("\n", (name, "bold"), f"  {first_paragraph(stages[name])}"))
         parts.append(_columns(list(_rows(stages[name].Config, config.resolved[name], f"{name}."))))
     return Group(*parts)
 
 
-def _rows(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Text]]:
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One setting, as it is written on the command line."""
+
+    name: str
+    """Dotted; NAME stands for an entry of a mapping, such as a task."""
+    value: Any
+    type: str
+    meaning: str
+
+
+def config_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[Key]:
+    """Yield every key of a config dataclass, those of nested ones too, with its value in `values` (as asdict has it).
+
+    Of a mapping to dataclasses there are also the keys of one entry, with their defaults.
+    """
     docs, hints = field_docs(cls), get_type_hints(cls)
     for setting in dataclasses.fields(cls):
         hint, value = hints[setting.name], values[setting.name]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            yield from _rows(hint, value, f"{prefix}{setting.name}.")
+            yield from config_keys(hint, value, f"{prefix}{setting.name}.")
             continue
+        entry = get_args(hint)[-1] if get_origin(hint) is dict else None
         spelled = hint.__name__ if hint in (int, float, bool, str) else str(hint)
-        yield (
-            f"{prefix}{setting.name}",
-            Text.assemble(f"{_short(value)} ", (f"({spelled}) ", "dim"), docs.get(setting.name, "")),
-        )
+        if isinstance(entry, type) and dataclasses.is_dataclass(entry):
+            spelled = f"dict[str, {entry.__name__}]"
+        yield Key(f"{prefix}{setting.name}", value, spelled, docs.get(setting.name, ""))
+        if isinstance(entry, type) and dataclasses.is_dataclass(entry):
+            yield from config_keys(entry, dataclasses.asdict(entry()), f"{prefix}{setting.name}.NAME.")
 
 
-def _short(value: Any) -> str:
+def _rows(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Text]]:
+    for key in config_keys(cls, values, prefix):
+        yield key.name, Text.assemble(f"{shortened(key.value)} ", (f"({key.type}) ", "dim"), key.meaning)
+
+
+def shortened(value: Any) -> str:
+    """A value as it is written on the command line; of a long list its beginning."""
     if value == "":
         return '""'
     if isinstance(value, list) and len(value) > 3:
@@ -112,5 +135,6 @@ def _columns(rows: list[tuple[str, Text]]) -> Table:
     return table
 
 
-def _first_paragraph(stage: type[Stage]) -> str:
+def first_paragraph(stage: type[Stage]) -> str:
+    """What a stage does, in one line."""
     return " ".join((stage.__doc__ or "").partition("\n\n")[0].split())
