@@ -54,4 +54,5 @@ class TaskEncoder(nn.Module):
         """[B, O], padded here to the model's width -> z [B, D]."""
         padded_BO = F.pad(observation_BO, (0, self.observation_dim - observation_BO.shape[-1]))
         scaled_BO = (padded_BO - self.observation_mean) / self.observation_scale
-        return self.encoder(scaled_BO, self.task_embedding.expand(len(padded_BO), -1))
+        # shape[0], not len(): torch.export would freeze the number of rows.
+        return self.encoder(scaled_BO, self.task_embedding.expand(padded_BO.shape[0], -1))
