@@ -16,6 +16,7 @@ reward of a transition (s, a, s') rather than of (s, a).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +45,7 @@ def scale_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
     return x.detach() if share == 0 else share * x + (1 - share) * x.detach()
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(nn.Module, ABC):
     """One model for all tasks of a table. Observations and actions are padded to the table's widths.
 
     A clock is an observation column that grows by one at each decision, in environment units: it is counted on from
@@ -80,21 +81,21 @@ class SequenceModel(nn.Module):
 
     # What a subclass gives, in scaled units and with masked actions.
 
+    @abstractmethod
     def fit(self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         """Decoded observations 1..T, [B, T, O], as training compares them with the data's; not completed.
 
         Reads observation t of the data only where the kind of model does: all of them (markov, hwm), every K-th
         (rerooted), the first (awm, rnn, ssm).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> Any:
         """The carry of an unroll before its first action."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _advance(self, carry: Any, action_BA: torch.Tensor, task_B: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Decoded next observation [B, O], to be completed, and the carry after it."""
-        raise NotImplementedError
 
     def _predict(self, first_BO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         carry = self.start_scaled(first_BO, task_B)
