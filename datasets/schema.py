@@ -17,11 +17,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..pipeline.errors import TaskError
+from ..pipeline.errors import CheckpointError, TaskError
 
 ActionKind = Literal["continuous", "discrete"]
 ScoreKind = Literal["return_per_1000", "success", "normalised"]
@@ -162,6 +163,21 @@ class TaskTable(Sequence[TaskSpec]):
     @classmethod
     def from_json(cls, text: str) -> TaskTable:
         return cls([TaskSpec.from_dict(values) for values in json.loads(text)])
+
+
+def read_table(folder: Path) -> TaskTable:
+    """The tasks.json of an artifact.
+
+    Raises:
+        CheckpointError: there is none, or it is no task table.
+    """
+    path = folder / "tasks.json"
+    try:
+        return TaskTable.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: the task table is missing; restore the file, or make {folder} again") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: expected a list of task specs ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)

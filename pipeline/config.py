@@ -51,9 +51,12 @@ class Settings:
     """Base of every random stream of the run."""
     algorithms: list[str] = field(default_factory=list)
     """Algorithms that the policies come from, as stages name them."""
+    world_model: str = ""
+    """The pretrained model to start from: an artifact's folder (RUN/pretrain), a run folder that holds one model, or an
+    id of the Hugging Face Hub (user/name, user/name@revision). Stages that follow one that makes a model read that."""
     inputs: dict[str, str] = field(default_factory=dict)
-    """Artifacts made elsewhere, by input name: inputs.world_model=other/run/pretrain starts from that model. Several,
-    where a stage takes many: inputs.policies=one/extract:other/extract."""
+    """Artifacts made elsewhere, by input name, as folders or Hub ids; before what this run makes itself:
+    inputs.store=other/run/pack. Several, where a stage takes many: inputs.policies=one/extract:other/extract."""
     workers: int = 0
     """Processes for parallel work; 0 takes one per core."""
     threads: int = 0
@@ -125,7 +128,8 @@ def load_config(
 
     Args:
         experiment: name of a file in `config_dir`/experiments, or path of a YAML file.
-        overrides: `key=value` in Hydra's syntax; the value of `run_dir` and `inputs.NAME` is taken as it is.
+        overrides: `key=value` in Hydra's syntax; the value of `run_dir`, `world_model` and `inputs.NAME` is taken as it
+            is.
         stages: the stages that have a key in the config, as `discover_stages` returns them.
     Raises:
         ConfigError: naming the key, what was expected and what was found.
@@ -179,7 +183,7 @@ def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tupl
             if not value:
                 raise ConfigError("run_dir= needs a path")
             run_dir = value
-        elif key.startswith("inputs.") and not value.startswith(("'", '"')):
+        elif (key == "world_model" or key.startswith("inputs.")) and not value.startswith(("'", '"')):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             rest.append(f"{key}='{escaped}'")
         elif (entry := declared_type(parts, key)[1]) and get_origin(declared_type(parts, key)[0]) is dict:

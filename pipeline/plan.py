@@ -11,7 +11,8 @@ from typing import Any, Literal
 from . import artifact
 from .artifact import InputRecord, Manifest
 from .config import RunConfig, dotted_keys
-from .errors import StageError
+from .errors import ConfigError, OrreryError, StageError
+from .hub import find_artifact
 from .run_folder import partial_folder, read_attempt
 from .stage import Stage
 
@@ -69,9 +70,27 @@ def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str,
     for name in config.settings.stages:
         stages[name](config.stage_configs[name]).check()
     found = {name: find_sources(config, stages, name) for name in config.settings.stages}
+    _check_world_model_is_used(config, stages, found)
     for name, sources in found.items():
         check_inputs(config, stages, name, sources)
     return found
+
+
+def _check_world_model_is_used(
+    config: RunConfig, stages: Mapping[str, type[Stage]], found: Mapping[str, Mapping[str, list[Source]]]
+) -> None:
+    readers = {
+        name: found[name][input_name]
+        for name in config.settings.stages
+        for input_name, wanted in stages[name].inputs.items()
+        if wanted.kind == "world_model"
+    }
+    makers = {source.stage for sources in readers.values() for source in sources if source.stage is not None}
+    if config.settings.world_model and makers and not any(s.stage is None for many in readers.values() for s in many):
+        raise ConfigError(
+            f"world_model={config.settings.world_model} would not be used: stage {', '.join(sorted(makers))} makes the "
+            f"one that {', '.join(readers)} read. Leave that stage out of `stages`, or leave out world_model"
+        )
 
 
 def check_inputs(
@@ -99,9 +118,11 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
             if stages[other].output_kind == wanted.kind
         ]
         if (value := config.settings.inputs.get(input_name)) is not None:
-            paths = [Path(one).expanduser() for one in (value.split(os.pathsep) if wanted.many else [value])]
-            given = [Source(_given_artifact(path, input_name, wanted.kind), wanted.kind, None) for path in paths]
+            named = value.split(os.pathsep) if wanted.many else [value]
+            given = [_given(one, f"inputs.{input_name}", wanted.kind) for one in named]
             found[input_name] = [*earlier, *given] if wanted.many else given
+        elif config.settings.world_model and wanted.kind == "world_model" and not earlier:
+            found[input_name] = [_given(config.settings.world_model, "world_model", wanted.kind)]
         else:
             found[input_name] = earlier if wanted.many else earlier[-1:]
         if not found[input_name] and not wanted.optional:
@@ -114,17 +135,11 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
     return found
 
 
-def _given_artifact(folder: Path, input_name: str, kind: str) -> Path:
-    if not folder.is_dir():
-        raise StageError(f"inputs.{input_name}: there is no folder {folder.absolute()}")
-    if artifact.read_manifest(folder) is None and (inside := sorted(folder.glob(f"*/{artifact.MANIFEST}"))):
-        right = [path.parent for path in inside if getattr(artifact.read_manifest(path.parent), "kind", "") == kind]
-        raise StageError(
-            f"inputs.{input_name}: {folder} is a folder of artifacts, expected one artifact of kind {kind!r}; "
-            + (f"give {' or '.join(map(str, right))}" if right else "it holds none of that kind")
-        )
-    artifact.verify_quick(folder, kind)
-    return folder.resolve()
+def _given(reference: str, key: str, kind: str) -> Source:
+    try:
+        return Source(find_artifact(reference, kind), kind, None)
+    except OrreryError as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def input_records(

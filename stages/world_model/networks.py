@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...datasets.schema import TaskTable
+from ...datasets.schema import TaskTable, read_table
+from ...pipeline.artifact import verify
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ...pipeline.hub import find_artifact
 from .activations import ACTIVATIONS, Activation, simnorm
 from .config import WorldModelConfig
 from .ensemble import HeadEnsemble
@@ -266,7 +268,19 @@ class WorldModel(nn.Module):
         """
         folder = Path(folder)
         config = read_config(folder, "model", WorldModelConfig)
-        table = TaskTable.from_json((folder / "tasks.json").read_text())
-        model = cls(config, table)
+        model = cls(config, read_table(folder))
         load_weights(folder, "model", model)
         return model.freeze() if frozen else model
+    @classmethod
+    def from_pretrained(cls, reference: str | Path, *, frozen: bool = True) -> WorldModel:
+        """The model that `reference` names, on the CPU, every byte of its files checked.
+
+        Args:
+            reference: an artifact's folder (RUN/pretrain), a run folder that holds one model, or an id of the Hugging
+                Face Hub: user/name, user/name@revision.
+        Raises:
+            OrreryError: there is no such model, it cannot be downloaded, it is of another kind, or it is damaged.
+        """
+        folder = find_artifact(reference, "world_model")
+        verify(folder, "world_model")
+        return cls.load(folder, frozen=frozen)

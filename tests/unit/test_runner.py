@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +154,9 @@ def test_inputs_from_elsewhere(toy: ToyProject, tmp_path: Path) -> None:
 
     with pytest.raises(StageError, match=r"kind 'total', expected kind 'numbers'"):
         toy.run("stages=[add]", f"inputs.numbers={there}/add")
-    with pytest.raises(StageError, match=r"folder of artifacts.*give .*run/make"):
+    assert toy.statuses("stages=[add]", f"inputs.numbers={there}") == ["fresh"]  # it holds one artifact of that kind
+    shutil.copytree(there / "make", there / "again")
+    with pytest.raises(StageError, match=r"folder of artifacts.*holds several; give .*run/again or .*run/make"):
         toy.run("stages=[add]", f"inputs.numbers={there}")
     with pytest.raises(StageError, match=r"inputs\.numbers: there is no folder .*nowhere"):
         toy.run("stages=[add]", "inputs.numbers=nowhere")

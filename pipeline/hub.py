@@ -1,0 +1,131 @@
+"""Where an artifact that a user names is: a folder, a run folder that holds one, or a repository of the Hub.
+
+A repository of the Hugging Face Hub is downloaded once into the cache of huggingface_hub (HF_HOME) and found there
+afterwards, also without a network. Downloading runs nothing: what is read from it later is JSON, CSV and safetensors.
+The Hub's own PyTorchModelHubMixin would store weights and settings in a form of its own beside ours, so folders are
+sent and fetched as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import artifact
+from .errors import CheckpointError, StageError
+
+HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+"""user/name, or user/name@revision with a branch, tag or commit."""
+
+SIGNS: Mapping[str, tuple[str, str]] = {
+    "model.json": ("world_model", "a world model"),
+    "sequence_model.json": ("world_model", "a sequence model"),
+    "policy.json": ("policies", "a policy"),
+    "policies.json": ("policies", "policies"),
+    "store.json": ("store", "a store"),
+}
+"""What a folder without a manifest is, by a file in it: kind, and in words."""
+
+
+def find_artifact(reference: str | Path, kind: str) -> Path:
+    """The folder of the artifact that `reference` names.
+
+    Args:
+        reference: an artifact's folder, a run folder with one artifact of that kind, or a Hub id (user/name,
+            user/name@revision). What exists on disk is never looked for on the Hub.
+        kind: as some stage's `output_kind`: world_model, policies, ...
+    Raises:
+        StageError: it is no such artifact, or damaged.
+        CheckpointError: it cannot be downloaded.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return artifact_in(path, kind)
+    if path.exists():
+        raise StageError(f"{path}: expected the folder of an artifact of kind {kind!r}, found a file{_hint(path)}")
+    match = HUB_ID.fullmatch(str(reference))
+    if match is None:
+        raise StageError(
+            f"there is no folder {path.absolute()}, and {str(reference)!r} is no id of the Hugging Face Hub either, "
+            "which is user/name or user/name@revision"
+        )
+    return artifact_in(download(match["repository"], match["revision"]), kind)
+
+
+def artifact_in(folder: Path, kind: str) -> Path:
+    """`folder` itself, or the one artifact of `kind` in it where it is the folder of a run; checked without reading all
+    of it.
+
+    Raises:
+        StageError: it holds another kind, several of this kind or none; or files are missing.
+    """
+    if artifact.read_manifest(folder) is None:
+        if inside := sorted(folder.glob(f"*/{artifact.MANIFEST}")):
+            folder = _only(folder, [path.parent for path in inside], kind)
+        for name, (found, words) in SIGNS.items():
+            if (folder / name).is_file() and found != kind:
+                raise StageError(f"{folder} holds {words} ({name}), expected an artifact of kind {kind!r}")
+    artifact.verify_quick(folder, kind)
+    return folder.resolve()
+
+
+def _only(run: Path, folders: list[Path], kind: str) -> Path:
+    kinds = {folder: getattr(artifact.read_manifest(folder), "kind", "") for folder in folders}
+    right = [folder for folder in folders if kinds[folder] == kind]
+    if len(right) == 1:
+        return right[0]
+    if right:
+        choice = f"it holds several; give {' or '.join(map(str, right))}"
+    else:
+        choice = "it holds " + ", ".join(f"{folder.name} ({found})" for folder, found in kinds.items())
+    raise StageError(f"{run} is a folder of artifacts, expected one artifact of kind {kind!r}; {choice}")
+
+
+def _hint(path: Path) -> str:
+    if path.suffix in (".pt", ".pth"):
+        return f"; TD-MPC2's weights are read by: orrery run import_tdmpc2 import_tdmpc2.checkpoint={path}"
+    return ""
+
+
+@functools.cache  # a run asks several times, and each would go to the network
+def download(repository: str, revision: str | None = None) -> Path:
+    """Fetch a repository of the Hub, or find it in the cache, and return its folder.
+
+    Raises:
+        CheckpointError: there is no such repository or revision, it is private, or there is no network and no copy.
+    """
+    import httpx2
+    from huggingface_hub import errors, snapshot_download
+
+    name = f"{repository}@{revision}" if revision else repository
+    local = f"There is no folder of that name either: {Path(name).absolute()}"
+    try:
+        return Path(snapshot_download(repository, revision=revision))
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name}: access to this repository of the Hugging Face Hub has to be asked for on its page"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: the Hugging Face Hub has no such repository, or it is private and you are not logged in "
+            f"(hf auth login). {local}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{repository}: it has no revision {revision!r} on the Hugging Face Hub") from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = error.__cause__ or error
+        raise CheckpointError(
+            f"{name}: the Hugging Face Hub cannot be reached ({type(reason).__name__}: {_line(reason)}), and no copy "
+            f"is in the cache. {local}"
+        ) from error
+    except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: downloading it from the Hugging Face Hub failed ({type(error).__name__}: {_line(error)})"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else "no more is known"
