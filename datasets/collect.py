@@ -113,6 +113,34 @@ def expert(spec: TaskSpec, rng: np.random.Generator, variation: Variation) -> Co
     return controller
 
 
+def noisy(
+    act: Act, spec: TaskSpec, numbers: Sequence[int], seed: int, noise: tuple[float, float], random_share: float
+) -> Act:
+    """`act` with exploration on top, for the episodes `numbers`.
+
+    Per episode a level is drawn from the range `noise`: the standard deviation of Gaussian noise on continuous actions,
+    or the probability of a uniform choice at each decision where they are discrete. With probability `random_share` the
+    whole episode is that of `exploration` instead.
+    """
+    rngs = [np.random.default_rng(derive_seed("policy noise", seed, spec.name, number)) for number in numbers]
+    levels = [rng.uniform(*noise) for rng in rngs]
+    strangers = [exploration(spec, rng) if rng.random() < random_share else None for rng in rngs]
+
+    def explored(index: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        rng, level, stranger = rngs[index], levels[index], strangers[index]
+        if stranger is not None:
+            return stranger(observation)
+        if spec.action_kind == "discrete":
+            return uniform(spec, rng)(observation) if rng.random() < level else action
+        return np.clip(action + level * rng.standard_normal(len(action)), -1, 1).astype(np.float32)
+
+    def explore(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+        actions = act(observation, episode)
+        return np.stack([explored(*row) for row in zip(episode.tolist(), observation, actions, strict=True)])
+
+    return explore
+
+
 def _ornstein_uhlenbeck(rng: np.random.Generator, time_scale: float, action_dim: int) -> Controller:
     """First-order autoregressive noise whose correlation falls by 1/e in `time_scale` decisions, clipped to [-1, 1].
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.errors import DatasetError
+from .chain import ChainReader
 from .columns import ColumnMap
 from .hdf5 import Hdf5Reader
 from .minari import MinariReader, find_minari, is_minari_folder
@@ -22,7 +23,7 @@ HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
 def open_reader(
-    source: str | Path,
+    source: str | Path | list[str],
     *,
     columns: ColumnMap | Mapping[str, Any] | str | Path | None = None,
     name: str | None = None,
@@ -35,7 +36,8 @@ def open_reader(
 
     Args:
         source: an .hdf5 or .h5 file; a Minari dataset's folder; a Minari id, also written `minari/<id>` as the task
-            made from it is called; with a `task_set`, a folder of TD-MPC2's chunks.
+            made from it is called; with a `task_set`, a folder of TD-MPC2's chunks. A list of Minari folders holds
+            parts of one dataset.
         columns: column map of an HDF5 file; see `columns.ColumnMap.load`.
         name, behaviour, overrides: of the task; see `MinariReader` and `Hdf5Reader`.
         task_set, rows: mt30 or mt80, and where the task `name` is in the chunks; see `Tdmpc2Reader`.
@@ -43,6 +45,8 @@ def open_reader(
     Raises:
         DatasetError: there is no such dataset, or it cannot be read; says what was looked for.
     """
+    if isinstance(source, list):
+        return ChainReader([open_reader(part) for part in source])
     path = Path(source).expanduser()
     if task_set is not None:
         return Tdmpc2Reader(path, task_set=task_set, name=name or "", rows=rows, behaviour=behaviour)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,23 +38,33 @@ class CollectConfig:
     random_share: float = 0.1
     """Share of a scripted expert's episodes that are uniformly random instead."""
     policy: str | None = None
-    """Folder of a policies artifact whose policies act instead; tasks without a policy in it are refused."""
+    """Folder of a policies artifact whose policies act instead, those of a task in turn; tasks without a policy in it
+    are refused."""
+    policy_algorithm: str = ""
+    """Which of its algorithms acts; empty takes the first that the artifact lists."""
+    policy_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Lowest and highest level of exploration on those policies, drawn once per episode: the standard deviation of
+    noise on continuous actions, the share of uniform choices where actions are discrete."""
+    policy_random_share: float = 0.0
+    """Share of their episodes that explore at random instead, as where there is no policy."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ConfigError(f"episodes must be at least 1, found {self.episodes}")
-        noise = self.expert_noise
-        if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:
-            raise ConfigError(f"expert_noise must be two numbers 0 <= low <= high, found {noise}")
-        if not 0 <= self.random_share <= 1:
-            raise ConfigError(f"random_share must lie in [0, 1], found {self.random_share}")
+        for name in ("expert_noise", "policy_noise"):
+            noise = getattr(self, name)
+            if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:
+                raise ConfigError(f"{name} must be two numbers 0 <= low <= high, found {noise}")
+        for name in ("random_share", "policy_random_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class _Job:
     task: str
-    start: int
-    stop: int
+    numbers: range
+    """Of its episodes."""
     config: CollectConfig
     policy: Path | None
 
@@ -73,7 +83,7 @@ class Collect(Stage):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"collect.tasks names a task twice: {', '.join(repeated)}")
         if self.config.policy is not None:
-            _policy_folders(Path(self.config.policy), names)
+            _policy_folders(self.config, names)
 
     def reads(self) -> Sequence[Path]:
         return [] if self.config.policy is None else [Path(self.config.policy) / "policies.json"]
@@ -85,14 +95,15 @@ class Collect(Stage):
         root = context.folder / "minari"
         names = _names(config)
         records = {name: record for name in names if (record := read_record(root, name)) is not None}
-        policies = {} if config.policy is None else _policy_folders(Path(config.policy), names)
+        policies: Mapping[str, Sequence[Path | None]] = _policy_folders(config, names)
         jobs = [
-            _Job(name, start, min(start + CHUNK, config.episodes), config, policies.get(name))
+            _Job(name, numbers[start : start + CHUNK], config, policy)
             for name in names
             if name not in records
-            for start in range(0, config.episodes, CHUNK)
+            for policy, numbers in _in_turn(policies.get(name, [None]), config.episodes)
+            for start in range(0, len(numbers), CHUNK)
         ]
-        played: dict[str, dict[int, list[EpisodeResult]]] = {name: {} for name in names}
+        played: dict[str, dict[int, EpisodeResult]] = {name: {} for name in names}
         worked: dict[str, float] = {}
         total = config.episodes * len(names)
         with context.progress("collect", total=total, completed=config.episodes * len(records)) as progress:
@@ -100,17 +111,17 @@ class Collect(Stage):
                 job = jobs[index]
                 if isinstance(outcome, JobFailure):
                     raise StageError(
-                        f"collecting {job.task!r}, episodes {job.start} to {job.stop - 1}: {outcome.error}; finished "
-                        f"tasks are kept, so the same command continues\n{outcome.traceback}"
+                        f"collecting {job.task!r}, episodes {job.numbers[0]} to {job.numbers[-1]}: {outcome.error}; "
+                        f"finished tasks are kept, so the same command continues\n{outcome.traceback}"
                     )
                 spec, seconds, results = outcome
-                chunks = played[job.task]
-                chunks[job.start] = results
+                own = played[job.task]
+                own.update(zip(job.numbers, results, strict=True))
                 worked[job.task] = worked.get(job.task, 0.0) + seconds
                 progress.advance(len(results))
-                if sum(len(chunk) for chunk in chunks.values()) < config.episodes:
+                if len(own) < config.episodes:
                     continue
-                episodes = [result for start in sorted(chunks) for result in chunks[start]]
+                episodes = [own[number] for number in range(config.episodes)]
                 _refuse_if_all_failed(spec, episodes)
                 settings = {**dataclasses.asdict(config), "seconds": round(worked[job.task], 3)}
                 write_dataset(root, spec, _behaviour(spec, config), episodes, settings)
@@ -144,22 +155,24 @@ def _names(config: CollectConfig) -> list[str]:
 
 def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
     """Play one chunk of a task's episodes, in order of their numbers. Runs in a worker process."""
-    from ..datasets.collect import Variation, behaviour_act, episode_seed
+    from ..datasets.collect import Variation, behaviour_act, episode_seed, noisy
     from ..datasets.rollout import play_episodes, policy_act
 
     start = time.perf_counter()
-    spec = task_spec(job.task)
-    numbers = range(job.start, job.stop)
-    seeds = [episode_seed(job.config.seed, spec.name, number) for number in numbers]
+    spec, config, numbers = task_spec(job.task), job.config, job.numbers
+    seeds = [episode_seed(config.seed, spec.name, number) for number in numbers]
     if job.policy is None:
-        low, high = job.config.expert_noise
-        act = behaviour_act(spec, numbers, job.config.seed, Variation((low, high), job.config.random_share))
+        low, high = config.expert_noise
+        act = behaviour_act(spec, numbers, config.seed, Variation((low, high), config.random_share))
         # These behaviours act one episode at a time, so more environments than one would gain nothing.
         lanes = 1
     else:
         from .policy import load_policy
 
+        low, high = config.policy_noise
         act, lanes = policy_act(load_policy(job.policy)), CHUNK
+        if high or config.policy_random_share:
+            act = noisy(act, spec, numbers, config.seed, (low, high), config.policy_random_share)
     results = dict(play_episodes(spec, act, seeds, record=True, lanes=lanes))
     return spec, time.perf_counter() - start, [results[index] for index in range(len(seeds))]
 
@@ -172,17 +185,30 @@ def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:
     return "expert" if has_expert(spec) else "exploration"
 
 
-def _policy_folders(artifact: Path, tasks: Sequence[str]) -> dict[str, Path]:
-    """The folder of the first policy of each task in a policies artifact."""
+def _in_turn(policies: Sequence[Path | None], episodes: int) -> list[tuple[Path | None, range]]:
+    """Each policy with the numbers of its episodes: every n-th, where there are n."""
+    return [(policy, range(first, episodes, len(policies))) for first, policy in enumerate(policies)]
+
+
+def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, list[Path]]:
+    """The folders of the policies that act in each task, one per seed; empty where none is to."""
+    if config.policy is None:
+        return {}
+    artifact = Path(config.policy)
     index = artifact / "policies.json"
     if not index.is_file():
         raise ConfigError(f"collect.policy: expected a policies artifact, found no {index}")
-    folders: dict[str, Path] = {}
-    for policy in json.loads(index.read_text())["policies"]:
-        folders.setdefault(policy["task"], artifact / policy["path"])
+    listed = json.loads(index.read_text())["policies"]
+    algorithm = config.policy_algorithm or listed[0]["algorithm"]
+    folders: dict[str, list[Path]] = {}
+    for policy in listed:
+        if policy["algorithm"] == algorithm:
+            folders.setdefault(policy["task"], []).append(artifact / policy["path"])
     if missing := [task for task in tasks if task not in folders]:
+        known = sorted({f"{policy['algorithm']} for {policy['task']}" for policy in listed})
         raise ConfigError(
-            f"collect.policy: {artifact} has no policy for {', '.join(missing)}; it has {', '.join(sorted(folders))}"
+            f"collect.policy: {artifact} has no policy of {algorithm!r} for {', '.join(missing)}; it has: "
+            + ", ".join(known)
         )
     return folders
 

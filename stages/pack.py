@@ -105,10 +105,11 @@ SIMULATED = ("dmc/", "metaworld/", "gymnasium/", "myriad/")
 
 
 class Pack(Stage):
-    """A TaskStore out of Minari and HDF5 datasets, and of TD-MPC2's chunks."""
+    """A TaskStore out of Minari and HDF5 datasets, and of TD-MPC2's chunks. What several collections hold of a task is
+    put together."""
 
     Config = PackConfig
-    inputs = {"datasets": Input("datasets", optional=True)}
+    inputs = {"datasets": Input("datasets", optional=True, many=True)}
     output_kind = "store"
     config: PackConfig
 
@@ -172,16 +173,16 @@ class Pack(Stage):
 
     def _readers(self, context: Context) -> list[Mapping[str, Any]]:
         """Arguments of `open_reader` for every task, in the order of the table."""
-        collected: dict[str, Path] = {}
+        collected: dict[str, list[str]] = {}
         for folder in context.inputs["datasets"]:
             for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
-                collected[name] = folder / entry["path"]
+                collected.setdefault(name, []).append(str(folder / entry["path"]))
         names = self.config.names or [*collected, *self.config.offered]
         from_set = self._set_readers(context, [name for name in names if self.config.from_set(name)], collected)
         readers: list[Mapping[str, Any]] = []
         for name in names:
             if name in collected:
-                readers.append({"source": str(collected[name])})
+                readers.append({"source": collected[name] if len(collected[name]) > 1 else collected[name][0]})
             elif name in from_set:
                 readers.append(from_set[name])
             elif name.startswith(SIMULATED) and name not in self.config.sources:

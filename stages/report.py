@@ -20,7 +20,7 @@ class Report(Stage):
 
     Config = ReportConfig
     inputs = {
-        "datasets": Input("datasets", optional=True),
+        "datasets": Input("datasets", optional=True, many=True),
         "store": Input("store", optional=True),
         "world_model": Input("world_model", optional=True),
         "policies": Input("policies", optional=True, many=True),

@@ -8,7 +8,7 @@ from pathlib import Path
 import minari
 import numpy as np
 import pytest
-from orrery.datasets.collect import Variation, dataset_id, episode_seed, expert, exploration
+from orrery.datasets.collect import Variation, dataset_id, episode_seed, expert, exploration, noisy
 from orrery.datasets.minari import MinariReader
 from orrery.datasets.rollout import play_episodes
 from orrery.datasets.schema import TaskSpec
@@ -133,22 +133,73 @@ def test_wrong_settings_are_refused_before_anything_runs():
         Collect(CollectConfig(tasks=["dmc/cartpole-balance"], policy="/nowhere")).check()
 
 
-def test_a_policy_can_collect(tmp_path, monkeypatch):
-    class Push:
-        def act(self, observation):
-            return observation.new_full((len(observation), 1), 0.5)
+class Push:
+    """Always the same action, that of its folder's name in tenths: `pwm_5` pushes with 0.5."""
 
-    artifact = tmp_path / "policies"
-    artifact.mkdir()
-    entry = {"algorithm": "pwm", "task": "gymnasium/Pendulum-v1", "seed": 0, "path": "pwm"}
-    (artifact / "policies.json").write_text(json.dumps({"tasks": [], "policies": [entry]}))
-    monkeypatch.setattr("orrery.stages.policy.load_policy", lambda folder: Push())
-    _, records = collect(tmp_path / "out", tasks=["gymnasium/Pendulum-v1"], episodes=2, policy=str(artifact))
+    def __init__(self, folder):
+        self.force = int(str(folder).rpartition("_")[2]) / 10
+
+    def act(self, observation):
+        return observation.new_full((len(observation), 1), self.force)
+
+
+def write_policies(folder, *entries):
+    folder.mkdir()
+    listed = [{"algorithm": one, "task": task, "seed": seed, "path": path} for one, task, seed, path in entries]
+    (folder / "policies.json").write_text(json.dumps({"tasks": [], "policies": listed}))
+    return str(folder)
+
+
+PENDULUM = "gymnasium/Pendulum-v1"
+
+
+def test_the_policies_of_a_task_collect_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr("orrery.stages.policy.load_policy", Push)
+    policy = write_policies(
+        tmp_path / "policies", ("pwm", PENDULUM, 0, "pwm_5"), ("bc", PENDULUM, 0, "bc_9"), ("pwm", PENDULUM, 1, "pwm_3")
+    )
+    _, records = collect(tmp_path / "out", tasks=[PENDULUM], episodes=3, policy=policy)
     (record,) = records.values()
     assert record["behaviour"] == "policy"
-    assert {action.item() for episode in episodes(tmp_path / "out", record) for action in episode.actions} == {0.5}
-    with pytest.raises(ConfigError, match=r"has no policy for dmc/cartpole-balance; it has gymnasium/Pendulum-v1"):
-        Collect(CollectConfig(tasks=["dmc/cartpole-balance"], policy=str(artifact))).check()
+    forces = [set(episode.actions.ravel().tolist()) for episode in episodes(tmp_path / "out", record)]
+    assert forces == [{np.float32(0.5).item()}, {np.float32(0.3).item()}, {np.float32(0.5).item()}]
+    _, records = collect(tmp_path / "bc", tasks=[PENDULUM], episodes=1, policy=policy, policy_algorithm="bc")
+    (episode,) = episodes(tmp_path / "bc", *records.values())
+    assert set(episode.actions.ravel().tolist()) == {np.float32(0.9).item()}
+    with pytest.raises(ConfigError, match=r"no policy of 'pwm' for dmc/cartpole-balance; it has: bc for gymnasium/Pen"):
+        Collect(CollectConfig(tasks=["dmc/cartpole-balance"], policy=policy)).check()
+    with pytest.raises(ConfigError, match=r"no policy of 'mrq' for gymnasium/Pendulum-v1"):
+        Collect(CollectConfig(tasks=[PENDULUM], policy=policy, policy_algorithm="mrq")).check()
+
+
+def test_policies_explore_as_much_as_they_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("orrery.stages.policy.load_policy", Push)
+    policy = write_policies(tmp_path / "policies", ("pwm", PENDULUM, 0, "pwm_0"))
+
+    def deviations(name, **settings):
+        _, records = collect(tmp_path / name, tasks=[PENDULUM], episodes=30, policy=policy, **settings)
+        return np.array([episode.actions.std() for episode in episodes(tmp_path / name, *records.values())])
+
+    # Over 200 decisions a standard deviation is found within 20%: its own error is 5%.
+    found = deviations("noise", policy_noise=[0.1, 0.3])
+    assert 0.08 < found.min() < 0.15
+    assert 0.24 < found.max() < 0.36
+    # Of 30 episodes with probability 0.5 between 5 and 25 in all but 3 of 10,000 runs; this one is seeded.
+    random = deviations("random", policy_random_share=0.5) > 0
+    assert 5 <= random.sum() <= 25
+    with pytest.raises(ConfigError, match=r"policy_noise must be two numbers 0 <= low <= high, found \[0.3, 0.1\]"):
+        CollectConfig(policy_noise=[0.3, 0.1])
+    with pytest.raises(ConfigError, match=r"policy_random_share must lie in \[0, 1\]"):
+        CollectConfig(policy_random_share=1.5)
+
+
+def test_noise_on_choices_is_the_share_of_uniform_ones():
+    spec = task_spec("gymnasium/CartPole-v1")
+    act = noisy(lambda observation, _: np.tile([[1.0, 0.0]], (len(observation), 1)), spec, [0, 1], 0, (0.4, 0.4), 0.0)
+    rows = [act(np.zeros((2, 4), np.float32), np.array([0, 1])) for _ in range(1000)]
+    taken = np.concatenate(rows)
+    assert set(map(tuple, taken)) == {(1.0, 0.0), (0.0, 1.0)}
+    assert taken[:, 1].mean() == pytest.approx(0.2, abs=0.04)  # four standard errors
 
 
 def test_a_task_whose_episodes_all_fail_stops_the_stage(tmp_path, monkeypatch):
@@ -158,7 +209,7 @@ def test_a_task_whose_episodes_all_fail_stops_the_stage(tmp_path, monkeypatch):
 
     artifact = tmp_path / "policies"
     artifact.mkdir()
-    entry = {"task": "gymnasium/Pendulum-v1", "path": "pwm"}
+    entry = {"algorithm": "pwm", "task": "gymnasium/Pendulum-v1", "path": "pwm"}
     (artifact / "policies.json").write_text(json.dumps({"policies": [entry]}))
     monkeypatch.setattr("orrery.stages.policy.load_policy", lambda folder: Broken())
     with pytest.raises(StageError, match="all 2 episodes failed; the first: the action is not finite"):
