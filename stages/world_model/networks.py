@@ -260,18 +260,6 @@ class WorldModel(nn.Module):
         return self.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, folder: str | Path, *, frozen: bool = True) -> WorldModel:
-        """What `save` wrote; `freeze` is called on it unless `frozen` is False: then it is exactly what was saved.
-
-        Raises:
-            CheckpointError: files missing, or weights that do not fit the config and task table, each named.
-        """
-        folder = Path(folder)
-        config = read_config(folder, "model", WorldModelConfig)
-        model = cls(config, read_table(folder))
-        load_weights(folder, "model", model)
-        return model.freeze() if frozen else model
-    @classmethod
     def from_pretrained(cls, reference: str | Path, *, frozen: bool = True) -> WorldModel:
         """The model that `reference` names, on the CPU, every byte of its files checked.
 
@@ -284,3 +272,16 @@ class WorldModel(nn.Module):
         folder = find_artifact(reference, "world_model")
         verify(folder, "world_model")
         return cls.load(folder, frozen=frozen)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, frozen: bool = True) -> WorldModel:
+        """What `save` wrote; `freeze` is called on it unless `frozen` is False: then it is exactly what was saved.
+
+        Raises:
+            CheckpointError: files missing, or weights that do not fit the config and task table, each named.
+        """
+        folder = Path(folder)
+        config = read_config(folder, "model", WorldModelConfig)
+        model = cls(config, read_table(folder))
+        load_weights(folder, "model", model)
+        return model.freeze() if frozen else model
