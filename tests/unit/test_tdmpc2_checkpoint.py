@@ -1,22 +1,14 @@
-"""TD-MPC2's checkpoints: both forms, every published size, round trips bit for bit, and what is refused.
-
-The toy state of golden/tdmpc2_forward.npz is in the new form; the old one is derived from it here.
-"""
+"""TD-MPC2's checkpoints: both forms, every published size, and round trips bit for bit, also through the stages."""
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
-from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.cli import main
-from orrery.pipeline.errors import CheckpointError
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.tdmpc2_checkpoint import (
@@ -27,115 +19,18 @@ from orrery.stages.world_model.tdmpc2_checkpoint import (
     to_tdmpc2,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tdmpc2_forward.npz"
-CLOSE = {"rtol": 1e-5, "atol": 2e-6}
-ACTION_DIMS = (1, 2, 4, 6)
-TABLE = TaskTable(
-    [TaskSpec(f"toy/{k}", o, a, 500) for k, (o, a) in enumerate(zip((3, 8, 15, 24), ACTION_DIMS, strict=True))]
+from .tdmpc2_states import (
+    CLOSE,
+    LAYER,
+    TABLE,
+    assert_identical,
+    constants,
+    golden,
+    golden_state,
+    published_shapes,
+    random_state,
+    write,
 )
-LAYER = ("weight", "bias", "ln.weight", "ln.bias")
-
-
-def published_shapes(tasks, observation, action, encoder, mlp, latent, layers, num_q, task, *, form, episodic=False):
-    """Names and shapes as TD-MPC2 builds them, written down from its description and not from ours."""
-    shapes = {}
-
-    def normed(name, inputs, outputs):
-        shapes.update({f"{name}.weight": (outputs, inputs)})
-        shapes.update(dict.fromkeys((f"{name}.bias", f"{name}.ln.weight", f"{name}.ln.bias"), (outputs,)))
-
-    def head(name, inputs, outputs):
-        normed(f"{name}.0", inputs, mlp)
-        normed(f"{name}.1", mlp, mlp)
-        shapes.update({f"{name}.2.weight": (outputs, mlp), f"{name}.2.bias": (outputs,)})
-
-    if task:
-        shapes["_task_emb.weight"] = (tasks, task)
-    widths = [observation + task, *[encoder] * (layers - 1), latent]
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        normed(f"_encoder.state.{i}", inputs, outputs)
-    joint = latent + task + action
-    head("_reward", joint, 101)
-    head("_pi", latent + task, 2 * action)
-    if episodic:
-        head("_termination", latent + task, 1)
-    head("_dynamics", joint, latent)
-    shapes |= {"_dynamics.2.ln.weight": (latent,), "_dynamics.2.ln.bias": (latent,)}
-    ensemble = [
-        *((num_q, mlp, joint), (num_q, mlp), (num_q, mlp), (num_q, mlp)),
-        *((num_q, mlp, mlp), (num_q, mlp), (num_q, mlp), (num_q, mlp)),
-        *((num_q, 101, mlp), (num_q, 101)),
-    ]
-    if form == "old":
-        return shapes | {
-            f"{name}.params.{i}": shape for name in ("_Qs", "_target_Qs") for i, shape in enumerate(ensemble)
-        }
-    return shapes | {
-        f"{name}.{i // 4}.{LAYER[i % 4]}": shape
-        for name in ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
-        for i, shape in enumerate(ensemble)
-    }
-
-
-def constants(tasks, action, num_q, action_dims=None):
-    """What the new form holds beside the parameters; no masks where tasks is 0."""
-    extra = {"log_std_min": torch.tensor(-10), "log_std_dif": torch.tensor(12)}
-    if tasks:
-        own = torch.tensor(action_dims or [action] * tasks)
-        extra["_action_masks"] = (torch.arange(action) < own[:, None]).float()
-    for name in ("_Qs.params", "_detach_Qs_params", "_target_Qs_params"):
-        extra |= {f"{name}.__batch_size": torch.Size([num_q]), f"{name}.__device": None}
-    return extra
-
-
-def random_state(form, *, tasks=0, episodic=False, seed=0):
-    """A small model, of one task without embedding where tasks is 0."""
-    torch.manual_seed(seed)
-    task = 16 if tasks else 0
-    shapes = published_shapes(tasks, 5, 2, 24, 32, 16, 3, 3, task, form=form, episodic=episodic)
-    state = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-    if form == "new":
-        state |= {name.replace("_Qs.params", "_detach_Qs_params"): state[name] for name in state if "_Qs.p" in name}
-        state |= constants(tasks, 2, 3, [1, 2, 2][:tasks])
-    return state
-
-
-def golden():
-    with np.load(GOLDEN) as file:
-        return {name: torch.from_numpy(np.array(file[name])) for name in file.files}
-
-
-def golden_state(form):
-    new = {name.removeprefix("sd/"): value for name, value in golden().items() if name.startswith("sd/")}
-    if form == "new":
-        copies = {k.replace("_Qs.params", "_detach_Qs_params"): v for k, v in new.items() if k.startswith("_Qs.")}
-        return new | copies | constants(4, 6, 5, ACTION_DIMS)
-    old = {}
-    for name, value in new.items():
-        if "Qs" in name:
-            prefix, rest = name.replace("_target_Qs_params", "_target_Qs.params").split(".params.")
-            layer, kind = rest.split(".", 1)
-            old[f"{prefix}.params.{4 * int(layer) + LAYER.index(kind)}"] = value
-        elif name not in ("_action_masks", "log_std_min", "log_std_dif"):
-            old[name] = value
-    return old
-
-
-def assert_identical(found, expected):
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        assert type(found[name]) is type(value), name
-        if torch.is_tensor(value):
-            assert found[name].dtype == value.dtype, name
-            assert torch.equal(found[name], value), name
-        else:
-            assert found[name] == value, name
-
-
-def write(path, content):
-    torch.save(content, path)
-    return path
-
 
 # Parameters of the published models without targets, by size and number of tasks; then encoder, mlp and latent width,
 # encoder layers, value functions, task width.
@@ -304,160 +199,6 @@ def test_tasks_without_names_have_the_widths_that_the_file_shows():
     assert table[0].discount == 0.95
     assert [task.action_dim for task in describe(golden_state("old")).generic_table()] == [6] * 4
     assert describe(random_state("new", episodic=True)).generic_table()[0].terminates
-
-
-# What is refused.
-
-
-def refusal(state, *arguments):
-    with pytest.raises(CheckpointError) as caught:
-        from_tdmpc2(state, *arguments)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("form", ["old", "new"])
-def test_a_missing_an_extra_and_a_misshapen_tensor_are_named_as_published(form):
-    state = golden_state(form)
-    del state["_dynamics.1.ln.bias"]
-    state["_reward.3.weight"] = torch.zeros(2, 3)
-    state["_pi.2.weight"] = torch.zeros(10, 48)
-    value = {"old": "_Qs.params.4", "new": "_Qs.params.1.weight"}[form]
-    state[value] = torch.zeros(5, 48, 47)
-    message = refusal(state, TABLE)
-    assert message.splitlines()[1:] == [
-        "  missing _dynamics.1.ln.bias [48]",
-        "  unexpected _reward.3.weight [2, 3]",
-        "  _pi.2.weight: expected [12, 48], found [10, 48]",
-        f"  {value}: expected [5, 48, 48], found [5, 48, 47]",
-    ]
-    assert "latent_dim 64, encoder_dim 32, encoder_layers 2, mlp_dim 48, task_dim 16, num_q 5" in message
-
-
-@pytest.mark.parametrize("form", ["old", "new"])
-def test_any_one_tensor_that_is_missing_or_misshapen_is_the_one_named(form):
-    """But the width of an observation, which one tensor alone shows: then the tasks tell."""
-    state = golden_state(form)
-    names = [name for name in state if name.startswith("_") and "__" not in name and (form == "old" or "Qs" in name)]
-    assert len(names) > 25
-    for name in names:
-        without = {key: value for key, value in state.items() if key != name}
-        found = refusal(without, TABLE)
-        assert f"missing {name} " in found or f"expected {name}" in found, found
-        longer = [length + 3 for length in state[name].shape]
-        lines = refusal(state | {name: torch.zeros(longer)}, TABLE).splitlines()[1:]
-        if name == "_encoder.state.0.weight":
-            assert lines[0].startswith(f"  {name}: expected [32, "), lines
-        else:
-            assert [line.split(":")[0] for line in lines] == [f"  {name}"], lines
-    wider = state | {"_encoder.state.0.weight": torch.zeros(32, 41)}
-    assert "longest observation 25 in the file, 24 by the tasks" in refusal(wider, TABLE)
-
-
-def test_another_number_type_is_named():
-    state = golden_state("old") | {"_reward.2.bias": torch.zeros(101, dtype=torch.float16)}
-    assert "_reward.2.bias: expected [101] float32, found [101] float16" in refusal(state, TABLE)
-
-
-def test_a_copy_of_the_values_that_is_none():
-    state = golden_state("new")
-    name = "_detach_Qs_params.1.bias"
-    assert f"{name} differ from _Qs.params" in refusal(state | {name: state[name] + 1}, TABLE)
-    del state[name]
-    assert f"missing {name}" in refusal(state, TABLE)
-
-
-def test_masks_that_are_none():
-    masks = torch.ones(4, 6)
-    masks[1, 0] = 0
-    assert "_action_masks must hold ones" in refusal(golden_state("new") | {"_action_masks": masks}, TABLE)
-
-
-def test_models_of_other_kinds_are_refused_by_kind():
-    regression = golden_state("old")
-    for name in ("_reward.2.weight", "_reward.2.bias"):
-        regression[name] = regression[name][:1]
-    for name in ("_Qs.params.8", "_Qs.params.9", "_target_Qs.params.8", "_target_Qs.params.9"):
-        regression[name] = regression[name][:, :1]
-    assert "a regression head (num_bins 0 or 1" in refusal(regression)
-    assert "encoder reads images" in refusal({"_encoder.rgb.2.weight": torch.zeros(3), **golden_state("old")})
-    assert "latent_dim 64 is not a multiple of simnorm_dim 10" in refusal(
-        golden_state("old"), TABLE, WorldModelConfig(latent_dim=10, simnorm_dim=10)
-    )
-    assert "found _pi (list)" in refusal({**golden_state("old"), "_pi": [1]})
-
-
-def test_the_tasks_given_must_be_those_of_the_weights():
-    fewer = TaskTable(list(TABLE)[1:])
-    assert "number of tasks 4 in the file, 3 by the tasks" in refusal(golden_state("old"), fewer)
-    swapped = TaskTable([TABLE[1], TABLE[0], *list(TABLE)[2:]])
-    message = refusal(golden_state("new"), swapped)
-    assert "action of task 0 1 in the file, 2 of toy/1" in message
-    ending = TaskTable([TaskSpec("toy/one", 5, 2, 100, terminates=True)])
-    assert "terminations predicted False in the file, True by the tasks" in refusal(random_state("old"), ending)
-
-
-def test_files_that_are_not_checkpoints(tmp_path):
-    path = write(tmp_path / "model.pt", {"model": golden_state("new")})
-    cut = tmp_path / "cut.pt"
-    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="cut short or damaged"):
-        read_tdmpc2(cut)
-    with pytest.raises(CheckpointError, match="no file at"):
-        read_tdmpc2(tmp_path / "none.pt")
-    other = write(tmp_path / "other.pt", {"actor": {"weight": torch.zeros(2)}, "critic": {}})
-    with pytest.raises(CheckpointError, match=r"is not a TD-MPC2 checkpoint: expected .* found actor, critic"):
-        read_tdmpc2(other)
-    with pytest.raises(CheckpointError, match=r"found list"):
-        read_tdmpc2(write(tmp_path / "list.pt", [torch.zeros(2)]))
-
-
-class Executing:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
-    marker = tmp_path / "ran"
-    path = write(tmp_path / "model.pt", {"model": golden_state("old"), "statistics": Executing(marker)})
-    with pytest.raises(CheckpointError, match="could run code"):
-        read_tdmpc2(path)
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(Executing(marker)))  # it would have
-    assert marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "terminates", "reason"),
-    [
-        ({"num_q": 0}, False, "no values and policy prior"),
-        ({"activation": "silu"}, False, "activation is silu, not mish"),
-        ({"latent": "relu"}, False, "latent ends in relu"),
-        ({"disagreement_heads": 2}, False, "disagreement_heads"),
-        ({"encoder_layers": 1}, False, "one layer"),
-        ({"task_dim": 0}, False, "no task embedding"),
-        ({}, True, "predicts terminations with a task embedding"),
-    ],
-)
-def test_a_model_that_td_mpc2_cannot_hold_is_not_written(changes, terminates, reason):
-    config = {"latent_dim": 16, "encoder_dim": 12, "mlp_dim": 20, "task_dim": 6, "num_q": 2}
-    table = TaskTable([TaskSpec("toy/a", 3, 1, 50, terminates=terminates), TaskSpec("toy/b", 3, 1, 50)])
-    with pytest.raises(CheckpointError, match=reason):
-        to_tdmpc2(WorldModel(WorldModelConfig(**config | changes), table))
-
-
-def test_a_model_that_scales_observations_is_not_written():
-    model = from_tdmpc2(golden_state("old"), TABLE)
-    model.set_observation_statistics(1, torch.zeros(8), torch.full((8,), 2.0))
-    with pytest.raises(CheckpointError, match="it scales observations"):
-        to_tdmpc2(model)
-
-
-# As stages.
 
 
 @pytest.mark.parametrize("form", ["old", "new"])
