@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
@@ -101,8 +102,17 @@ class WindowData(lightning.LightningDataModule):
         store, settings = self._opened(), self._settings
         assert self.trainer is not None
         index = WindowIndex.build(store.tasks, settings.validation_length, "held_out", settings.held_out)
-        fewest = int(index.counts.min())
-        return max(min(settings.batch_size, (fewest - 1) * len(store.tasks) // self.trainer.world_size), 1)
+        shared = np.array([task.held_out(settings.held_out).any() for task in store.tasks])
+        fewest = int(index.counts[shared].min())
+        return max(min(settings.batch_size, (fewest - 1) * int(shared.sum()) // self.trainer.world_size), 1)
+
+    def has_held_out(self) -> bool:
+        """Whether there is anything to validate on: no episode of a task is held out where it has only one."""
+        return any(self._validation_weights(TaskStore.open(self._folder)).values())
+
+    def _validation_weights(self, store: TaskStore) -> dict[str, float]:
+        """All tasks count the same that have held-out episodes."""
+        return {task.spec.name: float(task.held_out(self._settings.held_out).any()) for task in store.tasks}
 
     def _opened(self) -> TaskStore:
         assert self.trainer is not None
@@ -118,12 +128,13 @@ class WindowData(lightning.LightningDataModule):
     def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
         trainer, settings = self.trainer, self._settings
         assert trainer is not None
+        store = self._opened()
         return WindowSampler(
-            self._opened(),
+            store,
             length=length,
             batch_size=batch_size,
             seed=settings.seed,
-            weights=settings.weights if split == "train" else None,
+            weights=settings.weights if split == "train" else self._validation_weights(store),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             split=split,

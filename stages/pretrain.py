@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import BEHAVIOURS
-from ..pipeline import termination
 from ..pipeline.errors import ConfigError
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
@@ -99,6 +96,7 @@ class Pretrain(Stage):
         import torch
 
         from ..datasets.store import TaskStore
+        from .world_model.training import logged_metrics
 
         config = self.config
         store = TaskStore.open(context.input("store"))
@@ -107,7 +105,7 @@ class Pretrain(Stage):
         weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
         self._fit(module, weights, validation_length, context)
         module.model.save(context.folder)
-        training, validation = _metrics(context.folder)
+        training, validation = logged_metrics(context.folder)
         training.to_csv(context.folder / "training.csv", index=False)
         validation.to_csv(context.folder / "validation.csv", index=False)
         return _summary(module.model, config.steps, validation)
@@ -159,18 +157,10 @@ class Pretrain(Stage):
         return module, config.horizon
 
     def _fit(self, module: Any, weights: dict[str, float], validation_length: int, context: Context) -> None:
-        import lightning
-        import torch
-        from lightning.pytorch.callbacks import ModelCheckpoint
-        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
         from ..datasets.datamodule import WindowData, WindowSettings
-        from .world_model.progress import StepProgress, quiet_lightning
-        from .world_model.ranks import EndWithParent, SaveOnTermination, pass_on_termination
+        from .world_model.training import fit
 
-        quiet_lightning()
-        torch.set_num_threads(context.threads)
-        config, folder = self.config, context.folder
+        config = self.config
         settings = WindowSettings(
             horizon=config.horizon,
             batch_size=config.batch_size,
@@ -181,53 +171,7 @@ class Pretrain(Stage):
             weights=weights,
             load_up_to_gb=config.load_up_to_gb,
         )
-        last = folder / "checkpoints" / "last.ckpt"
-        # One log folder per attempt: Lightning's CSV logger empties the folder that it starts in.
-        attempt = f"attempt_{len(list((folder / 'logs').glob('attempt_*')))}"
-        trainer = lightning.Trainer(
-            max_steps=config.steps,
-            accelerator=config.trainer.accelerator,
-            devices=config.trainer.devices,
-            strategy=_strategy(config.trainer.launched_strategy),
-            precision=config.trainer.precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=config.trainer.accumulate,
-            gradient_clip_val=config.optimizer.clip_norm,
-            # In batches, which are micro-steps.
-            val_check_interval=config.validate_every * config.trainer.accumulate,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            log_every_n_steps=config.trainer.log_every,
-            callbacks=[
-                ModelCheckpoint(
-                    dirpath=last.parent,
-                    filename="last",
-                    every_n_train_steps=config.checkpoint_every,
-                    save_on_train_epoch_end=False,
-                    enable_version_counter=False,
-                ),
-                StepProgress(context.progress, config.steps),
-                EndWithParent(),
-                SaveOnTermination(last),
-            ],
-            logger=[
-                # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
-                CSVLogger(folder, name="logs", version=attempt, flush_logs_every_n_steps=1),
-                TensorBoardLogger(folder, name="tensorboard", version=""),
-            ],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        data = WindowData(context.input("store"), settings)
-        with termination.deferred(pass_on_termination):
-            trainer.fit(module, data, ckpt_path=last if last.is_file() else None)
-
-
-def _strategy(name: str) -> Any:
-    """What Lightning takes. Buffers are constants, or computed alike on every rank: sending them costs as much as the
-    gradients."""
-    from lightning.pytorch.strategies import DDPStrategy
-
-    return DDPStrategy(start_method="spawn", forward_sync_buffers=False) if name == "ddp_spawn" else name
+        fit(module, WindowData(context.input("store"), settings), config, "pretrain", context)
 
 
 def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> dict[str, float]:
@@ -240,37 +184,6 @@ def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> di
         raise ConfigError(f"pretrain.mixture names {unknown}, but the store holds: {', '.join(behaviours)}")
     by_behaviour = {name: config.behaviour_mixture.get(kind, 1.0) for name, kind in behaviours.items()}
     return {**by_behaviour, **config.mixture}
-
-
-def _metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Logged metrics of all attempts: training losses by step, and open-loop errors by (step, task, horizon)."""
-    import pandas as pd
-
-    attempts = sorted((folder / "logs").glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
-    logged = pd.concat([pd.read_csv(path) for path in attempts], ignore_index=True)
-    losses = [column for column in logged if column.startswith("train/")] or ["train/total"]
-    # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
-    training = (
-        logged.reindex(columns=["step", *losses])
-        .dropna(subset="train/total")
-        .drop_duplicates("step", keep="last")
-        .sort_values("step")
-    )
-    rows = []
-    for column in logged:
-        if not column.startswith(("reward_r2/", "latent_mse/", "observation_r2/")):
-            continue
-        metric, horizon, task = column.split("/", 2)
-        for step, value in logged[["step", column]].dropna().itertuples(index=False):
-            rows.append(
-                {"step": int(step) + 1, "task": task, "horizon": int(horizon), "metric": metric, "value": value}
-            )
-    long = pd.DataFrame(rows, columns=["step", "task", "horizon", "metric", "value"])
-    long = long.drop_duplicates(["step", "task", "horizon", "metric"], keep="last")
-    wide = long.pivot(index=["step", "task", "horizon"], columns="metric", values="value").reset_index()
-    if "reward_r2" not in wide:
-        wide["reward_r2"] = math.nan  # a sequence model without a reward head
-    return training, wide
 
 
 def _summary(model: Any, steps: int, validation: pd.DataFrame) -> str:

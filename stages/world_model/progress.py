@@ -22,8 +22,8 @@ def quiet_lightning() -> None:
 class StepProgress(lightning.Callback):
     """Advances with the optimiser's steps and shows the latest loss."""
 
-    def __init__(self, progress: Any, total_steps: int) -> None:
-        self._progress, self._total = progress, total_steps
+    def __init__(self, progress: Any, total_steps: int, description: str) -> None:
+        self._progress, self._total, self._description = progress, total_steps, description
         self._shown = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class StepProgress(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._shown = trainer.global_step
         if trainer.is_global_zero:
-            self._display = self._progress("pretrain", total=self._total, completed=self._shown)
+            self._display = self._progress(self._description, total=self._total, completed=self._shown)
             self._task = self._display.__enter__()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
