@@ -69,7 +69,7 @@ class Gradients(Stage):
         with context.progress("gradients", total=len(names)) as progress:
             for name in names:
                 k = store.table.id_of(name)
-                limit = model.longest_prediction() if is_sequence else None
+                limit = model.longest_prediction() if is_sequence else model.config.longest_prediction()
                 horizons = self._horizons(store, k, limit)
                 batch = self._windows(store, name, max(horizons))
                 generator = torch.Generator().manual_seed(self.config.seed)

@@ -13,7 +13,7 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .pretrain import PretrainConfig
-from .world_model.planner_config import PlannerConfig, check_has_values
+from .world_model.planner_config import PlannerConfig, check_can_plan
 
 ALGORITHM = "tdmpc2_plan"
 
@@ -51,9 +51,11 @@ class Mppi(Stage):
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if isinstance(maker, PretrainConfig):
-            check_has_values(maker.model.complete().num_q, "the world model that stage pretrain is to make")
+            model = maker.model.complete()
+            check_can_plan(model.num_q, model.dynamics, "the world model that stage pretrain is to make")
         elif (path := folder / "model.json").is_file():
-            check_has_values(json.loads(path.read_text()).get("num_q"), f"the world model in {folder}")
+            stored = json.loads(path.read_text())
+            check_can_plan(stored.get("num_q"), stored.get("dynamics", "step"), f"the world model in {folder}")
 
     def run(self, context: Context) -> str:
         from .world_model.networks import WorldModel
@@ -62,7 +64,7 @@ class Mppi(Stage):
         config = self.config
         source = context.input("world_model")
         model = WorldModel.load(source, frozen=False)
-        check_has_values(model.config.num_q, f"the world model in {source}")
+        check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
         names = config.tasks or list(model.table.names)
         specs = [model.table[model.table.id_of(name)] for name in names]
         shared = context.folder / "world_model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,20 @@ class PretrainConfig:
                 f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} decisions of "
                 "pretrain.sequence.horizon"
             )
+        if self.model.dynamics == "awm" and self.model.awm_horizon not in (-1, self.horizon):
+            raise ConfigError(
+                f"pretrain.model.awm_horizon is {self.model.awm_horizon} and pretrain.horizon {self.horizon}: windows "
+                "of this length would leave positions untrained or run past them; set pretrain.horizon alone"
+            )
         if self.reward_balance < 1:
             raise ConfigError(f"pretrain.reward_balance must be at least 1, found {self.reward_balance}")
+
+    @property
+    def latent_model(self) -> WorldModelConfig:
+        """`model`, with a position for every decision of a window where its dynamics are an action model."""
+        if self.model.dynamics == "step":
+            return self.model
+        return dataclasses.replace(self.model, awm_horizon=self.horizon)
 
 
 class Pretrain(Stage):
@@ -117,10 +130,10 @@ class Pretrain(Stage):
         from .world_model.balance import reward_entropy, reward_weights
         from .world_model.module import WorldModelTraining
         from .world_model.networks import WorldModel
-        from .world_model.open_loop import DIAGNOSED_HORIZONS
+        from .world_model.open_loop import validation_length
 
         config = self.config
-        model = WorldModel(config.model, store.table)
+        model = WorldModel(config.latent_model, store.table)
         if config.model.normalize_observations:
             for k, task in enumerate(store.tasks):
                 mean, std = torch.tensor([task.summary.observation_mean, task.summary.observation_std])
@@ -135,7 +148,7 @@ class Pretrain(Stage):
             log_every=config.trainer.log_every,
             seed=config.seed,
         )
-        return module, max(DIAGNOSED_HORIZONS)
+        return module, validation_length(config.horizon, model.config.longest_prediction())
 
     def _sequence(self, store: TaskStore) -> tuple[Any, int]:
         """The sequence model to be trained, and the decisions of a validation window."""

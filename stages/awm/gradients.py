@@ -55,11 +55,7 @@ def latent_predictor(model: WorldModel, task: int = 0) -> Predict:
 
     def predict(first: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         tasks = torch.full((len(first),), task, device=first.device)
-        z, latents = model.encode(first, tasks), []
-        for taken in action.unbind(1):
-            z = model.next_latent(z, taken, tasks)
-            latents.append(z)
-        return torch.stack(latents, 1)
+        return model.rollout(model.encode(first, tasks), action.transpose(0, 1), tasks)[1:].transpose(0, 1)
 
     return predict
 

@@ -110,15 +110,57 @@ def imagine(
     """
     M, B, _ = start_MBD.shape
     task = tasks.task_M1.expand(M, B)
-    latents, actions = [start_MBD], []
-    for noise_MBA in noise_HMBA:
-        actions.append(act(actor, latents[-1].detach(), noise_MBA, tasks, members))
-        latents.append(model.next_latent(latents[-1], actions[-1], task))
-    z, task_HMB = torch.stack(latents), task.expand(len(actions), M, B)
-    action = torch.stack(actions)
+    if model.in_parallel:
+        z, action = _roll_out_in_parallel(model, actor, start_MBD, noise_HMBA, tasks, members)
+    else:
+        z, action = _roll_out(model, actor, start_MBD, noise_HMBA, tasks, members)
+    task_HMB = task.expand(len(action), M, B)
     logits = model.reward_logits(z[:-1], action, task_HMB)
     reward_HMB = model.decode_reward(logits) if reward_space == "raw" else two_hot_mean(logits, model.bins_M)
     return Rollout(z[:-1], z[1:], reward_HMB, _continue_probability(model, z[1:], task_HMB), action)
+
+
+def _roll_out(
+    model: WorldModel,
+    actor: StackedActor,
+    start_MBD: torch.Tensor,
+    noise_HMBA: torch.Tensor,
+    tasks: MemberTasks,
+    members: slice,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [H + 1, M, B, D] and actions [H, M, B, A], decision by decision."""
+    task = tasks.task_M1.expand(start_MBD.shape[:2])
+    carry, latents, actions = model.start(start_MBD, task), [start_MBD], []
+    for noise_MBA in noise_HMBA:
+        actions.append(act(actor, latents[-1].detach(), noise_MBA, tasks, members))
+        z, carry = model.advance(carry, actions[-1], task)
+        latents.append(z)
+    return torch.stack(latents), torch.stack(actions)
+
+
+def _roll_out_in_parallel(
+    model: WorldModel,
+    actor: StackedActor,
+    start_MBD: torch.Tensor,
+    noise_HMBA: torch.Tensor,
+    tasks: MemberTasks,
+    members: slice,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same numbers and gradients, for dynamics that predict all latents from actions in one pass.
+
+    What the policy reads carries no gradient, so the unroll needs none: it only finds the latents. Their actions are
+    then taken again in one call, and one parallel pass gives the latents that gradients go through.
+    """
+    with torch.no_grad():
+        z_SMBD, _ = _roll_out(model, actor, start_MBD, noise_HMBA, tasks, members)
+    H, _, B, _ = noise_HMBA.shape
+
+    def of_member(x_HMBX: torch.Tensor) -> torch.Tensor:
+        return x_HMBX.transpose(0, 1).flatten(1, 2)  # [M, H B, X]
+
+    action = act(actor, of_member(z_SMBD[:-1]), of_member(noise_HMBA), tasks, members)
+    action_HMBA = action.unflatten(1, (H, B)).transpose(0, 1)
+    return model.rollout(start_MBD, action_HMBA, tasks.task_M1.expand(start_MBD.shape[:2])), action_HMBA
 
 
 @torch.no_grad()
@@ -127,13 +169,19 @@ def imagined_return(
 ) -> torch.Tensor:
     """Reward per decision [M] of the deterministic policies over whole imagined episodes of `length_M` decisions.
 
-    Beside the real return it shows how far a policy exploits errors of the model.
+    Beside the real return it shows how far a policy exploits errors of the model. An action model that has no positions
+    left goes on from the latent that it has reached.
     """
     M, B, _ = start_MBD.shape
-    task = tasks.task_M1.expand(M, B)
+    task, limit = tasks.task_M1.expand(M, B), model.config.longest_prediction()
     z, total, alive = start_MBD, torch.zeros_like(start_MBD[..., 0]), torch.ones_like(start_MBD[..., 0])
+    carry = model.start(z, task)
     for t in range(int(length_M.max())):
-        z, logits, _ = model.step(z, act_deterministic(actor, z, tasks), task)
+        if limit and t and t % limit == 0:
+            carry = model.start(z, task)
+        action = act_deterministic(actor, z, tasks)
+        logits = model.reward_logits(z, action, task)
+        z, carry = model.advance(carry, action, task)
         total += torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
         alive = alive * _continue_probability(model, z, task)
     return total.mean(1) / length_M

@@ -10,6 +10,7 @@ from ...pipeline.errors import ConfigError
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
+DYNAMICS = ("step", "awm")
 
 _WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
 SIZES = {
@@ -43,6 +44,17 @@ class WorldModelConfig:
     """Width of the learned task embedding; 0 is none, as in a published model of a single task."""
     num_q: int = -1
     """Value functions of the ensemble; 0 leaves out values and policy prior, which only planning needs."""
+    dynamics: str = "step"
+    """step: the next latent from a latent and an action, as published. awm: all later latents from the first one and
+    the actions alone, by a transformer (an action world model), for long horizons; planning needs step."""
+    awm_horizon: int = -1
+    """awm: decisions that it looks ahead at most, each with a learned position; -1 takes pretrain.horizon."""
+    awm_width: int = 96
+    """awm: width of its tokens; a multiple of awm_heads."""
+    awm_layers: int = 2
+    """awm: blocks of its transformer."""
+    awm_heads: int = 4
+    """awm: attention heads."""
     disagreement_heads: int = 0
     """Further dynamics heads, whose disagreement extraction can penalise (extract.uncertainty); they teach the model
     nothing and cost nothing where they are not used."""
@@ -76,6 +88,13 @@ class WorldModelConfig:
             raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
         if self.latent not in LATENT_NAMES:
             raise ConfigError(f"latent: expected {', '.join(LATENT_NAMES)}, found {self.latent!r}")
+        if self.dynamics not in DYNAMICS:
+            raise ConfigError(f"model.dynamics: expected {', '.join(DYNAMICS)}, found {self.dynamics!r}")
+        if min(self.awm_width, self.awm_layers, self.awm_heads) < 1 or self.awm_width % self.awm_heads:
+            raise ConfigError(
+                f"model.awm_width ({self.awm_width}) must be a multiple of awm_heads ({self.awm_heads}), and both and "
+                f"awm_layers ({self.awm_layers}) at least 1"
+            )
         if self.disagreement_heads == 1 or self.disagreement_heads < 0:
             raise ConfigError(f"disagreement_heads must be 0 or at least 2, found {self.disagreement_heads}")
         if self.num_bins < 2:
@@ -99,6 +118,19 @@ class WorldModelConfig:
         """The same with every width given."""
         widths: dict[str, Any] = {**self._widths()}
         return dataclasses.replace(self, **widths)
+
+    def longest_prediction(self) -> int | None:
+        """Decisions that the dynamics can look ahead; None where there is no limit."""
+        return self.awm_horizon if self.dynamics == "awm" else None
+
+    def check_horizon(self, horizon: int, setting: str) -> None:
+        """Raise a ConfigError that names `setting` unless the dynamics can look `horizon` decisions ahead."""
+        limit = self.longest_prediction()
+        if limit is not None and horizon > limit:
+            raise ConfigError(
+                f"{setting} is {horizon}, but the world model is an action model that has learned {limit} positions; "
+                f"use at most {limit}, or pretrain with pretrain.horizon={horizon}"
+            )
 
 
 @dataclass(frozen=True)

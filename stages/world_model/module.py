@@ -18,7 +18,7 @@ from ...pipeline.seeding import derive_seed
 from .config import LossConfig, OptimizerConfig
 from .networks import WorldModel
 from .objective import Draws, prior_values, rollout_losses
-from .open_loop import DIAGNOSED_HORIZONS, OpenLoopError
+from .open_loop import OpenLoopError
 from .values import percentile_range, prior_loss
 
 
@@ -155,17 +155,20 @@ class WorldModelTraining(lightning.LightningModule):
             self._prior_state = None
 
     def on_validation_epoch_start(self) -> None:
-        self._open_loop = OpenLoopError(len(self.model.table), self.device)
+        self._open_loop: OpenLoopError | None = None
 
     def validation_step(self, batch: TensorDict, batch_index: int) -> None:
+        if self._open_loop is None:
+            self._open_loop = OpenLoopError(len(self.model.table), batch["action"].shape[1], self.device)
         self._open_loop.add(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
+        assert self._open_loop is not None
         self._open_loop.sums_KHS = self.trainer.strategy.reduce(self._open_loop.sums_KHS, reduce_op="sum")
         r2_KH, latent_KH = self._open_loop.result()
         values = {}
         for k, task in enumerate(self.model.table):
-            for h, horizon in enumerate(DIAGNOSED_HORIZONS):
+            for h, horizon in enumerate(self._open_loop.horizons):
                 values[f"reward_r2/{horizon}/{task.name}"] = r2_KH[k, h].float()
                 values[f"latent_mse/{horizon}/{task.name}"] = latent_KH[k, h].float()
         self.log_dict(values, sync_dist=True)  # equal on all ranks already: the sums were reduced

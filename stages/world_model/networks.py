@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +21,12 @@ from torch import nn
 from ...datasets.schema import TaskTable, read_table
 from ...pipeline.artifact import verify
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ...pipeline.errors import ConfigError
 from ...pipeline.hub import find_artifact
 from .activations import ACTIVATIONS, Activation, simnorm
 from .config import WorldModelConfig
 from .ensemble import HeadEnsemble
+from .latent_awm import LatentActionModel
 from .losses import two_hot_decode
 from .values import PriorSample, sample_prior
 
@@ -107,7 +110,8 @@ class WorldModel(nn.Module):
             return HeadEnsemble(heads, joint_dim, config.mlp_dim, out_dim, config.activation, dropout)
 
         self._latent_activation = latent_activation(config)
-        self.dynamics = head(joint_dim, NormedLinear(config.mlp_dim, config.latent_dim, self._latent_activation))
+        if config.dynamics == "step":
+            self.dynamics = head(joint_dim, NormedLinear(config.mlp_dim, config.latent_dim, self._latent_activation))
         reward_bins = nn.Linear(config.mlp_dim, config.num_bins)
         self.reward = head(joint_dim, reward_bins)
         self.models_termination = any(task.terminates for task in table)
@@ -125,6 +129,13 @@ class WorldModel(nn.Module):
         if config.num_q:
             nn.init.zeros_(self.values.weight[-1])
             self.target_values.load_state_dict(self.values.state_dict())
+        if config.dynamics == "awm":
+            # Made here, since its transformer has an initialisation of its own.
+            if config.awm_horizon < 1:
+                raise ConfigError(f"model.awm_horizon must be at least 1, found {config.awm_horizon}")
+            last = NormedLinear(config.mlp_dim, config.latent_dim, self._latent_activation)
+            decoder = mlp(config.awm_width, [config.mlp_dim], last, activation).apply(initialise)
+            self.action_dynamics = LatentActionModel(config, table.action_dim, decoder)
         nn.init.zeros_(reward_bins.weight)  # uniform over the bins: an untrained head decodes to 0
         self.register_buffer("bins_M", torch.linspace(-config.bin_limit, config.bin_limit, config.num_bins), False)
         self.register_buffer("action_mask_KA", torch.from_numpy(table.action_mask()), False)
@@ -159,14 +170,50 @@ class WorldModel(nn.Module):
             next z [B, D]; reward logits [B, M] of (z, action); continue logit [B] of the next z, None where no task
             of the table terminates.
         """
-        joint = self._joint(z, action, task)
-        next_z = self.dynamics(joint)
-        return next_z, self.reward(joint), self.continue_logits(next_z, task)
+        next_z = self.next_latent(z, action, task)
+        return next_z, self.reward_logits(z, action, task), self.continue_logits(next_z, task)
 
     def next_latent(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
         """The first result of `step` alone. A rollout needs only this one decision at a time; its rewards and ends
         cost less when they are read off all latents together afterwards."""
+        if self.config.dynamics == "awm":
+            return self.advance(self.start(z, task), action, task)[0]
         return self.dynamics(self._joint(z, action, task))
+
+    @property
+    def in_parallel(self) -> bool:
+        """Whether `rollout` is one pass over all decisions, cheaper than as many calls of `advance`."""
+        return self.config.dynamics == "awm"
+
+    def start(self, z: torch.Tensor, task: torch.Tensor) -> Any:
+        """The carry of an open-loop rollout from z [B, D], for `advance`."""
+        return self.action_dynamics.start(z, self.task_embedding(task)) if self.in_parallel else z
+
+    def advance(self, carry: Any, action: torch.Tensor, task: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """The latent [B, D] after an action [B, A], and the carry for the next.
+
+        Raises:
+            ConfigError: an action model has no positions left.
+        """
+        if not self.in_parallel:
+            z = self.next_latent(carry, action, task)
+            return z, z
+        self.config.check_horizon(carry[0], "the horizon of a rollout")
+        return self.action_dynamics.advance(carry, action * self.action_mask_KA[task], self.task_embedding(task))
+
+    def rollout(self, z: torch.Tensor, action_TBA: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        """Open-loop latents [T + 1, B, D] from z [B, D], which is the first of them.
+
+        The same numbers as those of `advance`, up to float rounding.
+        """
+        if self.in_parallel:
+            self.config.check_horizon(len(action_TBA), "the horizon of a rollout")
+            masked = action_TBA * self.action_mask_KA[task]
+            return torch.cat([z[None], self.action_dynamics(z, masked, self.task_embedding(task))])
+        latents = [z]
+        for action in action_TBA:
+            latents.append(self.next_latent(latents[-1], action, task))
+        return torch.stack(latents)
 
     def reward_logits(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
         """The second result of `step` alone: [B, M]."""

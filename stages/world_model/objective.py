@@ -75,10 +75,7 @@ def rollout_losses(
     task_TB = task.expand(len(action), -1)
     with torch.no_grad():
         target_z = model.encode(observation[1:], task_TB)
-    latents = [model.encode(observation[0], task)]
-    for action_t in action:
-        latents.append(model.next_latent(latents[-1], action_t, task))
-    z = torch.stack(latents)
+    z = model.rollout(model.encode(observation[0], task), action, task)
     consistency_TB = (z[1:] - target_z).square().mean(-1)
     reward_loss_TB = soft_cross_entropy(model.reward_logits(z[:-1], action, task_TB), reward_TB, model.bins_M)
     losses = {

@@ -1,6 +1,6 @@
 """How well a model predicts held-out episodes open loop.
 
-Dimension letters: K tasks, H diagnosed horizons, S sums.
+Dimension letters: K tasks, H diagnosed horizons, S sums; in latents, S states of a window and D latent.
 """
 
 from __future__ import annotations
@@ -10,31 +10,46 @@ from tensordict import TensorDict
 
 from .networks import WorldModel
 
-DIAGNOSED_HORIZONS = (1, 4, 8, 16)
-"""Decisions ahead at which open-loop prediction is measured on held-out episodes."""
+DIAGNOSED_HORIZONS = (1, 4, 8, 16, 50, 100, 200)
+"""Decisions ahead at which open-loop prediction is measured on held-out episodes, as far as the windows reach."""
+
+SHORTEST_VALIDATION = 16
+"""Decisions of a validation window, of models that are trained on shorter ones too."""
+
+
+def validation_length(horizon: int, longest_prediction: int | None) -> int:
+    """Decisions of the validation windows of a model that is trained on windows of `horizon`."""
+    length = max(horizon, SHORTEST_VALIDATION)
+    return length if longest_prediction is None else min(length, longest_prediction)
+
+
+def diagnosed_horizons(length: int) -> tuple[int, ...]:
+    """Those of `DIAGNOSED_HORIZONS` that lie below `length`, and `length`."""
+    return (*(horizon for horizon in DIAGNOSED_HORIZONS if horizon < length), length)
 
 
 class OpenLoopError:
     """Sums over held-out windows that give open-loop R^2 of the reward and the latent error, per task and horizon."""
 
-    def __init__(self, num_tasks: int, device: torch.device) -> None:
+    def __init__(self, num_tasks: int, length: int, device: torch.device) -> None:
+        """`length`: decisions of the windows."""
+        self.horizons = diagnosed_horizons(length)
         # Per task and horizon: count, sum r, sum r^2, sum (r_hat - r)^2, sum latent MSE.
-        self.sums_KHS = torch.zeros(num_tasks, len(DIAGNOSED_HORIZONS), 5, dtype=torch.float64, device=device)
+        self.sums_KHS = torch.zeros(num_tasks, len(self.horizons), 5, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, model: WorldModel, batch: TensorDict) -> None:
         """Unroll the windows of `batch` open loop; windows that are shorter than a horizon don't count for it."""
-        task = batch["task"]
-        z = model.encode(batch["observation"][:, 0], task)
-        for t in range(batch["action"].shape[1]):
-            z, logits, _ = model.step(z, batch["action"][:, t], task)
-            if t + 1 not in DIAGNOSED_HORIZONS:
-                continue
+        task, action = batch["task"], batch["action"].transpose(0, 1)
+        z_SBD = model.rollout(model.encode(batch["observation"][:, 0], task), action, task)
+        for h, horizon in enumerate(self.horizons):
+            t = horizon - 1
             reward, valid = batch["reward"][:, t].double(), batch["valid"][:, t].double()
-            error = model.decode_reward(logits).double() - reward
-            latent_error = (z - model.encode(batch["observation"][:, t + 1], task)).square().mean(-1).double()
+            error = model.decode_reward(model.reward_logits(z_SBD[t], action[t], task)).double() - reward
+            target = model.encode(batch["observation"][:, horizon], task)
+            latent_error = (z_SBD[horizon] - target).square().mean(-1).double()
             terms = torch.stack([torch.ones_like(reward), reward, reward**2, error**2, latent_error], -1)
-            self.sums_KHS[:, DIAGNOSED_HORIZONS.index(t + 1)].index_add_(0, task, terms * valid[:, None])
+            self.sums_KHS[:, h].index_add_(0, task, terms * valid[:, None])
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
         """R^2 of the reward [K, H] (NaN where the reward does not vary) and mean latent MSE [K, H]."""

@@ -33,7 +33,7 @@ from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
 from ...pipeline.seeding import derive_seed
 from .networks import WorldModel
-from .planner_config import PlannerConfig, check_has_values
+from .planner_config import PlannerConfig, check_can_plan
 from .task_model import TaskModel
 
 
@@ -201,7 +201,7 @@ class Planner(nn.Module):
                 f"digest {stored.world_model_digest[:12]}..., found {found[:12]}...; run the stage mppi again"
             )
         model = WorldModel.load(source)
-        check_has_values(model.config.num_q, f"the world model in {source}")
+        check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
         return cls(model, TaskSpec.from_dict(stored.task), PlannerConfig(**stored.planner), stored.noise_seed)
 
 

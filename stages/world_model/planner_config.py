@@ -9,8 +9,13 @@ from ...pipeline.errors import CheckpointError, ConfigError
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
-def check_has_values(num_q: int, where: str) -> None:
-    """Raise a CheckpointError unless the model has the values and the policy prior that planning needs."""
+def check_can_plan(num_q: int, dynamics: str, where: str) -> None:
+    """Raise a CheckpointError unless the model has the values, policy prior and dynamics that planning needs."""
+    if dynamics != "step":
+        raise CheckpointError(
+            f"{where} predicts whole action sequences (dynamics is {dynamics}), and planning asks for one decision; "
+            "pretrain one with pretrain.model.dynamics=step"
+        )
     if num_q == 0:
         raise CheckpointError(
             f"{where} has no value functions and no policy prior (num_q is 0), which planning needs; pretrain one that "

@@ -18,7 +18,7 @@ from torch import nn
 
 from .losses import two_hot_decode
 from .networks import WorldModel
-from .planner_config import check_has_values
+from .planner_config import check_can_plan
 from .values import sample_prior
 
 
@@ -34,10 +34,10 @@ class TaskModel(nn.Module):
         """Copies what it needs of `model`.
 
         Raises:
-            CheckpointError: the model has no values.
+            CheckpointError: the model has no values, or is an action model.
         """
         super().__init__()
-        check_has_values(model.config.num_q, "the world model")
+        check_can_plan(model.config.num_q, model.config.dynamics, "the world model")
         spec = model.table[task]
         self.action_dim, self.discrete = spec.action_dim, spec.action_kind == "discrete"
         self.discount = float(model.discount_K[task])

@@ -12,7 +12,7 @@ from orrery.stages.world_model.balance import reward_entropy, reward_weights
 from orrery.stages.world_model.config import LossConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import Draws, prior_values, rollout_losses
-from orrery.stages.world_model.open_loop import DIAGNOSED_HORIZONS, OpenLoopError
+from orrery.stages.world_model.open_loop import OpenLoopError
 from orrery.stages.world_model.values import sample_prior
 
 from .stores import numbered_episode, point_mass_episodes, point_mass_spec, write_store
@@ -183,29 +183,33 @@ def test_losses_match_a_loop_over_time_and_batch(terminating_batch):
 def test_open_loop_r2_of_a_perfect_and_of_a_constant_prediction(tmp_path):
     store = write_store(tmp_path, [(point_mass_spec(), point_mass_episodes(point_mass_spec(), 10))])
     batch = WindowSampler(store, length=16, batch_size=32, seed=0).batch(0)
-    time = {"t": 0}
 
     class Oracle:
+        """Its latents tell the time, and its logits are the rewards."""
+
         def encode(self, observation, task):
             return torch.zeros(len(task), 1)
 
-        def step(self, z, action, task):
-            time["t"] += 1
-            return z, batch["reward"][:, time["t"] - 1], None
+        def rollout(self, z, action, task):
+            return torch.arange(17.0)[:, None, None].expand(-1, len(task), 1)
+
+        def reward_logits(self, z, action, task):
+            return batch["reward"][:, int(z[0])]
 
         def decode_reward(self, logits):
             return logits
 
-    perfect = OpenLoopError(1, torch.device("cpu"))
+    perfect = OpenLoopError(1, 16, torch.device("cpu"))
     perfect.add(Oracle(), batch)
-    assert perfect.result()[0].tolist() == [[1.0] * len(DIAGNOSED_HORIZONS)]
+    r2, latent = perfect.result()
+    assert r2.tolist() == [[1.0] * 4]
+    assert latent.tolist() == [[1.0, 16.0, 64.0, 256.0]]  # of the times 1, 4, 8, 16 against encodings of 0
 
     class Mean(Oracle):
         def decode_reward(self, logits):
             return logits.mean().expand(len(logits))
 
-    time["t"] = 0
-    constant = OpenLoopError(1, torch.device("cpu"))
+    constant = OpenLoopError(1, 16, torch.device("cpu"))
     constant.add(Mean(), batch)
     torch.testing.assert_close(constant.result()[0], torch.zeros(1, 4, dtype=torch.float64), atol=1e-6, rtol=0)
 
