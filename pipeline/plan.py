@@ -115,7 +115,7 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
         earlier = [
             Source(config.run_dir / other, wanted.kind, other)
             for other in order[: order.index(name)]
-            if stages[other].output_kind == wanted.kind
+            if stages[other].output_kind == wanted.kind and not wanted.outside
         ]
         if (value := config.settings.inputs.get(input_name)) is not None:
             named = value.split(os.pathsep) if wanted.many else [value]

@@ -28,6 +28,8 @@ class Input:
     optional: bool = False
     many: bool = False
     """Take every artifact of this kind that the run has made so far, not only the latest."""
+    outside: bool = False
+    """Take only what `inputs.NAME=PATH` gives, never what a stage of the run has made."""
 
 
 class ProgressTask(Protocol):
