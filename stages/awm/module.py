@@ -96,7 +96,8 @@ class SequenceModelTraining(lightning.LightningModule):
         stream = derive_seed("sequence model", self._seed, micro_step, self.global_rank)
         generator = torch.Generator(self.device).manual_seed(stream)
         losses = sequence_losses(self.model, batch, self._loss, generator)
-        if self.global_step % self._log_every == 0:  # reading a loss waits for the device, so not at every step
+        # Not at every step, since reading a loss waits for the device; at those that Lightning writes down at once.
+        if (self.global_step + 1) % self._log_every == 0:
             check_finite(losses, self.global_step)
             self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, sync_dist=True)
         return losses["total"]

@@ -71,7 +71,8 @@ class WorldModelTraining(lightning.LightningModule):
         losses, z = self._losses(self.model, batch, self._loss, self.reward_weight_K, draws)
         if draws is not None:
             self._rollouts.append((z, batch, draws))
-        if self.global_step % self._log_every == 0:  # reading a loss waits for the device, so not at every step
+        # Not at every step, since reading a loss waits for the device; at those that Lightning writes down at once.
+        if (self.global_step + 1) % self._log_every == 0:
             shown = losses | self._prior_metrics
             _check_finite(shown, self.global_step)
             self.log_dict({f"train/{name}": value.detach() for name, value in shown.items()}, sync_dist=True)

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import lightning
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
+from .checkpoints import Checkpoints
 from .config import OptimizerConfig, TrainerConfig
 from .progress import StepProgress, quiet_lightning
-from .ranks import EndWithParent, SaveOnTermination, pass_on_termination
+from .ranks import EndWithParent, pass_on_termination
 
 
 class TrainingConfig(Protocol):
@@ -77,22 +77,16 @@ def fit(
         num_sanity_val_steps=0,
         log_every_n_steps=config.trainer.log_every,
         callbacks=[
-            ModelCheckpoint(
-                dirpath=last.parent,
-                filename="last",
-                every_n_train_steps=config.checkpoint_every,
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,
-            ),
             StepProgress(place.progress, config.steps, description),
             EndWithParent(),
-            SaveOnTermination(last),
+            Checkpoints(last, config.checkpoint_every),
         ],
         logger=[
             # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
             CSVLogger(folder, name="logs", version=attempt, flush_logs_every_n_steps=1),
             TensorBoardLogger(folder, name="tensorboard", version=""),
         ],
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -75,32 +75,43 @@ class KilledError(Exception):
 
 
 @contextmanager
-def killed_at(step, monkeypatch):
-    """Training is cut off when it has done `step` optimiser steps."""
-    original = WorldModelTraining.training_step
+def killed_at(step, monkeypatch, where="training_step"):
+    """Training is cut off when it has done `step` optimiser steps, in the next of them or in the validation there."""
+    original = getattr(WorldModelTraining, where)
 
-    def training_step(self, batch, batch_index):
+    def cut_off(self, batch, batch_index):
         if self.global_step == step:
             raise KilledError
         return original(self, batch, batch_index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WorldModelTraining, "training_step", training_step)
+        patch.setattr(WorldModelTraining, where, cut_off)
         yield
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("step", "where", "settings"),
+    [
+        (5, "training_step", {}),  # one step past the checkpoint at 4
+        (5, "training_step", {"accumulate": 2}),
+        (5, "training_step", {"log_every": 3}),  # the checkpoint falls between two logged steps
+        (4, "validation_step", {}),  # of the step of the checkpoint at 4
+        (4, "validation_step", {"accumulate": 2}),
+        (6, "validation_step", {}),  # the last
+    ],
+)
 def test_a_killed_and_resumed_pretrain_equals_an_uninterrupted_one_bit_for_bit(
-    store, tmp_path, monkeypatch, accumulate
+    store, tmp_path, monkeypatch, step, where, settings
 ):
     changes = {
         "checkpoint_every": 2,
-        "trainer": TrainerConfig(accelerator="cpu", accumulate=accumulate, log_every=1),
+        "validate_every": 2,
+        "trainer": TrainerConfig(**{"accelerator": "cpu", "log_every": 1, **settings}),
         "model": WorldModelConfig(**SMALL, num_q=2, dropout=0.1),
     }
     whole = pretrain(tmp_path / "whole", store, **changes)
-    with killed_at(5, monkeypatch), pytest.raises(KilledError):  # one step past the checkpoint at 4
+    with killed_at(step, monkeypatch, where), pytest.raises(KilledError):
         pretrain(tmp_path / "resumed", store, **changes)
     resumed = pretrain(tmp_path / "resumed", store, **changes)
     for name, value in whole.items():

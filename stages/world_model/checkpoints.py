@@ -1,0 +1,59 @@
+"""Checkpoints from which a training continues as if it had not been interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from ...pipeline import termination
+
+
+class Checkpoints(lightning.Callback):
+    """Saves the state of the training every `every` optimiser steps, and on SIGTERM, when it also ends the training, on
+    all ranks at the same step. (Lightning's own answer stops without saving, and its ranks may each wait for the
+    others.)
+
+    Lightning logs and validates a step after the hook that saves, and a continued training leaves out both. So a
+    checkpoint has another name until they are done: killed before that, the training goes on from the one before.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self._file, self._every = file, every
+        self._saved = self._ending = False
+
+    @property
+    def _unfinished(self) -> Path:
+        return self._file.with_name(f"unfinished-{self._file.name}")
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        termination.answer_again()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step = trainer.global_step
+        # Not at every step: the ranks have to agree, which costs an exchange.
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._ending = trainer.strategy.reduce_boolean_decision(termination.requested(), all=False)
+        if self._ending or step % self._every == 0:
+            trainer.save_checkpoint(self._unfinished)
+            self._saved = True
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        self._finish(trainer)
+        if self._ending and trainer.world_size > 1:
+            raise SystemExit(termination.EXIT_UNFINISHED)  # the process that waits for this rank raises Terminated
+        if self._ending:
+            raise termination.Terminated
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._finish(trainer)
+
+    def _finish(self, trainer: lightning.Trainer) -> None:
+        if self._saved and trainer.is_global_zero:
+            self._unfinished.replace(self._file)
+        self._saved = False
