@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | study | status | inspect | report`.
+"""The command line: `orrery run | plan | study | iterate | status | inspect | report`.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to go on: after SIGTERM, and while jobs that
@@ -21,11 +21,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from . import study_command
+from . import iterate_command, study_command
 from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config_help import experiment_help, run_help
 from .errors import OrreryError, StageError
 from .fanout import Detached
+from .iterate import is_iteration
 from .logging import duration
 from .plan import Decision, plan
 from .run_folder import locked
@@ -67,6 +68,9 @@ def main(
     try:
         if arguments.command in ("inspect", "status") and is_study(arguments.path):
             console.print(describe_study(arguments.path))
+            return 0
+        if arguments.command == "status" and is_iteration(arguments.path):
+            console.print(iterate_command.describe_iteration(arguments.path))
             return 0
         if arguments.command == "inspect":
             from .inspect import describe
@@ -111,15 +115,16 @@ def _parser() -> argparse.ArgumentParser:
         ("run", "run the stages of an experiment that are not up to date"),
         ("plan", "say what `run` would do, and why"),
         ("study", "run an experiment in several variants; what they share runs once"),
+        ("iterate", "run an experiment in rounds that collect with the policies of the round before"),
     ]:
         # Help is ours: it depends on the experiment.
         command = commands.add_parser(name, help=text, add_help=False)
         command.add_argument("-h", "--help", action="store_true", dest="wants_help")
         command.add_argument("experiment", nargs="?", metavar="EXPERIMENT")
         command.add_argument("overrides", nargs="*", metavar="key=value")
-        if name == "study":
+        if name in ("study", "iterate"):
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
-    command = commands.add_parser("status", help="how far a run or a study is")
+    command = commands.add_parser("status", help="how far a run, a study or an iteration is")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
     command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
     command.add_argument("path", type=Path, metavar="PATH")
@@ -131,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
     if arguments.command == "study":
         return _study(arguments, stages, config_dir, console)
+    if arguments.command == "iterate":
+        return _iterate(arguments, stages, config_dir, console)
     if arguments.command == "report" and is_study(arguments.run_dir):
         return study_command.report(arguments.run_dir, stages, config_dir, console)
     if arguments.command == "report":
@@ -159,6 +166,17 @@ def _study(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], con
         console.print(study_command.study_help(config_dir))
         return 0 if arguments.wants_help else EXIT_USER_ERROR
     command = study_command.plan_study if arguments.plan else study_command.run
+    return command(name, overrides, stages, config_dir, console)
+
+
+def _iterate(
+    arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console
+) -> int:
+    name, overrides = arguments.experiment, arguments.overrides
+    if name is None or arguments.wants_help:
+        console.print(iterate_command.iterate_help())
+        return 0 if arguments.wants_help else EXIT_USER_ERROR
+    command = iterate_command.plan if arguments.plan else iterate_command.run
     return command(name, overrides, stages, config_dir, console)
 
 

@@ -266,20 +266,40 @@ def _comparison(
             "artifacts": artifacts,
             "problem": problem,
         }
+    values = {"title": study.name, "description": study.description}
+    config = layout.variants[0].config
+    return comparison_run(config, study.run_dir, study.overrides, values, variants, inputs, stages)
+
+
+def comparison_run(
+    config: RunConfig,
+    run_dir: Path,
+    overrides: Sequence[str],
+    values: Mapping[str, str],
+    variants: Mapping[str, Mapping[str, Any]],
+    inputs: Mapping[str, Sequence[str]],
+    stages: Mapping[str, type[Stage]],
+) -> RunConfig | None:
+    """The run of the stage `compare` alone; None where there is nothing to compare.
+
+    Args:
+        config: what its other settings are taken from.
+        values: title and description.
+        variants: fields of VariantConfig by name.
+        inputs: folders of artifacts by input name.
+    """
     given = {name: os.pathsep.join(dict.fromkeys(paths)) for name, paths in inputs.items() if paths}
     if not given:
         return None
-    config = layout.variants[0].config
-    values = {"title": study.name, "description": study.description, "variants": variants}
-    values = {**config.resolved[COMPARE_STAGE], **values}
     own: dict[str, Any] = {"stages": [COMPARE_STAGE], "inputs": given}
+    whole = {**config.resolved[COMPARE_STAGE], **values, "variants": variants}
     return replace(
         config,
-        overrides=study.overrides,
-        run_dir=study.run_dir,
+        overrides=tuple(overrides),
+        run_dir=run_dir,
         settings=replace(config.settings, **own),
-        stage_configs={COMPARE_STAGE: build(stages[COMPARE_STAGE].Config, values, COMPARE_STAGE)},
-        resolved={**config.resolved, **own, COMPARE_STAGE: values},
+        stage_configs={COMPARE_STAGE: build(stages[COMPARE_STAGE].Config, whole, COMPARE_STAGE)},
+        resolved={**config.resolved, **own, COMPARE_STAGE: whole},
     )
 
 

@@ -74,6 +74,8 @@ class Collect(Stage):
 
     Config = CollectConfig
     output_kind = "datasets"
+    # Where the policies are; which they are is seen by `reads`.
+    unkeyed = ("policy",)
     config: CollectConfig
 
     def check(self) -> None:

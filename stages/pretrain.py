@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import ConfigError
+from ..pipeline.hub import find_artifact
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
@@ -40,6 +42,9 @@ class PretrainConfig:
     """Adam and its schedule."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Passed to Lightning."""
+    start_from: str = ""
+    """An earlier model whose weights training begins with: a folder, a run or a Hub id. It has the same settings and
+    tasks; optimiser and schedule start anew."""
     steps: int = 2500
     """Optimiser steps."""
     batch_size: int = 256
@@ -103,18 +108,28 @@ class Pretrain(Stage):
     Config = PretrainConfig
     inputs = {"store": Input("store")}
     output_kind = "world_model"
+    unkeyed = ("start_from",)
     config: PretrainConfig
+
+    def check(self) -> None:
+        self.reads()
+
+    def reads(self) -> list[Path]:
+        return [find_artifact(self.config.start_from, self.output_kind)] if self.config.start_from else []
 
     def run(self, context: Context) -> str:
         import torch
 
         from ..datasets.store import TaskStore
         from .world_model.training import logged_metrics
+        from .world_model.warm_start import take_weights
 
         config = self.config
         store = TaskStore.open(context.input("store"))
         torch.manual_seed(config.seed)
         module, validation_length = self._latent(store) if config.world_model == "latent" else self._sequence(store)
+        for folder in self.reads():
+            take_weights(module.model, folder, "model" if config.world_model == "latent" else "sequence_model")
         weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
         self._fit(module, weights, validation_length, context)
         module.model.save(context.folder)
