@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +13,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .errors import CheckpointError
+from . import artifact
+from .errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Endings of files that are pickles, or hold some."""
+
+
+def _as_it_is(values: dict[str, Any]) -> dict[str, Any]:
+    return values
 
 
 def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], config: Any) -> None:
@@ -24,36 +35,79 @@ def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], con
     (folder / f"{name}.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
 
 
-def read_config(folder: Path, name: str, config_type: type[T]) -> T:
+def read_config(folder: Path, name: str, config_type: type[T], upgrade: Upgrade = _as_it_is) -> T:
     """The config dataclass stored by `save_weights`.
 
+    A key that the file lacks takes its default, so a key that is added must have a default under which older files mean
+    what they meant. Whatever else changes goes into `upgrade`: values as an older version stored them -> as this one
+    does.
+
     Raises:
-        CheckpointError: the file is missing, or has keys that this version does not know.
+        CheckpointError: the file is missing or damaged, or has other keys or values than this version knows.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("*"))) if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: expected {name}.json and {name}.safetensors, found {found}")
-    values = json.loads(path.read_text())
-    known = {field.name for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - known):
-        raise CheckpointError(f"{path}: unknown keys {unknown}; it was written by another version of orrery")
-    return config_type(**values)
+        raise CheckpointError(f"{folder}: expected {name}.json and {name}.safetensors, found {found or 'nothing'}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); restore the file or rerun") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected the keys and values of {config_type.__name__}, found {values!r:.60}")
+    values = upgrade(values)
+    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
+    required = {f.name for f in fields if f.default is MISSING and f.default_factory is MISSING}
+    changed = [f"unknown key {key}" for key in sorted(set(values) - {field.name for field in fields})]
+    changed += [f"missing key {key}" for key in sorted(required - set(values))]
+    if changed:
+        raise CheckpointError(f"{path}: {', '.join(changed)}. {_written_by(folder)}")
+    try:
+        return config_type(**values)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} describes nothing that can be built: {error}. {_written_by(folder)}") from error
 
 
-def load_weights(folder: Path, name: str, module: torch.nn.Module) -> None:
-    """Fill `module` from `<name>.safetensors`; every key and shape has to match.
+def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgrade = _as_it_is) -> None:
+    """Fill `module` from `<name>.safetensors`; every key and shape has to match, after `upgrade` has given tensors of
+    an older version their present names.
 
     Raises:
         CheckpointError: names each missing, unexpected and misshapen tensor, or the damaged file.
     """
+    state = upgrade(load_tensors(folder, name))
+    path = folder / f"{name}.safetensors"
+    problem = f"{path} does not fit {type(module).__name__}. {_written_by(folder)}"
+    check_same_tensors(state, module.state_dict(), problem)
+    module.load_state_dict(state)
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """What `<name>.safetensors` holds, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, or no complete safetensors file.
+    """
     path = folder / f"{name}.safetensors"
     try:
-        state = load_file(path)
+        return load_file(path)
+    except FileNotFoundError:
+        pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
+        hint = f"; {', '.join(pickles)} there may run code when opened and is not read" if pickles else ""
+        raise CheckpointError(f"{path} is missing{hint}; restore the file or rerun") from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); restore the file or rerun") from error
-    check_same_tensors(state, module.state_dict(), f"{path} does not fit {type(module).__name__}")
-    module.load_state_dict(state)
+
+
+def _written_by(folder: Path) -> str:
+    """Which version wrote the files, as far as the manifest here or of the artifact above says."""
+    this = artifact.package_versions().get("orrery", "?")
+    for place in (folder, *list(folder.parents)[:3]):
+        if (place / artifact.MANIFEST).is_file():
+            manifest = artifact.read_manifest(place)
+            written = manifest.versions.get("orrery", "?") if manifest else "?"
+            return f"It was written by orrery {written}; this is {this}"
+    return f"It was written by another version of orrery, or by another program; this is orrery {this}"
 
 
 def check_same_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], problem: str) -> None:

@@ -130,9 +130,14 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
             raise StageError(
                 f"stage {name!r} needs an input {input_name!r} of kind {wanted.kind!r}; no stage before it makes one. "
                 f"List one of these stages before it: {', '.join(makers) or 'none known'}; "
-                f"or give an artifact made elsewhere: inputs.{input_name}=PATH"
+                f"or give an artifact made elsewhere: {_key_of(input_name, wanted.kind)}=PATH"
             )
     return found
+
+
+def _key_of(input_name: str, kind: str) -> str:
+    """The setting that gives an input from elsewhere."""
+    return "world_model" if kind == "world_model" else f"inputs.{input_name}"
 
 
 def _given(reference: str, key: str, kind: str) -> Source:

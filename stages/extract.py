@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from .pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskTable
-    from ..datasets.store import TaskStore
     from .extraction.first_order import Member
     from .world_model.config import WorldModelConfig
 
@@ -32,7 +32,8 @@ class ExtractConfig:
     algorithms: list[str] = field(default_factory=lambda: list(ALGORITHMS))
     """pwm (first-order extraction) and bc (behaviour cloning at equal budget)."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the world model to extract for; all of them where empty."""
+    """Tasks to extract for, of those that the world model and the store share; all of them where empty, and then the
+    store must hold neither more nor fewer."""
     seeds: int = 2
     """Policies per task and algorithm."""
     iterations: int = 500
@@ -47,7 +48,7 @@ class ExtractConfig:
     """Penalty on the model's disagreement where it is larger than on the data (pretrain.model.disagreement_heads), in
     units of the task's reward. Several weights make one policy each, scored as pwm@uWEIGHT."""
     starts_per_task: int = 16384
-    """Dataset frames per task that are encoded as start latents."""
+    """Dataset frames per task that are encoded as start latents; without a store, at most as many as are saved."""
     log_every: int = 10
     """Iterations between logged numbers; reading them waits for the device."""
     checkpoint_every: int = 50
@@ -87,7 +88,11 @@ class Extract(Stage):
     """Policies for all tasks and seeds, trained as one program."""
 
     Config = ExtractConfig
-    inputs = {"world_model": Input("world_model"), "store": Input("store")}
+    inputs = {
+        "world_model": Input("world_model"),
+        "store": Input("store", optional=True),
+        "starts": Input("starts", optional=True),
+    }
     output_kind = "policies"
     algorithms = ALGORITHMS
     unkeyed = ("fanout",)
@@ -112,8 +117,7 @@ class Extract(Stage):
         self.config.fanout.check_machine()
 
     def run(self, context: Context) -> str:
-        from ..datasets.schema import TaskTable
-        from ..datasets.store import TaskStore
+        from ..datasets.schema import read_table
         from ..pipeline.checkpoint import read_config
         from .extraction.job import payload_of, train_members
         from .extraction.packing import job_names, pack
@@ -122,10 +126,8 @@ class Extract(Stage):
         config = self.config
         model = read_config(context.input("world_model"), "model", WorldModelConfig)
         model.check_horizon(config.first_order.horizon, "extract.first_order.horizon")
-        table = TaskTable.from_json((context.input("world_model") / "tasks.json").read_text())
-        store = TaskStore.open(context.input("store"))
-        check_same_tables(table, store.table, context)
-        members = plan_members(config, store, config.tasks or list(table.names))
+        table = read_table(context.input("world_model"))
+        members = plan_members(config, self._behaviours(table, context))
         parts = pack(members, self._members_per_job(members, model, table, context))
         names = job_names(parts, {task.name: task.slug for task in table})
         jobs = [FolderJob(name, payload_of(config, part)) for name, part in zip(names, parts, strict=True)]
@@ -133,6 +135,36 @@ class Extract(Stage):
             jobs, train_members, context, config.fanout, cpus=config.groups, accelerator=config.accelerator
         )
         return _gather(list(folders.values()), members, table, config, context)
+
+    def _behaviours(self, table: TaskTable, context: Context) -> dict[str, str]:
+        """The tasks to extract for, with how the data was made that imagination starts from.
+
+        Raises:
+            CheckpointError: model and data hold different tasks under these names, or there is nowhere to start.
+        """
+        from ..datasets.store import TaskStore
+        from .extraction.start_frames import saved_behaviours, saved_folder
+
+        for folder in context.inputs.get("store", ()):
+            store = TaskStore.open(folder)
+            names = check_common_tasks(table, store.table, self.config.tasks, context)
+            return {name: store.tasks[store.table.id_of(name)].summary.behaviour for name in names}
+        if "bc" in self.config.algorithms:
+            raise ConfigError(
+                "extract.algorithms has bc, which clones the actions of a store, and this run has none. Leave it out, "
+                "algorithms=[pwm], or give the data: inputs.store=PATH"
+            )
+        given = {name: folders[0] for name, folders in context.inputs.items() if folders}
+        saved = saved_behaviours(saved_folder(given))
+        names = self.config.tasks or [name for name in table.names if name in saved]
+        for name in names:
+            table.id_of(name)
+        if missing := [name for name in names if name not in saved]:
+            raise CheckpointError(
+                f"{saved_folder(given)} has no start frames of {', '.join(missing)}; it has those of {', '.join(saved)}"
+            )
+        context.log.info("extract: no store; imagination starts from the frames saved in %s", saved_folder(given))
+        return {name: saved[name] for name in names}
 
     def _members_per_job(
         self, members: list[Member], model: WorldModelConfig, table: TaskTable, context: Context
@@ -150,20 +182,54 @@ class Extract(Stage):
         return int(json.loads(path.read_text())["members_per_job"])
 
 
+MATCHED = (
+    "observation_dim", "action_dim", "action_kind", "episode_length", "action_repeat", "discount", "terminates"
+)  # fmt: skip
+"""What of a TaskSpec decides what a model of it has learned."""
+
+
 def check_same_tables(model: TaskTable, store: TaskTable, context: Context) -> None:
     """Raise a CheckpointError that shows both tables unless they are the same."""
-    if model == store:
-        return
+    if model != store:
+        raise _different(model, store, context, "Use the store that the model was trained on, or pretrain on this one")
+
+
+def check_common_tasks(model: TaskTable, store: TaskTable, names: Sequence[str], context: Context) -> list[str]:
+    """The tasks `names`, or all of both tables where it is empty, if model and store know them as the same tasks.
+
+    Raises:
+        CheckpointError: they do not, with both tables.
+    """
+    wanted = list(names) or [*model.names, *(name for name in store.names if name not in model.names)]
+    problems, shared = [], []
+    for name in wanted:
+        if name not in model.names:
+            problems.append(f"{name} is not a task of the model")
+        elif name not in store.names:
+            problems.append(f"{name} is not in the store")
+        else:
+            left, right = (table[table.id_of(name)] for table in (model, store))
+            differing = [field for field in MATCHED if getattr(left, field) != getattr(right, field)]
+            problems += [
+                f"{name}: {field} {getattr(left, field)} of the model, {getattr(right, field)} of the store"
+                for field in differing
+            ]
+            shared += [] if differing else [name]
+    if problems:
+        choice = f"Name tasks that they share: extract.tasks=[{','.join(shared)}]" if shared else "They share no task"
+        advice = f"{choice}; finetune adds tasks to a model"
+        raise _different(model, store, context, "\n".join([*problems, advice]))
+    return wanted
+
+
+def _different(model: TaskTable, store: TaskTable, context: Context, advice: str) -> CheckpointError:
     described = []
     for k in range(max(len(model), len(store))):
         left, right = (repr_task(table, k) for table in (model, store))
         described.append(f"  {k}: {left:<44} {right}{'' if left == right else '   <- differs'}")
-    raise CheckpointError(
+    return CheckpointError(
         f"the world model in {context.input('world_model')} and the store in {context.input('store')} "
-        "have different task tables:\n"
-        + f"  id {'world model':<42} store\n"
-        + "\n".join(described)
-        + "\nUse the store that the model was trained on, or pretrain on this one"
+        "have different task tables:\n" + f"  id {'world model':<42} store\n" + "\n".join(described) + f"\n{advice}"
     )
 
 
@@ -174,22 +240,22 @@ def repr_task(table: TaskTable, k: int) -> str:
     return f"{table[k].name} (O={table[k].observation_dim}, A={table[k].action_dim})"
 
 
-def plan_members(config: ExtractConfig, store: TaskStore, names: list[str]) -> list[Member]:
+def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[Member]:
     """Every (algorithm, task, anchor, seed), those that imagine first.
 
+    Args:
+        behaviours: how the data was made, of each task to extract for.
     Raises:
         ConfigError: an anchor for a task that is not extracted.
     """
     from .extraction.first_order import Member
 
-    for name in names:
-        store.table.id_of(name)
-    if unknown := sorted(set(config.task_anchor) - set(names)):
-        raise ConfigError(f"extract.task_anchor names {unknown}, but policies are extracted for: {', '.join(names)}")
+    if unknown := sorted(set(config.task_anchor) - set(behaviours)):
+        known = ", ".join(behaviours)
+        raise ConfigError(f"extract.task_anchor names {unknown}, but policies are extracted for: {known}")
     members = []
     if "pwm" in config.algorithms:
-        for name in names:
-            behaviour = store.tasks[store.table.id_of(name)].summary.behaviour
+        for name, behaviour in behaviours.items():
             weights = config.anchor or [DEFAULT_ANCHOR[behaviour]]
             if name in config.task_anchor:
                 weights = [config.task_anchor[name]]
@@ -198,7 +264,7 @@ def plan_members(config: ExtractConfig, store: TaskStore, names: list[str]) -> l
                 algorithm += "" if len(config.uncertainty) == 1 else f"@u{uncertainty:g}"
                 members += [Member(algorithm, name, seed, weight, True, uncertainty) for seed in range(config.seeds)]
     if "bc" in config.algorithms:
-        members += [Member("bc", name, seed, 1.0, False) for name in names for seed in range(config.seeds)]
+        members += [Member("bc", name, seed, 1.0, False) for name in behaviours for seed in range(config.seeds)]
     return members
 
 

@@ -121,6 +121,7 @@ class Pretrain(Stage):
         import torch
 
         from ..datasets.store import TaskStore
+        from .extraction.start_frames import save_store_frames
         from .world_model.training import logged_metrics
         from .world_model.warm_start import take_weights
 
@@ -133,6 +134,8 @@ class Pretrain(Stage):
         weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
         self._fit(module, weights, validation_length, context)
         module.model.save(context.folder)
+        if config.world_model == "latent":
+            save_store_frames(store, context.folder)
         training, validation = logged_metrics(context.folder)
         training.to_csv(context.folder / "training.csv", index=False)
         validation.to_csv(context.folder / "validation.csv", index=False)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ...datasets.store import TaskStore
 from ...pipeline import termination
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
@@ -22,6 +21,7 @@ from ..world_model.networks import WorldModel
 from .first_order import FirstOrderExtraction, Member
 from .groups import MemberGroups
 from .policy import LatentPolicy
+from .start_frames import frame_source
 from .starts import encode_starts
 
 ENTRIES = "entries.json"
@@ -47,12 +47,11 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = WorldModel.load(context.inputs["world_model"]).to(device)
-    store = TaskStore.open(context.inputs["store"])
     ids = sorted({model.table.id_of(member.task) for member in members})
+    specs = [model.table[k] for k in ids]
+    frames_of = frame_source(context.inputs, specs, config.starts_per_task, IMAGINED_EPISODES, config.seed)
     with context.progress("encode start states", total=len(ids)) as progress:
-        starts = encode_starts(
-            model, store, ids, config.starts_per_task, IMAGINED_EPISODES, config.seed, lambda: progress.advance(1)
-        )
+        starts = encode_starts(model, ids, frames_of, lambda: progress.advance(1))
 
     def program(part: list[Member]) -> FirstOrderExtraction:
         return FirstOrderExtraction(model, starts, part, config.first_order, config.iterations, config.seed)

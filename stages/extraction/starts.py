@@ -1,30 +1,29 @@
-"""Where imagination starts: dataset frames encoded once, with the action that the data took there.
+"""Where imagination starts: frames encoded once, with the action that was taken there.
 
-The encoder and the data are fixed during extraction, so encoding at every iteration (or loading whole windows to
-use their first frame, as the released code does) would repeat the same work.
+The encoder and the frames are fixed during extraction, so encoding at every iteration (or loading whole windows to use
+their first frame, as the released code does) would repeat the same work. Where the frames come from (a store, or what
+was saved of one beside a model) is decided in start_frames.py.
 
-Dimension letters: K tasks, N frames kept per task, D latent, A action.
+Dimension letters: K tasks, N frames kept per task, B first frames of episodes, D latent, O observation, A action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 
-from ...datasets.store import TaskRows, TaskStore
-from ...datasets.windows import WindowIndex
-from ...pipeline.seeding import derive_seed
 from ..world_model.networks import WorldModel
+from .start_frames import StartFrames
 
 _ENCODE_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Latents and actions of dataset frames, and latents of the first frames of episodes."""
+    """Latents and actions of frames, and latents of the first frames of episodes."""
 
     z_KND: torch.Tensor
     action_KNA: torch.Tensor
@@ -40,36 +39,24 @@ class Starts:
 
 def encode_starts(
     model: WorldModel,
-    store: TaskStore,
-    task_ids: list[int],
-    count: int,
-    initial: int,
-    seed: int,
+    task_ids: Sequence[int],
+    frames_of: Callable[[str], StartFrames],
     advance: Callable[[], None] = lambda: None,
 ) -> Starts:
-    """Draw `count` frames of each task (with replacement only where the task has fewer) and encode them.
+    """Encode the frames of each task, which `frames_of` gives by its name, equally many for all of them.
 
-    The draw depends on (seed, task name) alone, so a task gets the same frames whichever others it runs with.
     `advance` is called after each task.
     """
     device = next(model.parameters()).device
     latents, actions, initials, scales, disagreements = [], [], [], [], []
     for k in task_ids:
-        rows = store.tasks[k]
-        random = np.random.default_rng(derive_seed("starts", rows.spec.name, seed))
-        index = WindowIndex.build([rows], 1, "all", 0.0)
-        total = int(index.counts[0])
-        windows = random.choice(total, min(count, total), replace=False)
-        windows = np.sort(np.concatenate([windows, random.integers(total, size=count - len(windows))]))
-        frames, _, _ = index.locate(windows)
-        latents.append(_encode(model, rows, frames, k, device))
-        taken = rows.rows[torch.from_numpy(frames)]
-        actions.append(taken[:, model.table.observation_dim : -1])
-        first = rows.offsets[:-1][random.integers(len(rows.terminated), size=initial)]
-        initials.append(_encode(model, rows, first, k, device))
-        assert rows.spec.discount is not None
-        scale = taken[:, -1].double().square().mean().sqrt() / (1 - rows.spec.discount)
-        scales.append(scale.clamp(min=1e-3).float())
+        spec = model.table[k]
+        frames = frames_of(spec.name)
+        latents.append(_encode(model, frames.observation_NO, k, device))
+        actions.append(F.pad(frames.action_NA, (0, model.table.action_dim - spec.action_dim)))
+        initials.append(_encode(model, frames.initial_BO, k, device))
+        assert spec.discount is not None
+        scales.append(torch.tensor(max(frames.reward_rms / (1 - spec.discount), 1e-3)))
         if model.config.disagreement_heads:
             disagreements.append(_mean_disagreement(model, latents[-1], actions[-1].to(device), k))
         advance()
@@ -84,11 +71,12 @@ def encode_starts(
 
 
 @torch.no_grad()
-def _encode(model: WorldModel, rows: TaskRows, frames: np.ndarray, task: int, device: torch.device) -> torch.Tensor:
+def _encode(model: WorldModel, observation_NO: torch.Tensor, task: int, device: torch.device) -> torch.Tensor:
     latents = []
-    for part in torch.from_numpy(frames).split(_ENCODE_ROWS):
-        observation = rows.rows[part][:, : model.table.observation_dim]
-        latents.append(model.encode(observation.to(device), torch.full((len(part),), task, device=device)))
+    padding = model.table.observation_dim - observation_NO.shape[1]
+    for part in observation_NO.split(_ENCODE_ROWS):
+        padded = F.pad(part, (0, padding)).to(device)
+        latents.append(model.encode(padded, torch.full((len(part),), task, device=device)))
     return torch.cat(latents)
 
 

@@ -14,6 +14,7 @@ from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction, Member, RunningVariance, anchor_loss
 from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
+from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
@@ -62,7 +63,7 @@ def members_of(names, seeds=2, anchor=0.5):
 def make(setting, members, seed=0, iterations=10):
     store, model = setting
     ids = sorted({model.table.id_of(member.task) for member in members})
-    starts = encode_starts(model, store, ids, 64, 4, seed)
+    starts = encode_starts(model, ids, lambda name: draw_frames(store, name, 64, 4, seed))
     return FirstOrderExtraction(model, starts, members, CONFIG, iterations=iterations, seed=seed)
 
 

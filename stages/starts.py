@@ -1,0 +1,136 @@
+"""starts: frames from which extraction imagines where no data is at hand: those saved beside the model, or of episodes
+played now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.stage import Context, Input, Stage
+
+if TYPE_CHECKING:
+    from ..datasets.schema import Episode, TaskSpec
+    from .extraction.start_frames import StartFrames
+
+SOURCES = ("auto", "model", "episodes")
+CHUNK = 5
+"""Episodes per job."""
+
+
+@dataclass(frozen=True)
+class StartsConfig:
+    """Where the frames come from."""
+
+    source: str = "auto"
+    """model: the sample of its training data that is saved beside it. episodes: scripted experts with noise where a
+    suite has them, exploration elsewhere, played now in the tasks' environments. auto: of the model, if it has any."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the world model; all of them where empty."""
+    episodes: int = 40
+    """Per task, where they are played."""
+    frames: int = 4096
+    """Kept per task, at most, of what was played."""
+    seed: int = 0
+    """Of the episodes and of the choice of frames."""
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise ConfigError(f"starts.source: expected {', '.join(SOURCES)}, found {self.source!r}")
+        if self.episodes < 1 or self.frames < 1:
+            raise ConfigError("starts.episodes and starts.frames must be at least 1")
+
+
+@dataclass(frozen=True)
+class _Job:
+    spec: TaskSpec
+    numbers: Sequence[int]
+    seed: int
+
+
+class Starts(Stage):
+    """`starts.safetensors` and `starts.json`."""
+
+    Config = StartsConfig
+    inputs = {"world_model": Input("world_model")}
+    output_kind = "starts"
+    config: StartsConfig
+
+    def run(self, context: Context) -> str:
+        from ..datasets.schema import read_table
+        from .extraction.start_frames import has_frames, load_frames, save_frames
+
+        config, folder = self.config, context.input("world_model")
+        table = read_table(folder)
+        specs = [table[table.id_of(name)] for name in config.tasks or table.names]
+        if config.source == "model" or (config.source == "auto" and has_frames(folder)):
+            frames, source = load_frames(folder, specs), "saved beside the model"
+        else:
+            frames = self._played(specs, context)
+            source = f"{config.episodes} episodes per task, played for this"
+        save_frames(frames, context.folder, source)
+        count = min(len(one.observation_NO) for one in frames.values())
+        return f"{count:,} frames of each of {len(frames)} tasks, {source}"
+
+    def _played(self, specs: Sequence[TaskSpec], context: Context) -> Mapping[str, StartFrames]:
+        from ..datasets.collect import has_expert
+
+        config = self.config
+        if unplayable := [spec.name for spec in specs if not spec.environment]:
+            raise StageError(
+                f"starts: no environment is known of {', '.join(unplayable)}, so no episodes can be played; name other "
+                "tasks with starts.tasks=[...], or leave this stage out and give the data: inputs.store=PATH"
+            )
+        jobs = [
+            _Job(spec, range(first, min(first + CHUNK, config.episodes)), config.seed)
+            for spec in specs
+            for first in range(0, config.episodes, CHUNK)
+        ]
+        episodes: dict[str, list[tuple[int, Episode]]] = {spec.name: [] for spec in specs}
+        with context.progress("starts", total=config.episodes * len(specs)) as progress:
+            for index, outcome in run_jobs(_play, jobs, workers=context.workers):
+                job = jobs[index]
+                if isinstance(outcome, JobFailure):
+                    raise StageError(f"starts: playing {job.spec.name!r}: {outcome.error}\n{outcome.traceback}")
+                episodes[job.spec.name] += outcome
+                progress.advance(len(job.numbers))
+        found = {}
+        for spec in specs:
+            if not (own := [episode for _, episode in sorted(episodes[spec.name], key=lambda pair: pair[0])]):
+                raise StageError(f"starts: all {config.episodes} episodes of {spec.name!r} failed")
+            behaviour = "expert" if has_expert(spec) else "exploration"
+            found[spec.name] = _frames(spec, own, behaviour, config.frames, config.seed)
+        count = min(len(one.observation_NO) for one in found.values())
+        # Equally many for every task: what is encoded of them is one tensor.
+        return {name: one.draw(count, len(one.initial_BO), name, config.seed) for name, one in found.items()}
+
+
+def _play(job: _Job) -> list[tuple[int, Episode]]:
+    """The episodes that completed, by number. Runs in a worker process."""
+    from ..datasets.collect import Variation, behaviour_act, episode_seed
+    from ..datasets.rollout import play_episodes
+
+    seeds = [episode_seed(job.seed, job.spec.name, number) for number in job.numbers]
+    act = behaviour_act(job.spec, job.numbers, job.seed, Variation())
+    results = dict(play_episodes(job.spec, act, seeds, record=True, lanes=1))
+    return [(job.numbers[i], one.episode) for i, one in sorted(results.items()) if one.episode is not None]
+
+
+def _frames(spec: TaskSpec, episodes: Sequence[Episode], behaviour: str, count: int, seed: int) -> StartFrames:
+    """At most `count` frames of these episodes, drawn at random."""
+    import numpy as np
+    import torch
+
+    from .extraction.start_frames import StartFrames
+
+    rewards = np.concatenate([episode.rewards for episode in episodes])
+    everything = StartFrames(
+        torch.from_numpy(np.concatenate([episode.observations[:-1] for episode in episodes])),
+        torch.from_numpy(np.concatenate([episode.actions for episode in episodes])),
+        torch.from_numpy(np.stack([episode.observations[0] for episode in episodes])),
+        float(np.sqrt(np.square(rewards, dtype=np.float64).mean())),
+        behaviour,
+    )
+    return everything.draw(count, len(episodes), spec.name, seed)
