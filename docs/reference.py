@@ -1,0 +1,448 @@
+"""The reference pages of the documentation, made from what the code says of itself.
+
+`pages()` returns {path: Markdown} of stages, experiments, commands and modules, and needs no MkDocs. What the code does
+not say, which files a stage writes and what it was measured to cost, is in `stage_notes.yaml`; the page of a stage that
+is not in it says that it was not measured.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from orrery.pipeline import cli, errors
+from orrery.pipeline.config import CONFIG_DIR, Settings, describe_files, discover_stages, dotted_keys, load_config
+from orrery.pipeline.config_help import Key, config_keys, shortened
+from orrery.pipeline.stage import Stage
+
+NOTES = Path(__file__).with_name("stage_notes.yaml")
+
+API = {
+    "Runs and studies": ["pipeline.config", "pipeline.runner", "pipeline.study", "pipeline.artifact"],
+    "Writing a stage": ["pipeline.stage", "pipeline.fanout", "pipeline.checkpoint", "pipeline.errors"],
+    "Tasks and data": [
+        "datasets.schema",
+        "datasets.tasks",
+        "datasets.sources",
+        "datasets.readers",
+        "datasets.store",
+        "datasets.windows",
+        "datasets.rollout",
+    ],
+    "World model": [
+        "stages.world_model.networks",
+        "stages.world_model.task_model",
+        "stages.world_model.losses",
+        "stages.world_model.planner",
+        "stages.world_model.tdmpc2_checkpoint",
+    ],
+    "Policies": [
+        "stages.policy",
+        "stages.extraction.policy",
+        "stages.extraction.first_order",
+        "stages.extraction.rollout",
+        "stages.extraction.returns",
+        "stages.statistics",
+    ],
+    "Action world models": ["stages.awm.networks", "stages.awm.gradients", "stages.awm.imagination", "stages.awm.bpo"],
+    "MR.Q and POWR": [
+        "stages.mrq_learning.losses",
+        "stages.mrq_learning.learner",
+        "stages.mrq_learning.linear_theory",
+        "stages.kernel_planning.kernels",
+        "stages.kernel_planning.evaluation",
+        "stages.kernel_planning.improvement",
+        "stages.tabular_planning.solve",
+    ],
+}
+"""Modules by page: what a user of the package or the author of a stage calls."""
+
+
+def pages() -> dict[str, str]:
+    """Return {path: Markdown} of every generated page."""
+    return {path: make() for path, make in makers().items()}
+
+
+def makers() -> dict[str, Callable[[], str]]:
+    """Return {path: what makes its Markdown} of every generated page, in the order of the navigation."""
+    stages = discover_stages()
+    notes = yaml.safe_load(NOTES.read_text(encoding="utf-8"))
+    experiments, studies = (describe_files(CONFIG_DIR / folder) for folder in ("experiments", "studies"))
+    made: dict[str, Callable[[], str]] = {"stages/index.md": partial(_stages_page, stages)}
+    made |= {f"stages/{name}.md": partial(stage_page, name, stages, notes.get(name, {})) for name in stages}
+    made["experiments/index.md"] = partial(_experiments_page, experiments, studies)
+    made |= {f"experiments/{name}.md": partial(experiment_page, name, stages) for name in experiments}
+    made |= {f"studies/{name}.md": partial(study_page, name) for name in studies}
+    made["command_line.md"] = command_line_page
+    made |= {f"api/{_slug(title)}.md": partial(api_page, title, modules) for title, modules in API.items()}
+    return made
+
+
+def navigation() -> list[dict[str, Any]]:
+    """The generated part of MkDocs' `nav`."""
+    of: dict[str, list[str]] = {}
+    for path in makers():
+        of.setdefault(path.rpartition("/")[0], []).append(path)
+    return [
+        {"Stages": of["stages"]},
+        {"Experiments": [*of["experiments"], {"Studies": of["studies"]}]},
+        {"Command line": "command_line.md"},
+        {"Python": of["api"]},
+    ]
+
+
+def stage_page(name: str, stages: Mapping[str, type[Stage]], notes: Mapping[str, str]) -> str:
+    """Everything about one stage: what goes in and out, its keys, what it refuses, what it cost."""
+    stage = stages[name]
+    module = inspect.getmodule(stage)
+    parts = [f"# {name}", _prose((module and module.__doc__) or ""), _prose(inspect.cleandoc(stage.__doc__ or ""))]
+    if stage.algorithms:
+        named = ", ".join(f"`{algorithm}`" for algorithm in stage.algorithms)
+        parts.append(f"Runs where the run's `algorithms` name one of: {named}.")
+    parts += ["## Inputs", _inputs(stage, stages), "## Output", _output(name, stage, stages)]
+    if "writes" in notes:
+        parts.append(notes["writes"])
+    parts += ["## Settings", *_settings(name, stage), "## Cost", notes.get("cost", "Not measured yet.")]
+    parts += ["## Errors", *_error_sections(stage)]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def stage_keys(name: str, stage: type[Stage]) -> list[Key]:
+    """Every config key of a stage with its default."""
+    keys = config_keys(stage.Config, dataclasses.asdict(stage.Config()), f"{name}.")
+    return [dataclasses.replace(key, value=_plain(key.value)) for key in keys]
+
+
+def experiment_page(name: str, stages: Mapping[str, type[Stage]]) -> str:
+    """What an experiment runs and sets, and its file."""
+    path = CONFIG_DIR / "experiments" / f"{name}.yaml"
+    config = load_config(name, stages=stages)
+    title = describe_files(path.parent)[name]
+    steps = " → ".join(f"[{stage}](../stages/{stage}.md)" for stage in config.settings.stages)
+    defaults = {key.name: key for key in config_keys(Settings, dataclasses.asdict(Settings()))}
+    for stage in config.settings.stages:
+        defaults |= {key.name: key for key in stage_keys(stage, stages[stage])}
+    if not any(stages[stage].algorithms for stage in config.settings.stages):
+        del defaults["algorithms"]
+    leaves = dict(dotted_keys(config.resolved))
+    changed = [
+        dataclasses.replace(key, value=value)
+        for dotted, key in defaults.items()
+        if (value := leaves.get(dotted, key.value)) != key.value and dotted not in ("name", "stages")
+    ]
+    return "\n\n".join(
+        [
+            f"# {name}",
+            _prose(title),
+            f"    orrery run {name}",
+            f"Runs {steps}.",
+            "## What it sets",
+            "Everything else has the default that the stage's page shows.",
+            _table(changed, value="value"),
+            f"## configs/experiments/{path.name}",
+            f"```yaml\n{path.read_text(encoding='utf-8').strip()}\n```",
+            "",
+        ]
+    )
+
+
+def study_page(name: str) -> str:
+    """A study and its file."""
+    path = CONFIG_DIR / "studies" / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8").strip()
+    return (
+        f"# {name}\n\n{_prose(describe_files(path.parent)[name])}\n\n    orrery study {name}\n\n```yaml\n{text}\n```\n"
+    )
+
+
+def command_line_page() -> str:
+    """The help of every command, as it is printed, and the keys that every run has."""
+    overview = _printed("--help")
+    commands = re.findall(r"^    (\w+) ", overview, flags=re.MULTILINE)
+    parts = ["# Command line", _block(overview)]
+    for command in commands:
+        parts += [f"## orrery {command}", _block(_printed(command, "--help"))]
+    keys = list(config_keys(Settings, dataclasses.asdict(Settings())))
+    return "\n\n".join([*parts, "## Keys of every run", _table(keys), ""])
+
+
+def api_page(title: str, modules: Sequence[str]) -> str:
+    """A page of directives that mkdocstrings replaces by the modules' docstrings."""
+    return "\n\n".join([f"# {title}", *(f"::: orrery.{module}" for module in modules), ""])
+
+
+# Parts of pages.
+
+
+def _stages_page(stages: Mapping[str, type[Stage]]) -> str:
+    rows = ["| stage | what it does | reads | writes |", "|---|---|---|---|"]
+    for name, stage in stages.items():
+        reads = ", ".join(f"{one.kind} (optional)" if one.optional else one.kind for one in stage.inputs.values())
+        rows.append(f"| [{name}]({name}.md) | {_summary(stage)} | {reads} | {stage.output_kind} |")
+    return "\n".join(
+        [
+            "# All stages",
+            "",
+            "A stage reads artifacts by their kind, and writes one folder, `RUN/<stage>/`.",
+            "",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _summary(stage: type[Stage]) -> str:
+    """What a stage does, in the words of its module."""
+    return _prose(inspect.getdoc(inspect.getmodule(stage)) or "").partition("\n\n")[0]
+
+
+def _experiments_page(experiments: Mapping[str, str], studies: Mapping[str, str]) -> str:
+    lines = ["# All experiments", "", "`orrery run EXPERIMENT`:", ""]
+    lines += [f"- [{name}]({name}.md): {_escape(text)}" for name, text in experiments.items()]
+    lines += ["", "`orrery study STUDY`:", ""]
+    lines += [f"- [{name}](../studies/{name}.md): {_escape(text)}" for name, text in studies.items()]
+    return "\n".join([*lines, ""])
+
+
+def _inputs(stage: type[Stage], stages: Mapping[str, type[Stage]]) -> str:
+    if not stage.inputs:
+        return "None: it starts from its settings."
+    rows = ["| input | artifact | made by |", "|---|---|---|"]
+    for name, one in stage.inputs.items():
+        makers = ", ".join(f"[{other}]({other}.md)" for other, maker in stages.items() if maker.output_kind == one.kind)
+        notes = [text for text, holds in (("optional", one.optional), ("all of the run", one.many)) if holds]
+        kind = f"{one.kind} ({', '.join(notes)})" if notes else one.kind
+        rows.append(f"| `{name}` | {kind} | {makers or '-'} |")
+    names = next(iter(stage.inputs))
+    return "\n".join(rows) + f"\n\nAn artifact made elsewhere is named with `inputs.{names}=FOLDER`."
+
+
+def _output(name: str, stage: type[Stage], stages: Mapping[str, type[Stage]]) -> str:
+    readers = [
+        other for other, reader in stages.items() if stage.output_kind in {one.kind for one in reader.inputs.values()}
+    ]
+    read = ", ".join(f"[{other}]({other}.md)" for other in readers)
+    return f"`RUN/{name}/`, an artifact of kind {stage.output_kind}{f', which is read by {read}' if read else ''}."
+
+
+def _settings(name: str, stage: type[Stage]) -> Iterator[str]:
+    """A table per nested group of keys, with the text of the field that holds the group."""
+    keys = stage_keys(name, stage)
+    if not keys:
+        yield "None."
+    base = yaml.safe_load((CONFIG_DIR / "base.yaml").read_text(encoding="utf-8"))
+    bound = {f"{name}.{key}": str(value)[2:-1] for key, value in base.get(name, {}).items() if "${" in str(value)}
+    if bound:
+        same = ", ".join(f"`{key}` from `{source}`" for key, source in bound.items())
+        yield f"Taken from the run's own keys unless given: {same}."
+    groups: dict[str, list[Key]] = {name: []}  # the stage's own keys before those of its parts
+    for key in keys:
+        groups.setdefault(key.name.rpartition(".")[0], []).append(key)
+    for group, members in groups.items():
+        if members:
+            yield f"### `{group}`" if len(groups) > 1 else ""
+            yield _table(members)
+
+
+def _table(keys: Sequence[Key], value: str = "default") -> str:
+    if not keys:
+        return "Nothing."
+    rows = [f"| key | {value} | meaning |", "|---|---|---|"]
+    for key in keys:
+        meaning = _escape(key.meaning)
+        rows.append(f"| `{key.name}` | `{_cell(shortened(key.value))}` | {meaning} *{_escape(key.type)}* |")
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class Raised:
+    """One error that a module can raise."""
+
+    where: str
+    """Function or method, as Class.method."""
+    error: str
+    message: str
+    """Its text, with {name} for what is filled in."""
+
+
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def raised_errors(path: Path) -> tuple[Raised, ...]:
+    """Return the errors for users that a source file raises, in order."""
+    known = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+
+    def visit(node: ast.AST, where: str) -> Iterator[Raised]:
+        for child in ast.iter_child_nodes(node):
+            inner = where
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                inner = f"{where}.{child.name}".strip(".")
+            call = child.exc if isinstance(child, ast.Raise) else None
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in known and call.args:
+                message = " ".join(_template(call.args[0]).split())
+                if re.sub(r"\{[^}]*\}|\W", "", message):  # says something of its own
+                    yield Raised(where, call.func.id, message)
+            yield from visit(child, inner)
+
+    return tuple(visit(_parsed(path), ""))
+
+
+def _template(node: ast.expr) -> str:
+    """The text that an expression makes, with {name} for what is only known later."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(map(_template, values))
+        case ast.FormattedValue(value=value):
+            return _template(value) if isinstance(value, ast.IfExp | ast.Constant) else "{" + _named(value) + "}"
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _template(left) + _template(right)
+        case ast.IfExp(body=body, orelse=other):
+            return " / ".join(filter(None, (_template(body), _template(other))))
+        case _:
+            return "{" + _named(node) + "}"
+
+
+def _named(node: ast.expr) -> str:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case ast.Call(func=ast.Attribute(attr="join"), args=[argument]) | ast.Call(args=[argument]):
+            return _named(argument)
+        case _:
+            return "..."
+
+
+CHECKS = ("check", "check_machine", "check_input")
+
+
+def _error_sections(stage: type[Stage]) -> Iterator[str]:
+    """What a stage refuses: settings, what it checks before the run, and what its parts may meet."""
+    own = importlib.import_module(stage.__module__)
+    configs = {cls.__name__: cls for cls in _config_classes(stage.Config)}
+    found: list[tuple[str, Raised]] = []
+    for cls in configs.values():
+        path = Path(inspect.getfile(cls))
+        found += [(cls.__name__, one) for one in raised_errors(path) if one.where.split(".")[0] == cls.__name__]
+    yield from _errors("Settings that are refused", [one for _, one in found])
+    others = [one for one in raised_errors(Path(str(own.__file__))) if one.where.split(".")[0] not in configs]
+    early = [one for one in others if one.where.split(".")[-1] in CHECKS]
+    yield from _errors("Before anything runs", early)
+    yield from _errors("While it runs", [one for one in others if one not in early])
+    for module, path in used_modules(stage).items():
+        messages = [one for one in raised_errors(path) if one.where.split(".")[0] not in configs]
+        yield from _errors(f"From {module}", messages, folded=True)
+    if not found and not others:
+        yield "None of its own beyond wrong types and unknown keys, which are refused for every stage."
+
+
+def _config_classes(cls: type) -> Iterator[type]:
+    """A config dataclass and those nested in it."""
+    yield cls
+    hints = inspect.get_annotations(cls, eval_str=True)
+    for hint in hints.values():
+        for inner in (hint, *getattr(hint, "__args__", ())):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                yield from _config_classes(inner)
+
+
+def _errors(title: str, found: Sequence[Raised], folded: bool = False) -> Iterator[str]:
+    if not found:
+        return
+    lines = [f"- **{one.error}** {_escape(one.message)}" for one in dict.fromkeys(found)]
+    if folded:
+        body = "\n".join(f"    {line}" for line in lines)
+        yield f'??? note "{title} ({len(lines)})"\n\n{body}'
+    else:
+        yield f"### {title}\n\n" + "\n".join(lines)
+
+
+def used_modules(stage: type[Stage]) -> dict[str, Path]:
+    """{name: file} of the modules of stages and datasets that a stage is made of, other stages left out."""
+    roots = {f"orrery.{part}": Path(cli.__file__).parents[1] / part for part in ("stages", "datasets")}
+    found: dict[str, Path] = {}
+    waiting = [stage.__module__]
+    while waiting:
+        name = waiting.pop()
+        path = _source(name, roots)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for node in ast.walk(_parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""])
+                waiting += [base.strip("."), *(f"{base.strip('.')}.{alias.name}" for alias in node.names)]
+    own = {cls.__module__ for cls in discover_stages().values()}
+    return {name.removeprefix("orrery."): path for name, path in sorted(found.items()) if name not in own}
+
+
+def _source(name: str, roots: Mapping[str, Path]) -> Path | None:
+    for root, folder in roots.items():
+        if name.startswith(f"{root}."):
+            path = folder.joinpath(*name.removeprefix(f"{root}.").split("."))
+            return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
+    return None
+
+
+# Markdown.
+
+
+def _printed(*arguments: str) -> str:
+    """What a command prints."""
+    text, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            cli.main(arguments)
+    finally:
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text.strip()}\n```"
+
+
+def _prose(text: str) -> str:
+    """A docstring's paragraphs, without the stage's name in front; indented lines stay as code."""
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"^\w+: ", "", text.strip()))
+    shown = (one if one.startswith("    ") else _escape(" ".join(one.split())) for one in paragraphs)
+    return "\n\n".join(one[:1].upper() + one[1:] for one in shown)
+
+
+def _escape(text: str) -> str:
+    """Plain text as Markdown, code in backticks left alone."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([\\*_|<>\[\]^~])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(_cell(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def _cell(code: str) -> str:
+    """Code inside a table: a bar would end the cell."""
+    return code.replace("|", "\\|")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "_", title.lower())

@@ -1,0 +1,115 @@
+"""The documentation says everything about every stage, and what lies beside it is in order. Needs no MkDocs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from orrery.pipeline.config import discover_stages, dotted_keys, list_experiments
+from orrery.pipeline.config_schema import make_schema
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+STAGES = discover_stages()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reference"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["reference"]
+
+
+@pytest.fixture(scope="module")
+def makers(reference):
+    return reference.makers()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_has_a_page_with_every_config_key_and_its_meaning(name, makers, reference):
+    page = makers[f"stages/{name}.md"]()
+    schema = make_schema({name: (STAGES[name].Config, STAGES[name].Config())})
+    keys = [key for key, _ in dotted_keys(OmegaConf.to_container(schema)) if key != name]
+    missing = [key for key in keys if f"| `{key}` |" not in page]
+    assert not missing
+    unexplained = [key.name for key in reference.stage_keys(name, STAGES[name]) if not key.meaning]
+    assert not unexplained, "write a string under these fields"
+    for part in ("## Inputs", "## Output", "## Settings", "## Cost", "## Errors"):
+        assert part in page
+    for name_, one in STAGES[name].inputs.items():
+        assert f"| `{name_}` | {one.kind}" in page
+
+
+def test_every_experiment_has_a_page(makers):
+    assert {f"experiments/{name}.md" for name in list_experiments()} <= makers.keys()
+    page = makers["experiments/uncertainty.md"]()
+    text = (ROOT / "configs" / "experiments" / "uncertainty.yaml").read_text()
+    assert text.strip() in page
+    assert "| `pretrain.model.disagreement_heads` | `5` |" in page
+    assert "| `pretrain.model.dropout` |" not in page, "it has its default there"
+
+
+def test_the_help_of_every_command_is_shown(makers):
+    page = makers["command_line.md"]()
+    for part in ("## orrery run", "## orrery inspect", "usage: orrery study STUDY", "| `seeds` | `2` |"):
+        assert part in page
+
+
+def test_modules_of_the_api_pages_exist(reference):
+    for modules in reference.API.values():
+        for module in modules:
+            assert importlib.util.find_spec(f"orrery.{module}"), module
+
+
+def test_notes_are_of_stages_that_exist():
+    notes = yaml.safe_load((DOCS / "stage_notes.yaml").read_text())
+    assert notes.keys() <= STAGES.keys()
+    assert {key for note in notes.values() for key in note} == {"writes", "cost"}
+
+
+def test_messages_are_read_from_the_source(reference, tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text(
+        "class Config:\n"
+        "    def __post_init__(self):\n"
+        "        raise ConfigError(\n"
+        "            f'{name} must be one of {\", \".join(NAMES)}, '\n"
+        "            f'found {self.value!r}' + (f'; add {extra}' if extra else '')\n"
+        "        )\n"
+        "def check(path):\n"
+        "    raise ConfigError(f'{error}') from error\n"
+        "    raise KeyError('a bug, not for users')\n"
+        "    raise StageError(f'no {part(path)} there; {len(found) - 1} others')\n"
+    )
+    assert [(one.where, one.error, one.message) for one in reference.raised_errors(path)] == [
+        ("Config.__post_init__", "ConfigError", "{name} must be one of {NAMES}, found {value}; add {extra}"),
+        ("check", "StageError", "no {path} there; {...} others"),
+    ]
+
+
+def test_errors_of_the_parts_that_a_stage_uses_are_on_its_page(makers):
+    page = makers["stages/pack.md"]()
+    assert "From datasets.hdf5" in page
+    assert "has no transitions; expected at least one" in page
+    assert "pack.sources.{name}.path is empty" in page
+
+
+def test_pictures_stay_small():
+    assert sum(path.stat().st_size for path in (DOCS / "pages" / "gallery").iterdir()) < 300_000
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_saved_as_they_ran_from_top_to_bottom(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert outputs
+    assert not [output for output in outputs if output["output_type"] == "error"]
