@@ -1,4 +1,4 @@
-"""What every algorithm ends in: a Policy in a folder, and the one way to load it.
+"""What every algorithm ends in: a Policy in a folder, and how it is loaded.
 
 evaluate, collect and report use nothing else, so they never ask which algorithm made a policy.
 """
@@ -14,11 +14,14 @@ from typing import Any, Protocol
 import torch
 
 from ..datasets.schema import TaskSpec
+from ..pipeline.artifact import verify
 from ..pipeline.errors import CheckpointError
+from ..pipeline.hub import find_artifact
 
 _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
     "state": ("awm.policy", "StatePolicy"),
+    "mlp": ("awm.mlp_policy", "MlpPolicy"),
     "kernel": ("kernel_planning.policy", "KernelPolicy"),
     "mrq": ("mrq_learning.policy", "MrqPolicy"),
     "planner": ("world_model.planner", "Planner"),
@@ -34,6 +37,26 @@ class Policy(Protocol):
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
         ...
+
+    @staticmethod
+    def from_pretrained(
+        reference: str | Path, *, task: str | None = None, algorithm: str | None = None, seed: int | None = None
+    ) -> Policy:
+        """The policy that `reference` names, on the CPU, every byte of its files checked.
+
+        Args:
+            reference: one policy's folder (RUN/extract/pwm/dmc.cup-catch/seed_0), a policies artifact (RUN/extract), a
+                run folder that holds one, or an id of the Hugging Face Hub: user/name, user/name@revision.
+            task, algorithm: which, where there are several.
+            seed: which; None takes the lowest, so that no score has a part in the choice.
+        Raises:
+            OrreryError: there is no such policy, it cannot be downloaded, it is of another kind, or it is damaged.
+        """
+        folder = find_artifact(reference, "policies")
+        verify(folder, "policies")
+        if (folder / "policy.json").is_file():
+            return load_policy(folder)
+        return load_policy(folder / _choose(folder, task, algorithm, seed))
 
 
 class StatefulPolicy(Policy, Protocol):
@@ -60,8 +83,36 @@ def load_policy(folder: str | Path) -> Policy:
     path = folder / "policy.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected a policy folder with policy.json, which is not there")
-    kind = json.loads(path.read_text()).get("kind")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("kind")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not describe a policy ({error}); restore the file or rerun") from error
     if kind not in _KINDS:
         raise CheckpointError(f"{path}: policy kind {kind!r}, this version knows: {', '.join(_KINDS)}")
     module, name = _KINDS[kind]
     return getattr(import_module(f".{module}", __package__), name).load(folder)
+
+
+def _choose(artifact: Path, task: str | None, algorithm: str | None, seed: int | None) -> str:
+    """Where in a policies artifact the policy is that these name."""
+    path = artifact / "policies.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["policies"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{artifact}: expected policies.json or policy.json, which are not there") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} lists no policies ({type(error).__name__}: {error}); rerun") from error
+    wanted = {"task": task, "algorithm": algorithm, "seed": seed}
+    for name, value in wanted.items():
+        known = sorted({entry[name] for entry in entries})
+        if value is not None:
+            entries = [entry for entry in entries if entry[name] == value]
+        elif name != "seed" and len(known) > 1:
+            raise CheckpointError(
+                f"{artifact} holds policies of several {name}s; give {name}=, one of: {', '.join(known)}"
+            )
+        if not entries:
+            raise CheckpointError(
+                f"{artifact} has no policy with {name}={value!r}, but: {', '.join(map(str, known)) or 'none at all'}"
+            )
+    return min(entries, key=lambda entry: entry["seed"])["path"]

@@ -88,6 +88,20 @@ class LatentPolicy(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> LatentPolicy:
         """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", LatentPolicyConfig))
-        load_weights(Path(folder), "policy", policy)
+        policy = cls(read_config(Path(folder), "policy", LatentPolicyConfig, _nested_encoder))
+        load_weights(Path(folder), "policy", policy, _nested_encoder_weights)
         return policy.eval().requires_grad_(False)
+
+
+def _nested_encoder(values: dict[str, Any]) -> dict[str, Any]:
+    """What policy.json held before policies had a TaskEncoder, as it is now."""
+    if "observation_dim" not in values:
+        return values
+    encoder = {"config": values.get("encoder"), "observation_dim": values["observation_dim"]}
+    return {**{name: value for name, value in values.items() if name != "observation_dim"}, "encoder": encoder}
+
+
+def _nested_encoder_weights(tensors: dict[str, Any]) -> dict[str, Any]:
+    if "task_embedding" not in tensors:
+        return tensors
+    return {name if name.startswith("actor.") else f"encoder.{name}": value for name, value in tensors.items()}
