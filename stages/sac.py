@@ -1,0 +1,188 @@
+"""sac: soft actor-critic of stable-baselines3 on the tasks' own environments: what learning without a model
+reaches from a given number of decisions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..datasets.schema import TaskSpec
+from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.seeding import derive_seed
+from ..pipeline.stage import Context, Input, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE = "stable_baselines3"
+"""Comes with the extra `baselines`."""
+
+
+@dataclass(frozen=True)
+class SacConfig:
+    """Ma et al.'s settings (arXiv 2402.05290, released code) where they name them, the library's otherwise."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store with continuous actions; all of them where empty."""
+    seeds: int = 2
+    """Runs per task."""
+    decisions: int = 5000
+    """Environment decisions of each run."""
+    warm_up: int = 1000
+    """Decisions before the first update."""
+    update_every: int = 2
+    """Decisions per update."""
+    batch_size: int = 128
+    """Transitions per update."""
+    lr: float = 3e-4
+    """Adam, of actor, critics and temperature."""
+    discount: float = 0.99
+    """Per decision."""
+    actor_units: list[int] = field(default_factory=lambda: [128, 128])
+    """Hidden widths."""
+    critic_units: list[int] = field(default_factory=lambda: [256, 256])
+    """Hidden widths."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "decisions", "update_every", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"sac.{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.warm_up < self.decisions:
+            raise ConfigError(f"sac.warm_up must be less than the {self.decisions} decisions, found {self.warm_up}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: SacConfig
+    spec: TaskSpec
+    seed: int
+    statistics: tuple[torch.Tensor, torch.Tensor]
+    """Mean and scale of the task's observations in the store, [O] each."""
+    reward_scale: float
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "policy.json").is_file()
+
+
+class Sac(Stage):
+    """One run per task and seed, each in a process of its own; finished ones are kept when the stage is interrupted.
+
+    Observations and rewards are in standard deviations of the store's data, which it reads for nothing else. The end of
+    an episode is an end: no value is imagined beyond it.
+    """
+
+    Config = SacConfig
+    inputs = {"store": Input("store")}
+    output_kind = "policies"
+    config: SacConfig
+
+    def check(self) -> None:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise ConfigError(
+                f"sac needs the package {PACKAGE}, which is not installed: pip install 'orrery[baselines]', or take "
+                "sac out of `stages`"
+            )
+
+    def run(self, context: Context) -> str:
+        from ..datasets.store import TaskStore
+
+        config = self.config
+        store = TaskStore.open(context.input("store"))
+        names = config.tasks or list(store.table.names)
+        jobs = [
+            self._job(store, name, seed, context.folder / "sac" / store.table[store.table.id_of(name)].slug)
+            for name in names
+            for seed in range(config.seeds)
+        ]
+        waiting = [job for job in jobs if not job.finished]
+        with context.progress("sac", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
+            for index, outcome in run_jobs(_learn, waiting, workers=context.workers):
+                job = waiting[index]
+                if isinstance(outcome, JobFailure):
+                    raise StageError(
+                        f"sac on {job.spec.name}, seed {job.seed}: {outcome.error}; finished runs are kept, so the "
+                        f"same command continues\n{outcome.traceback}"
+                    )
+                progress.advance(1)
+                progress.note(f"{job.spec.name}, seed {job.seed}")
+        policies = [
+            {
+                "algorithm": "sac",
+                "seed": job.seed,
+                "task": job.spec.name,
+                "path": job.folder.relative_to(context.folder).as_posix(),
+            }
+            for job in jobs
+        ]
+        index = {"tasks": [task.to_dict() for task in store.table], "policies": policies}
+        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        return f"{len(policies)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
+
+    def _job(self, store: Any, name: str, seed: int, folder: Path) -> _Job:
+        from .awm.losses import observation_statistics
+
+        rows = store.tasks[store.table.id_of(name)]
+        spec = rows.spec
+        if spec.action_kind != "continuous":
+            raise ConfigError(f"sac needs continuous actions; task {name!r} has {spec.action_dim} choices")
+        mean, scale = (part[: spec.observation_dim] for part in observation_statistics(rows, spec.observation_dim))
+        deviation = float(rows.rows[:, -1].double().std())
+        return _Job(self.config, spec, seed, (mean, scale), max(deviation, 1e-6), folder / f"seed_{seed}")
+
+
+def _learn(job: _Job) -> None:
+    """Train one actor and write it as a policy. Runs in a worker process."""
+    import gymnasium
+    import numpy as np
+    import stable_baselines3
+    import torch
+
+    from ..datasets.tasks import make_environment
+    from .awm.mlp_policy import MlpPolicy
+
+    torch.set_num_threads(1)
+    config, spec = job.config, job.spec
+    mean, scale = (part.numpy() for part in job.statistics)
+
+    class Scaled(gymnasium.Wrapper[Any, Any, Any, Any]):
+        """Observations and rewards in standard deviations; the time limit as an end."""
+
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
+
+        def reset(self, **given: Any) -> Any:
+            observation, info = self.env.reset(**given)
+            return self._scaled(observation), info
+
+        def step(self, action: Any) -> Any:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return self._scaled(observation), float(reward) / job.reward_scale, terminated or truncated, False, info
+
+        def _scaled(self, observation: Any) -> Any:
+            return ((np.asarray(observation, np.float32) - mean) / scale).astype(np.float32)
+
+    seed = derive_seed("sac", config.seed, spec.name, job.seed) % 2**31
+    learner = stable_baselines3.SAC(
+        "MlpPolicy",
+        Scaled(make_environment(spec)),
+        learning_rate=config.lr,
+        learning_starts=config.warm_up,
+        batch_size=config.batch_size,
+        gamma=config.discount,
+        train_freq=config.update_every,
+        policy_kwargs={"net_arch": {"pi": config.actor_units, "qf": config.critic_units}},
+        seed=seed,
+        device="cpu",
+    )
+    learner.learn(config.decisions)
+    actor = learner.policy.actor
+    hidden = [layer for layer in actor.latent_pi if isinstance(layer, torch.nn.Linear)]
+    policy = MlpPolicy.from_layers([*hidden, actor.mu], job.statistics, spec, {"algorithm": "sac", "seed": job.seed})
+    policy.save(job.folder)
