@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,20 @@ def finish(
         seconds=seconds,
         summary=summary,
     )
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def finish_copy(folder: Path, original: Manifest) -> Manifest:
+    """Write the manifest of a folder that holds some of an artifact's files, for others to read: the original's, with
+    the files that are there, and inputs named without the paths of this machine."""
+    files = _hash_files(folder, _files_of(folder))
+    inputs = {
+        name: [InputRecord(Path(record.path).name, record.digest) for record in records]
+        for name, records in original.inputs.items()
+    }
+    digest = hash_json({path: asdict(record) for path, record in files.items()})
+    manifest = replace(original, files=files, inputs=inputs, digest=digest)
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 

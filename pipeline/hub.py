@@ -121,9 +121,50 @@ def download(repository: str, revision: str | None = None) -> Path:
             f"is in the cache. {local}"
         ) from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        raise _failed(name, "downloading it from the Hugging Face Hub", error) from error
+
+
+def upload(folder: Path, repository: str, *, private: bool = False) -> str:
+    """Make a repository of the Hub hold what `folder` holds, and return its address.
+
+    The repository is made if it does not exist. Weights, tables and JSON that are in it and not in `folder` go; other
+    files stay.
+
+    Raises:
+        CheckpointError: not logged in, not allowed, or no network.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="Upload with orrery push",
+            delete_patterns=["*.safetensors", "*.json", "*.csv"],
+        )
+    except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as error:
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 401
+        if status not in (401, 403):
+            raise _failed(repository, "uploading", error) from error
         raise CheckpointError(
-            f"{name}: downloading it from the Hugging Face Hub failed ({type(error).__name__}: {_line(error)})"
+            f"{repository}: the Hugging Face Hub refuses to let you write there ({_line(error)}). Log in with a token "
+            "that may write (hf auth login, or HF_TOKEN), and use your own name or that of an organisation of yours"
         ) from error
+    except httpx2.ConnectError as error:
+        raise CheckpointError(
+            f"{repository}: the Hugging Face Hub cannot be reached ({_line(error)}); nothing was uploaded. "
+            "--dry-run writes the folder, which `hf upload` sends later"
+        ) from error
+    except (httpx2.HTTPError, OSError, ValueError) as error:
+        raise _failed(repository, "uploading", error) from error
+    return str(url)
+
+
+def _failed(name: str, what: str, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{name}: {what} failed ({type(error).__name__}: {_line(error)})")
 
 
 def _line(error: BaseException) -> str:

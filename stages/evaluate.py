@@ -240,13 +240,17 @@ def _failed(job: _Job, error: str) -> list[EpisodeRow]:
 
 
 def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]], dict[str, TaskSpec]]:
-    """Every policy by its run, with its folder, and the specs of their tasks."""
+    """Every policy by its run, with its folder, and the specs of their tasks.
+
+    Tasks of the table that no policy is for are left out, so that baselines are judged on the tasks that policies are.
+    """
     policies: dict[Run, dict[str, Any]] = {}
     specs: dict[str, TaskSpec] = {}
     for artifact in artifacts:
         index = json.loads((artifact / "policies.json").read_text())
         table = TaskTable([TaskSpec.from_dict(values) for values in index["tasks"]])
-        specs |= {spec.name: spec for spec in table}
+        named = {entry["task"] for entry in index["policies"]}
+        specs |= {spec.name: spec for spec in table if spec.name in named}
         for entry in index["policies"]:
             run = (entry["algorithm"], entry["task"], int(entry["seed"]))
             if run in policies:

@@ -148,6 +148,14 @@ def saved_folder(inputs: Mapping[str, Path]) -> Path:
     return folder
 
 
+def saved_count(folder: Path) -> int:
+    """Saved frames per task, the fewest of any; 0 where none are."""
+    if not has_frames(folder):
+        return 0
+    tensors = load_tensors(folder, STARTS)
+    return min((len(value) for name, value in tensors.items() if name.endswith("/observation_NO")), default=0)
+
+
 def saved_behaviours(folder: Path) -> dict[str, str]:
     """How the data behind saved frames was made, by task."""
     return {name: one["behaviour"] for name, one in read_config(folder, STARTS, SavedStarts).tasks.items()}

@@ -83,6 +83,7 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
     skipped = evidence.summary.get("skipped", {})
     groups = {key: group["score"] for key, group in evidence.scores.groupby(["algorithm", "task"])}
     algorithms = [name for name in evidence.algorithms if any(key[0] == name for key in groups)]
+    named = {entry["task"] for entry in evidence.policies}
     rows = []
     for task in evidence.tasks:
         behaviour = float(groups["behaviour", task].mean()) if ("behaviour", task) in groups else math.nan
@@ -94,6 +95,8 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
                 spread = float(values.std(ddof=1)) if len(values) > 1 else None
                 marks = _marks(name, score, behaviour, len(groups[name, task]) - len(values), failed[name, task])
                 cells[name] = ScoreCell(score, spread, marks)
+        if task not in skipped and not cells and named and task not in named:
+            continue  # a task of the model that nobody asked policies for
         reason = skipped.get(task, "" if cells else "it was not part of the evaluation")
         rows.append(ScoreRow(task, cells, reason))
     return ScoreTable(algorithms, rows, evidence.summary.get("algorithms", {}), evidence.scores)

@@ -1,0 +1,192 @@
+"""The model card: README.md of a published folder, from what is known and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .provenance import Provenance
+
+FEW_EPISODES = 20
+NOT_GIVEN = "unknown"
+"""The Hub's identifier of a licence that nobody stated."""
+
+
+def model_card(
+    name: str, facts: Provenance, config: Mapping[str, Any], sizes: Mapping[str, int], licence: str, frames: int
+) -> str:
+    """The card as Markdown, with the Hub's front matter.
+
+    Args:
+        name: user/name, or a folder's name where it is not for the Hub.
+        config: of the network, as stored beside the weights; of the first policy, where there are several.
+        sizes: bytes by file.
+        licence: an identifier of the Hub, such as mit or cc-by-4.0.
+        frames: start frames per task that are inside; 0 for none.
+    """
+    parts = [
+        _front_matter(facts, licence),
+        f"# {name}\n",
+        f"{_what(facts)}, made with Orrery. {_sentence(facts.summary)}\n",
+        "## Loading\n",
+        _loading(name, facts),
+        "## Tasks\n",
+        _task_table(facts.tasks),
+        _references(facts),
+        "## Data\n",
+        _data(facts, frames),
+        "## Network\n",
+        _network(config, sizes),
+        "## Measured\n",
+        _measured(facts),
+        "## Limitations\n",
+        "".join(f"- {line}\n" for line in limitations(facts)),
+        "## Licence\n",
+        f"{licence}.\n" if licence != NOT_GIVEN else "None was stated by whoever published this.\n",
+        "## Provenance\n",
+        _origin(facts),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def limitations(facts: Provenance) -> list[str]:
+    """What the numbers themselves say against it, and what holds of every such artifact."""
+    lines = [
+        "It knows the tasks above and no others: an observation in another order, unit or length gives meaningless "
+        "numbers, not an error.",
+    ]
+    if facts.kind == "world_model":
+        lines.append(
+            "Imagination is only as good as the data: a policy trained in it can exploit the model's errors where "
+            "the data is thin, so judge policies in the environment, not by their imagined return."
+        )
+    if narrow := [row["task"] for row in facts.data if row["behaviour"] not in ("exploration", "unknown")]:
+        lines.append(f"Narrow data, from experts or policies: {', '.join(narrow)}.")
+    if few := [row["task"] for row in facts.data if row["episodes"] < FEW_EPISODES]:
+        lines.append(f"Fewer than {FEW_EPISODES} episodes: {', '.join(few)}.")
+    if poor := [task for task, value in facts.open_loop.items() if value is not None and value < 0.5]:
+        lines.append(f"Open-loop R2 below 0.5: {', '.join(poor)}.")
+    if unknown := [task for task, value in facts.open_loop.items() if value is None]:
+        lines.append(f"Open-loop R2 not defined, since the held-out data does not vary: {', '.join(unknown)}.")
+    if not facts.score_table:
+        lines.append("No scores came with it.")
+    if not facts.data:
+        lines.append("The data was not at hand when it was published; only its hash is known.")
+    return lines
+
+
+def _front_matter(facts: Provenance, licence: str) -> str:
+    tags = ["reinforcement-learning", "orrery", "world-model" if facts.kind == "world_model" else "policy"]
+    suites = sorted({str(task["name"]).split("/")[0] for task in facts.tasks})
+    lines = ["---", f"license: {licence}", "library_name: orrery", "pipeline_tag: reinforcement-learning", "tags:"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in [*tags, *suites]), "---"]) + "\n"
+
+
+def _what(facts: Provenance) -> str:
+    count = f"{len(facts.tasks)} task{'s' if len(facts.tasks) != 1 else ''}"
+    return f"A world model of {count}" if facts.kind == "world_model" else f"Policies for {count}"
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}." if summary else ""
+
+
+def _loading(name: str, facts: Provenance) -> str:
+    if facts.kind == "world_model":
+        return _code(
+            "python",
+            "from orrery.stages.world_model.networks import WorldModel",
+            f'model = WorldModel.from_pretrained("{name}")',
+        ) + _code("", f"orrery run from_checkpoint world_model={name} tasks=[{facts.tasks[0]['name']}]")
+    return _code(
+        "python",
+        "from orrery.stages.policy import Policy",
+        f'policy = Policy.from_pretrained("{name}", task="{facts.tasks[0]["name"]}")',
+        "action = policy.act(observation)  # [B, O] in the environment's units -> [B, A]",
+    )
+
+
+def _code(language: str, *lines: str) -> str:
+    return "\n".join([f"```{language}", *lines, "```"]) + "\n"
+
+
+def _task_table(tasks: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            task["name"], task["observation_dim"], f"{task['action_dim']} {task['action_kind']}",
+            task["episode_length"], task["action_repeat"], f"{task['discount']:.4g}",
+            "yes" if task["terminates"] else "no", task["score_kind"],
+        ]
+        for task in tasks
+    ]  # fmt: skip
+    head = ["task", "observation", "action", "decisions", "repeat", "discount", "terminates", "score"]
+    return _table(head, rows)
+
+
+def _references(facts: Provenance) -> str:
+    known: dict[str, tuple[Any, Any]] = {
+        task["name"]: (task["score_random"], task["score_expert"])
+        for task in facts.tasks
+        if task["score_kind"] == "normalised" and task["score_random"] is not None
+    }
+    known |= {name: (one.get("random"), one.get("expert")) for name, one in facts.references.items()}
+    lines = [f"- {name}: 0 is a return of {_number(low)}, 1 is {_number(high)}" for name, (low, high) in known.items()]
+    return "References of normalised scores:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _data(facts: Provenance, frames: int) -> str:
+    rows = [
+        [
+            row["task"], row["behaviour"], f"{row['episodes']:,}", f"{row['transitions']:,}",
+            f"{_number(row['return_mean'])} ({_number(row['return_min'])} to {_number(row['return_max'])})",
+            _number(row["success_rate"]),
+        ]
+        for row in facts.data
+    ]  # fmt: skip
+    head = ["task", "behaviour", "episodes", "transitions", "return", "success"]
+    table = _table(head, rows) if rows else ""
+    digest = f"Hash of the packed data: `{facts.data_digest}`.\n" if facts.data_digest else "No data is recorded.\n"
+    inside = (
+        f"\n{frames:,} frames of each task's data (observation and action) are inside, in starts.safetensors, so that "
+        "policies can be extracted without the data.\n"
+        if frames
+        else ""
+    )
+    return f"{table}\n{digest}{inside}" if table else f"{digest}{inside}"
+
+
+def _network(config: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    plain = {key: value for key, value in config.items() if not isinstance(value, dict | list)}
+    settings = ", ".join(f"{key} {value}" for key, value in plain.items())
+    weights = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
+    return f"{weights / 2**20:,.1f} MiB of weights in safetensors. {settings}.\n"
+
+
+def _measured(facts: Provenance) -> str:
+    parts = []
+    if facts.open_loop:
+        rows = [[task, _number(value)] for task, value in facts.open_loop.items()]
+        parts.append(_table(["task", f"open-loop R2 of {facts.open_loop_of}"], rows))
+    if facts.score_table:
+        protocol = ", ".join(f"{name}: {value}" for name, value in facts.protocol.items())
+        parts.append(f"Scores in the environments ({protocol}):\n\n{facts.score_table}")
+    return "\n".join(parts) or "Nothing was measured beside it.\n"
+
+
+def _origin(facts: Provenance) -> str:
+    if not facts.stage:
+        return "Not known: no stage's manifest came with it.\n"
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    return (
+        f"Stage {facts.stage}, {facts.created}, {facts.seconds:,.0f} s. Versions: {versions}. Artifact "
+        f"`{facts.digest}`. The settings are in manifest.json, these numbers in provenance.json.\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"

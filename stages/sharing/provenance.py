@@ -1,0 +1,135 @@
+"""Where an artifact comes from and how well it did, found in its manifest and in the artifacts beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...pipeline.artifact import MANIFEST, Manifest, read_manifest
+
+DATA_FIELDS = (
+    "task", "behaviour", "episodes", "transitions", "return_mean", "return_min", "return_max", "success_rate"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model card tells. Stored as provenance.json."""
+
+    kind: str
+    tasks: Sequence[Mapping[str, Any]]
+    """TaskSpecs, with the references of their scores."""
+    data_digest: str | None
+    """Hash of the store that it was made from."""
+    data: Sequence[Mapping[str, Any]]
+    """DATA_FIELDS by task, as far as the store was still there."""
+    open_loop: Mapping[str, float | None] = field(default_factory=dict)
+    """Open-loop R2 on held-out windows at the last validation, by task; None where it is not known."""
+    open_loop_of: str = ""
+    """What of, and how many decisions ahead."""
+    score_table: str = ""
+    """Markdown, as in the report."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """How the scores were measured, as in summary.json."""
+    references: Mapping[str, Any] = field(default_factory=dict)
+    """What 0 and 1 are of normalised scores, where the evaluation took them from data."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+    stage: str = ""
+    summary: str = ""
+    digest: str = ""
+    """Of the artifact that was published."""
+
+
+def trace(folder: Path, manifest: Manifest | None, tasks: Sequence[Mapping[str, Any]]) -> Provenance:
+    """What can be found of an artifact.
+
+    Args:
+        folder: the artifact, among the others of its run where it still is there.
+        manifest: of the artifact; None for a folder that no stage wrote.
+        tasks: its TaskSpecs.
+    """
+    if manifest is None:
+        return Provenance("", tasks, None, [])
+    stores = list(manifest.inputs.get("store", ()))
+    open_loop, what = _open_loop(folder / "validation.csv")
+    table, protocol, references = _scores(folder, manifest)
+    return Provenance(
+        kind=manifest.kind,
+        tasks=tasks,
+        data_digest=stores[0].digest if stores else None,
+        data=[row for record in stores for row in _data(Path(record.path), record.digest)],
+        open_loop=open_loop,
+        open_loop_of=what,
+        score_table=table,
+        protocol=protocol,
+        references=references,
+        versions=manifest.versions,
+        created=manifest.created,
+        seconds=manifest.seconds,
+        stage=manifest.stage,
+        summary=manifest.summary,
+        digest=manifest.digest,
+    )
+
+
+def _data(store: Path, digest: str) -> Iterator[dict[str, Any]]:
+    """What a store says of its tasks, if it still is the one that was read."""
+    if not (store / MANIFEST).is_file() or getattr(read_manifest(store), "digest", "") != digest:
+        return
+    for task in json.loads((store / "store.json").read_text(encoding="utf-8"))["tasks"]:
+        yield {name: task.get(name) for name in DATA_FIELDS}
+
+
+def _open_loop(path: Path) -> tuple[dict[str, float | None], str]:
+    if not path.is_file():
+        return {}, ""
+    table = pd.read_csv(path)
+    column = "observation_r2" if "observation_r2" in table else "reward_r2"
+    if table.empty or column not in table:
+        return {}, ""
+    last = table[table.step == table.step.max()]
+    last = last[last.horizon == last.horizon.max()]
+    found = {
+        str(task): None if math.isnan(value) else round(float(value), 3)
+        for task, value in zip(last["task"], last[column], strict=True)
+    }
+    what = f"{column.removesuffix('_r2')} after {int(last.horizon.iloc[0])} decisions, step {int(last.step.iloc[0])}"
+    return found, what
+
+
+def _scores(folder: Path, manifest: Manifest) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    """The evaluation, in the same run, of these policies or of policies from this model."""
+    from ..reporting.evidence import read_evidence
+    from ..reporting.scoring import markdown_table, score_table
+
+    beside = {
+        path.parent: found
+        for path in sorted(folder.resolve().parent.glob(f"*/{MANIFEST}"))
+        if (found := read_manifest(path.parent)) is not None
+    }
+    policies = {
+        found.digest
+        for found in beside.values()
+        if found.kind == "policies" and (found.digest == manifest.digest or _was_read(manifest, found, "world_model"))
+    }
+    for place, found in beside.items():
+        judged = {record.digest for record in found.inputs.get("policies", ())}
+        if found.kind != "scores" or not judged or not judged <= policies:
+            continue
+        evidence = read_evidence({"scores": [place]}, None)
+        table = score_table(evidence)
+        summary = evidence.summary
+        return markdown_table(table) if table else "", summary.get("protocol", {}), summary.get("references", {})
+    return "", {}, {}
+
+
+def _was_read(maker: Manifest, reader: Manifest, name: str) -> bool:
+    return any(record.digest == maker.digest for record in reader.inputs.get(name, ()))

@@ -1,0 +1,159 @@
+"""From an artifact's folder to one that others can load: a copy of what loading needs, provenance and card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...pipeline import artifact
+from ...pipeline.errors import CheckpointError, StageError
+from ...pipeline.hub import HUB_ID, SIGNS, upload
+from ..extraction.start_frames import STARTS, saved_count
+from .card import NOT_GIVEN, model_card
+from .provenance import Provenance, trace
+
+CARD = "README.md"
+PROVENANCE = "provenance.json"
+_ENDINGS = {".json", ".safetensors", ".csv"}
+_TRAINING = {"checkpoints", "logs", "tensorboard", "jobs"}
+"""Folders that only continue or show training."""
+
+
+def write_publication(
+    source: Path, target: Path, name: str, *, licence: str = NOT_GIVEN, starts: bool = True
+) -> Provenance:
+    """Write to `target` what others need of the artifact in `source`.
+
+    Args:
+        source: a world model's or policies' artifact, the folder of one policy, or what was written here before.
+        target: a folder that does not exist, or is empty.
+        name: for the card: user/name.
+        starts: keep the start frames, which are a sample of the training data.
+    Raises:
+        OrreryError: `source` is no such artifact or damaged, or `target` holds files.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StageError(f"{target} is not an empty folder; choose another, or empty it")
+    kind = _kind_of(source)
+    manifest = artifact.read_manifest(source)
+    artifact.verify(source, kind)
+    files = [
+        path.relative_to(source)
+        for path in sorted(source.rglob("*"))
+        if path.suffix in _ENDINGS and not _TRAINING & set(path.relative_to(source).parts)
+    ]
+    files = [path for path in files if path.name not in (artifact.MANIFEST, PROVENANCE)]
+    if not starts:
+        files = [path for path in files if path.stem != STARTS]
+    _refuse_lost_model(source)
+    for path in files:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
+    tasks = _tasks(source)
+    facts = _known(source) or trace(source, manifest, tasks)
+    facts = dataclasses.replace(facts, kind=kind)
+    if (source / "policy.json").is_file():
+        _index_one_policy(target, tasks[0])
+    artifact.write_json(target / PROVENANCE, dataclasses.asdict(facts))
+    if manifest is not None:
+        artifact.finish_copy(target, manifest)
+    else:
+        artifact.finish(
+            target, kind=kind, stage="", key="", config={}, inputs={}, seconds=0.0, summary="no stage's manifest"
+        )
+    sizes = {str(path): (target / path).stat().st_size for path in files}
+    card = model_card(name, facts, _network(source), sizes, licence, saved_count(target))
+    # Not in the manifest: a card may be edited on the Hub.
+    (target / CARD).write_text(card, encoding="utf-8")
+    return facts
+
+
+def push_to_hub(source: Any, name: str, *, private: bool = False, licence: str = NOT_GIVEN, starts: bool = True) -> str:
+    """Publish an artifact, or a model or policy in memory, as the Hub's repository `name`; returns its address.
+
+    Args:
+        source: a folder as for `write_publication`, or an object with `save(folder)`: a WorldModel or a policy. Of an
+            object nothing is known but what it holds; give the folder for data, metrics and scores.
+        name: user/name. It is made if it does not exist; files of the same name in it are replaced.
+    Raises:
+        OrreryError: as `write_publication`; or not logged in, not allowed, or no network.
+    """
+    check_name(name)
+    with tempfile.TemporaryDirectory(prefix="orrery-") as temporary:
+        folder = Path(temporary)
+        if not isinstance(source, str | Path):
+            source.save(folder / "object")
+            source = folder / "object"
+        write_publication(Path(source), folder / "publication", name, licence=licence, starts=starts)
+        return upload(folder / "publication", name, private=private)
+
+
+def check_name(name: str) -> None:
+    """Raise a StageError unless `name` can name a repository of the Hub."""
+    match = HUB_ID.fullmatch(name)
+    if match is None or match["revision"]:
+        raise StageError(f"{name!r}: expected the name of a repository of the Hugging Face Hub, user/name")
+
+
+def _kind_of(source: Path) -> str:
+    if not source.is_dir():
+        raise StageError(f"there is no folder {source.absolute()}")
+    manifest = artifact.read_manifest(source)
+    kinds = [manifest.kind] if manifest else [kind for name, (kind, _) in SIGNS.items() if (source / name).is_file()]
+    if not kinds or kinds[0] not in ("world_model", "policies"):
+        found = f"an artifact of kind {kinds[0]!r}" if kinds else "neither"
+        raise StageError(
+            f"{source}: expected the folder of a world model (RUN/pretrain), of policies (RUN/extract) or of one "
+            f"policy (RUN/extract/pwm/TASK/seed_0), found {found}"
+        )
+    return kinds[0]
+
+
+def _refuse_lost_model(source: Path) -> None:
+    """A planner by itself lacks the model that it plans with."""
+    path = source / "policy.json"
+    if path.is_file() and (model := json.loads(path.read_text(encoding="utf-8")).get("world_model")):
+        raise StageError(
+            f"{source} plans with the world model in {(source / model).resolve()}, which is not inside; publish the "
+            "artifact that holds both"
+        )
+
+
+def _tasks(source: Path) -> Sequence[dict[str, Any]]:
+    """TaskSpecs; of policies, only those that there are policies for."""
+    try:
+        if (source / "tasks.json").is_file():
+            return json.loads((source / "tasks.json").read_text(encoding="utf-8"))
+        if (source / "policy.json").is_file():
+            return [json.loads((source / "policy.json").read_text(encoding="utf-8"))["task"]]
+        index = json.loads((source / "policies.json").read_text(encoding="utf-8"))
+        named = {entry["task"] for entry in index["policies"]}
+        return [task for task in index["tasks"] if task["name"] in named]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: its tasks cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _network(source: Path) -> dict[str, Any]:
+    """The stored config of the model, or of the first policy."""
+    for name in ("model.json", "sequence_model.json", "policy.json", "*/*/*/policy.json"):
+        for path in sorted(source.glob(name)):
+            return json.loads(path.read_text(encoding="utf-8"))
+    return {}
+
+
+def _known(source: Path) -> Provenance | None:
+    """What an earlier publication of the same artifact said, whose run may be far away."""
+    path = source / PROVENANCE
+    return Provenance(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _index_one_policy(target: Path, task: dict[str, Any]) -> None:
+    """policies.json for the policy in the folder itself, so that it serves as an input of stages as well."""
+    trained_by = json.loads((target / "policy.json").read_text(encoding="utf-8")).get("trained_by", {})
+    entry = {"algorithm": "policy", "seed": 0, **trained_by, "task": task["name"], "path": "."}
+    artifact.write_json(target / "policies.json", {"tasks": [task], "policies": [entry]})
