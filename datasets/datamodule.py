@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import lightning
 import numpy as np
@@ -34,16 +35,24 @@ class WindowSettings:
     validation_batches: int
     weights: dict[str, float] = field(default_factory=dict)
     """Mixture weights by task; uniform where empty."""
+    tasks: tuple[str, ...] = ()
+    """Only windows of these tasks; of all where empty."""
     load_up_to_gb: float = 0.0
     """A store of at most this size is loaded into the memory of the training device; a larger one is mapped."""
+
+
+class Windows(Protocol):
+    """Batches by their number."""
+
+    @property
+    def on_device(self) -> bool: ...
+    def batch(self, step: int) -> TensorDict: ...
 
 
 class _Batches(IterableDataset):
     """Batches `first`, `first + 1`, ... of a sampler; `count` of them, or without end."""
 
-    def __init__(
-        self, sampler: WindowSampler, first: int = 0, count: int | None = None, *, ahead: bool = False
-    ) -> None:
+    def __init__(self, sampler: Windows, first: int = 0, count: int | None = None, *, ahead: bool = False) -> None:
         self._sampler, self._first, self._count, self._ahead = sampler, first, count, ahead
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -84,8 +93,7 @@ class WindowData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None  # Lightning attaches it before it asks for a loader
-        settings = self._settings
-        sampler = self._sampler("train", settings.horizon, settings.batch_size)
+        sampler = self.training_windows()
         # One batch per micro-step; global_step counts optimiser steps.
         first = trainer.global_step * trainer.accumulate_grad_batches
         # From a map to a GPU: reading and copying need not wait for the step before.
@@ -93,50 +101,60 @@ class WindowData(lightning.LightningDataModule):
         return DataLoader(_Batches(sampler, first, ahead=ahead), batch_size=None, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader:
+        batches = _Batches(self.validation_windows(), count=self._settings.validation_batches)
+        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+
+    def training_windows(self, batch_size: int | None = None) -> Windows:
+        """What training draws from, for the rank of the trainer, or of a single process where there is none."""
         settings = self._settings
-        sampler = self._sampler("held_out", settings.validation_length, self._validation_batch_size())
-        return DataLoader(_Batches(sampler, count=settings.validation_batches), batch_size=None, collate_fn=_as_it_is)
+        return self._sampler("train", settings.horizon, batch_size or settings.batch_size)
+
+    def validation_windows(self) -> Windows:
+        """The same of the held-out episodes."""
+        return self._sampler("held_out", self._settings.validation_length, self._validation_batch_size())
 
     def _validation_batch_size(self) -> int:
         """That of training, or what the fewest held-out windows of a task allow: there are few of whole episodes."""
         store, settings = self._opened(), self._settings
-        assert self.trainer is not None
         index = WindowIndex.build(store.tasks, settings.validation_length, "held_out", settings.held_out)
-        shared = np.array([task.held_out(settings.held_out).any() for task in store.tasks])
+        shared = np.array([weight > 0 for weight in self._weights(store, "held_out").values()])
         fewest = int(index.counts[shared].min())
-        return max(min(settings.batch_size, (fewest - 1) * int(shared.sum()) // self.trainer.world_size), 1)
+        ranks = self.trainer.world_size if self.trainer else 1
+        return max(min(settings.batch_size, (fewest - 1) * int(shared.sum()) // ranks), 1)
 
     def has_held_out(self) -> bool:
         """Whether there is anything to validate on: no episode of a task is held out where it has only one."""
-        return any(self._validation_weights(TaskStore.open(self._folder)).values())
+        return any(self._weights(TaskStore.open(self._folder), "held_out").values())
 
-    def _validation_weights(self, store: TaskStore) -> dict[str, float]:
-        """All tasks count the same that have held-out episodes."""
-        return {task.spec.name: float(task.held_out(self._settings.held_out).any()) for task in store.tasks}
+    def _weights(self, store: TaskStore, split: Split) -> dict[str, float]:
+        """Of every task of the store. In validation all count the same that have held-out episodes."""
+        settings = self._settings
+        found = {name: settings.weights.get(name, 1.0) for name in store.table.names}
+        if split == "held_out":
+            found = {task.spec.name: float(task.held_out(settings.held_out).any()) for task in store.tasks}
+        return {name: weight * (not settings.tasks or name in settings.tasks) for name, weight in found.items()}
 
     def _opened(self) -> TaskStore:
-        assert self.trainer is not None
         if self._store is None:  # not before: each rank opens its own
             store = TaskStore.open(self._folder)
             fits = store.num_bytes <= self._settings.load_up_to_gb * 1e9
-            self._store = store.load(self.trainer.strategy.root_device) if fits else store
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            self._store = store.load(device) if fits else store
         return self._store
 
     def transfer_batch_to_device(self, batch: TensorDict, device: torch.device, dataloader_idx: int) -> TensorDict:
         return batch.to(device, non_blocking=True)
 
     def _sampler(self, split: Split, length: int, batch_size: int) -> WindowSampler:
-        trainer, settings = self.trainer, self._settings
-        assert trainer is not None
-        store = self._opened()
+        trainer, settings, store = self.trainer, self._settings, self._opened()
         return WindowSampler(
             store,
             length=length,
             batch_size=batch_size,
             seed=settings.seed,
-            weights=settings.weights if split == "train" else self._validation_weights(store),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            weights=self._weights(store, split),
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
             split=split,
             held_out=settings.held_out,
         )

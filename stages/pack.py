@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,8 +49,12 @@ class PackConfig:
     """Datasets by the task name they get; one named mt30 or mt80 has every task of TD-MPC2's set."""
     window: int = 5
     """Decisions of the windows that will be drawn; an error where no episode is as long."""
+    episodes: int = 0
+    """At most so many of each task, the first ones of its dataset; 0 takes all."""
 
     def __post_init__(self) -> None:
+        if self.episodes < 0:
+            raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
         for name, source in self.sources.items():
             if not source.path:
                 raise ConfigError(f"pack.sources.{name}.path is empty; give an HDF5 file, a Minari folder or id")
@@ -97,6 +102,8 @@ class PackJob:
     observation_dim: int
     action_dim: int
     window: int
+    episodes: int | None
+    """At most so many, the first ones."""
     reader: Mapping[str, Any]
     """Arguments of `open_reader`."""
 
@@ -142,7 +149,14 @@ class Pack(Stage):
         table = TaskTable([open_reader(**reader).task for reader in readers])
         folders = [context.folder / task.slug for task in table]
         jobs = [
-            PackJob(folder, table.observation_dim, table.action_dim, self.config.window, reader)
+            PackJob(
+                folder,
+                table.observation_dim,
+                table.action_dim,
+                self.config.window,
+                self.config.episodes or None,
+                reader,
+            )
             for folder, reader in zip(folders, readers, strict=True)
             if not (folder / "task.json").is_file()  # finished by an interrupted attempt
         ]
@@ -249,7 +263,8 @@ def pack_task(job: PackJob) -> None:
 
     reader = open_reader(**job.reader)
     findings = Findings()
-    episodes = validate(reader, reader.task, job.window, findings, reader.source.get("columns", ()))
+    taken = itertools.islice(reader, job.episodes)
+    episodes = validate(taken, reader.task, job.window, findings, reader.source.get("columns", ()))
     TaskWriter(job.folder, reader.task, job.observation_dim, job.action_dim).write(
         episodes, behaviour=reader.behaviour, source=reader.source, findings=findings
     )

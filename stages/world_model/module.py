@@ -116,6 +116,7 @@ class WorldModelTraining(lightning.LightningModule):
         loss, *gradients = _mean_over_ranks([loss.detach(), *torch.autograd.grad(loss, parameters)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        self.on_before_optimizer_step(self._prior_optimizer)  # as Lightning does for its own
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._optimizer.clip_norm)
         for group in self._prior_optimizer.param_groups:
             group["lr"] = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]

@@ -1,0 +1,248 @@
+"""finetune: new tasks for a pretrained world model, in one model of all tasks or in one of its own for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import CheckpointError, ConfigError, StageError
+from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
+from ..pipeline.stage import Context, Input, Stage
+from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from ..datasets.schema import TaskSpec, TaskTable
+
+INITIAL = ("nearest", "mean", "random")
+TRAIN = ("embedding", "heads", "dynamics", "everything")
+
+ADDED = "added.json"
+"""How the new tasks were added, and what was trained."""
+FORGETTING = "forgetting.csv"
+"""Open-loop error of every task with data, before and after: task, new, horizon, reward_r2_before, ..."""
+MODELS = "models.json"
+"""Folder of each new task's model, where each has its own."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Which tasks are added, and what learns them."""
+
+    tasks: list[str] = field(default_factory=list)
+    """The new tasks, to refuse before anything runs those that the model has. All tasks of the store are added."""
+    per_task: bool = False
+    """Give each new task a model of its own, trained in a job of its own (`fanout`); extract takes each task's."""
+    initial: str = "nearest"
+    """First row of a new task's embedding. nearest: that of the old task whose row gives the smallest loss on the new
+    task's data before training (open-loop loss of consistency, reward and end of episode on 512 windows). mean: of all
+    old rows. random: as a new model's."""
+    train: str = "everything"
+    """What learns, beside what is new (rows of the embedding, columns of larger observations and actions). embedding:
+    nothing else, so that the old tasks keep every bit of what the model does on them. heads: reward, end of episode,
+    values and policy prior too. dynamics: and the dynamics. everything: and the encoder and the old tasks' rows."""
+    replay: float = 0.0
+    """Share of every batch that is drawn from the old tasks' store (inputs.replay), to limit forgetting. With that
+    store and 0, forgetting is only measured."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 128
+    """Windows per device and step, over all tasks."""
+    horizon: int = 5
+    """Decisions per window."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Adam, which starts anew, and its schedule."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Passed to Lightning."""
+    reward_balance: float = 30.0
+    """Largest factor by which a sparse task's reward loss is raised; 1 turns it off."""
+    held_out: float = 0.05
+    """Fraction of the episodes of each task that only validation sees. With at most the fraction of pretraining, the
+    model has never seen those of the old tasks."""
+    load_up_to_gb: float = 2.0
+    """Each of the two stores is loaded into memory up to this size, and read through a memory map above it."""
+    validate_every: int = 250
+    """Steps between validations."""
+    validation_batches: int = 8
+    """Batches of windows of held-out episodes per validation."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints for resuming."""
+    seed: int = 0
+    """Of window order and of what is drawn."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Where the jobs of `per_task` run."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"finetune.{name} must be at least 1, found {getattr(self, name)}")
+        for name, known in (("initial", INITIAL), ("train", TRAIN)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"finetune.{name}: expected {', '.join(known)}, found {getattr(self, name)!r}")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"finetune.held_out must lie between 0 and 1, found {self.held_out}")
+        if not 0 <= self.replay < 1:
+            raise ConfigError(f"finetune.replay is a share of the batch, at least 0 and below 1; found {self.replay}")
+        if self.replay and not 0 < self.replayed_windows < self.batch_size:
+            raise ConfigError(
+                f"finetune.replay {self.replay} of a batch of {self.batch_size} leaves old or new tasks no window"
+            )
+        if self.reward_balance < 1:
+            raise ConfigError(f"finetune.reward_balance must be at least 1, found {self.reward_balance}")
+
+    @property
+    def replayed_windows(self) -> int:
+        """Of every batch."""
+        return round(self.replay * self.batch_size)
+
+
+class Finetune(Stage):
+    """A world model of the old tasks and the new ones; with `per_task`, one for each new task below `models/`."""
+
+    Config = FinetuneConfig
+    inputs = {
+        "world_model": Input("world_model"),
+        "store": Input("store"),
+        "replay": Input("store", optional=True, outside=True),
+    }
+    output_kind = "world_model"
+    unkeyed = ("fanout",)
+    config: FinetuneConfig
+
+    def check_machine(self) -> None:
+        if self.config.per_task:
+            self.config.fanout.check_machine()
+
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        if name == "world_model" and maker is None:
+            from ..datasets.schema import TaskTable
+            from ..datasets.tasks import expand_names
+
+            _model_file(folder, "model.json")
+            table = TaskTable.from_json(_model_file(folder, "tasks.json").read_text())
+            check_unknown(table.names, expand_names(self.config.tasks), folder)
+
+    def run(self, context: Context) -> str:
+        from ..datasets.store import TaskStore
+        from .world_model.finetune_job import finetune, finetune_task
+
+        config = self.config
+        new = list(TaskStore.open(context.input("store")).table)
+        self._check(new, context)
+        inputs = {name: str(folders[0]) for name, folders in context.inputs.items() if folders}
+        if not config.per_task:
+            return finetune(config, [task.name for task in new], inputs, context)
+        settings = dataclasses.asdict(config)
+        del settings["fanout"]
+        jobs = [FolderJob(task.slug, {"config": settings, "task": task.name}) for task in new]
+        accelerator = {"gpu": "cuda", "auto": "auto"}.get(config.trainer.accelerator, "cpu")
+        results = fan_out(jobs, finetune_task, context, config.fanout, accelerator=accelerator)
+        return _gather(new, results, context)
+
+    def _check(self, new: Sequence[TaskSpec], context: Context) -> None:
+        """Refuse what cannot be trained, before any of it is."""
+        from ..datasets.schema import TaskTable
+        from ..datasets.store import TaskStore
+        from ..pipeline.checkpoint import read_config
+        from .world_model.config import WorldModelConfig
+
+        folder = context.input("world_model")
+        model = read_config(folder, "model", WorldModelConfig)
+        table = TaskTable.from_json(_model_file(folder, "tasks.json").read_text())
+        model.check_horizon(self.config.horizon, "finetune.horizon")
+        check_unknown(table.names, [task.name for task in new], folder)
+        check_can_join(table, new, model.complete().task_dim, folder)
+        for replayed in context.inputs.get("replay", ()):
+            check_replayed(table, TaskStore.open(replayed).table, folder, replayed)
+        if self.config.replay and not context.inputs.get("replay"):
+            raise StageError(
+                f"finetune.replay is {self.config.replay}, but the old tasks' data is not given: "
+                "inputs.replay=PATH of the store that the model was trained on (RUN/pack), or finetune.replay=0"
+            )
+
+
+def finetune_folders(artifact: Path) -> dict[str, Path]:
+    """The folder of each new task's model, of an artifact made with `per_task`; empty where it holds one model."""
+    path = artifact / MODELS
+    if not path.is_file():
+        return {}
+    return {task: artifact / inner for task, inner in json.loads(path.read_text()).items()}
+
+
+def check_unknown(known: Sequence[str], new: Sequence[str], folder: Path) -> None:
+    """Raise a CheckpointError if a new task is one of those that the model in `folder` knows."""
+    if both := [name for name in new if name in known]:
+        raise CheckpointError(
+            f"{', '.join(both)}: already in the task table of the world model in {folder}, which holds: "
+            f"{', '.join(known)}. Name new tasks; policies of its own tasks are extracted from it as it is"
+        )
+
+
+def check_can_join(table: TaskTable, new: Sequence[TaskSpec], task_dim: int, folder: Path) -> None:
+    """Raise a CheckpointError unless a model with this table and width of task embedding can learn the new tasks."""
+    if task_dim == 0:
+        raise CheckpointError(
+            f"the world model in {folder} has no task embedding (task_dim is 0), so it cannot tell a new task from "
+            f"{table[0].name}; pretrain one that has: pretrain.model.task_dim=32"
+        )
+    kinds = {task.action_kind for task in table}
+    if other := [task for task in new if task.action_kind not in kinds]:
+        raise CheckpointError(
+            f"{', '.join(task.name for task in other)}: actions are {other[0].action_kind}, but the world model in "
+            f"{folder} was trained on {' and '.join(sorted(kinds))} ones alone, whose components mean something else; "
+            f"pretrain a model with some tasks of {other[0].action_kind} actions"
+        )
+
+
+def check_replayed(model: TaskTable, store: TaskTable, model_folder: Path, store_folder: Path) -> None:
+    """Raise a CheckpointError unless the tasks of the store are the model's: all of them, or some."""
+    from .extract import repr_task
+
+    problems = []
+    for k, task in enumerate(store):
+        if task.name not in model.names:
+            problems.append(f"{repr_task(store, k)}: not a task of the model")
+        elif model[model.id_of(task.name)] != task:
+            problems.append(f"{repr_task(store, k)}: the model knows {repr_task(model, model.id_of(task.name))}")
+    if problems:
+        raise CheckpointError(
+            f"inputs.replay: the store in {store_folder} is not of the tasks of the world model in {model_folder}:\n  "
+            + "\n  ".join(problems)
+            + f"\nThe model's tasks: {', '.join(model.names)}. Give the store that it was trained on"
+        )
+
+
+def _model_file(folder: Path, name: str) -> Path:
+    if (folder / name).is_file():
+        return folder / name
+    found = ", ".join(sorted(path.name for path in folder.iterdir()))
+    raise CheckpointError(
+        f"finetune: {folder} holds no latent world model: expected model.json, model.safetensors and tasks.json, "
+        f"found {found}"
+    )
+
+
+def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context) -> str:
+    """The models of all jobs as one artifact, with their metrics side by side."""
+    import pandas as pd
+
+    folders = {task.name: Path("models") / task.slug for task in new}
+    added, validation, forgetting = {}, [], []
+    for task in new:
+        folder = context.folder / folders[task.name]
+        shutil.copytree(results[task.slug], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        added |= json.loads((folder / ADDED).read_text())["tasks"]
+        own = pd.read_csv(folder / "validation.csv")
+        validation.append(own[own["task"] == task.name])
+        forgetting.append(pd.read_csv(folder / FORGETTING).assign(model=task.name))
+    (context.folder / ADDED).write_text(json.dumps({"tasks": added}, indent=1))
+    pd.concat(validation).to_csv(context.folder / "validation.csv", index=False)
+    pd.concat(forgetting).to_csv(context.folder / FORGETTING, index=False)
+    (context.folder / MODELS).write_text(json.dumps({task: path.as_posix() for task, path in folders.items()}))
+    return f"{len(new)} tasks, each with a model of its own"

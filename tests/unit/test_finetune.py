@@ -1,0 +1,354 @@
+"""finetune: old tasks keep what the model does on them, frozen parts keep their bits, what is refused, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.datasets.store import TaskStore
+from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
+from orrery.pipeline.fanout import FanoutConfig
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.stage import Context
+from orrery.stages.finetune import Finetune, FinetuneConfig, finetune_folders
+from orrery.stages.world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.world_model.expansion import expand_model
+from orrery.stages.world_model.finetuning import Finetuning, initial_rows, learning_masks
+from orrery.stages.world_model.networks import WorldModel
+from rich.console import Console
+from safetensors.torch import load_file
+
+from .stores import point_mass_episodes, point_mass_spec, write_store
+
+SMALL = WorldModelConfig(
+    latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, num_q=2, disagreement_heads=2
+)
+OLD = TaskTable([TaskSpec("toy/a", 3, 1, 50), TaskSpec("toy/b", 5, 2, 50)])
+WIDER = TaskSpec("toy/wide", 9, 4, 50)
+NARROWER = TaskSpec("toy/narrow", 2, 1, 50)
+ENDING = TaskSpec("toy/ending", 2, 1, 50, terminates=True)
+
+
+def made(table=OLD, config=SMALL):
+    """A model whose every tensor is random, with statistics of its own for every task."""
+    torch.manual_seed(0)
+    model = WorldModel(config, table)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(torch.randn_like(value) * 0.3)
+    for k, task in enumerate(table):
+        model.set_observation_statistics(k, torch.randn(task.observation_dim), torch.rand(task.observation_dim) + 0.5)
+    return model.eval()
+
+
+def outputs(model, table):
+    """Everything that the model says about padded observations and actions of the first two tasks."""
+    torch.manual_seed(1)
+    task = torch.tensor([0, 1, 0, 1])
+    observation, action, noise = torch.zeros(4, 9), torch.zeros(4, 4), torch.randn(4, 4)
+    for row, k in enumerate(task.tolist()):
+        observation[row, : OLD[k].observation_dim] = torch.randn(OLD[k].observation_dim)
+        action[row, : OLD[k].action_dim] = torch.rand(OLD[k].action_dim) * 2 - 1
+    observation, action = observation[:, : table.observation_dim], action[:, : table.action_dim]
+    with torch.no_grad():
+        z = model.encode(observation, task)
+        next_z, reward, _ = model.step(z, action, task)
+        prior = model.sample_prior(z, task, noise[:, : table.action_dim])
+        found = [z, next_z, reward, model.value_logits(z, action, task), model.disagreement(z, action, task)]
+        return [*found, model.value_logits(z, action, task, target=True), prior.action[:, :2], prior.scaled_entropy]
+
+
+@pytest.mark.parametrize("new", [[NARROWER], [NARROWER, ENDING]])
+def test_a_task_that_is_no_larger_leaves_every_bit_of_the_old_ones(new):
+    model, _ = expand_model(old := made(), new)
+    expected = outputs(old, OLD)
+    for found, value in zip(outputs(model.eval(), model.table), expected, strict=True):
+        assert torch.equal(found, value)
+    assert model.table.names == ("toy/a", "toy/b", *(task.name for task in new))
+
+
+def test_a_larger_task_leaves_the_old_ones_up_to_rounding():
+    model, _ = expand_model(old := made(), [WIDER])
+    assert (model.table.observation_dim, model.table.action_dim) == (9, 4)
+    for found, value in zip(outputs(model.eval(), model.table), outputs(old, OLD), strict=True):
+        torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-5)
+
+
+def test_an_action_model_of_latents_grows_too():
+    config = dataclasses.replace(
+        SMALL, num_q=0, disagreement_heads=0, dynamics="awm", awm_horizon=3, awm_width=8, awm_layers=1, awm_heads=2
+    )
+    model, _ = expand_model(old := made(config=config), [WIDER])
+    task = torch.tensor([1])
+    observation, action = torch.randn(1, 5), torch.rand(1, 2)
+    wide_observation = torch.nn.functional.pad(observation, (0, 4))
+    wide_action = torch.nn.functional.pad(action, (0, 2))
+    expected = old.next_latent(old.encode(observation, task), action, task)
+    found = model.next_latent(model.encode(wide_observation, task), wide_action, task)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_new_is_marked_and_zero():
+    model, fresh = expand_model(made(), [WIDER, ENDING])
+    state = model.state_dict()
+    columns = fresh["encoder.layers.0.linear.weight"]
+    assert columns[:, 5:9].all()
+    assert not columns[:, :5].any()
+    assert not columns[:, 9:].any()  # the task embedding's
+    assert (state["encoder.layers.0.linear.weight"][:, 5:9] == 0).all()
+    assert fresh["task_embedding.weight"].all(1).tolist() == [False, False, True, True]
+    prior = fresh["policy_prior.2.weight"].all(1)
+    assert prior.tolist() == [False, False, True, True] * 2
+    assert fresh["continue_head.0.linear.weight"].all()  # nothing terminated before
+    assert (state["observation_scale_KO"][2:] == 1).all()
+    assert not fresh["dynamics.1.linear.weight"].any()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """A model of two tasks, their store, and one of two new tasks, one of them larger and pushed the other way."""
+    folder = tmp_path_factory.mktemp("finetune")
+    old = [
+        (spec, point_mass_episodes(spec, 12, seed))
+        for seed, spec in enumerate(map(point_mass_spec, ("toy/a", "toy/b")))
+    ]
+    write_store(folder / "old", old)
+    wide = point_mass_spec("toy/wide", observation_dim=4, action_dim=2)
+    near = point_mass_spec("toy/near")
+    seen = point_mass_episodes(wide, 12, 5)
+    for number, episode in enumerate(seen):
+        episode.observations[:, 2:] = np.random.default_rng(number).normal(size=(26, 2))
+    write_store(folder / "new", [(wide, seen), (near, point_mass_episodes(near, 12, 6))])
+    torch.manual_seed(0)
+    config = WorldModelConfig(
+        latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4, num_bins=11, bin_limit=1, num_q=2, dropout=0.1
+    )
+    model = WorldModel(config, TaskStore.open(folder / "old").table)
+    model.save(folder / "model")
+    return {"world_model": [folder / "model"], "store": [folder / "new"], "replay": [folder / "old"]}
+
+
+CONFIG = FinetuneConfig(
+    steps=6,
+    batch_size=16,
+    horizon=3,
+    held_out=0.2,
+    validate_every=3,
+    validation_batches=2,
+    checkpoint_every=2,
+    optimizer=OptimizerConfig(lr=1e-2),
+    trainer=TrainerConfig(accelerator="cpu", log_every=1),
+)
+
+
+def finetune(inputs, folder, config=CONFIG, leave_out=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {name: paths for name, paths in inputs.items() if name not in leave_out}
+    context = Context(folder, given, 2, 1, logging.getLogger("test"), ConsoleProgress(Console(quiet=True)))
+    return Finetune(config).run(context)
+
+
+def changed(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+def learned(before: Path, after: Path) -> set[str]:
+    """Tensors of which something that both models have differs."""
+    old, new = WorldModel.load(before), WorldModel.load(after)
+    expanded, fresh = expand_model(old, list(new.table)[len(old.table) :])
+    differing = set()
+    for name, value in expanded.state_dict().items():
+        if not torch.equal(value[~fresh[name]], new.state_dict()[name][~fresh[name]]):
+            differing.add(name)
+    return differing
+
+
+@pytest.mark.parametrize(
+    ("train", "parts"),
+    [
+        ("embedding", set()),
+        ("heads", {"reward", "values", "policy_prior"}),
+        ("dynamics", {"reward", "values", "policy_prior", "dynamics"}),
+        ("everything", {"reward", "values", "policy_prior", "dynamics", "encoder", "task_embedding"}),
+    ],
+)
+def test_what_is_frozen_keeps_its_bits_and_the_rest_learns(inputs, tmp_path, train, parts):
+    finetune(inputs, tmp_path, changed(CONFIG, train=train, replay=0.25))
+    found = {name.split(".")[0] for name in learned(inputs["world_model"][0], tmp_path)} - {"target_values"}
+    assert found == parts
+    new = load_file(tmp_path / "model.safetensors")
+    columns = new["encoder.layers.0.linear.weight"][:, 2:4]  # of the larger observation
+    assert (columns != 0).any()
+    assert (new["dynamics.0.linear.weight"][:, -1] != 0).any()
+    record = json.loads((tmp_path / "added.json").read_text())
+    assert record["parameters"]["task_embedding.weight"] == (2 * 4 if train != "everything" else 4 * 4)
+
+
+def test_embedding_alone_forgets_nothing(inputs, tmp_path):
+    finetune(inputs, tmp_path, changed(CONFIG, train="embedding"))
+    frame = pd.read_csv(tmp_path / "forgetting.csv")
+    old = frame[~frame["new"]]
+    assert sorted(old["task"].unique()) == ["toy/a", "toy/b"]
+    pd.testing.assert_series_equal(old["reward_r2_before"], old["reward_r2_after"], check_names=False)
+    pd.testing.assert_series_equal(old["latent_mse_before"], old["latent_mse_after"], check_names=False)
+    new = frame[frame["new"]]
+    assert (new["latent_mse_before"] != new["latent_mse_after"]).all()
+
+
+class KilledError(Exception):
+    pass
+
+
+@contextmanager
+def killed_at(step, monkeypatch):
+    original = Finetuning.training_step
+
+    def training_step(self, batch, batch_index):
+        if self.global_step == step:
+            raise KilledError
+        return original(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuning, "training_step", training_step)
+        yield
+
+
+@pytest.mark.parametrize("train", ["heads", "everything"])
+def test_a_killed_and_resumed_finetune_equals_an_uninterrupted_one(inputs, tmp_path, monkeypatch, train):
+    config = changed(CONFIG, train=train, replay=0.5)
+    finetune(inputs, tmp_path / "whole", config)
+    with killed_at(5, monkeypatch), pytest.raises(KilledError):  # one step past the checkpoint at 4
+        finetune(inputs, tmp_path / "killed", config)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    finetune(inputs, tmp_path / "killed", config)
+    for name in ("model.safetensors", "training.csv", "validation.csv", "forgetting.csv", "added.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_each_task_with_a_model_of_its_own(inputs, tmp_path):
+    config = changed(CONFIG, per_task=True, replay=0.25, fanout=FanoutConfig(executor="local", cpus_per_job=1))
+    finetune(inputs, tmp_path / "each", config)
+    folders = finetune_folders(tmp_path / "each")
+    assert list(folders) == ["toy/wide", "toy/near"]
+    near = WorldModel.load(folders["toy/near"])
+    assert near.table.names == ("toy/a", "toy/b", "toy/near")
+    assert near.table.observation_dim == 2  # nothing of the larger task
+    # Where jobs run changes nothing, to the bit.
+    finetune(inputs, tmp_path / "here", changed(config, fanout=FanoutConfig(executor="inline")))
+    for name, folder in finetune_folders(tmp_path / "here").items():
+        for file in ("model.safetensors", "forgetting.csv"):
+            assert (folder / file).read_bytes() == (folders[name] / file).read_bytes()
+    frame = pd.read_csv(tmp_path / "each" / "forgetting.csv")
+    assert set(frame["model"]) == {"toy/wide", "toy/near"}
+    assert finetune_folders(inputs["world_model"][0]) == {}
+
+
+def test_the_nearest_row_is_the_one_with_the_smallest_loss(inputs):
+    """Task b's embedding makes the encoder ignore the observation; with a's row the model predicts its own latents."""
+    store = TaskStore.open(inputs["replay"][0])
+    from orrery.datasets.windows import WindowSampler
+
+    old = made(store.table, dataclasses.replace(SMALL, task_dim=2))
+    new = point_mass_spec("toy/new")
+    model, _ = expand_model(old, [new])
+    batch = WindowSampler(store, length=3, batch_size=32, seed=0, weights={"toy/b": 0.0}, split="all").batch(0)
+    batch["task"] = torch.full((32,), 2)
+    said = initial_rows(model, 2, "nearest", [[batch]], LossConfig())
+    losses = said[0]["losses"]
+    assert said[0]["nearest"] == min(losses, key=losses.get)
+    assert losses["toy/a"] != losses["toy/b"]
+    nearest = store.table.id_of(said[0]["nearest"])
+    assert torch.equal(model.task_embedding.weight[2], old.task_embedding.weight[nearest])
+    # What is reported for a row is its loss once it is there.
+    from orrery.stages.world_model.objective import rollout_losses
+
+    with torch.no_grad():
+        loss = rollout_losses(model.eval(), batch, LossConfig(), torch.ones(3))[0]["total"]
+    assert float(loss) == pytest.approx(min(losses.values()))
+    initial_rows(model, 2, "mean", [[batch]], LossConfig())
+    torch.testing.assert_close(model.task_embedding.weight[2], old.task_embedding.weight.mean(0))
+    drawn = model.task_embedding.weight[2].clone()
+    assert initial_rows(model, 2, "random", [[batch]], LossConfig()) == [{"rule": "random"}]
+    assert torch.equal(model.task_embedding.weight[2], drawn)
+
+
+def test_a_new_task_is_scaled_by_its_own_data(inputs, tmp_path):
+    finetune(inputs, tmp_path, leave_out=("replay",))
+    model, store = WorldModel.load(tmp_path), TaskStore.open(inputs["store"][0])
+    summary = store.tasks[0].summary
+    torch.testing.assert_close(model.observation_mean_KO[2], torch.tensor(summary.observation_mean))
+    assert model.table.names == ("toy/a", "toy/b", "toy/wide", "toy/near")
+    assert set(pd.read_csv(tmp_path / "forgetting.csv")["task"]) == {"toy/wide", "toy/near"}
+
+
+def test_a_single_episode_is_trained_on_and_not_validated(inputs, tmp_path):
+    spec = point_mass_spec("toy/new")
+    write_store(tmp_path / "one", [(spec, point_mass_episodes(spec, 1, 3))])
+    given = {**inputs, "store": [tmp_path / "one"]}
+    finetune(given, tmp_path / "model", changed(CONFIG, batch_size=8), leave_out=("replay",))
+    assert WorldModel.load(tmp_path / "model").table.names[-1] == "toy/new"
+    assert pd.read_csv(tmp_path / "model" / "validation.csv").empty
+    finetune(given, tmp_path / "replayed", changed(CONFIG, batch_size=8, replay=0.5))
+    assert set(pd.read_csv(tmp_path / "replayed" / "validation.csv")["task"]) == {"toy/a", "toy/b"}
+
+
+def test_a_known_task_is_refused_before_anything_runs(inputs):
+    stage = Finetune(changed(CONFIG, tasks=["toy/new", "toy/b"]))
+    with pytest.raises(CheckpointError, match=r"toy/b: already in the task table of .* which holds: toy/a, toy/b"):
+        stage.check_input("world_model", inputs["world_model"][0], None)
+
+
+def test_bad_inputs_are_refused_with_a_reason(inputs, tmp_path):
+    with pytest.raises(CheckpointError, match="already in the task table"):
+        finetune({**inputs, "store": inputs["replay"]}, tmp_path / "known")
+    with pytest.raises(
+        StageError, match=r"finetune.replay is 0.5, but the old tasks' data is not given: inputs.replay="
+    ):
+        finetune(inputs, tmp_path / "replay", changed(CONFIG, replay=0.5), leave_out=("replay",))
+    with pytest.raises(CheckpointError, match=r"inputs.replay: .* is not of the tasks .*\n.*toy/wide.*not a task of"):
+        finetune({**inputs, "replay": inputs["store"]}, tmp_path / "other")
+    spec = point_mass_spec("toy/discrete", action_kind="discrete", action_dim=2)
+    write_store(tmp_path / "discrete", [(spec, point_mass_episodes(spec, 4))])
+    with pytest.raises(CheckpointError, match=r"toy/discrete: actions are discrete, but .* continuous ones alone"):
+        finetune({**inputs, "store": [tmp_path / "discrete"]}, tmp_path / "kind")
+
+
+def test_a_folder_that_is_no_latent_model_is_refused(inputs, tmp_path):
+    (tmp_path / "policy.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"holds no latent world model: expected model.json, .* found policy.json"
+    ):
+        Finetune(CONFIG).check_input("world_model", tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replay": 1.0}, "at least 0 and below 1"),
+        ({"replay": 0.01}, "leaves old or new tasks no window"),
+        ({"train": "all"}, "expected embedding, heads, dynamics, everything"),
+        ({"initial": "zero"}, "expected nearest, mean, random"),
+        ({"held_out": 0.0}, "between 0 and 1"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        changed(CONFIG, **changes)
+
+
+def test_masks_cover_what_the_levels_say():
+    model, fresh = expand_model(made(), [NARROWER])
+    assert set(learning_masks(model, fresh, "embedding")) == {"task_embedding.weight"}
+    everything = learning_masks(model, fresh, "everything")
+    named = {name for name, _ in model.named_parameters() if not name.startswith("target_values")}
+    assert set(everything) == named
+    assert all(mask is None for mask in everything.values())
