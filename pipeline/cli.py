@@ -24,11 +24,12 @@ from rich.text import Text
 from . import iterate_command, study_command
 from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config_help import experiment_help, run_help
-from .errors import OrreryError, StageError
+from .errors import ConfigError, OrreryError, StageError
 from .fanout import Detached
 from .iterate import is_iteration
-from .logging import duration
+from .logging import ConsoleProgress, duration
 from .plan import Decision, plan
+from .ranks import Launch, check_launch, follow, launched
 from .run_folder import locked
 from .runner import Outcome, StageInterrupted, StageTerminated, run_on_console
 from .stage import Stage
@@ -134,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
+    if arguments.command in ("study", "iterate") and launched() is not None:
+        raise ConfigError(f"orrery {arguments.command} runs stage after stage in one process; start it once")
     if arguments.command == "study":
         return _study(arguments, stages, config_dir, console)
     if arguments.command == "iterate":
@@ -182,6 +185,10 @@ def _iterate(
 
 def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console, only: str | None = None) -> int:
     plan(config, stages)  # raises for what is wrong before anything is written
+    if (launch := launched()) is not None:
+        check_launch(config, stages, launch)
+        if launch.rank > 0:
+            return _follow(config, stages, launch, console)
     printer = _Printer(console, config.settings.stages)
     started = time.monotonic()
     with handled(), locked(config.run_dir):
@@ -192,6 +199,15 @@ def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console,
         console.print(f"done in {duration(time.monotonic() - started)}")
     page = config.run_dir / REPORT_STAGE / REPORT_PAGE
     console.print(Text(f"report: {page}" if page.is_file() else f"run folder: {config.run_dir}"), soft_wrap=True)
+    return 0
+
+
+def _follow(config: RunConfig, stages: Mapping[str, type[Stage]], launch: Launch, console: Console) -> int:
+    me = f"rank {launch.rank} of {launch.world_size}"
+    console.print(f"{me} follows the first process in {config.run_dir}", soft_wrap=True)
+    with handled():
+        follow(config, stages, launch, progress=ConsoleProgress(console), on_join=lambda s: console.print(f"{me}: {s}"))
+    console.print(f"{me}: done")
     return 0
 
 

@@ -61,6 +61,8 @@ class Settings:
     """Processes for parallel work; 0 takes one per core."""
     threads: int = 0
     """Torch threads of the main process; 0 takes one per core."""
+    wait_min: float = 10.0
+    """Minutes that processes which were started together, one per device and node, wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,8 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
     for key in ("workers", "threads"):
         if getattr(settings, key) < 0:
             raise ConfigError(f"{key} must be at least 0 (one per core), found {getattr(settings, key)}")
+    if settings.wait_min <= 0:
+        raise ConfigError(f"wait_min must be positive, found {settings.wait_min}")
     names = {input_name for name in settings.stages for input_name in stages[name].inputs}
     for name in settings.inputs:
         if name not in names:

@@ -1,7 +1,8 @@
 """What lies in a run folder beside the artifacts: lock, unfinished attempts, and `run.json`.
 
 A run folder holds one artifact per stage, `<stage>/`. While a stage works its folder is `<stage>.partial/`, with
-`<stage>.partial.json` beside it that says for which key it is. `<stage>.jobs/` has a folder per job of its fan-out.
+`<stage>.partial.json` beside it that says for which key it is. `<stage>.jobs/` has a folder per job of its fan-out;
+in `<stage>.ranks/` the processes meet that do a stage together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .artifact import write_json
 from .errors import StageError
@@ -47,7 +48,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError:
             raise StageError(
                 f"{run_dir} is in use by {lock_holder(run_dir) or 'another process'}. "
@@ -57,11 +58,23 @@ def locked(run_dir: Path) -> Iterator[None]:
         lock.truncate()
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
+        os.fsync(lock.fileno())  # other machines read it
         try:
             yield
         finally:
             lock.seek(0)
             lock.truncate()
+
+
+def _lock(lock: IO[str]) -> None:
+    """Take it, at once or shortly after: whoever asks for its holder has it for a moment."""
+    for attempts_left in reversed(range(10)):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not attempts_left:
+                raise
+            time.sleep(0.05)
 
 
 def lock_holder(run_dir: Path) -> str | None:

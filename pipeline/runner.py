@@ -6,7 +6,6 @@ The state of a run is what is on disk, so the same call continues after Ctrl-C, 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,8 @@ from .config import RunConfig
 from .errors import OrreryError, StageError
 from .logging import ConsoleProgress, logging_to
 from .plan import Decision, Source, check_all, decide, decide_all, input_records
+from .pool import usable_cores
+from .ranks import gathered
 from .run_folder import (
     RUN_FILE,
     Attempt,
@@ -183,8 +184,8 @@ def _run_stage(
         context = Context(
             folder=partial,
             inputs={input_name: [source.folder for source in many] for input_name, many in sources.items()},
-            workers=config.settings.workers or _cores(),
-            threads=config.settings.threads or _cores(),
+            workers=config.settings.workers or usable_cores(),
+            threads=config.settings.threads or usable_cores(),
             log=log,
             progress=progress,
             run=RunFacts(config.run_dir, config.resolved, _records(config, name)),
@@ -193,7 +194,9 @@ def _run_stage(
         records = input_records(config, stage, name, sources)
         started = time.time()
         try:
-            summary = stage(config.stage_configs[name]).run(context)
+            worker = stage(config.stage_configs[name])
+            with gathered(config, worker, name, context) as team:
+                summary = worker.run(replace(context, team=team))
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not hide the error
                 write_attempt(final, Attempt(key, attempt.seconds + time.time() - started), running=False)
@@ -254,10 +257,6 @@ def _published(folder: Path) -> Manifest:
     if manifest is None:
         raise StageError(f"{folder} has no {artifact.MANIFEST}; delete it and run the same command again")
     return manifest
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_run_file(config: RunConfig, outcomes: Mapping[str, Outcome]) -> None:

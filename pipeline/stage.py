@@ -56,6 +56,8 @@ class Context:
     """`progress(description, total, completed=0)` is a context manager that yields a ProgressTask."""
     run: Any = None
     """Read-only facts about the whole run, for the report: `run.folder`, `run.config` (a plain dict)."""
+    team: Any = None
+    """The processes that do this stage together (a `ranks.Team`), where several were started and it asks for them."""
 
     @property
     def jobs(self) -> Path:
@@ -84,6 +86,12 @@ class Stage:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def processes(self) -> int:
+        """Started together with the same command, they may all do this stage: `run` is then called in each of them,
+        with a `context.team`, and what the first one (rank 0) leaves in `context.folder` is the output."""
+        return 1
 
     def run(self, context: Context) -> str:
         """Do the work. Returns the one-line summary that is shown and stored: the key number first."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import BEHAVIOURS
-from ..pipeline.errors import ConfigError
+from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.hub import find_artifact
+from ..pipeline.ranks import launched
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
@@ -91,6 +92,8 @@ class PretrainConfig:
                 f"pretrain.model.awm_horizon is {self.model.awm_horizon} and pretrain.horizon {self.horizon}: windows "
                 "of this length would leave positions untrained or run past them; set pretrain.horizon alone"
             )
+        if self.world_model == "sequence" and self.trainer.compile:
+            raise ConfigError("pretrain.trainer.compile is for world_model=latent; leave it out for a sequence model")
         if self.reward_balance < 1:
             raise ConfigError(f"pretrain.reward_balance must be at least 1, found {self.reward_balance}")
 
@@ -114,6 +117,20 @@ class Pretrain(Stage):
     def check(self) -> None:
         self.reads()
 
+    @property
+    def processes(self) -> int:
+        return self.config.trainer.nodes * self.config.trainer.devices
+
+    def check_machine(self) -> None:
+        trainer = self.config.trainer
+        if trainer.nodes > 1 and launched() is None:
+            nodes, devices = trainer.nodes, trainer.devices
+            raise StageError(
+                f"pretrain.trainer.nodes is {nodes}, but this process was started alone. Start the command once for "
+                f"each device of each node: srun --nodes={nodes} --ntasks-per-node={devices} orrery run ..., or on "
+                f"each node torchrun --nnodes={nodes} --nproc-per-node={devices} --no-python orrery run ..."
+            )
+
     def reads(self) -> list[Path]:
         return [find_artifact(self.config.start_from, self.output_kind)] if self.config.start_from else []
 
@@ -133,6 +150,8 @@ class Pretrain(Stage):
             take_weights(module.model, folder, "model" if config.world_model == "latent" else "sequence_model")
         weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
         self._fit(module, weights, validation_length, context)
+        if context.team is not None and context.team.launch.rank > 0:
+            return ""  # the first process writes the output
         module.model.save(context.folder)
         if config.world_model == "latent":
             save_store_frames(store, context.folder)
@@ -165,6 +184,7 @@ class Pretrain(Stage):
             total_steps=config.steps,
             log_every=config.trainer.log_every,
             seed=config.seed,
+            compiled=config.trainer.compile,
         )
         return module, validation_length(config.horizon, model.config.longest_prediction())
 
@@ -202,7 +222,7 @@ class Pretrain(Stage):
             weights=weights,
             load_up_to_gb=config.load_up_to_gb,
         )
-        fit(module, WindowData(context.input("store"), settings), config, "pretrain", context)
+        fit(module, WindowData(context.input("store"), settings), config, "pretrain", context, context.team)
 
 
 def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Checkpoints(lightning.Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._finish(trainer)
-        if self._ending and trainer.world_size > 1:
+        if self._ending and multiprocessing.parent_process() is not None:
             raise SystemExit(termination.EXIT_UNFINISHED)  # the process that waits for this rank raises Terminated
         if self._ending:
             raise termination.Terminated

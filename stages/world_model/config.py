@@ -180,6 +180,9 @@ class TrainerConfig:
     """cpu, gpu, or auto."""
     devices: int = 1
     """Processes of this node, one per GPU or CPU rank."""
+    nodes: int = 1
+    """Machines. With several, or under srun or torchrun, the command is started once for each device of each node, and
+    all see the run folder."""
     strategy: str = "auto"
     """As Lightning names them; auto is ddp_spawn for several devices."""
     precision: str = "32-true"
@@ -193,8 +196,8 @@ class TrainerConfig:
     """Steps between logged losses."""
 
     def __post_init__(self) -> None:
-        if self.devices < 1 or self.accumulate < 1 or self.log_every < 1:
-            raise ConfigError("devices, accumulate and log_every must be at least 1")
+        if min(self.devices, self.nodes, self.accumulate, self.log_every) < 1:
+            raise ConfigError("devices, nodes, accumulate and log_every must be at least 1")
         if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
             raise ConfigError(
                 f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "

@@ -1,12 +1,20 @@
-"""Training processes that end with the command that started them."""
+"""Training processes: those that a command starts end with it; those that are started with it find each other."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import distributed
+
+from ...pipeline.errors import StageError
+from ...pipeline.ranks import Launch
 
 
 class EndWithParent(lightning.Callback):
@@ -25,3 +33,70 @@ def pass_on_termination() -> None:
     """Hand SIGTERM on to the ranks that this process has started."""
     for process in multiprocessing.active_children():
         process.terminate()
+
+
+def meeting_point() -> dict[str, Any]:
+    """Where this process, as the first one, can be reached by the others."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return {"address": os.environ.get("MASTER_ADDR") or socket.gethostname(), "port": port}
+
+
+class StartedTogether(LightningEnvironment):
+    """Processes that srun, torchrun or somebody has started, one for each device."""
+
+    def __init__(self, launch: Launch, devices: int, address: str, port: int) -> None:
+        super().__init__()
+        self._launch, self._devices, self._address, self._port = launch, devices, address, port
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self._address
+
+    @property
+    def main_port(self) -> int:
+        return self._port
+
+    def world_size(self) -> int:
+        return self._launch.world_size
+
+    def global_rank(self) -> int:
+        return self._launch.rank
+
+    def local_rank(self) -> int:
+        return self._launch.local_rank
+
+    def node_rank(self) -> int:
+        return self._launch.rank // self._devices
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Undo what connects this process to the others when the block ends, and name a lost connection as what it is.
+
+    Raises:
+        StageError: another process was lost.
+    """
+    # torchrun's own meeting place would be taken for ours.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise StageError(
+                "the connection to another of the processes that train together was lost; what that one printed says "
+                f"why. The same command, started as before, continues from the last checkpoint ({_first_line(error)})"
+            ) from error
+        raise
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
+from ...pipeline.errors import StageError
+from ...pipeline.ranks import Team
 from .checkpoints import Checkpoints
 from .config import OptimizerConfig, TrainerConfig
 from .progress import StepProgress, quiet_lightning
-from .ranks import EndWithParent, pass_on_termination
+from .ranks import EndWithParent, StartedTogether, connected, meeting_point, pass_on_termination
 
 
 class TrainingConfig(Protocol):
@@ -47,13 +52,20 @@ class Place(Protocol):
 
 
 def fit(
-    module: lightning.LightningModule, data: WindowData, config: TrainingConfig, description: str, place: Place
+    module: lightning.LightningModule,
+    data: WindowData,
+    config: TrainingConfig,
+    description: str,
+    place: Place,
+    team: Team | None = None,
 ) -> None:
     """Train `module` to `config.steps`, from the checkpoint that an interrupted attempt left in `place.folder`.
 
     Args:
         description: heading of its progress.
+        team: the processes that train it together, where they were not started here.
     Raises:
+        StageError: one of them is missing, or was lost.
         Terminated: SIGTERM; what was done is saved, and the same call continues.
     """
     quiet_lightning()
@@ -62,11 +74,22 @@ def fit(
     last = folder / "checkpoints" / "last.ckpt"
     # One log folder per attempt: Lightning's CSV logger empties the folder that it starts in.
     attempt = f"attempt_{len(list((folder / 'logs').glob('attempt_*')))}"
+    if config.trainer.nodes > 1 and team is None:
+        raise StageError(
+            f"{description}: trainer.nodes is {config.trainer.nodes}, but this process trains alone; set it to 1"
+        )
+    begin = {"checkpoint": str(last) if last.is_file() else None, **meeting_point()}
+    environment = LightningEnvironment()  # not what Lightning would find: SLURM's describes processes that are not ours
+    if team is not None:
+        begin = dict(team.meet(begin))
+        environment = StartedTogether(team.launch, config.trainer.devices, begin["address"], begin["port"])
     trainer = lightning.Trainer(
         max_steps=config.steps,
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
-        strategy=_strategy(config.trainer.launched_strategy),
+        num_nodes=config.trainer.nodes,
+        plugins=[environment],
+        strategy=_strategy(config.trainer.launched_strategy, team),
         precision=config.trainer.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.optimizer.clip_norm,
@@ -90,20 +113,24 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with termination.deferred(pass_on_termination):
-        trainer.fit(module, data, ckpt_path=last if last.is_file() else None)
+    connection = contextlib.nullcontext() if team is None else connected()
+    with termination.deferred(pass_on_termination), connection:
+        trainer.fit(module, data, ckpt_path=begin["checkpoint"])
 
 
-def _strategy(name: str) -> Any:
+def _strategy(name: str, team: Team | None) -> Any:
     """What Lightning takes. Buffers are constants, or computed alike on every rank: sending them costs as much as the
     gradients."""
+    if team is not None:
+        return DDPStrategy(forward_sync_buffers=False, timeout=timedelta(seconds=team.limit_seconds))
     return DDPStrategy(start_method="spawn", forward_sync_buffers=False) if name == "ddp_spawn" else name
 
 
 def logged_metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Logged metrics of all attempts: training losses by step, and open-loop errors by (step, task, horizon)."""
     attempts = sorted((folder / "logs").glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
-    logged = pd.concat([pd.read_csv(path) for path in attempts], ignore_index=True)
+    # None where training was shorter than the interval of logging and had nothing to validate on.
+    logged = pd.concat([pd.read_csv(path) for path in attempts] or [pd.DataFrame({"step": []})], ignore_index=True)
     losses = [column for column in logged if column.startswith("train/")] or ["train/total"]
     # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
     training = (

@@ -132,8 +132,13 @@ def test_bf16_trains_nearly_the_same_model(store, tmp_path):
 
 @pytest.mark.slow  # the compiler needs a minute
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_pretrain_equals_an_eager_one(store, tmp_path):
+def test_a_compiled_pretrain_equals_an_eager_one(store, tmp_path, monkeypatch):
+    compiled_functions = []
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compiled_functions.append(f) or compile_(f, **kwargs))
     eager = pretrain(tmp_path / "eager", store, steps=3)
+    assert not compiled_functions
     compiled = pretrain(tmp_path / "compiled", store, steps=3, trainer=TrainerConfig(accelerator="cpu", compile=True))
+    assert [function.__name__ for function in compiled_functions] == ["rollout_losses"]
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
