@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..datasets.schema import TaskSpec, TaskTable
 
 INITIAL = ("nearest", "mean", "random")
+SCALING = ("own", "best")
 TRAIN = ("embedding", "heads", "dynamics", "everything")
 
 ADDED = "added.json"
@@ -38,9 +39,13 @@ class FinetuneConfig:
     per_task: bool = False
     """Give each new task a model of its own, trained in a job of its own (`fanout`); extract takes each task's."""
     initial: str = "nearest"
-    """First row of a new task's embedding. nearest: that of the old task whose row gives the smallest loss on the new
-    task's data before training (open-loop loss of consistency, reward and end of episode on 512 windows). mean: of all
-    old rows. random: as a new model's."""
+    """First row of a new task's embedding. nearest: that of the old task as which the model predicts the new data best
+    before training, by the open-loop error of its latents relative to predicting no change, on 512 windows. mean: of
+    all old rows. random: as a new model's."""
+    scaling: str = "best"
+    """Of a new task's observations, where the model scales them. own: mean and standard deviation of its data. best:
+    that or the nearest task's, if that has as many components, whichever predicts better before training: a few
+    episodes say little about the spread of states, and the model knows the nearest task's units."""
     train: str = "everything"
     """What learns, beside what is new (rows of the embedding, columns of larger observations and actions). embedding:
     nothing else, so that the old tasks keep every bit of what the model does on them. heads: reward, end of episode,
@@ -82,7 +87,7 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"finetune.{name} must be at least 1, found {getattr(self, name)}")
-        for name, known in (("initial", INITIAL), ("train", TRAIN)):
+        for name, known in (("initial", INITIAL), ("scaling", SCALING), ("train", TRAIN)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"finetune.{name}: expected {', '.join(known)}, found {getattr(self, name)!r}")
         if not 0 < self.held_out < 1:

@@ -26,13 +26,13 @@ from ...pipeline.jobs import JobContext
 from ..finetune import ADDED, FORGETTING, FinetuneConfig
 from .balance import reward_entropy, reward_weights
 from .expansion import expand_model
-from .finetuning import Finetuning, initial_rows, learning_masks
+from .finetuning import Finetuning, begin_rows, learning_masks
 from .networks import WorldModel
 from .open_loop import OpenLoopError, validation_length
 from .training import Place, fit, logged_metrics
 
 NEAREST_WINDOWS = 512
-"""Of a new task's data, on which the old tasks' rows are compared."""
+"""Of a new task's data, on which it is tried as each old task."""
 _BATCH = 128
 
 
@@ -63,7 +63,7 @@ def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, 
             model.set_observation_statistics(k, *torch.tensor([summary.observation_mean, summary.observation_std]))
     data = _data(config, names, inputs, model)
     initial = [_windows(config, store, name, model) for name in names]
-    said = initial_rows(model, len(old.table), config.initial, initial, config.loss)
+    said = begin_rows(model, len(old.table), config.initial, config.scaling, initial)
     before = open_loop_errors(model, data, config.validation_batches)
     masks = learning_masks(model, fresh, config.train)
     module = Finetuning(

@@ -6,15 +6,14 @@ Dimension letters: K tasks, J old tasks, E task embedding, D latent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
-from .config import LossConfig
 from .module import WorldModelTraining
 from .networks import WorldModel
-from .objective import rollout_losses
 
 LEVELS: Mapping[str, tuple[str, ...]] = {
     "embedding": (),
@@ -46,55 +45,100 @@ def learning_masks(model: WorldModel, fresh: Mapping[str, torch.Tensor], train: 
     return masks
 
 
-def initial_rows(
-    model: WorldModel, old_tasks: int, rule: str, batches: Sequence[Sequence[TensorDict]], loss: LossConfig
-) -> list[dict[str, Any]]:
-    """Set the new rows of the task embedding, and say how.
+@dataclass(frozen=True)
+class Candidate:
+    """A way to begin a new task: as an old one."""
 
-    nearest: the row of the old task whose row gives the smallest loss on the new task's data, with everything else the
-    new task's own (scaling, action components): the open-loop training loss of consistency, reward and end of episode,
-    without values. mean: of the old rows. random: as drawn.
+    task: int
+    scaled_as_old: bool
+    """With the old task's scaling of observations, not that of the new data."""
+    error: float
+    """See `relative_error`."""
+
+
+@torch.no_grad()
+def begin_rows(
+    model: WorldModel, old_tasks: int, rule: str, scaling: str, batches: Sequence[Sequence[TensorDict]]
+) -> list[dict[str, Any]]:
+    """Set the new rows of the task embedding and the scaling of their observations, and say how.
+
+    nearest: the row of the old task as which the model predicts the new data best, by `relative_error`. Each is tried
+    with the scaling of the new data and, with scaling `best`, with the old task's where its observations have as many
+    components; the better one stays. mean: of the old rows. random: as drawn; both with the new data's scaling.
 
     Args:
-        old_tasks: J; rows from there on are new.
+        old_tasks: J; rows from there on are new, and scaled by their own data.
         batches: of windows, for each new task.
     Returns:
-        for each new task: rule; and with nearest, the old task's name and `losses` by old task.
+        for each new task: rule; and with nearest, the old task, whose scaling it has, and the errors by old task.
     """
     weight = model.task_embedding.weight
     said: list[dict[str, Any]] = []
     for k, own in enumerate(batches, old_tasks):
-        entry: dict[str, Any] = {"rule": rule}
-        with torch.no_grad():
-            if rule == "mean":
-                weight[k] = weight[:old_tasks].mean(0)
-            elif rule == "nearest":
-                losses_J = row_losses(model, k, old_tasks, own, loss)
-                j = int(losses_J.argmin())
-                weight[k] = weight[j]
-                names = model.table.names[:old_tasks]
-                entry |= {"nearest": names[j], "losses": dict(zip(names, losses_J.tolist(), strict=True))}
+        entry: dict[str, Any] = {"rule": rule, "scaling": "own"}
+        if rule == "mean":
+            weight[k] = weight[:old_tasks].mean(0)
+        elif rule == "nearest":
+            tried = try_rows(model, k, old_tasks, scaling, own)
+            best = min(tried, key=lambda one: one.error)
+            _become(model, k, best)
+            names = model.table.names
+            errors: dict[str, float] = {}
+            for one in sorted(tried, key=lambda one: -one.error):
+                errors[names[one.task]] = one.error
+            entry |= {"nearest": names[best.task], "errors": dict(sorted(errors.items(), key=lambda pair: pair[1]))}
+            entry["scaling"] = "nearest" if best.scaled_as_old else "own"
         said.append(entry)
     return said
 
 
 @torch.no_grad()
-def row_losses(
-    model: WorldModel, k: int, old_tasks: int, batches: Sequence[TensorDict], loss: LossConfig
-) -> torch.Tensor:
-    """[J]: mean loss over `batches`, all of task k, with each old row in place of its own, which is kept."""
-    weight, training = model.task_embedding.weight, model.training
-    own = weight[k].clone()
-    ones_K = torch.ones(len(model.table), device=weight.device)
-    model.eval()
-    losses = []
+def try_rows(model: WorldModel, k: int, old_tasks: int, scaling: str, batches: Sequence[TensorDict]) -> list[Candidate]:
+    """The error of task k's data as each old task; the model is left as it was."""
+    kept = [tensor[k].clone() for tensor in _rows(model)]
+    size = model.table[k].observation_dim
+    tried = []
     for j in range(old_tasks):
-        weight[k] = weight[j]
-        totals = [rollout_losses(model, batch, loss, ones_K)[0]["total"] for batch in batches]
-        losses.append(torch.stack(totals).mean())
-    weight[k] = own
+        for scaled_as_old in (False, True):
+            if scaled_as_old and (scaling == "own" or model.table[j].observation_dim != size):
+                continue
+            _become(model, k, Candidate(j, scaled_as_old, 0.0))
+            tried.append(Candidate(j, scaled_as_old, relative_error(model, batches)))
+            for tensor, row in zip(_rows(model), kept, strict=True):
+                tensor[k] = row
+    return tried
+
+
+def _rows(model: WorldModel) -> list[torch.Tensor]:
+    return [model.task_embedding.weight, model.observation_mean_KO, model.observation_scale_KO]
+
+
+def _become(model: WorldModel, k: int, one: Candidate) -> None:
+    for tensor in _rows(model)[: 3 if one.scaled_as_old else 1]:
+        tensor[k] = tensor[one.task]
+
+
+@torch.no_grad()
+def relative_error(model: WorldModel, batches: Sequence[TensorDict]) -> float:
+    """Open-loop error of the latents, in that of predicting that nothing changes.
+
+        sum_t |z_t - encode(o_t)|^2 / sum_t |z_0 - encode(o_t)|^2,    t = 1..T,  z_0 = encode(o_0)
+
+    Relative, because a row that maps all states to nearly the same latent has a small error whatever it predicts. The
+    reward is left out: a new task on a known body has new rewards.
+    """
+    training = model.training
+    model.eval()
+    error = change = 0.0
+    for batch in batches:
+        task, action = batch["task"], batch["action"].transpose(0, 1)
+        z = model.rollout(model.encode(batch["observation"][:, 0], task), action, task)
+        target = model.encode(batch["observation"].transpose(0, 1)[1:], task.expand(len(action), -1))
+        valid = batch["valid"].T[..., None]
+        error += float(((z[1:] - target).square() * valid).sum())
+        change += float(((z[:1] - target).square() * valid).sum())
     model.train(training)
-    return torch.stack(losses)
+    return error / max(change, 1e-12)
 
 
 class Finetuning(WorldModelTraining):

@@ -14,14 +14,15 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.store import TaskStore
+from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.finetune import Finetune, FinetuneConfig, finetune_folders
-from orrery.stages.world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.expansion import expand_model
-from orrery.stages.world_model.finetuning import Finetuning, initial_rows, learning_masks
+from orrery.stages.world_model.finetuning import Finetuning, begin_rows, learning_masks, try_rows
 from orrery.stages.world_model.networks import WorldModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -251,37 +252,57 @@ def test_each_task_with_a_model_of_its_own(inputs, tmp_path):
     assert finetune_folders(inputs["world_model"][0]) == {}
 
 
-def test_the_nearest_row_is_the_one_with_the_smallest_loss(inputs):
-    """Task b's embedding makes the encoder ignore the observation; with a's row the model predicts its own latents."""
+def test_a_new_task_begins_as_the_old_one_that_predicts_it_best(inputs):
+    """Data of task b under a new name: no other row and no other scaling than b's fit the windows as well."""
     store = TaskStore.open(inputs["replay"][0])
-    from orrery.datasets.windows import WindowSampler
-
     old = made(store.table, dataclasses.replace(SMALL, task_dim=2))
     new = point_mass_spec("toy/new")
     model, _ = expand_model(old, [new])
-    batch = WindowSampler(store, length=3, batch_size=32, seed=0, weights={"toy/b": 0.0}, split="all").batch(0)
-    batch["task"] = torch.full((32,), 2)
-    said = initial_rows(model, 2, "nearest", [[batch]], LossConfig())
-    losses = said[0]["losses"]
-    assert said[0]["nearest"] == min(losses, key=losses.get)
-    assert losses["toy/a"] != losses["toy/b"]
-    nearest = store.table.id_of(said[0]["nearest"])
-    assert torch.equal(model.task_embedding.weight[2], old.task_embedding.weight[nearest])
-    # What is reported for a row is its loss once it is there.
-    from orrery.stages.world_model.objective import rollout_losses
+    model.set_observation_statistics(2, torch.zeros(2), torch.full((2,), 3.0))
+    batch = WindowSampler(store, length=3, batch_size=32, seed=0, weights={"toy/a": 0.0}, split="all").batch(0)
 
-    with torch.no_grad():
-        loss = rollout_losses(model.eval(), batch, LossConfig(), torch.ones(3))[0]["total"]
-    assert float(loss) == pytest.approx(min(losses.values()))
-    initial_rows(model, 2, "mean", [[batch]], LossConfig())
-    torch.testing.assert_close(model.task_embedding.weight[2], old.task_embedding.weight.mean(0))
+    def error_as(task, mean, scale):
+        """Worked out from the old model alone."""
+        with torch.no_grad():
+            one = made(store.table, dataclasses.replace(SMALL, task_dim=2))
+            one.observation_mean_KO[task], one.observation_scale_KO[task] = mean, scale
+            ids = torch.full((32,), task)
+            first = z = one.encode(batch["observation"][:, 0], ids)
+            error = change = 0.0
+            for t in range(3):
+                z = one.next_latent(z, batch["action"][:, t], ids)
+                target = one.encode(batch["observation"][:, t + 1], ids)
+                error, change = error + (z - target).square().sum(), change + (first - target).square().sum()
+            return float(error / change)
+
+    own = torch.zeros(2), torch.full((2,), 3.0)
+    stored = [(old.observation_mean_KO[j], old.observation_scale_KO[j]) for j in range(2)]
+    expected = {(j, as_old): error_as(j, *(stored[j] if as_old else own)) for j in range(2) for as_old in (False, True)}
+    batch["task"] = torch.full((32,), 2)
+    tried = {(one.task, one.scaled_as_old): one.error for one in try_rows(model, 2, 2, "best", [batch])}
+    assert tried == pytest.approx(expected, rel=1e-4)
+    assert {key for key in expected if not key[1]} == {
+        (one.task, one.scaled_as_old) for one in try_rows(model, 2, 2, "own", [batch])
+    }
+    j, as_old = min(expected, key=expected.get)
+    said = begin_rows(model, 2, "nearest", "best", [[batch]])[0]
+    assert (said["nearest"], said["scaling"]) == (store.table.names[j], "nearest" if as_old else "own")
+    assert next(iter(said["errors"])) == said["nearest"]
+    assert torch.equal(model.task_embedding.weight[2], old.task_embedding.weight[j])
+    assert torch.equal(model.observation_scale_KO[2], stored[j][1] if as_old else own[1])
+
+
+def test_other_beginnings_are_the_mean_row_and_the_drawn_one():
+    model, _ = expand_model(old := made(), [NARROWER])
     drawn = model.task_embedding.weight[2].clone()
-    assert initial_rows(model, 2, "random", [[batch]], LossConfig()) == [{"rule": "random"}]
+    assert begin_rows(model, 2, "random", "best", [[]]) == [{"rule": "random", "scaling": "own"}]
     assert torch.equal(model.task_embedding.weight[2], drawn)
+    begin_rows(model, 2, "mean", "best", [[]])
+    torch.testing.assert_close(model.task_embedding.weight[2], old.task_embedding.weight.mean(0))
 
 
 def test_a_new_task_is_scaled_by_its_own_data(inputs, tmp_path):
-    finetune(inputs, tmp_path, leave_out=("replay",))
+    finetune(inputs, tmp_path, changed(CONFIG, scaling="own"), leave_out=("replay",))
     model, store = WorldModel.load(tmp_path), TaskStore.open(inputs["store"][0])
     summary = store.tasks[0].summary
     torch.testing.assert_close(model.observation_mean_KO[2], torch.tensor(summary.observation_mean))
@@ -336,6 +357,7 @@ def test_a_folder_that_is_no_latent_model_is_refused(inputs, tmp_path):
         ({"replay": 0.01}, "leaves old or new tasks no window"),
         ({"train": "all"}, "expected embedding, heads, dynamics, everything"),
         ({"initial": "zero"}, "expected nearest, mean, random"),
+        ({"scaling": "none"}, "expected own, best"),
         ({"held_out": 0.0}, "between 0 and 1"),
         ({"steps": 0}, "at least 1"),
     ],
