@@ -26,6 +26,7 @@ from .config import LearnConfig
 from .networks import Encoder, PolicyNetwork, TwinValues, initialise
 from .priorities import Priorities
 from .replay import Windows
+from .targets import SharedTargets, shared_targets
 
 
 class Source(Protocol):
@@ -40,6 +41,7 @@ class Source(Protocol):
     def reward_scale(self, released: bool) -> float: ...
     def windows(self, start_B: torch.Tensor, horizon: int) -> Windows: ...
     def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> Windows: ...
+    def slots_of(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -134,9 +136,9 @@ class Learner:
                 metrics |= self._train_encoder(sources, self.config.period)
         self.steps += 1
         start_MB = self._starts(sources, self.config.return_horizon, 1)[0]
-        z, values, target, more = self._update_values(sources, start_MB)
+        z, state_part, values, target, more = self._update_values(sources, start_MB)
         metrics |= more
-        metrics |= self._update_policy(z, self._actions_of(sources, start_MB))
+        metrics |= self._update_policy(z, state_part, self._actions_of(sources, start_MB))
         if self.config.design.prioritised:
             exponent, minimum = self.config.priority_exponent, self.config.min_priority
             priority_MB = losses.lap_priority(values, target, exponent, minimum)
@@ -176,23 +178,39 @@ class Learner:
         done_weight_M = self.config.done_weight * torch.tensor(
             [float(source.has_terminated) for source in sources], device=self.device
         )
+        shared = self._shared_targets(sources, starts)
         sums: dict[str, torch.Tensor] = {}
-        for start_MB in starts:
-            for name, value in self._update_encoder(sources, start_MB, done_weight_M).items():
+        for number, start_MB in enumerate(starts):
+            target = None if shared is None else shared.of_update(number)
+            for name, value in self._update_encoder(sources, start_MB, done_weight_M, target).items():
                 sums[name] = sums.get(name, 0) + value / updates
         return sums
 
+    def _shared_targets(self, sources: Sequence[Source], start_KMB: torch.Tensor) -> SharedTargets | None:
+        """Targets of all updates of a burst, where they do not change from update to update or from draw to draw."""
+        if not self.config.design.target_encoder or len(self.shapes.observation) > 1:
+            return None
+        config, widths = self.config, self.config.networks
+        width = widths.state_action_dim if config.design.state_action_target else widths.latent_dim
+        return shared_targets(sources, start_KMB, config.encoder_horizon, self._dynamics_target, width)
+
     def _update_encoder(
-        self, sources: Sequence[Source], start_MB: torch.Tensor, done_weight_M: torch.Tensor
+        self,
+        sources: Sequence[Source],
+        start_MB: torch.Tensor,
+        done_weight_M: torch.Tensor,
+        target: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
+        """One update, towards `target` [M, T, B, D] or, without one, embeddings of the windows' next observations."""
         config, horizon = self.config, self.config.encoder_horizon
         windows = [s.windows(start_B, horizon) for s, start_B in zip(sources, start_MB, strict=True)]
         action, reward, not_done = (
             torch.stack([getattr(one, name) for one in windows]).transpose(1, 2)
             for name in ("action", "reward", "not_done")
         )
-        observation = self._observations(sources, start_MB, list(range(horizon + 1)))
-        target = self._dynamics_target(observation[:, 1:])
+        observation = self._observations(sources, start_MB, list(range(1 if target is not None else horizon + 1)))
+        if target is None:
+            target = self._dynamics_target(observation[:, 1:].flatten(1, 2)).unflatten(1, (horizon, -1))
         prediction = self.encoder.unroll(self.encoder.encode(observation[:, 0]), action)
         terms = losses.encoder_losses(prediction, target, reward, not_done, self._bins_K)
         sums = {name: value.sum(1) for name, value in terms.items()}
@@ -205,20 +223,20 @@ class Learner:
         return {f"model_{name}": value.detach() for name, value in sums.items()}
 
     @torch.no_grad()
-    def _dynamics_target(self, observation_MTBO: torch.Tensor) -> torch.Tensor:
-        """Embeddings that the model has to predict, [M, T, B, D]."""
+    def _dynamics_target(self, observation: torch.Tensor) -> torch.Tensor:
+        """Embeddings [M, B, D] that the model has to predict, of next observations [M, B, ...]."""
         encoder = self.target_encoder if self.config.design.target_encoder else self.encoder
-        steps = observation_MTBO.shape[1]
-        target = encoder.encode(observation_MTBO.flatten(1, 2))
+        target = encoder.encode(observation)
         if self.config.design.state_action_target:
             action = self.actions.squash(self.target_policy(target), noise=False)
             target = encoder.state_action(target, action)
-        return target.unflatten(1, (steps, -1))
+        return target
 
     def _update_values(
         self, sources: Sequence[Source], start_MB: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Returns z_s of the windows' first states, both values there before the update, their target, and metrics."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Returns z_s of the windows' first states, its part of g's first layer, both values there before the update,
+        their target, and metrics."""
         config, horizon = self.config, self.config.return_horizon
         kind = "windows" if config.released.return_form == "masked" else "unpadded_windows"
         windows = [getattr(s, kind)(start_B, horizon) for s, start_B in zip(sources, start_MB, strict=True)]
@@ -241,12 +259,17 @@ class Learner:
             )
         with torch.set_grad_enabled(not config.design.model_based):
             z = self.encoder.encode(observation[:, 0])
-            z_sa = self.encoder.state_action(z, action)
+            state_part = self.encoder.state_part(z)
+            z_sa = self.encoder.with_action(state_part, action)
         values = self.values(z_sa)
         loss_M = losses.value_loss(values, target, huber=config.design.prioritised)
         self._step("values", loss_M)
+        if not config.design.model_based:  # the encoder has just changed
+            with torch.no_grad():
+                state_part = self.encoder.state_part(z)
         return (
             z.detach(),
+            state_part,
             values.detach(),
             target,
             {"value_loss": loss_M.detach(), "value": values.detach().mean((1, 2))},
@@ -263,10 +286,12 @@ class Learner:
             value = value.clamp(self._clamp_M2[:, :1], self._clamp_M2[:, 1:])
         return value
 
-    def _update_policy(self, z: torch.Tensor, data_action_MBA: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def _update_policy(
+        self, z: torch.Tensor, state_part: torch.Tensor, data_action_MBA: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         with _frozen(self.encoder, self.values):
             pre = self.policy(z)
-            values = self.values(self.encoder.state_action(z, self.actions.squash(pre)))
+            values = self.values(self.encoder.with_action(state_part, self.actions.squash(pre)))
             loss_M = losses.policy_loss(values, pre, self.actions.mask_MA, self.config.pre_activation_weight)
             if self._offline is not None and data_action_MBA is not None:
                 weight_M = self._offline.behaviour_weight * values.detach().abs().mean((1, 2))

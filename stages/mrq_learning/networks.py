@@ -140,7 +140,16 @@ class Encoder(nn.Module):
 
     def state_action(self, z: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """g: z_s [M, B, D], action [M, B, A] -> z_sa [M, B, E]; raw output, no norm, no activation."""
-        return self.joint(torch.cat([z, self.embed_action(action)], -1))
+        return self.with_action(self.state_part(z), action)
+
+    def state_part(self, z: torch.Tensor) -> torch.Tensor:
+        """What z_s [M, B, D] adds to g's first layer [M, B, .]: the same for every action in this state."""
+        return torch.baddbmm(self.joint.l1.bias, z, self.joint.l1.weight[:, : self._latent_dim])
+
+    def with_action(self, state_part: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """g from `state_part` on: z_sa [M, B, E] of actions [M, B, A]."""
+        weight = self.joint.l1.weight[:, self._latent_dim :]
+        return self.joint.after_first(torch.baddbmm(state_part, self.embed_action(action), weight))
 
     def predict(self, z_sa: torch.Tensor) -> Prediction:
         """m: [M, B, E] -> prediction of one decision."""

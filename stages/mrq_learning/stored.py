@@ -71,6 +71,11 @@ class StoredTask:
         """Mean absolute reward of the data. The released code never saw fixed data, so there is one form."""
         return self._scale
 
+    def slots_of(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """[B, T] rows at `offsets` [T] from the first rows [B] of windows."""
+        # What lies past the end of the file comes after a terminal state, and is not looked at.
+        return (start_B[:, None] + offsets).clamp(max=len(self._rows) - 1)
+
     def windows(self, start_B: torch.Tensor, horizon: int) -> Windows:
         rows, slots = self._take(start_B, torch.arange(horizon, device=start_B.device))
         not_done = self._not_done[slots].cumprod(1)
@@ -89,8 +94,7 @@ class StoredTask:
         return self._encode(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
 
     def _take(self, start_B: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # What lies past the end of the file comes after a terminal state, and is not looked at.
-        slots = (start_B[:, None] + offsets).clamp(max=len(self._rows) - 1)
+        slots = self.slots_of(start_B, offsets)
         return self._rows[slots], slots
 
 

@@ -117,6 +117,26 @@ def test_targets_are_copied_and_the_encoder_trained_at_the_first_step_of_a_perio
     assert any(not torch.equal(online[name], target[name]) for name in online)
 
 
+@pytest.mark.parametrize("variant", ["mrq", "dynamics_target"])
+def test_targets_embedded_once_per_period_are_those_of_every_draw(tmp_path, variant):
+    """Two members, of tasks of different sizes."""
+    tasks = [(point_mass_spec(f"toy/{n}"), point_mass_episodes(point_mass_spec(f"toy/{n}"), n, n)) for n in (2, 3)]
+    store = write_store(tmp_path / "store", tasks)
+    config = dataclasses.replace(OFFLINE, learn=dataclasses.replace(LEARN, period=8))
+    training = OfflineTraining(store, [OfflineMember(spec.name, 0) for spec, _ in tasks], config, variant)
+    learner, sources = training.learner, training._sources
+    learner.train(sources)
+    starts = learner._starts(sources, 5, 8)
+    shared = learner._shared_targets(sources, starts)
+    assert shared is not None
+    for number, start_MB in enumerate(starts):
+        drawn = learner._observations(sources, start_MB, list(range(1, 6)))
+        expected = torch.stack([learner._dynamics_target(drawn[:, t]) for t in range(5)], 1)
+        torch.testing.assert_close(shared.of_update(number), expected)
+    few = starts[:1, :, :2]  # as many observations as draws
+    assert learner._shared_targets(sources, few) is None
+
+
 @pytest.mark.parametrize("variant", [*DESIGN_STUDY, "released"])
 def test_every_variant_of_the_design_study_trains(variant):
     training = run_to(OnlineTraining(task_spec(CARTPOLE), ONLINE, variant, 0), 36)
