@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from . import iterate_command, study_command
+from . import iterate_command, push_command, study_command
 from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config_help import experiment_help, run_help
 from .errors import ConfigError, OrreryError, StageError
@@ -78,6 +78,8 @@ def main(
 
             console.print(describe(arguments.path))
             return 0
+        if arguments.command == "push":
+            return push_command.run(arguments, console)
         if arguments.command == "status":
             console.print(describe_status(arguments.path))
             return 0
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", type=Path, metavar="RUN_DIR")
     command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
     command.add_argument("path", type=Path, metavar="PATH")
+    push_command.add_parser(commands)
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     return parser

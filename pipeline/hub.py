@@ -19,6 +19,9 @@ from .errors import CheckpointError, StageError
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """user/name, or user/name@revision with a branch, tag or commit."""
 
+REPLACED = {".safetensors", ".json", ".csv"}
+"""Endings of the files of a repository that an upload replaces as a whole."""
+
 SIGNS: Mapping[str, tuple[str, str]] = {
     "model.json": ("world_model", "a world model"),
     "sequence_model.json": ("world_model", "a sequence model"),
@@ -134,17 +137,21 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         CheckpointError: not logged in, not allowed, or no network.
     """
     import httpx2
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
     api = HfApi()
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            commit_message="Upload with orrery push",
-            delete_patterns=["*.safetensors", "*.json", "*.csv"],
-        )
+        stale = [
+            name for name in api.list_repo_files(repository) if Path(name).suffix in REPLACED and name not in files
+        ]
+        operations = [
+            *(CommitOperationAdd(name, path) for name, path in files.items()),
+            *(CommitOperationDelete(name) for name in stale),
+        ]
+        # One commit, so that nobody downloads half of it.
+        api.create_commit(repository, operations, commit_message="Upload with orrery push")
     except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError) as error:
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 401
         if status not in (401, 403):

@@ -44,7 +44,9 @@ def describe(path: Path) -> RenderableType:
     if path.suffix == ".safetensors" and path.is_file():
         return _describe_weights([path])
     if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
-        return _describe_weights(weights)
+        policy = path / "policy.json"
+        facts = [_describe_policy(json.loads(policy.read_text(encoding="utf-8")))] if policy.is_file() else []
+        return Group(*facts, _describe_weights(weights))
     from ..datasets.sources import open_reader
 
     try:
@@ -115,6 +117,31 @@ def _describe_policies(policies: Mapping[str, Any]) -> RenderableType:
     return _rows_table(policies["policies"], ("algorithm", "task", "seed", "path"))
 
 
+def _describe_policy(policy: Mapping[str, Any]) -> RenderableType:
+    """One policy, by its policy.json."""
+    task, trained_by = policy.get("task", {}), policy.get("trained_by", {})
+    row = {**trained_by, "kind": policy.get("kind"), "task": task.get("name")}
+    columns = ("kind", "task", *trained_by)
+    sizes = {name: task.get(name) for name in ("observation_dim", "action_dim", "action_kind")}
+    return _rows_table([{**row, **sizes}], (*columns, *sizes))
+
+
+def _describe_starts(starts: Mapping[str, Any]) -> RenderableType:
+    rows = [{"start frames of": name, **entry} for name, entry in starts["tasks"].items()]
+    return Group(Text(f"start frames: {starts['source']}"), _rows_table(rows, ("start frames of", "behaviour")))
+
+
+def _describe_provenance(facts: Mapping[str, Any]) -> RenderableType:
+    """What a published artifact says of its data and how well it did."""
+    rows = [{**row, "open_loop_r2": facts["open_loop"].get(row["task"])} for row in facts["data"]]
+    columns = ("task", "behaviour", "episodes", "transitions", "return_mean", "success_rate", "open_loop_r2")
+    parts: list[RenderableType] = [
+        Text(f"trained on data {str(facts['data_digest'])[:12]}"),
+        _rows_table(rows, columns),
+    ]
+    return Group(*parts, Text(facts["score_table"])) if facts["score_table"] else Group(*parts)
+
+
 def _describe_scores(summary: Mapping[str, Any]) -> RenderableType:
     """Key numbers of `summary.json`, whatever their nesting."""
     from .config import dotted_keys
@@ -130,6 +157,9 @@ _CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
     "store.json": _describe_store,
     "tasks.json": _describe_tasks,
     "policies.json": _describe_policies,
+    "policy.json": _describe_policy,
+    "starts.json": _describe_starts,
+    "provenance.json": _describe_provenance,
     "summary.json": _describe_scores,
 }
 """The files by which stages say what they made, and how each is shown."""

@@ -83,7 +83,7 @@ def _front_matter(facts: Provenance, licence: str) -> str:
 
 
 def _what(facts: Provenance) -> str:
-    count = f"{len(facts.tasks)} task{'s' if len(facts.tasks) != 1 else ''}"
+    count = f"{len(facts.tasks)} tasks" if len(facts.tasks) > 1 else facts.tasks[0]["name"]
     return f"A world model of {count}" if facts.kind == "world_model" else f"Policies for {count}"
 
 
@@ -169,7 +169,7 @@ def _measured(facts: Provenance) -> str:
         parts.append(_table(["task", f"open-loop R2 of {facts.open_loop_of}"], rows))
     if facts.score_table:
         protocol = ", ".join(f"{name}: {value}" for name, value in facts.protocol.items())
-        parts.append(f"Scores in the environments ({protocol}):\n\n{facts.score_table}")
+        parts.append(f"Scores in the environments, over all seeds ({protocol}):\n\n{facts.score_table}")
     return "\n".join(parts) or "Nothing was measured beside it.\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def trace(folder: Path, manifest: Manifest | None, tasks: Sequence[Mapping[str, 
         tasks: its TaskSpecs.
     """
     if manifest is None:
-        return Provenance("", tasks, None, [])
+        return _of_one_policy(folder, tasks)
     stores = list(manifest.inputs.get("store", ()))
     open_loop, what = _open_loop(folder / "validation.csv")
     table, protocol, references = _scores(folder, manifest)
@@ -78,6 +78,35 @@ def trace(folder: Path, manifest: Manifest | None, tasks: Sequence[Mapping[str, 
         summary=manifest.summary,
         digest=manifest.digest,
     )
+
+
+def _of_one_policy(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> Provenance:
+    """What the artifact says that a policy's folder lies in, as far as it concerns that policy; nothing without one."""
+    for parent in list(folder.resolve().parents)[:3]:
+        path = folder.resolve().relative_to(parent).as_posix()
+        index = parent / "policies.json"
+        if not index.is_file() or (manifest := read_manifest(parent)) is None:
+            continue
+        listed = json.loads(index.read_text(encoding="utf-8"))["policies"]
+        (entry,) = [one for one in listed if one["path"] == path] or [None]
+        if entry is None:
+            break
+        facts = trace(parent, manifest, tasks)
+        names = {task["name"] for task in tasks}
+        return replace(
+            facts,
+            data=[row for row in facts.data if row["task"] in names],
+            # The table judges all seeds of all tasks; this is one of them.
+            score_table=_rows_of(facts.score_table, names),
+            summary=f"algorithm {entry['algorithm']} with seed {entry['seed']}, one of: {manifest.summary}",
+        )
+    return Provenance("", tasks, None, [])
+
+
+def _rows_of(table: str, tasks: set[str]) -> str:
+    """The head of a score table and the rows of these tasks."""
+    lines = table.splitlines(keepends=True)
+    return "".join(lines[:2] + [line for line in lines[2:] if line.split("|")[1].strip() in tasks])
 
 
 def _data(store: Path, digest: str) -> Iterator[dict[str, Any]]:
@@ -118,11 +147,13 @@ def _scores(folder: Path, manifest: Manifest) -> tuple[str, Mapping[str, Any], M
     policies = {
         found.digest
         for found in beside.values()
-        if found.kind == "policies" and (found.digest == manifest.digest or _was_read(manifest, found, "world_model"))
+        if found.kind == "policies" and _was_read(manifest, found, "world_model")
     }
     for place, found in beside.items():
         judged = {record.digest for record in found.inputs.get("policies", ())}
-        if found.kind != "scores" or not judged or not judged <= policies:
+        # A model's scores are those of policies from it alone; beside a policy's there may be others to compare with.
+        own = judged <= policies if manifest.kind == "world_model" else manifest.digest in judged
+        if found.kind != "scores" or not judged or not own:
             continue
         evidence = read_evidence({"scores": [place]}, None)
         table = score_table(evidence)

@@ -1,0 +1,321 @@
+"""Artifacts by name: folders, run folders and repositories of the Hub, whose protocol a local server speaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from orrery.datasets.schema import TaskTable
+from orrery.pipeline import artifact, hub
+from orrery.pipeline.errors import CheckpointError, OrreryError, StageError
+from orrery.stages.extraction.actor_critic import StackedActor
+from orrery.stages.extraction.config import ActorCriticConfig
+from orrery.stages.extraction.policy import LatentPolicy
+from orrery.stages.extraction.start_frames import load_frames, save_store_frames
+from orrery.stages.policy import Policy
+from orrery.stages.sharing.publish import push_to_hub, write_publication
+from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.world_model.networks import WorldModel
+from safetensors.torch import load_file, save_file
+
+from .fake_hub import FakeHub
+from .stores import point_mass_episodes, point_mass_spec, write_store
+
+SPECS = (point_mass_spec("toy/a"), point_mass_spec("toy/b", observation_dim=3))
+ACTOR = ActorCriticConfig(actor_units=(8,), critic_units=(8,), num_critics=2)
+
+
+def finish(folder: Path, kind: str, stage: str, **inputs: Path) -> None:
+    records = {
+        name: [artifact.InputRecord(str(path), artifact.digest_of(path))] for name, path in inputs.items()
+    }  # fmt: skip
+    artifact.finish(folder, kind=kind, stage=stage, key="k", config={}, inputs=records, seconds=1.0, summary="fine")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a store, a world model and two policies of it."""
+    folder = tmp_path_factory.mktemp("run")
+    store = write_store(folder / "pack", [(spec, point_mass_episodes(spec, 6)) for spec in SPECS])
+    finish(folder / "pack", "store", "pack")
+    torch.manual_seed(0)
+    model = WorldModel(WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4), store.table)
+    model.save(folder / "pretrain")
+    save_store_frames(store, folder / "pretrain")
+    (folder / "pretrain" / "validation.csv").write_text(
+        "step,task,horizon,latent_mse,reward_r2\n10,toy/a,16,0.1,0.75\n10,toy/b,16,0.1,\n"
+    )
+    (folder / "pretrain" / "checkpoints").mkdir()
+    (folder / "pretrain" / "checkpoints" / "last.ckpt").write_bytes(b"resume")
+    finish(folder / "pretrain", "world_model", "pretrain", store=folder / "pack")
+    actor = StackedActor(2, 16, 1, ACTOR)
+    for parameter in actor.parameters():
+        torch.nn.init.normal_(parameter)
+    entries = []
+    for m in range(2):
+        path = f"pwm/toy.a/seed_{m}"
+        trained_by = {"algorithm": "pwm", "seed": m}
+        LatentPolicy.from_member(model, actor, m, SPECS[0], ACTOR, trained_by).save(folder / "extract" / path)
+        entries.append({**trained_by, "task": "toy/a", "path": path})
+    index = {"tasks": [spec.to_dict() for spec in SPECS], "policies": entries}
+    (folder / "extract" / "policies.json").write_text(json.dumps(index))
+    finish(folder / "extract", "policies", "extract", world_model=folder / "pretrain", store=folder / "pack")
+    return folder
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The Hub, with nothing on it, and an empty cache."""
+    from huggingface_hub import constants
+
+    with FakeHub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        hub.download.cache_clear()
+        yield server
+        hub.download.cache_clear()
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+def test_a_model_is_found_in_its_folder_and_in_its_run(run: Path) -> None:
+    model = WorldModel.from_pretrained(run / "pretrain")
+    assert same_weights(model, WorldModel.load(run / "pretrain"))
+    assert same_weights(model, WorldModel.from_pretrained(str(run)))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    policy = Policy.from_pretrained(run, task="toy/a", seed=1)
+    rows = torch.rand(3, 2)
+    assert torch.equal(policy.act(rows), Policy.from_pretrained(run / "extract/pwm/toy.a/seed_1").act(rows))
+    assert not torch.equal(policy.act(rows), Policy.from_pretrained(run / "extract").act(rows))
+
+
+def test_what_is_not_the_wanted_artifact_is_refused(run: Path, tmp_path: Path) -> None:
+    def refusal(load, reference) -> str:
+        with pytest.raises(OrreryError) as caught:
+            load(reference)
+        return str(caught.value)
+
+    assert "kind 'policies', expected kind 'world_model'" in refusal(WorldModel.from_pretrained, run / "extract")
+    assert "kind 'world_model', expected kind 'policies'" in refusal(Policy.from_pretrained, run / "pretrain")
+    one = run / "extract/pwm/toy.a/seed_0"
+    assert "holds a policy (policy.json), expected" in refusal(WorldModel.from_pretrained, one)
+    (tmp_path / "bare").mkdir()
+    WorldModel.load(run / "pretrain").save(tmp_path / "bare")
+    assert "holds a world model (model.json), expected" in refusal(Policy.from_pretrained, tmp_path / "bare")
+    assert "there is no folder" in refusal(WorldModel.from_pretrained, "one-word")
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02.")
+    assert "import_tdmpc2.checkpoint=" in refusal(WorldModel.from_pretrained, tmp_path / "model.pt")
+    assert "seed=7" in refusal(lambda reference: Policy.from_pretrained(reference, seed=7), run / "extract")
+    shutil.copytree(run, tmp_path / "two")
+    shutil.copytree(run / "pretrain", tmp_path / "two" / "finetune")
+    assert "it holds several; give" in refusal(WorldModel.from_pretrained, tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "finetune")
+    shutil.rmtree(tmp_path / "two" / "pretrain")
+    message = refusal(WorldModel.from_pretrained, tmp_path / "two")
+    assert "it holds extract (policies), pack (store)" in message
+
+
+def test_damaged_and_foreign_files_are_named(run: Path, tmp_path: Path) -> None:
+    def broken(change) -> str:
+        folder = tmp_path / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(run / "pretrain", folder)
+        change(folder)
+        with pytest.raises(OrreryError) as caught:
+            WorldModel.from_pretrained(folder)
+        return str(caught.value)
+
+    def bare(change):
+        """Without a manifest, which would name the file first."""
+
+        def both(folder: Path) -> None:
+            (folder / artifact.MANIFEST).unlink()
+            change(folder)
+
+        return both
+
+    def cut(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+
+    def foreign(folder: Path) -> None:
+        save_file({"embed.weight": torch.zeros(3, 3)}, folder / "model.safetensors")
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    def pickled(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(Attack(), folder / "model.pt")
+
+    def pickle_in_disguise(folder: Path) -> None:
+        torch.save(Attack(), folder / "model.safetensors")
+
+    assert "model.safetensors has" in broken(cut)
+    assert "cannot be read as safetensors" in broken(bare(cut))
+    message = broken(bare(foreign))
+    assert "does not fit WorldModel" in message
+    assert "missing task_embedding.weight [2, 4]" in message
+    message = broken(bare(pickled))
+    assert "model.safetensors is missing; model.pt there may run code when opened and is not read" in message
+    assert "cannot be read as safetensors" in broken(bare(pickle_in_disguise))
+    assert not (tmp_path / "executed").exists()
+    assert "expected model.json" in broken(bare(lambda folder: (folder / "model.json").unlink()))
+    assert "tasks.json: the task table is missing" in broken(bare(lambda folder: (folder / "tasks.json").unlink()))
+    assert "is not JSON" in broken(bare(lambda folder: (folder / "model.json").write_text("{")))
+
+
+def test_a_file_of_another_version_says_what_changed(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(run / "pretrain", folder)
+    config = json.loads((folder / "model.json").read_text())
+    older = {key: value for key, value in config.items() if key not in ("disagreement_heads", "log_std_min")}
+    (folder / "model.json").write_text(json.dumps(older))
+    # A key that was added since takes its default.
+    assert same_weights(WorldModel.load(folder), WorldModel.load(run / "pretrain"))
+    (folder / "model.json").write_text(json.dumps({**config, "wings": 2}))
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    manifest["versions"]["orrery"] = "0.9.0"
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"unknown key wings\. It was written by orrery 0\.9\.0; this is \d"):
+        WorldModel.load(folder)
+
+
+def test_a_policy_from_before_the_task_encoder_loads(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(run / "extract/pwm/toy.a/seed_0", folder)
+    values = json.loads((folder / "policy.json").read_text())
+    encoder = values.pop("encoder")
+    values |= {"encoder": encoder["config"], "observation_dim": encoder["observation_dim"]}
+    (folder / "policy.json").write_text(json.dumps(values))
+    tensors = load_file(folder / "policy.safetensors")
+    save_file({name.removeprefix("encoder."): value for name, value in tensors.items()}, folder / "policy.safetensors")
+    rows = torch.rand(4, 2)
+    now = Policy.from_pretrained(run / "extract/pwm/toy.a/seed_0")
+    assert torch.equal(Policy.from_pretrained(folder).act(rows), now.act(rows))
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(run: Path, fake: FakeHub, tmp_path: Path) -> None:
+    url = push_to_hub(run / "pretrain", "me/model", licence="mit")
+    assert url.endswith("/me/model")
+    files = fake.repositories["me/model"]
+    assert {"README.md", "manifest.json", "model.json", "model.safetensors", "provenance.json", "tasks.json"} < set(
+        files
+    )
+    assert not any("last.ckpt" in name for name in files)
+    assert str(run) not in b"".join(files.values()).decode(errors="replace")
+    model = WorldModel.from_pretrained("me/model")
+    assert same_weights(model, WorldModel.load(run / "pretrain"))
+    assert model.table == TaskTable(list(SPECS))
+    found = hub.find_artifact("me/model@main", "world_model")
+    assert set(load_frames(found, SPECS)) == {"toy/a", "toy/b"}
+
+    # Nothing but what is pushed now is there afterwards, and a run of another process finds it without a network.
+    push_to_hub(run / "pretrain", "me/model", starts=False)
+    assert "starts.safetensors" not in fake.repositories["me/model"]
+    assert ".gitattributes" in fake.repositories["me/model"]
+    hub.download.cache_clear()
+    asked = len(fake.requests)
+    code = (
+        "from orrery.stages.world_model.networks import WorldModel; import torch;"
+        "print(float(WorldModel.from_pretrained('me/model').task_embedding.weight.sum()))"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == float(model.task_embedding.weight.sum())
+    assert len(fake.requests) == asked
+
+
+def test_policies_and_objects_go_to_the_hub(run: Path, fake: FakeHub) -> None:
+    rows = torch.rand(3, 2)
+    push_to_hub(run / "extract", "me/policies")
+    push_to_hub(run / "extract/pwm/toy.a/seed_1", "me/one", private=True)
+    assert fake.private == {"me/one"}
+    one = Policy.from_pretrained("me/one")
+    assert torch.equal(one.act(rows), Policy.from_pretrained("me/policies", seed=1).act(rows))
+    index = json.loads(fake.repositories["me/one"]["policies.json"])
+    assert [(entry["task"], entry["path"], entry["seed"]) for entry in index["policies"]] == [("toy/a", ".", 1)]
+    assert "`" + artifact.digest_of(run / "extract") + "`" in fake.repositories["me/one"]["README.md"].decode()
+
+    model = WorldModel.load(run / "pretrain")
+    push_to_hub(model, "me/object")
+    assert same_weights(WorldModel.from_pretrained("me/object"), model)
+    assert "no stage's manifest came with it" in fake.repositories["me/object"]["README.md"].decode()
+
+
+def test_the_hub_refuses(run: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"no/such: the Hugging Face Hub has no such repository"):
+        WorldModel.from_pretrained("no/such")
+    push_to_hub(run / "pretrain", "me/model")
+    with pytest.raises(CheckpointError, match="has no revision 'v9'"):
+        WorldModel.from_pretrained("me/model@v9")
+    with pytest.raises(StageError, match="kind 'world_model', expected kind 'policies'"):
+        Policy.from_pretrained("me/model")
+    fake.repositories["me/model"]["model.safetensors"] += b"x"
+    hub.download.cache_clear()
+    with pytest.raises(StageError, match=r"model\.safetensors has .* bytes, expected"):
+        WorldModel.from_pretrained("me/model")
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    with pytest.raises(CheckpointError, match="refuses to let you write there"):
+        push_to_hub(run / "pretrain", "me/model")
+    with pytest.raises(StageError, match="expected the name of a repository"):
+        push_to_hub(run / "pretrain", "me/model@v1")
+    with pytest.raises(StageError, match="found an artifact of kind 'store'"):
+        push_to_hub(run / "pack", "me/model")
+
+
+def test_without_a_network_the_answer_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"  # bound, not listening: refused
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.download.cache_clear()
+        started = time.monotonic()
+        with pytest.raises(CheckpointError, match=r"cannot be reached \(ConnectError.*no copy is in the cache"):
+            WorldModel.from_pretrained("me/model")
+        with pytest.raises(CheckpointError, match="cannot be reached"):
+            hub.upload(tmp_path, "me/model")
+        # Retries with growing pauses would take half a minute.
+        assert time.monotonic() - started < 15
+
+
+def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
+    write_publication(run / "pretrain", tmp_path / "out", "me/model", licence="cc-by-4.0")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: orrery\n")
+    assert 'WorldModel.from_pretrained("me/model")' in card
+    assert "| toy/b | 3 | 1 continuous | 25 | 1 | 0.95 | no | normalised |" in card
+    assert "| toy/a | exploration | 6 | 150 |" in card
+    assert f"Hash of the packed data: `{artifact.digest_of(run / 'pack')}`" in card
+    assert "1,024 frames of each task's data" in card
+    assert "| toy/a | 0.75 |" in card
+    assert "Fewer than 20 episodes: toy/a, toy/b." in card
+    assert "Open-loop R2 not defined, since the held-out data does not vary: toy/b." in card
+    assert "No scores came with it." in card
+    # A card may be edited where it is; the model still loads.
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert same_weights(WorldModel.from_pretrained(tmp_path / "out"), WorldModel.load(run / "pretrain"))
+    # What was published once keeps its provenance when it is published again, far from its run.
+    again = write_publication(tmp_path / "out", tmp_path / "again", "you/model")
+    assert [row["episodes"] for row in again.data] == [6, 6]
+    with pytest.raises(StageError, match="is not an empty folder"):
+        write_publication(run / "pretrain", tmp_path / "out", "me/model")
