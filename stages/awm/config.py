@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from ...pipeline.errors import ConfigError
 
 KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
-"""markov: s' = s + f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent network and
-diagonal state-space model over the first state and the actions only. rerooted: an awm that starts anew every
-`stride` decisions from its own prediction."""
+"""markov: s' = s + f(s, a) or f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent
+network and diagonal state-space model over the first state and the actions only. rerooted: an awm that starts anew
+every `stride` decisions from its own prediction."""
 
 REWARDS = ("auto", "true", "learned")
+TARGETS = ("difference", "next_state")
+LIKELIHOODS = ("mse", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class SequenceModelConfig:
     feedback_gradient: float = 1.0
     """markov, hwm, rerooted: gradients through predicted states that are fed back are multiplied by this at each step;
     0 cuts them."""
+    target: str = "difference"
+    """markov: predict the difference to the next observation (difference), or that observation itself (next_state)."""
+    likelihood: str = "mse"
+    """markov: squared error (mse), or the likelihood under a Gaussian whose deviation is learned too (gaussian)."""
     reward_head: bool = True
     """Learn the reward of a transition. Without it, policies need a task whose simulator gives the true one."""
 
@@ -52,6 +58,11 @@ class SequenceModelConfig:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+        for name, known in (("target", TARGETS), ("likelihood", LIKELIHOODS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: expected {' or '.join(known)}, found {getattr(self, name)!r}")
+            if self.kind != "markov" and getattr(self, name) != known[0]:
+                raise ConfigError(f"{name}: {getattr(self, name)} is for kind markov; kind is {self.kind}")
         if not 0 <= self.feedback_gradient <= 1:
             raise ConfigError(f"feedback_gradient must lie in [0, 1], found {self.feedback_gradient}")
 

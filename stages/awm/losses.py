@@ -31,12 +31,26 @@ def prediction_error(predicted_BTO: torch.Tensor, target_BTO: torch.Tensor, coun
     return 0.5 * squared.sum(-1) / counts_BO.sum(-1)[:, None].clamp(min=1)
 
 
+def gaussian_error(
+    predicted_BTO: torch.Tensor, log_std_BTO: torch.Tensor, target_BTO: torch.Tensor, counts_BO: torch.Tensor
+) -> torch.Tensor:
+    """Negative log-likelihood per column that counts, without its constant ln(2 pi) / 2; [B, T].
+
+        mean_o [ ((x_o - mu_o) / std_o)^2 / 2 + ln std_o ]
+
+    `prediction_error` is this with std = 1.
+    """
+    terms = 0.5 * ((target_BTO - predicted_BTO) * torch.exp(-log_std_BTO)).square() + log_std_BTO
+    return (terms * counts_BO[:, None]).sum(-1) / counts_BO.sum(-1)[:, None].clamp(min=1)
+
+
 def sequence_losses(
     model: SequenceModel, batch: TensorDict, config: SequenceLossConfig, generator: torch.Generator | None = None
 ) -> dict[str, torch.Tensor]:
     """Losses of one batch of windows.
 
-    prediction: half the squared error of all observations after the first, scaled. reward: squared error of the reward
+    prediction: half the squared error of all observations after the first, scaled; the negative log-likelihood where
+    the model gives deviations. reward: squared error of the reward
     head on detached transitions, predicted with probability `reward_on_predictions` and from the data otherwise.
 
     Args:
@@ -49,9 +63,12 @@ def sequence_losses(
     task_B, valid_BT = batch["task"], batch["valid"].to(batch["reward"].dtype)
     observation = model.scale(batch["observation"], task_B) * _present(valid_BT)
     action_BTA = batch["action"] * model.action_mask_KA[task_B][:, None]
-    predicted = model.fit(observation[:, :-1], action_BTA, task_B)
+    predicted, log_std = model.fit_distribution(observation[:, :-1], action_BTA, task_B)
     counts_BO = model.observation_mask_KO[task_B] * (model.clock_step_KO[task_B] == 0)
-    error_BT = prediction_error(predicted, observation[:, 1:], counts_BO)
+    if log_std is None:
+        error_BT = prediction_error(predicted, observation[:, 1:], counts_BO)
+    else:
+        error_BT = gaussian_error(predicted, log_std, observation[:, 1:], counts_BO)
     losses = {"prediction": masked_mean(error_BT, valid_BT)}
     losses["reward"] = losses["prediction"].new_zeros(())
     if model.config.reward_head:

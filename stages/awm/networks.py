@@ -1,6 +1,7 @@
 """Sequence models: from a first observation and a sequence of actions to all later observations.
 
     markov      s^_{t+1} = s^_t + f(s^_t, a_t)          gradient path of length t through predicted states
+                or f(s^_t, a_t)
     hwm         s^_{t+1} = h(s^_{1:t}, a_{1:t})         the same path, and many longer ways round it
     awm, rnn,   s^_{t+1} = g(s_1, a_{1:t})              no predicted state is ever an input: the path is that of g
     ssm
@@ -29,6 +30,10 @@ from ...datasets.schema import TaskTable
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from ...pipeline.errors import ConfigError
 from .config import SequenceModelConfig
+
+LOG_STD = (-5.0, 1.0)
+"""Bounds of ln(standard deviation) that a Markov model predicts, relative to the size of what it predicts. Without the
+lower one a column that is fitted exactly would drown all others in the likelihood."""
 
 
 def mlp(in_dim: int, units: Sequence[int], out_dim: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
@@ -88,6 +93,12 @@ class SequenceModel(nn.Module, ABC):
         Reads observation t of the data only where the kind of model does: all of them (markov, hwm), every K-th
         (rerooted), the first (awm, rnn, ssm).
         """
+
+    def fit_distribution(
+        self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `fit` returns, and ln of its standard deviation [B, T, O] where the model knows one."""
+        return self.fit(observation_BTO, action_BTA, task_B), None
 
     @abstractmethod
     def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> Any:
@@ -228,7 +239,16 @@ def _expand(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class MarkovModel(SequenceModel):
-    """s^_{t+1} = s^_t + scale * f(s^_t, a_t, task), with f an MLP and scale the typical size of a difference."""
+    """A model of one decision, s^_{t+1} ~ N(mu, std^2) with f an MLP of (s^_t, a_t, task), in scaled units:
+
+        target difference    mu = s^_t + scale * f,  scale the typical size of a difference of the column
+        target next_state    mu = f,                 scale = 1
+        likelihood mse       std is the same everywhere, so that the likelihood is the squared error
+        likelihood gaussian  f has a second output g per column: ln std = ln scale + g, g within `LOG_STD`
+
+    Predictions are of the mean. Sources: Deisenroth and Rasmussen (2011), section 2.1, for differences and likelihood;
+    Chua et al. (arXiv 1805.12114), section 4, for networks that give mean and deviation.
+    """
 
     difference_scale_KO: torch.Tensor
 
@@ -236,15 +256,44 @@ class MarkovModel(SequenceModel):
         super().__init__(config, table)
         self.dynamics_task = nn.Embedding(len(table), config.task_dim)
         in_dim = table.observation_dim + table.action_dim + config.task_dim
-        self.dynamics = mlp(in_dim, config.mlp_units, table.observation_dim)
+        outputs = 2 if config.likelihood == "gaussian" else 1
+        self.dynamics = mlp(in_dim, config.mlp_units, outputs * table.observation_dim)
         self.register_buffer("difference_scale_KO", torch.ones(len(table), table.observation_dim))
 
     def fit(self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+        return self.fit_distribution(observation_BTO, action_BTA, task_B)[0]
+
+    def fit_distribution(
+        self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self._step(observation_BTO, action_BTA, task_B[:, None].expand(observation_BTO.shape[:2]))
 
-    def _step(self, observation: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        change = self.dynamics(torch.cat([observation, action, self.dynamics_task(task)], -1))
-        return observation + self.difference_scale_KO[task] * change
+    def next_distribution(
+        self, observation_BO: torch.Tensor, action_BA: torch.Tensor, task_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation [B, O] of the next observation, environment units; 0 where nothing is random:
+        everywhere with likelihood mse, in clocks and in padded columns always."""
+        scaled_BO = self.scale(observation_BO, task_B)
+        decoded_BO, log_std_BO = self._step(scaled_BO, action_BA * self.action_mask_KA[task_B], task_B)
+        mean_BO = self.unscale(self.complete(decoded_BO, scaled_BO, 1, task_B), task_B)
+        if log_std_BO is None:
+            return mean_BO, torch.zeros_like(mean_BO)
+        random_BO = self.observation_mask_KO[task_B] * (self.clock_step_KO[task_B] == 0)
+        return mean_BO, log_std_BO.exp() * self.observation_scale_KO[task_B] * random_BO
+
+    def _step(
+        self, observation: torch.Tensor, action: torch.Tensor, task: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mean of the next observation, and ln of its standard deviation with likelihood gaussian."""
+        outputs = self.dynamics(torch.cat([observation, action, self.dynamics_task(task)], -1))
+        difference = self.config.target == "difference"
+        scale = self.difference_scale_KO[task] if difference else torch.ones_like(observation)
+        log_std = None
+        if self.config.likelihood == "gaussian":
+            outputs, raw = outputs.chunk(2, -1)
+            low, high = LOG_STD
+            log_std = scale.log() + low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
+        return (observation if difference else 0) + scale * outputs, log_std
 
     def _begin(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         return first_BO
@@ -252,7 +301,7 @@ class MarkovModel(SequenceModel):
     def _advance(
         self, carry: torch.Tensor, action_BA: torch.Tensor, task_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        following_BO = self._step(carry, action_BA, task_B)
+        following_BO, _ = self._step(carry, action_BA, task_B)
         following_BO = self.complete(following_BO, carry, 1, task_B)
         return following_BO, scale_gradient(following_BO, self.config.feedback_gradient)
 
