@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | study | iterate | status | inspect | report`.
+"""The command line: `orrery run | plan | study | iterate | status | inspect | report`, and the commands in stages/.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to go on: after SIGTERM, and while jobs that
@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import iterate_command, push_command, study_command
+from .command import Command, discover_commands
 from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config_help import experiment_help, run_help
 from .errors import ConfigError, OrreryError, StageError
@@ -55,7 +56,8 @@ def main(
     config_dir: Path = CONFIG_DIR,
 ) -> int:
     """Run one command and return its exit code."""
-    parser = _parser()
+    commands = discover_commands()
+    parser = _parser(commands)
     arguments, rest = parser.parse_known_args(argv)
     if rest and (any(word.startswith("-") for word in rest) or "overrides" not in arguments):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -83,6 +85,8 @@ def main(
         if arguments.command == "status":
             console.print(describe_status(arguments.path))
             return 0
+        if arguments.command in commands:
+            return commands[arguments.command].run(arguments, console)
         return _work(arguments, discover_stages() if stages is None else stages, config_dir, console)
     except OrreryError as error:
         errors.print(Text.assemble(("error: ", "bold red"), (str(error), "red")), soft_wrap=True)
@@ -107,7 +111,7 @@ def main(
         return EXIT_BUG
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orrery",
         description="Pretrain one world model on many tasks, freeze it, and extract a fast policy per task.",
@@ -134,6 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     push_command.add_parser(commands)
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    for name, other in others.items():
+        other.add_arguments(commands.add_parser(name, help=other.help, description=other.help))
     return parser
 
 

@@ -85,24 +85,42 @@ def discover_stages() -> dict[str, type[Stage]]:
 
     Only those modules are imported: their neighbours may need torch.
     """
-    package = importlib.import_module("..stages", __package__)
-    found = {}
-    for module_info in pkgutil.iter_modules(package.__path__):
-        module_name = f"{package.__name__}.{module_info.name}"
-        if module_info.ispkg or not (class_names := _stages_defined_in(module_name)):
-            continue
-        if len(class_names) > 1:
-            raise ConfigError(f"{module_name} must define one Stage, found {', '.join(class_names)}")
-        found[module_info.name] = getattr(importlib.import_module(module_name), class_names[0])
+    found: dict[str, type[Stage]] = {}
+    for name, class_name in modules_of_stages("Stage").items():
+        found[name] = getattr(importlib.import_module(f"..stages.{name}", __package__), class_name)
     return found
 
 
-def _stages_defined_in(module_name: str) -> list[str]:
-    spec = importlib.util.find_spec(module_name)
-    if spec is None or spec.origin is None:
-        return []
-    classes = [node for node in ast.parse(Path(spec.origin).read_bytes()).body if isinstance(node, ast.ClassDef)]
-    return [one.name for one in classes if any(isinstance(base, ast.Name) and base.id == "Stage" for base in one.bases)]
+def modules_of_stages(base: str) -> dict[str, str]:
+    """Return {module: class} of the modules of `orrery.stages` that define a class whose base is of that name.
+
+    Raises:
+        ConfigError: one of them defines several.
+    """
+    found: dict[str, str] = {}
+    for module, class_name, bases in _classes_of_stages():
+        if base not in bases:
+            continue
+        if module in found:
+            raise ConfigError(f"orrery.stages.{module} must define one {base}, found {found[module]} and {class_name}")
+        found[module] = class_name
+    return found
+
+
+@functools.cache
+def _classes_of_stages() -> tuple[tuple[str, str, frozenset[str]], ...]:
+    """(module, class, names of its bases) of all classes directly in `orrery.stages`, read without importing any."""
+    package = importlib.import_module("..stages", __package__)
+    found = []
+    for module_info in pkgutil.iter_modules(package.__path__):
+        spec = importlib.util.find_spec(f"{package.__name__}.{module_info.name}")
+        if module_info.ispkg or spec is None or spec.origin is None:
+            continue
+        for node in ast.parse(Path(spec.origin).read_bytes()).body:
+            if isinstance(node, ast.ClassDef):
+                bases = frozenset(base.id for base in node.bases if isinstance(base, ast.Name))
+                found.append((module_info.name, node.name, bases))
+    return tuple(found)
 
 
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:

@@ -27,5 +27,9 @@ class CheckpointError(OrreryError):
     """Weights, their config and the task table do not belong together."""
 
 
+class ExportError(OrreryError):
+    """A policy cannot be exported, or its exported form does not act as it does."""
+
+
 class StageError(OrreryError):
     """A stage cannot run: an input is missing, stale or damaged, or its folder cannot be written."""

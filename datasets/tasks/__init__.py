@@ -28,7 +28,7 @@ class _Suite(Protocol):
     def names(self) -> Sequence[str]: ...
     def resolve(self, name: str) -> str | None: ...
     def spec(self, name: str) -> TaskSpec: ...
-    def make(self, spec: TaskSpec) -> gymnasium.Env[Any, Any]: ...
+    def make(self, spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]: ...
 
 
 def _suite(kind: str) -> _Suite:
@@ -107,11 +107,15 @@ def task_spec(name: str) -> TaskSpec:
     return _suite(_SUITES[canonical.split("/", 1)[0]]).spec(canonical)
 
 
-def make_environment(spec: TaskSpec) -> Decisions:
+def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions:
     """Build the environment that `spec.environment` describes, behind the contract of `Decisions`.
 
+    Args:
+        picture: edge in pixels of what `render()` will give, where the suite lets one choose; without it, an
+            environment may have no `render()`.
     Raises:
-        TaskError: the spec names no environment, or one that cannot be built or does not have the spec's sizes.
+        TaskError: the spec names no environment, or one that cannot be built or does not have the spec's sizes; a
+            picture is asked for and the task has none.
     """
     kind = spec.environment.get("kind")
     if kind is None:
@@ -123,4 +127,4 @@ def make_environment(spec: TaskSpec) -> Decisions:
         raise TaskError(
             f"task {spec.name!r}: unknown kind of environment {kind!r}, expected one of {', '.join(_SUITES.values())}"
         )
-    return Decisions(_suite(kind).make(spec), spec)
+    return Decisions(_suite(kind).make(spec, picture), spec)

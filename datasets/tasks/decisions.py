@@ -31,7 +31,8 @@ class Decisions(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, native: gymnasium.Env[Any, Any], spec: TaskSpec) -> None:
         self.task = spec
         self.native = native
-        self._to_native_action = _action_map(native.action_space, spec)
+        self.to_native_action = _action_map(native.action_space, spec)
+        """An action [A] in [-1, 1] as a member of the native action space."""
         found = flat_dim(native.observation_space)
         if found != spec.observation_dim:
             raise TaskError(
@@ -55,7 +56,7 @@ class Decisions(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._decision is None:
             raise gymnasium.error.ResetNeeded(f"task {self.task.name!r}: the episode is over; call reset() first")
-        native_action = self._to_native_action(np.asarray(action, np.float32))
+        native_action = self.to_native_action(np.asarray(action, np.float32))
         reward = 0.0
         for _ in range(self.task.action_repeat):
             observation, step_reward, terminated, truncated, info = self.native.step(native_action)
@@ -87,14 +88,21 @@ def _action_map(space: spaces.Space[Any], spec: TaskSpec) -> Any:
     if not (isinstance(space, spaces.Box) and spec.action_kind == "continuous"):
         raise TaskError(f"task {spec.name!r}: its environment takes {space}, expected {spec.action_kind} actions")
     _check_width(flat_dim(space), spec)
-    # A dataset may state the bounds that its own actions were scaled by; they then take the place of the space's.
-    low = np.asarray(spec.environment.get("action_low", space.low), np.float64).reshape(space.shape)
-    high = np.asarray(spec.environment.get("action_high", space.high), np.float64).reshape(space.shape)
+    middle, half = (part.reshape(space.shape) for part in action_scale(space.low, space.high, spec))
+    return lambda action: (middle + half * np.clip(action, -1, 1).reshape(space.shape)).astype(space.dtype)
+
+
+def action_scale(low: np.ndarray, high: np.ndarray, spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half the width of each component's range, [A] float64: native = middle + half * action.
+
+    A component without bounds is left as it is. A dataset may state the bounds that its own actions were scaled by;
+    they then take the place of the space's `low` and `high`.
+    """
+    low = np.asarray(spec.environment.get("action_low", low), np.float64).reshape(-1)
+    high = np.asarray(spec.environment.get("action_high", high), np.float64).reshape(-1)
     bounded = np.isfinite(low) & np.isfinite(high)
     with np.errstate(invalid="ignore"):  # inf - inf of an unbounded component, replaced by the identity
-        middle = np.where(bounded, (low + high) / 2, 0.0)
-        half = np.where(bounded, (high - low) / 2, 1.0)
-    return lambda action: (middle + half * np.clip(action, -1, 1).reshape(space.shape)).astype(space.dtype)
+        return np.where(bounded, (low + high) / 2, 0.0), np.where(bounded, (high - low) / 2, 1.0)
 
 
 def _check_width(found: int, spec: TaskSpec) -> None:

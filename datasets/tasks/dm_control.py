@@ -94,8 +94,8 @@ def spec(name: str) -> TaskSpec:
     )
 
 
-def make(spec: TaskSpec) -> DmControl:
-    return DmControl(spec.environment["domain"], spec.environment["task"])
+def make(spec: TaskSpec, picture: int | None = None) -> DmControl:
+    return DmControl(spec.environment["domain"], spec.environment["task"], picture or 240)
 
 
 class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -108,7 +108,7 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
     observation_space: spaces.Box
     action_space: spaces.Box
 
-    def __init__(self, domain: str, task: str) -> None:
+    def __init__(self, domain: str, task: str, picture: int = 240) -> None:
         if (domain, task) == _NEEDS_RENDERER and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
             raise TaskError(
                 f"dm_control's {domain}-{task} copies its terrain to a rendering context at every reset and finds no "
@@ -136,6 +136,8 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
         bounds = self._environment.action_spec()
         low, high = np.broadcast_to(bounds.minimum, bounds.shape), np.broadcast_to(bounds.maximum, bounds.shape)
         self.action_space = spaces.Box(low, high, bounds.shape, np.float64)
+        self.metadata = {"render_fps": round(1 / self._environment.control_timestep())}
+        self._picture = picture
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -151,7 +153,7 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
         return _flat(timestep.observation), float(timestep.reward), terminated, truncated, {}
 
     def render(self) -> Any:
-        return self._environment.physics.render(height=240, width=240, camera_id=0)
+        return self._environment.physics.render(height=self._picture, width=self._picture, camera_id=0)
 
     def close(self) -> None:
         self._environment.close()

@@ -64,17 +64,18 @@ def spec(name: str) -> TaskSpec:
     )
 
 
-def make(spec: TaskSpec) -> gymnasium.Env[Any, Any]:
+def make(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]:
+    pictures = {} if picture is None else {"render_mode": "rgb_array"}
     if "spec_json" not in spec.environment:
         if "id" not in spec.environment:
             raise TaskError(f"task {spec.name!r}: expected 'id' or 'spec_json' in {dict(spec.environment)}")
-        return _make(spec.name, spec.environment["id"], dict(spec.environment.get("kwargs", {})))
+        return _make(spec.name, spec.environment["id"], dict(spec.environment.get("kwargs", {})) | pictures)
     recorded = json.loads(spec.environment["spec_json"])
     _import_owner(recorded)
     kwargs = dict(recorded.get("kwargs") or {})
     if (limit := recorded.get("max_episode_steps")) is not None:
         kwargs["max_episode_steps"] = limit
-    environment = _make(spec.name, recorded["id"], kwargs)
+    environment = _make(spec.name, recorded["id"], kwargs | pictures)
     for wrapper in recorded.get("additional_wrappers") or ():
         environment = _wrap(spec.name, environment, wrapper)
     return environment

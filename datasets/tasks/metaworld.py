@@ -72,6 +72,7 @@ _TASKS = [
 
 OBSERVATION_DIM = 39
 ACTION_DIM = 4
+CAMERA = "corner2"
 ACTION_REPEAT = 2
 EPISODE_LENGTH = 100
 
@@ -97,14 +98,14 @@ def spec(name: str) -> TaskSpec:
     )
 
 
-def make(spec: TaskSpec) -> MetaWorld:
-    return MetaWorld(spec.environment["task"])
+def make(spec: TaskSpec, picture: int | None = None) -> MetaWorld:
+    return MetaWorld(spec.environment["task"], picture or 240)
 
 
 class MetaWorld(gymnasium.Env[np.ndarray, np.ndarray]):
     """One Meta-World environment in its own steps, reseeded at every reset."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, picture: int = 240) -> None:
         # This module, not the package: the package registers gymnasium ids at import that nothing here uses.
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 
@@ -121,6 +122,9 @@ class MetaWorld(gymnasium.Env[np.ndarray, np.ndarray]):
         # Its own observation space has bounds 0..0 for the goal, which the observations then violate.
         self.observation_space = spaces.Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float64)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+        self.metadata = {"render_fps": round(1 / self._environment.dt)}
+        self._picture = picture
+        self._renderer: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -135,7 +139,14 @@ class MetaWorld(gymnasium.Env[np.ndarray, np.ndarray]):
         return observation, float(reward), terminated, truncated, {"success": bool(info["success"])}
 
     def render(self) -> Any:
-        return self._environment.render()
+        import mujoco
+
+        if self._renderer is None:
+            self._renderer = mujoco.Renderer(self._environment.model, self._picture, self._picture)
+        self._renderer.update_scene(self._environment.data, camera=CAMERA)
+        return self._renderer.render()[::-1]  # this camera stands on its head
 
     def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
         self._environment.close()

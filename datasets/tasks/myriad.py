@@ -72,7 +72,9 @@ def spec(name: str) -> TaskSpec:
     )
 
 
-def make(spec: TaskSpec) -> MyriadEnvironment:
+def make(spec: TaskSpec, picture: int | None = None) -> MyriadEnvironment:
+    if picture is not None:
+        raise TaskError(f"task {spec.name!r} is a system of equations that nothing draws; it has curves only")
     return MyriadEnvironment(simulator(spec), float(spec.environment.get("noise", 0.0)))
 
 

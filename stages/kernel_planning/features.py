@@ -43,6 +43,8 @@ class Features(nn.Module):
 
 def encode_rows(encoder: TaskEncoder, observation_BO: torch.Tensor) -> torch.Tensor:
     """Latents of a whole data set, a block of rows at a time: its hidden layers need not fit into memory at once."""
+    if torch.compiler.is_exporting():  # a graph has no loop over a number of blocks that it does not know
+        return encoder(observation_BO)
     return torch.cat([encoder(block) for block in observation_BO.split(ENCODE_ROWS)])
 
 

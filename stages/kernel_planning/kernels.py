@@ -18,7 +18,7 @@ from .config import KERNELS
 
 def delta(x_NO: torch.Tensor, y_MO: torch.Tensor) -> torch.Tensor:
     """1 where the states are equal in every component, else 0: [N, M]."""
-    return (torch.cdist(x_NO, y_MO, p=0) == 0).to(x_NO.dtype)
+    return (_cdist(x_NO, y_MO, p=0) == 0).to(x_NO.dtype)
 
 
 def laplace(x_NO: torch.Tensor, y_MO: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ def gaussian(x_NO: torch.Tensor, y_MO: torch.Tensor, scale: torch.Tensor) -> tor
 
 def product_laplace(x_NO: torch.Tensor, y_MO: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """exp(-sum_o |x_o - y_o| / (sqrt(2) scale_o)): [N, M]."""
-    return torch.cdist(x_NO / scale, y_MO / scale, p=1).div_(-math.sqrt(2)).exp_()
+    return _cdist(x_NO / scale, y_MO / scale, p=1).div_(-math.sqrt(2)).exp_()
 
 
 def linear(x_NO: torch.Tensor, y_MO: torch.Tensor) -> torch.Tensor:
@@ -42,8 +42,15 @@ def linear(x_NO: torch.Tensor, y_MO: torch.Tensor) -> torch.Tensor:
 
 
 def _distance(x_NO: torch.Tensor, y_MO: torch.Tensor) -> torch.Tensor:
+    return _cdist(x_NO, y_MO, p=2)
+
+
+def _cdist(x_NO: torch.Tensor, y_MO: torch.Tensor, p: int) -> torch.Tensor:
+    if torch.compiler.is_exporting():  # cdist is no standard operation
+        apart_NMO = x_NO[:, None] - y_MO
+        return (apart_NMO != 0).sum(2) if p == 0 else torch.linalg.vector_norm(apart_NMO, p, 2)
     # Through products, as torch prefers for large inputs, equal states come out 1e-8 apart instead of 0.
-    return torch.cdist(x_NO, y_MO, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(x_NO, y_MO, p, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 _SCALED: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {

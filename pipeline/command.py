@@ -1,0 +1,59 @@
+"""What a command beside those of `pipeline` is: a file in stages/ with one subclass of Command, found by its name.
+
+`orrery export` and `orrery play` are such. They work on what stages have written and write outside of run folders, so
+they have no place in a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.console import Console
+
+from .config import modules_of_stages
+from .errors import ConfigError
+
+
+class Command(ABC):
+    """Its module is imported whenever `orrery` starts, so heavy libraries are imported inside `run`."""
+
+    help: ClassVar[str]
+    """One line, for the list of commands."""
+
+    @abstractmethod
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare what the command line takes. `overrides` names the words of the form key=value, if it takes any."""
+
+    @abstractmethod
+    def run(self, arguments: argparse.Namespace, console: Console) -> int:
+        """Do it and return the exit code. Raises OrreryError for what the user is meant to read."""
+
+
+def discover_commands() -> dict[str, Command]:
+    """Return {name: command} of every module of `orrery.stages` that defines a subclass of Command."""
+    found: dict[str, Command] = {}
+    for name, class_name in modules_of_stages("Command").items():
+        module = importlib.import_module(f"..stages.{name}", __package__)
+        found[name] = getattr(module, class_name)()
+    return found
+
+
+def read_words(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """`key=value` words as a mapping.
+
+    Raises:
+        ConfigError: a word of another form, an unknown key, or a key given twice.
+    """
+    values: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            raise ConfigError(f"{word!r}: expected {', '.join(f'{one}=...' for one in known)}")
+        if key in values:
+            raise ConfigError(f"{key} is given twice: {values[key]} and {value}")
+        values[key] = value
+    return values

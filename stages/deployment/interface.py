@@ -1,0 +1,126 @@
+"""What an environment hands to a policy and takes from it, as shapes, types and units, and the maps between.
+
+Inside the project observations are flat float32 vectors and actions are in [-1, 1] (or one-hot); an exported policy
+takes and gives what the environment itself does.
+
+Dimension letters: B batch, O flat observation, A action components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from ...datasets.schema import TaskSpec
+from ...datasets.spaces import flat_columns
+from ...datasets.tasks import make_environment
+from ...datasets.tasks.decisions import Decisions, action_scale
+
+
+@dataclass(frozen=True)
+class Interface:
+    """An environment's side of a policy."""
+
+    spec: TaskSpec
+    environment: Decisions | None
+    """None where the data do not say how to build it; observations are then flat, and actions in the data's bounds or,
+    without any, in [-1, 1]."""
+
+    @classmethod
+    def of(cls, spec: TaskSpec) -> Interface:
+        """Builds the environment. Raises TaskError: it cannot be built."""
+        return cls(spec, make_environment(spec) if spec.environment.get("kind") else None)
+
+    @property
+    def index_start(self) -> int | None:
+        """The smallest observation, where it is the number of a state; None where it is not."""
+        space = self._space
+        return int(space.start) if isinstance(space, spaces.Discrete) else None
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Of one observation: an array's own, () of a state's number, (O,) of what has several parts."""
+        space = self._space
+        if isinstance(space, spaces.Discrete):
+            return ()
+        return space.shape if isinstance(space, spaces.Box) else (self.spec.observation_dim,)
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """int64 of a state's number, uint8 of images, float32 of all else."""
+        space = self._space
+        if isinstance(space, spaces.Discrete):
+            return np.dtype(np.int64)
+        return np.dtype(np.uint8 if isinstance(space, spaces.Box) and space.dtype == np.uint8 else np.float32)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Of one action; () where it is a choice."""
+        if self.spec.action_kind == "discrete":
+            return ()
+        return self.environment.native.action_space.shape or () if self.environment else (self.spec.action_dim,)
+
+    @property
+    def action_start(self) -> int:
+        """The number of the first choice, where actions are discrete."""
+        space = self.environment.native.action_space if self.environment else None
+        return int(space.start) if isinstance(space, spaces.Discrete) else 0
+
+    @property
+    def action_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Middle and half width of each action component's range, [A] float64, environment units."""
+        bounds = np.ones(self.spec.action_dim)
+        low, high = -bounds, bounds
+        if self.environment is not None and isinstance(space := self.environment.native.action_space, spaces.Box):
+            low, high = space.low, space.high
+        return action_scale(low, high, self.spec)
+
+    def raw(self, flat_BO: np.ndarray) -> np.ndarray:
+        """Flat observations [B, O] as the environment gives them."""
+        if self.index_start is not None:
+            return flat_BO.argmax(1) + self.index_start
+        return flat_BO.reshape((-1, *self.observation_shape)).astype(self.observation_dtype)
+
+    def to_environment(self, action_BA: np.ndarray) -> np.ndarray:
+        """A policy's actions [B, A], as the environment takes them, [B, *action_shape]."""
+        if self.environment is not None:
+            return np.stack([self.environment.to_native_action(action) for action in action_BA])
+        if self.spec.action_kind == "discrete":
+            return action_BA.argmax(1)
+        middle, half = self.action_scale
+        return middle + half * np.clip(action_BA, -1, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """All of it for whoever feeds an exported policy; JSON-serialisable."""
+        observation: dict[str, Any] = {
+            "name": "observation",
+            "dtype": str(self.observation_dtype),
+            "shape": ["batch", *self.observation_shape],
+        }
+        space = self._space
+        if self.index_start is not None:
+            observation["values"] = [self.index_start, self.index_start + self.spec.observation_dim - 1]
+        elif isinstance(space, spaces.Dict | spaces.Tuple):
+            observation["columns"] = flat_columns(space)
+        action: dict[str, Any] = {"name": "action", "shape": ["batch", *self.action_shape]}
+        if self.spec.action_kind == "discrete":
+            last = self.action_start + self.spec.action_dim - 1
+            action |= {"dtype": "int64", "values": [self.action_start, last]}
+        else:
+            middle, half = self.action_scale
+            known = self.environment is not None or "action_low" in self.spec.environment
+            units = "environment" if known else "scaled: [-1, 1], as the environment is not known"
+            action |= {
+                "dtype": "float32",
+                "units": units,
+                "low": (middle - half).tolist(),
+                "high": (middle + half).tolist(),
+            }
+        return {"observation": observation, "action": action}
+
+    @property
+    def _space(self) -> spaces.Space[Any] | None:
+        return self.environment.native.observation_space if self.environment else None

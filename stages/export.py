@@ -1,0 +1,83 @@
+"""`orrery export`: a policy as a function that runs without Orrery, in ONNX Runtime or PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from ..pipeline.command import Command, read_words
+
+if TYPE_CHECKING:
+    from .deployment.exporting import Export as Written
+    from .deployment.latency import Latency
+
+RUNTIMES = {"torch": "torch.export", "onnx": "ONNX Runtime"}
+FORMATS = {"onnx": ["onnx"], "torch": ["torch"], "both": ["torch", "onnx"]}
+
+
+class Export(Command):
+    help = "write a policy as ONNX or torch.export: the environment's observations in, its actions out"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("policy", metavar="POLICY", help="folder of a policy, of policies (RUN/extract), or a run")
+        parser.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="task=NAME algorithm=NAME seed=N",
+            help="which of several policies",
+        )
+        parser.add_argument("--format", choices=list(FORMATS), default="both", help="default: both")
+        parser.add_argument("--out", type=Path, default=Path("export"), metavar="DIR", help="default: export")
+        parser.add_argument(
+            "--store",
+            type=Path,
+            metavar="RUN/pack",
+            help="compare on this data; default: on an episode played now",
+        )
+
+    def run(self, arguments: argparse.Namespace, console: Console) -> int:
+        wishes = read_words(arguments.overrides, ("task", "algorithm", "seed"))
+        from .deployment.choice import choose_policy
+        from .deployment.exporting import export_policy
+        from .policy import load_policy
+
+        choice = choose_policy(arguments.policy, wishes)
+        source = {"folder": str(choice.folder), "algorithm": choice.algorithm, "seed": choice.seed}
+        written = export_policy(
+            load_policy(choice.folder), FORMATS[arguments.format], arguments.out, store=arguments.store, source=source
+        )
+        console.print(f"policy: {choice}", soft_wrap=True)
+        _print(written, console)
+        return 0
+
+
+def _print(written: Written, console: Console) -> None:
+    for side in ("observation", "action"):
+        values = written.description[side]
+        bounds = f", {values['low']} to {values['high']}" if "low" in values else ""
+        bounds += f", {values['values'][0]} to {values['values'][1]}" if "values" in values else ""
+        units = f" ({values['units']})" if values.get("units", "environment") != "environment" else ""
+        console.print(f"{side}: {values['dtype']} {values['shape']}{bounds}{units}", soft_wrap=True, markup=False)
+    kinds = list(next(iter(written.formats.values())).differences)
+    if kinds == ["random"]:
+        console.print(
+            "compared on random observations alone: the environment is not known; --store RUN/pack has others"
+        )
+    table = Table(box=None, pad_edge=False)
+    for column in ("one core, batch 1", "p50", "p99", *(f"differs, {kind}" for kind in kinds), "file"):
+        table.add_column(column)
+    table.add_row("eager PyTorch", *_times(written.eager))
+    for name, one in written.formats.items():
+        differences = [f"{one.differences[kind]:.1e}" for kind in kinds]
+        file = f"{written.folder / one.file} ({one.bytes / 1e6:.1f} MB)"
+        table.add_row(RUNTIMES[name], *_times(one.latency), *differences, file)
+    console.print(table)
+    console.print("differs: largest difference from the policy's action, in halves of the component's range")
+
+
+def _times(latency: Latency) -> tuple[str, str]:
+    return f"{latency.p50_us:.0f} us", f"{latency.p99_us:.0f} us"
