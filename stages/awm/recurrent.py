@@ -41,25 +41,44 @@ class Recurrent(nn.Module):
 
 
 def diagonal_scan(decay_S: torch.Tensor, driven_BNS: torch.Tensor) -> torch.Tensor:
-    """All states of x_n = decay * x_{n-1} + driven_n, x_{-1} = 0, in log2(N) parallel steps.
+    """All states of x_n = decay * x_{n-1} + driven_n, x_{-1} = 0, in parallel.
 
-    After step k entry n holds the sum over its last 2^k inputs, so that
-
-        x_n <- x_n + decay^(2^k) x_{n - 2^k}
+    Tokens are cut into chunks of C. Within each, x_i = sum_{j <= i} decay^(i - j) driven_j is a matrix product; the
+    chunks' ends are such a recurrence again, with decay^C, so that there are log_C(N) levels.
 
     Args:
         decay_S: [S], complex, |decay| <= 1.
         driven_BNS: [B, N, S], complex.
     Returns:
         [B, N, S].
-    Source: Hillis and Steele (1986), with one decay for all steps.
+    Source: Blelloch (1990), in chunks that matrix products are fast for: on a CPU two thirds of the time of a scan by
+    doubling steps.
     """
-    state, reach, power = driven_BNS, 1, decay_S
-    while reach < driven_BNS.shape[1]:
-        shifted = F.pad(state[:, :-reach], (0, 0, reach, 0))
-        state = state + power * shifted
-        reach, power = 2 * reach, power * power
-    return state
+    return _scan(decay_S, driven_BNS.permute(2, 1, 0)).permute(2, 1, 0)
+
+
+_CHUNK = 13
+"""About the fastest of 4 to 128 tokens at N = 52 and 102, B = 32, S = 64."""
+
+
+def _scan(decay_S: torch.Tensor, driven_SNB: torch.Tensor) -> torch.Tensor:
+    S, N, B = driven_SNB.shape
+    C = min(_CHUNK, N)
+    powers = [torch.ones_like(decay_S)]
+    for _ in range(C):
+        powers.append(powers[-1] * decay_S)
+    power_SC = torch.stack(powers, 1)
+    lag_CC = torch.arange(C, device=decay_S.device)[:, None] - torch.arange(C, device=decay_S.device)
+    kernel_SCC = torch.where(lag_CC >= 0, power_SC[:, lag_CC.clamp(min=0)], 0)
+    if N == C:
+        return kernel_SCC @ driven_SNB
+    chunks = -(-N // C)
+    padded = F.pad(driven_SNB, (0, 0, 0, chunks * C - N))
+    driven_SCX = padded.unflatten(1, (chunks, C)).transpose(1, 2).flatten(2)  # X: chunks and rows
+    end = _scan(powers[C], (kernel_SCC[:, -1:] @ driven_SCX).view(S, chunks, B))
+    before_S1X = F.pad(end[:, :-1], (0, 0, 1, 0)).flatten(1)[:, None]  # the state in which each chunk begins
+    state = torch.baddbmm(power_SC[:, 1:, None] @ before_S1X, kernel_SCC, driven_SCX)
+    return state.unflatten(2, (chunks, B)).transpose(1, 2).flatten(1, 2)[:, :N]
 
 
 class DiagonalLayer(nn.Module):
@@ -92,13 +111,16 @@ class DiagonalLayer(nn.Module):
 
     def _driven(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         normed, decay = self.norm(x), self.decay()
-        driven = torch.view_as_complex(self.drive(normed).unflatten(-1, (-1, 2)))
-        # Of this size the states have unit variance under white noise, whatever their memory.
-        return normed, driven * torch.sqrt(1 - decay.abs().square()), decay
+        # Of this size the states have unit variance under white noise, whatever their memory. In the weights, where it
+        # costs nothing per token.
+        size = torch.sqrt(1 - decay.abs().square()).repeat_interleave(2)
+        driven = F.linear(normed, self.drive.weight * size[:, None], self.drive.bias * size)
+        return normed, torch.view_as_complex(driven.unflatten(-1, (-1, 2))), decay
 
     def _mixed(self, x: torch.Tensor, normed: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        parts = torch.cat([torch.view_as_real(state).flatten(-2), normed], -1)
-        return x + self.mix_out(F.gelu(self.mix_in(parts), approximate="tanh"))
+        of_state, of_x = self.mix_in.weight.split([2 * state.shape[-1], normed.shape[-1]], 1)
+        hidden = F.linear(torch.view_as_real(state).flatten(-2), of_state) + F.linear(normed, of_x, self.mix_in.bias)
+        return x + self.mix_out(F.gelu(hidden, approximate="tanh"))
 
 
 class StateSpace(nn.Module):

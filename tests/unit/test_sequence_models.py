@@ -142,17 +142,18 @@ def test_the_recurrent_gradient_is_a_power_of_a_scalar_recurrence():
         torch.testing.assert_close(jacobian, 0.7**n * backbone.token_in.weight, rtol=1e-9, atol=1e-14)
 
 
-def test_the_scan_is_the_recurrence_and_its_gradient_a_power_of_lambda():
+@pytest.mark.parametrize("length", [1, 13, 20, 200])  # one chunk, two levels, three levels
+def test_the_scan_is_the_recurrence_and_its_gradient_a_power_of_lambda(length):
     torch.manual_seed(0)
     decay = torch.polar(torch.tensor([0.3, 0.9, 0.999], dtype=torch.float64), torch.tensor([0.1, 2.0, 0.5]).double())
-    driven = torch.randn(2, 13, 3, dtype=torch.complex128, requires_grad=True)
+    driven = torch.randn(2, length, 3, dtype=torch.complex128, requires_grad=True)
     state, expected = torch.zeros(2, 3, dtype=torch.complex128), []
-    for n in range(13):
+    for n in range(length):
         state = decay * state + driven[:, n]
         expected.append(state)
     scanned = diagonal_scan(decay, driven)
     torch.testing.assert_close(scanned, torch.stack(expected, 1))
-    for n in range(13):
+    for n in range(length):
         (gradient,) = torch.autograd.grad(scanned[0, n].real.sum(), driven, retain_graph=True)
         torch.testing.assert_close(gradient[0, 0].abs(), decay.abs() ** n)
 
