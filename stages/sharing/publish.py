@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 import shutil
 import tempfile
@@ -78,7 +79,8 @@ def push_to_hub(source: Any, name: str, *, private: bool = False, licence: str =
 
     Args:
         source: a folder as for `write_publication`, or an object with `save(folder)`: a WorldModel or a policy. Of an
-            object nothing is known but what it holds; give the folder for data, metrics and scores.
+            object nothing is known but what it holds, unless it has an `origin` and is still what was loaded from
+            there; give the folder for data, metrics and scores.
         name: user/name. It is made if it does not exist; files of the same name in it are replaced.
     Raises:
         OrreryError: as `write_publication`; or not logged in, not allowed, or no network.
@@ -88,9 +90,19 @@ def push_to_hub(source: Any, name: str, *, private: bool = False, licence: str =
         folder = Path(temporary)
         if not isinstance(source, str | Path):
             source.save(folder / "object")
-            source = folder / "object"
+            source = _origin(source, folder / "object") or folder / "object"
         write_publication(Path(source), folder / "publication", name, licence=licence, starts=starts)
         return upload(folder / "publication", name, private=private)
+
+
+def _origin(source: Any, saved: Path) -> Path | None:
+    """The artifact that an object was loaded from, if the object still is what the artifact holds."""
+    origin = getattr(source, "origin", None)
+    if origin is None or not origin.is_dir():
+        return None
+    files = [path.name for path in saved.iterdir()]
+    same, _, _ = filecmp.cmpfiles(saved, origin, files, shallow=False)
+    return origin if set(same) == set(files) else None
 
 
 def check_name(name: str) -> None:
@@ -126,6 +138,8 @@ def _refuse_lost_model(source: Path) -> None:
 
 def _tasks(source: Path) -> Sequence[dict[str, Any]]:
     """TaskSpecs; of policies, only those that there are policies for."""
+    if (source / "models.json").is_file():
+        raise StageError(f"{source} holds a model for each task (models.json); publish the folder of one of them")
     try:
         if (source / "tasks.json").is_file():
             return json.loads((source / "tasks.json").read_text(encoding="utf-8"))

@@ -98,6 +98,8 @@ class WorldModel(nn.Module):
         super().__init__()
         config = config.complete()
         self.config, self.table = config, table
+        self.origin: Path | None = None
+        """The artifact that it was loaded from by `from_pretrained`."""
         joint_dim = config.latent_dim + config.task_dim + table.action_dim
         self.task_embedding = nn.Embedding(len(table), config.task_dim)
         self.encoder = Encoder(config, table.observation_dim)
@@ -318,7 +320,19 @@ class WorldModel(nn.Module):
         """
         folder = find_artifact(reference, "world_model")
         verify(folder, "world_model")
-        return cls.load(folder, frozen=frozen)
+        model = cls.load(folder, frozen=frozen)
+        model.origin = folder
+        return model
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Publish it as the repository `name` (user/name) of the Hugging Face Hub; returns the address.
+
+        What is known of the folder that it was loaded from (data, metrics, scores) goes with it if it is still the same
+        model. See `sharing.publish.push_to_hub` for the options, and `orrery push` for the command.
+        """
+        from ..sharing.publish import push_to_hub
+
+        return push_to_hub(self, name, **options)
 
     @classmethod
     def load(cls, folder: str | Path, *, frozen: bool = True) -> WorldModel:
