@@ -3,6 +3,7 @@ behaviour-cloning baseline from the same encoder, data and number of updates."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -15,6 +16,7 @@ from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
+from .finetune import finetune_folders
 from .pretrain import PretrainConfig
 
 if TYPE_CHECKING:
@@ -84,6 +86,18 @@ DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1
 errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is extracted from one model."""
+
+    folder: Path
+    table: TaskTable
+    behaviours: Mapping[str, str]
+    """By task, how its data was made."""
+    parts: Sequence[Sequence[Member]]
+    """The members of each job."""
+
+
 class Extract(Stage):
     """Policies for all tasks and seeds, trained as one program."""
 
@@ -117,26 +131,47 @@ class Extract(Stage):
         self.config.fanout.check_machine()
 
     def run(self, context: Context) -> str:
-        from ..datasets.schema import read_table
-        from ..pipeline.checkpoint import read_config
+        from ..datasets.schema import TaskTable
         from .extraction.job import payload_of, train_members
-        from .extraction.packing import job_names, pack
-        from .world_model.config import WorldModelConfig
+        from .extraction.packing import job_names
 
-        config = self.config
-        model = read_config(context.input("world_model"), "model", WorldModelConfig)
-        model.check_horizon(config.first_order.horizon, "extract.first_order.horizon")
-        table = read_table(context.input("world_model"))
-        members = plan_members(config, self._behaviours(table, context))
-        parts = pack(members, self._members_per_job(members, model, table, context))
-        names = job_names(parts, {task.name: task.slug for task in table})
-        jobs = [FolderJob(name, payload_of(config, part)) for name, part in zip(names, parts, strict=True)]
+        config, root = self.config, context.input("world_model")
+        if models := finetune_folders(root):  # each new task has a model of its own; the members of a job share one
+            wanted = config.tasks or list(models)
+            if unknown := [task for task in wanted if task not in models]:
+                raise CheckpointError(f"{root} holds models of {', '.join(models)}, not of {', '.join(unknown)}")
+            plans = [self._plan(models[task], [task], context) for task in wanted]
+            table = TaskTable([plan.table[plan.table.id_of(task)] for plan, task in zip(plans, wanted, strict=True)])
+        else:
+            plans = [self._plan(root, config.tasks, context)]
+            table = plans[0].table
+        members = plan_members(config, {task: how for plan in plans for task, how in plan.behaviours.items()})
+        parts = [(part, plan.folder.relative_to(root)) for plan in plans for part in plan.parts]
+        names = job_names([part for part, _ in parts], {task.name: task.slug for task in table})
+        jobs = [FolderJob(name, payload_of(config, *part)) for name, part in zip(names, parts, strict=True)]
         folders = fan_out(
             jobs, train_members, context, config.fanout, cpus=config.groups, accelerator=config.accelerator
         )
         return _gather(list(folders.values()), members, table, config, context)
 
-    def _behaviours(self, table: TaskTable, context: Context) -> dict[str, str]:
+    def _plan(self, folder: Path, names: Sequence[str], context: Context) -> _Plan:
+        """What is extracted from the model in `folder`: for the tasks `names`, or all where it is empty."""
+        from ..datasets.schema import read_table
+        from ..pipeline.checkpoint import read_config
+        from .extraction.packing import pack
+        from .world_model.config import WorldModelConfig
+
+        config = self.config
+        model = read_config(folder, "model", WorldModelConfig)
+        model.check_horizon(config.first_order.horizon, "extract.first_order.horizon")
+        table = read_table(folder)
+        behaviours = self._behaviours(table, folder, names, context)
+        anchors = {task: weight for task, weight in config.task_anchor.items() if not names or task in names}
+        members = plan_members(dataclasses.replace(config, task_anchor=anchors), behaviours)
+        parts = pack(members, self._members_per_job(members, model, folder, table, context))
+        return _Plan(folder, table, behaviours, parts)
+
+    def _behaviours(self, table: TaskTable, model: Path, wanted: Sequence[str], context: Context) -> dict[str, str]:
         """The tasks to extract for, with how the data was made that imagination starts from.
 
         Raises:
@@ -147,16 +182,16 @@ class Extract(Stage):
 
         for folder in context.inputs.get("store", ()):
             store = TaskStore.open(folder)
-            names = check_common_tasks(table, store.table, self.config.tasks, context)
+            names = check_common_tasks(table, store.table, wanted, context)
             return {name: store.tasks[store.table.id_of(name)].summary.behaviour for name in names}
         if "bc" in self.config.algorithms:
             raise ConfigError(
                 "extract.algorithms has bc, which clones the actions of a store, and this run has none. Leave it out, "
                 "algorithms=[pwm], or give the data: inputs.store=PATH"
             )
-        given = {name: folders[0] for name, folders in context.inputs.items() if folders}
+        given = {name: folders[0] for name, folders in context.inputs.items() if folders} | {"world_model": model}
         saved = saved_behaviours(saved_folder(given))
-        names = self.config.tasks or [name for name in table.names if name in saved]
+        names = list(wanted) or [name for name in table.names if name in saved]
         for name in names:
             table.id_of(name)
         if missing := [name for name in names if name not in saved]:
@@ -167,7 +202,7 @@ class Extract(Stage):
         return {name: saved[name] for name in names}
 
     def _members_per_job(
-        self, members: list[Member], model: WorldModelConfig, table: TaskTable, context: Context
+        self, members: list[Member], model: WorldModelConfig, folder: Path, table: TaskTable, context: Context
     ) -> int:
         """As configured, or as memory allows; the same again when an interrupted attempt continues."""
         from .extraction.packing import members_per_job
@@ -176,7 +211,7 @@ class Extract(Stage):
             return self.config.fanout.members_per_job
         path = context.folder / PACKING
         if not path.is_file():
-            model_bytes = (context.input("world_model") / "model.safetensors").stat().st_size
+            model_bytes = (folder / "model.safetensors").stat().st_size
             number = members_per_job(len(members), self.config, model, model_bytes, table.action_dim, context.workers)
             path.write_text(json.dumps({"members_per_job": number}))
         return int(json.loads(path.read_text())["members_per_job"])

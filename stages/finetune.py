@@ -98,6 +98,8 @@ class FinetuneConfig:
             raise ConfigError(
                 f"finetune.replay {self.replay} of a batch of {self.batch_size} leaves old or new tasks no window"
             )
+        if self.trainer.nodes > 1:
+            raise ConfigError("finetune.trainer.nodes: finetuning runs on one node; use finetune.trainer.devices")
         if self.reward_balance < 1:
             raise ConfigError(f"finetune.reward_balance must be at least 1, found {self.reward_balance}")
 

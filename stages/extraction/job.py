@@ -31,11 +31,15 @@ CURVES = "curves.json"
 CHECKPOINT = "checkpoint.pt"
 
 
-def payload_of(config: ExtractConfig, members: Sequence[Member]) -> dict[str, Any]:
-    """The payload of `train_members`; without what decides where and how fast it is done."""
+def payload_of(config: ExtractConfig, members: Sequence[Member], model: Path) -> dict[str, Any]:
+    """The payload of `train_members`; without what decides where and how fast it is done.
+
+    Args:
+        model: folder of the members' model below that of the input.
+    """
     settings = dataclasses.asdict(config)
     del settings["fanout"]
-    return {"config": settings, "members": [dataclasses.asdict(member) for member in members]}
+    return {"config": settings, "members": [dataclasses.asdict(one) for one in members], "model": model.as_posix()}
 
 
 def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
@@ -46,10 +50,11 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     device = config.accelerator
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = WorldModel.load(context.inputs["world_model"]).to(device)
+    inputs = {**context.inputs, "world_model": context.inputs["world_model"] / payload["model"]}
+    model = WorldModel.load(inputs["world_model"]).to(device)
     ids = sorted({model.table.id_of(member.task) for member in members})
     specs = [model.table[k] for k in ids]
-    frames_of = frame_source(context.inputs, specs, config.starts_per_task, IMAGINED_EPISODES, config.seed)
+    frames_of = frame_source(inputs, specs, config.starts_per_task, IMAGINED_EPISODES, config.seed)
     with context.progress("encode start states", total=len(ids)) as progress:
         starts = encode_starts(model, ids, frames_of, lambda: progress.advance(1))
 

@@ -16,8 +16,10 @@ import pandas as pd
 from ...pipeline.artifact import read_manifest
 from ...pipeline.errors import StageError
 from ..evaluate import BASELINES
+from ..finetune import ADDED, FORGETTING
 
 SCORE_COLUMNS = ("algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score")
+FORGETTING_COLUMNS = ("reward_r2_before", "reward_r2_after")
 CURVE_COLUMNS = ("iteration", "algorithm", "task", "seed")
 
 
@@ -37,6 +39,10 @@ class Evidence:
     """World model: step, train/<loss>..."""
     validation: pd.DataFrame | None
     """World model: step, task, horizon, reward_r2, latent_mse."""
+    forgetting: pd.DataFrame | None
+    """World model that was finetuned: task, new, horizon, reward_r2_before, reward_r2_after, latent_mse_before, ..."""
+    added: Mapping[str, Mapping[str, Any]]
+    """How its new tasks began: rule, nearest, scaling, errors."""
     policies: Sequence[Mapping[str, Any]]
     """Entries of every policies.json."""
     extraction: pd.DataFrame | None
@@ -88,6 +94,8 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
         collected=_first(inputs, "datasets", "datasets.json").get("tasks", {}),
         training=_table(inputs, "world_model", "training.csv", ["step"]),
         validation=_table(inputs, "world_model", "validation.csv", ["step", "task", "horizon", "reward_r2"]),
+        forgetting=_table(inputs, "world_model", FORGETTING, ["task", "new", "horizon", *FORGETTING_COLUMNS]),
+        added=_first(inputs, "world_model", ADDED).get("tasks", {}),
         policies=[entry for index in indices for entry in index.get("policies", [])],
         extraction=pd.concat(curves, ignore_index=True) if curves else None,
         scores=scores,

@@ -21,6 +21,9 @@ from .scoring import ScoreTable, interval_text, score_table
 WEAK_R2 = 0.5
 """A reward predicted worse than this is marked in the open-loop table."""
 
+WORSE_R2 = 0.05
+"""A task that finetuning made worse by more than this is marked."""
+
 NO_SCORES = "no policy has been evaluated yet"
 NO_MODEL = "no world model was given that has a record of its training"
 
@@ -65,6 +68,7 @@ def _sections(evidence: Evidence, styles: Styles) -> list[Section]:
         *_score_sections(evidence, styles),
         _imagined(evidence, styles),
         _open_loop(evidence),
+        *_finetuning(evidence),
         _losses(evidence),
         _extraction(evidence, styles),
         _data(evidence),
@@ -155,6 +159,14 @@ def _open_loop(evidence: Evidence) -> Section:
         "step": int(evidence.validation["step"].max()),
     }
     return Section(name, title, content)
+
+
+def _finetuning(evidence: Evidence) -> list[Section]:
+    """Only where a model was finetuned: most are not, and then there is nothing to miss."""
+    if evidence.forgetting is None and not evidence.added:
+        return []
+    rows = [] if evidence.forgetting is None else tables.forgetting_rows(evidence.forgetting)
+    return [Section("finetuning", "Finetuning", {"rows": rows, "added": evidence.added, "worse": WORSE_R2})]
 
 
 def _losses(evidence: Evidence) -> Section:

@@ -77,6 +77,24 @@ def open_loop_rows(validation: pd.DataFrame, tasks: Sequence[str]) -> list[tuple
     return [(task, [float(value) for value in table.loc[task]]) for task in tasks if task in table.index]
 
 
+@dataclass(frozen=True)
+class ForgettingRow:
+    """Open-loop prediction of a task's reward before and after finetuning, at the longest horizon measured."""
+
+    task: str
+    new: bool
+    horizon: int
+    before: float
+    after: float
+
+
+def forgetting_rows(forgetting: pd.DataFrame) -> list[ForgettingRow]:
+    """Old tasks first; a task of several models (one for each new task) has a row for each."""
+    last = forgetting[forgetting["horizon"] == forgetting["horizon"].max()].sort_values("new", kind="stable")
+    columns = ["task", "new", "horizon", "reward_r2_before", "reward_r2_after"]
+    return [ForgettingRow(*row) for row in last[columns].itertuples(index=False)]
+
+
 def imagined_runs(evidence: Evidence) -> pd.DataFrame:
     """Imagined and real return per decision of every run that has both."""
     columns = ["algorithm", "task", "seed", "imagined_return_per_step", "real_return_per_step"]

@@ -19,10 +19,20 @@ from tensordict import TensorDict
 
 from ...datasets.datamodule import WindowSettings
 from ...datasets.joined import JoinedWindowData, JoinedWindows, StoreShare
+from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...datasets.windows import WindowSampler
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
+from ..extraction.start_frames import (
+    SAVED_FRAMES,
+    SAVED_INITIAL,
+    draw_frames,
+    has_frames,
+    load_frames,
+    save_frames,
+    saved_behaviours,
+)
 from ..finetune import ADDED, FORGETTING, FinetuneConfig
 from .balance import reward_entropy, reward_weights
 from .expansion import expand_model
@@ -81,6 +91,7 @@ def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, 
     module.cpu()
     after = open_loop_errors(model, data, config.validation_batches)
     _write(place.folder, model, before, after, len(old.table))
+    _save_frames(place.folder, old.table, store, names, inputs)
     record = {"tasks": dict(zip(names, said, strict=True)), "train": config.train, "parameters": _counted(masks, model)}
     (place.folder / ADDED).write_text(json.dumps(record, indent=1))
     return _summary(names, said, before, after, len(old.table), config.steps)
@@ -176,6 +187,23 @@ def _write(folder: Path, model: WorldModel, before: pd.DataFrame, after: pd.Data
     both = before.merge(after, on=["task", "horizon"], suffixes=("_before", "_after"))
     both.insert(1, "new", ~both["task"].isin(model.table.names[:old_tasks]))
     both.to_csv(folder / FORGETTING, index=False)
+
+
+def _save_frames(
+    folder: Path, old: TaskTable, store: TaskStore, names: Sequence[str], inputs: Mapping[str, str]
+) -> None:
+    """As pretraining does, so that policies can be extracted without the data: of new tasks, and of old ones where they
+    are saved beside the model or their store is there."""
+    sources = dict.fromkeys(names, store)
+    if "replay" in inputs:
+        replayed = TaskStore.open(inputs["replay"])
+        sources |= dict.fromkeys(replayed.table.names, replayed)
+    frames = {}
+    if has_frames(model := Path(inputs["world_model"])):
+        frames = load_frames(model, [task for task in old if task.name in saved_behaviours(model)])
+    frames |= {name: draw_frames(own, name, SAVED_FRAMES, SAVED_INITIAL, seed=0) for name, own in sources.items()}
+    count = min(len(one.observation_NO) for one in frames.values())
+    save_frames(frames, folder, f"at least {count} frames of each task's training data, drawn at random")
 
 
 def _counted(masks: Mapping[str, torch.Tensor | None], model: WorldModel) -> dict[str, int]:

@@ -19,7 +19,11 @@ from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.stages.extract import Extract, ExtractConfig
+from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
+from orrery.stages.extraction.start_frames import saved_behaviours
 from orrery.stages.finetune import Finetune, FinetuneConfig, finetune_folders
+from orrery.stages.policy import load_policy
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.expansion import expand_model
 from orrery.stages.world_model.finetuning import Finetuning, begin_rows, learning_masks, try_rows
@@ -137,6 +141,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     return {"world_model": [folder / "model"], "store": [folder / "new"], "replay": [folder / "old"]}
 
 
+NETWORKS = ActorCriticConfig(actor_units=(8,), critic_units=(8,), num_critics=2)
+FIRST_ORDER = FirstOrderConfig(horizon=2, batch_size=8, critic_passes=1, critic_minibatches=1, networks=NETWORKS)
 CONFIG = FinetuneConfig(
     steps=6,
     batch_size=16,
@@ -247,6 +253,20 @@ def test_each_task_with_a_model_of_its_own(inputs, tmp_path):
     for name, folder in finetune_folders(tmp_path / "here").items():
         for file in ("model.safetensors", "forgetting.csv"):
             assert (folder / file).read_bytes() == (folders[name] / file).read_bytes()
+    extract = ExtractConfig(first_order=FIRST_ORDER, iterations=2, starts_per_task=32, accelerator="cpu", seeds=1)
+    given = {"world_model": [tmp_path / "each"], "store": inputs["store"]}
+    (tmp_path / "policies").mkdir()
+    log, quiet = logging.getLogger("test"), ConsoleProgress(Console(quiet=True))
+    Extract(extract).run(Context(tmp_path / "policies", given, 2, 1, log, quiet))
+    index = json.loads((tmp_path / "policies" / "policies.json").read_text())
+    assert [task["name"] for task in index["tasks"]] == ["toy/wide", "toy/near"]
+    assert [(one["algorithm"], one["task"]) for one in index["policies"]] == [
+        (algorithm, task) for algorithm in ("pwm", "bc") for task in ("toy/wide", "toy/near")
+    ]
+    policy = load_policy(tmp_path / "policies" / "pwm" / "toy.wide" / "seed_0")
+    assert policy.act(torch.zeros(3, 4)).shape == (3, 2)
+    with pytest.raises(CheckpointError, match="holds models of toy/wide, toy/near, not of toy/a"):
+        Extract(dataclasses.replace(extract, tasks=["toy/a"])).run(Context(tmp_path, given, 2, 1, log, quiet))
     frame = pd.read_csv(tmp_path / "each" / "forgetting.csv")
     assert set(frame["model"]) == {"toy/wide", "toy/near"}
     assert finetune_folders(inputs["world_model"][0]) == {}
@@ -308,6 +328,7 @@ def test_a_new_task_is_scaled_by_its_own_data(inputs, tmp_path):
     torch.testing.assert_close(model.observation_mean_KO[2], torch.tensor(summary.observation_mean))
     assert model.table.names == ("toy/a", "toy/b", "toy/wide", "toy/near")
     assert set(pd.read_csv(tmp_path / "forgetting.csv")["task"]) == {"toy/wide", "toy/near"}
+    assert set(saved_behaviours(tmp_path)) == {"toy/wide", "toy/near"}  # the old model has no frames saved
 
 
 def test_a_single_episode_is_trained_on_and_not_validated(inputs, tmp_path):

@@ -255,6 +255,26 @@ def test_unpredicted_reward_is_marked_and_constant_reward_named(full: SimpleName
     assert table.count("reward constant") == 2
 
 
+def test_what_finetuning_added_and_forgot_is_shown_where_there_was_any(full: SimpleNamespace, tmp_path: Path) -> None:
+    assert "Finetuning" not in full.page
+    inputs = make_inputs(tmp_path, "world_model")
+    folder = inputs["world_model"][0]
+    rows = [
+        {"task": task, "new": task == REACH, "horizon": horizon, "reward_r2_before": 0.9, "reward_r2_after": after}
+        for task, after in ((REACH, 0.95), (CUP, 0.4), (OTHER, 0.88))
+        for horizon in (1, 16)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "forgetting.csv", index=False)
+    began = {"rule": "nearest", "nearest": CUP, "scaling": "own", "errors": {CUP: 0.25}}
+    (folder / "added.json").write_text(json.dumps({"tasks": {REACH: began}}))
+    page = write_report(tmp_path, inputs)
+    section = page[page.index('<section id="finetuning"') :].split("</section>")[0]
+    assert section.count("<tr>") == 4  # at the longest horizon, beside the heading
+    assert section.count('class="n weak"') == 1  # what lost half a point, not two hundredths
+    assert re.search(rf"{CUP}</th><td>known</td>.*16.*0\.9.*weak\">0\.4", section, re.DOTALL)
+    assert f"{REACH} began as {CUP}, scaled by its own data" in " ".join(section.split())
+
+
 def test_missing_inputs_are_named(tmp_path: Path) -> None:
     page = write_report(tmp_path, make_inputs(tmp_path), title="Nothing yet")
     assert "<title>Nothing yet</title>" in page
