@@ -1,5 +1,6 @@
 """Collected episodes depend on seed, task and number only; Minari and our reader both read what is written."""
 
+import dataclasses
 import json
 import logging
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from orrery.datasets.collect import Variation, dataset_id, episode_seed, expert,
 from orrery.datasets.minari import MinariReader
 from orrery.datasets.rollout import play_episodes
 from orrery.datasets.schema import TaskSpec
+from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
 from orrery.stages.collect import Collect, CollectConfig
+from orrery.stages.pack import Pack, PackConfig
 
 
 class Line:
@@ -259,3 +262,19 @@ def test_the_scripted_expert_solves_its_task_and_noise_spoils_it():
 
     assert success(Variation(noise=(0, 0), random_share=0)) == [True] * 4
     assert success(Variation(random_share=1)) != [True] * 4
+
+
+def test_packing_takes_as_many_episodes_as_it_is_told_the_first_ones(tmp_path):
+    collect(tmp_path / "data", tasks=[PENDULUM], episodes=3, seed=1)
+    stores = []
+    for limit in (2, 0):
+        folder = tmp_path / f"store_{limit}"
+        stage = Pack(PackConfig(episodes=limit))
+        data = {"datasets": [tmp_path / "data"]}
+        stage.run(dataclasses.replace(context(folder), inputs=data))
+        stores.append(TaskStore.open(folder).tasks[0])
+    few, every = stores
+    assert (few.summary.episodes, every.summary.episodes) == (2, 3)
+    assert np.array_equal(few.rows, every.rows[: len(few.rows)])
+    with pytest.raises(ConfigError, match="must not be negative"):
+        PackConfig(episodes=-1)
