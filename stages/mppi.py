@@ -1,21 +1,25 @@
-"""mppi: policies that plan through the frozen world model at every decision, as TD-MPC2 does. Nothing is trained; the
-time is spent when they are evaluated."""
+"""mppi: policies that plan through the frozen world model at every decision: as TD-MPC2 does through a latent model, or
+by MPPI and CEM through a model of observations. Nothing is trained; the time is spent when they are evaluated."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.errors import ConfigError
+from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .pretrain import PretrainConfig
 from .world_model.planner_config import PlannerConfig, check_can_plan
 
 ALGORITHM = "tdmpc2_plan"
+MPPI, CEM = "mppi", "cem"
+STATE_ALGORITHMS = (MPPI, CEM)
+"""Through a model of observations, of rewards alone."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class MppiConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """Sampling and refitting."""
     algorithms: list[str] = field(default_factory=lambda: [ALGORITHM])
-    """tdmpc2_plan, the only one."""
+    """tdmpc2_plan through a latent model; mppi and cem (elites count alike) through a model of observations."""
+    state_horizon: int = 20
+    """Imagined decisions of mppi and cem, in place of planner.horizon: no value stands for what comes after them."""
     tasks: list[str] = field(default_factory=list)
     """Tasks of the world model to plan for; all of them where empty."""
     seeds: int = 2
@@ -36,8 +42,19 @@ class MppiConfig:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"mppi.seeds must be at least 1, found {self.seeds}")
-        if unknown := sorted(set(self.algorithms) - {ALGORITHM}):
-            raise ConfigError(f"mppi.algorithms: unknown {unknown}, this stage has: {ALGORITHM}")
+        if self.state_horizon < 1:
+            raise ConfigError(f"mppi.state_horizon must be at least 1, found {self.state_horizon}")
+        if unknown := sorted(set(self.algorithms) - set(Mppi.algorithms)):
+            raise ConfigError(f"mppi.algorithms: unknown {unknown}, this stage has: {', '.join(Mppi.algorithms)}")
+
+    def planner_of(self, algorithm: str) -> PlannerConfig:
+        """Its settings for an algorithm."""
+        if algorithm not in STATE_ALGORITHMS:
+            return self.planner
+        temperature = 0.0 if algorithm == CEM else self.planner.temperature
+        return dataclasses.replace(
+            self.planner, horizon=self.state_horizon, prior_trajectories=0, temperature=temperature
+        )
 
 
 class Mppi(Stage):
@@ -46,41 +63,66 @@ class Mppi(Stage):
     Config = MppiConfig
     inputs = {"world_model": Input("world_model")}
     output_kind = "policies"
-    algorithms = (ALGORITHM,)
+    algorithms = (ALGORITHM, *STATE_ALGORITHMS)
     config: MppiConfig
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if isinstance(maker, PretrainConfig):
-            model = maker.model.complete()
-            check_can_plan(model.num_q, model.dynamics, "the world model that stage pretrain is to make")
+            model, where = maker.model.complete(), "the world model that stage pretrain is to make"
+            self._check(maker.world_model == "sequence", model.num_q, model.dynamics, where)
         elif (path := folder / "model.json").is_file():
             stored = json.loads(path.read_text())
-            check_can_plan(stored.get("num_q"), stored.get("dynamics", "step"), f"the world model in {folder}")
+            num_q, dynamics = stored.get("num_q"), stored.get("dynamics", "step")
+            self._check(False, num_q, dynamics, f"the world model in {folder}")
+        elif (folder / "sequence_model.json").is_file():
+            self._check(True, 0, "", f"the world model in {folder}")
+
+    def _check(self, observations: bool, num_q: int, dynamics: str, where: str) -> None:
+        """Raise a CheckpointError where an algorithm cannot plan with such a model."""
+        for algorithm in self.config.algorithms:
+            if observations != (algorithm in STATE_ALGORITHMS):
+                kinds = ("sequence", "latent") if observations else ("latent", "sequence")
+                raise CheckpointError(
+                    f"mppi.algorithms has {algorithm}, but {where} is {kinds[0]}, of which "
+                    f"{' and '.join(STATE_ALGORITHMS) if observations else ALGORITHM} can be made; pretrain one with "
+                    f"pretrain.world_model={kinds[1]}, or take {algorithm} out of `algorithms`"
+                )
+        if not observations:
+            check_can_plan(num_q, dynamics, where)
 
     def run(self, context: Context) -> str:
+        from .awm.networks import SequenceModel, load_model
         from .world_model.networks import WorldModel
-        from .world_model.planner import PlannerPolicyConfig, relative_folder, world_model_digest
+        from .world_model.planner import Planner, PlannerPolicyConfig, relative_folder, world_model_digest
 
         config = self.config
         source = context.input("world_model")
-        model = WorldModel.load(source, frozen=False)
-        check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
+        model: WorldModel | SequenceModel
+        if (source / "sequence_model.json").is_file():
+            model = load_model(source)
+            self._check(True, 0, "", f"the world model in {source}")
+        else:
+            model = WorldModel.load(source, frozen=False)
+            self._check(False, model.config.num_q, model.config.dynamics, f"the world model in {source}")
         names = config.tasks or list(model.table.names)
         specs = [model.table[model.table.id_of(name)] for name in names]
         shared = context.folder / "world_model"
         model.save(shared)
         digest = world_model_digest(shared)
+        if isinstance(model, SequenceModel):  # whose tasks or horizon may not do
+            for spec in specs:
+                Planner(model, spec, config.planner_of(MPPI), 0)
         entries: list[dict[str, Any]] = []
-        for spec in specs:
+        for algorithm, spec in itertools.product(config.algorithms, specs):
             for seed in range(config.seeds):
-                trained_by = {"algorithm": ALGORITHM, "seed": seed}
-                path = Path(ALGORITHM) / spec.slug / f"seed_{seed}"
+                trained_by = {"algorithm": algorithm, "seed": seed}
+                path = Path(algorithm) / spec.slug / f"seed_{seed}"
                 PlannerPolicyConfig(
                     kind="planner",
                     task=spec.to_dict(),
                     world_model=relative_folder(shared, context.folder / path),
                     world_model_digest=digest,
-                    planner=dataclasses.asdict(config.planner),
+                    planner=dataclasses.asdict(config.planner_of(algorithm)),
                     noise_seed=derive_seed("mppi", config.seed, spec.name, seed),
                     trained_by=trained_by,
                 ).save(context.folder / path)

@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ from ...pipeline.artifact import hash_json, write_json
 from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
 from ...pipeline.seeding import derive_seed
+from ..awm.networks import SequenceModel, load_model
+from ..awm.planning import StateModel
 from .networks import WorldModel
 from .planner_config import PlannerConfig, check_can_plan
 from .task_model import TaskModel
@@ -70,8 +72,26 @@ class Plan:
     std_HBA: torch.Tensor
 
 
-def plan(model: TaskModel, z_BD: torch.Tensor, mean_HBA: torch.Tensor, noise: PlanNoise, config: PlannerConfig) -> Plan:
-    """Plan from latents z [B, D], each environment for itself, starting from `mean_HBA` at the largest deviation."""
+class Imaginable(Protocol):
+    """What a plan is made with: one task of a frozen model. z is its latent, or whatever else stands for a state."""
+
+    def executable(self, action: torch.Tensor) -> torch.Tensor:
+        """The nearest action [..., A] that the environment can execute."""
+        ...
+
+    def prior_actions(self, z_BD: torch.Tensor, noise_HBNA: torch.Tensor, /) -> torch.Tensor:
+        """Trajectories of the policy prior [H, B, N, A], or [H, B, 0, A] without one."""
+        ...
+
+    def returns(self, z_BD: torch.Tensor, action_HBNA: torch.Tensor, noise_BNA: torch.Tensor, /) -> torch.Tensor:
+        """Imagined return [B, N] of each trajectory, environment units."""
+        ...
+
+
+def plan(
+    model: Imaginable, z_BD: torch.Tensor, mean_HBA: torch.Tensor, noise: PlanNoise, config: PlannerConfig
+) -> Plan:
+    """Plan from z [B, D], each environment for itself, starting from `mean_HBA` at the largest deviation."""
     prior_HBPA = model.prior_actions(z_BD, noise.prior_SBPA[:-1])
     prior_return_BP = model.returns(z_BD, prior_HBPA, noise.prior_SBPA[-1])
     std_HBA = torch.full_like(mean_HBA, config.max_std)
@@ -142,16 +162,24 @@ class PlanMemory:
 class Planner(nn.Module):
     """A Policy that remembers its last plan within an episode; see `stages.policy.StatefulPolicy`."""
 
-    def __init__(self, model: WorldModel, task: TaskSpec, config: PlannerConfig, noise_seed: int) -> None:
+    model: TaskModel | StateModel
+
+    def __init__(
+        self, model: WorldModel | SequenceModel, task: TaskSpec, config: PlannerConfig, noise_seed: int
+    ) -> None:
         super().__init__()
         _keep_freed_memory()
         self.task, self.config, self._noise_seed = task, config, noise_seed
-        self.model = TaskModel(model, model.table.id_of(task.name))
+        if isinstance(model, SequenceModel):
+            model.check_horizon(config.horizon)
+            self.model = StateModel(model, task.name)
+        else:
+            self.model = TaskModel(model, model.table.id_of(task.name))
 
     def begin(self, episode: int) -> PlanMemory:
         """What is remembered before the first decision of an episode; its number decides the random numbers."""
         generator = torch.Generator().manual_seed(derive_seed("plan", self._noise_seed, episode))
-        mean_HA = torch.zeros(self.config.horizon, self.task.action_dim, device=self.model.bins_M.device)
+        mean_HA = torch.zeros(self.config.horizon, self.task.action_dim, device=next(self.model.buffers()).device)
         return PlanMemory(generator, mean_HA)
 
     @torch.no_grad()
@@ -200,8 +228,12 @@ class Planner(nn.Module):
                 f"{folder / 'policy.json'} plans with the world model in {source}, which was changed since: expected "
                 f"digest {stored.world_model_digest[:12]}..., found {found[:12]}...; run the stage mppi again"
             )
-        model = WorldModel.load(source)
-        check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
+        model: WorldModel | SequenceModel
+        if (source / "sequence_model.json").is_file():
+            model = load_model(source)
+        else:
+            model = WorldModel.load(source)
+            check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
         return cls(model, TaskSpec.from_dict(stored.task), PlannerConfig(**stored.planner), stored.noise_seed)
 
 

@@ -356,8 +356,8 @@ def test_unknown_tasks_and_settings_are_refused(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             PlannerConfig(**settings)
-    with pytest.raises(ConfigError, match="unknown \\['mppi'\\], this stage has: tdmpc2_plan"):
-        MppiConfig(algorithms=["mppi"])
+    with pytest.raises(ConfigError, match="unknown \\['pwm'\\], this stage has: tdmpc2_plan, mppi, cem"):
+        MppiConfig(algorithms=["pwm"])
 
 
 def test_the_precision_of_products_is_put_back():
