@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..awm.transformer import KeysValues, Transformer, embedding_layer
+from ..awm.transformer import Cache, Transformer, embedding_layer
 from .config import WorldModelConfig
 
-Carry = tuple[int, list[KeysValues]]
+Carry = tuple[int, list[Cache]]
 """Tokens so far, and the keys and values of each block. Rows are flattened to one dimension."""
 
 

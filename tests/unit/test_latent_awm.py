@@ -78,6 +78,21 @@ def test_one_pass_equals_the_cached_unroll_of_any_shape(model):
     torch.testing.assert_close(model.next_latent(z, action[0], task), whole[1])
 
 
+def test_two_rollouts_may_go_on_from_one_carry(model):
+    z, action, task = random_rollout(model)
+    with torch.no_grad():
+        carry = model.start(z, task)
+        for t in range(3):
+            _, carry = model.advance(carry, action[t], task)
+        other = carry
+        for t in range(3, LENGTH):
+            turned, other = model.advance(other, -action[t], task)
+            found, carry = model.advance(carry, action[t], task)
+    torch.testing.assert_close(found, model.rollout(z, action, task)[-1])
+    changed = torch.cat([action[:3], -action[3:]])
+    torch.testing.assert_close(turned, model.rollout(z, changed, task)[-1])
+
+
 def test_padded_action_components_and_other_rows_change_nothing(model):
     z, action, task = random_rollout(model)
     changed = action.clone()
