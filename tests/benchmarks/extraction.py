@@ -3,8 +3,9 @@
 Each member is a policy of its own task on one frozen model (30 tasks of 24 + 6): horizon 16, batch 64, published
 networks, one pass of four critic minibatches. `batched` trains all members in one update, `one_by_one` updates programs
 of one member in turn; both do the same work on the same numbers. Prints one JSON line per model size and number of
-members: member-iterations per second (of CPU time on a CPU, of wall time on a GPU; medians over rounds that alternate)
-and peak memory: of the device on a GPU, otherwise resident in this process, which only grows from line to line.
+members: member-iterations per second (of CPU time on a CPU, of wall time on a GPU; medians over rounds that alternate),
+and the peak memory of either in a process of its own: of the device on a GPU, otherwise resident, less what the
+libraries take.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import argparse
 import json
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 
+import psutil
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
@@ -24,14 +28,13 @@ from orrery.stages.extraction.starts import Starts
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
-TASKS, STARTS, ROUNDS = 30, 256, 3
+TASKS, STARTS = 30, 256
 TABLE = TaskTable([TaskSpec(f"bench/{i}", 24, 6, 500) for i in range(TASKS)])
+MODES = ("batched", "one_by_one")
 
 
-def programs(
-    size: str, members: int, device: str, compiled: bool
-) -> tuple[FirstOrderExtraction, Sequence[FirstOrderExtraction]]:
-    """All members as one program, and a program for each."""
+def programs(mode: str, size: str, members: int, device: str, compiled: bool) -> Sequence[FirstOrderExtraction]:
+    """All members as one program, or a program for each."""
     torch.manual_seed(0)
     model = WorldModel(WorldModelConfig(size=size), TABLE).freeze().to(device)
     task = torch.arange(TASKS, device=device)[:, None].expand(TASKS, STARTS)
@@ -41,8 +44,8 @@ def programs(
     starts = Starts(latents, actions, latents[:, :16], torch.ones(TASKS, device=device), rows)
     config = FirstOrderConfig(batch_size=64, critic_passes=1, compile=compiled)
     every = [Member("pwm", f"bench/{m % TASKS}", m // TASKS, 0.0, True) for m in range(members)]
-    build = [FirstOrderExtraction(model, starts, part, config, 1000, 0) for part in (every, *([m] for m in every))]
-    return build[0], build[1:]
+    parts = [every] if mode == "batched" else [[member] for member in every]
+    return [FirstOrderExtraction(model, starts, part, config, 1000, 0) for part in parts]
 
 
 def seconds(device: str, update: Callable[[], object]) -> float:
@@ -56,42 +59,66 @@ def seconds(device: str, update: Callable[[], object]) -> float:
     return clock() - start
 
 
-def measure(size: str, members: int, device: str, compiled: bool) -> dict[str, object]:
-    batched, alone = programs(size, members, device, compiled)
-    times: dict[str, list[float]] = {"batched": [], "one_by_one": []}
-    for step in range(ROUNDS + 1):
-        for name, update in (
-            ("batched", lambda step=step: batched.update(step)),
-            ("one_by_one", lambda step=step: [program.update(step) for program in alone]),
-        ):
-            taken = seconds(device, update)
+def update_all(built: Sequence[FirstOrderExtraction], step: int) -> None:
+    for program in built:
+        program.update(step)
+
+
+def rates(size: str, members: int, device: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Member-iterations per second."""
+    built = {mode: programs(mode, size, members, device, arguments.compile) for mode in MODES}
+    times: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for step in range(arguments.rounds + 1):
+        for mode in MODES:
+            taken = seconds(device, lambda mode=mode, step=step: update_all(built[mode], step))
             if step > 0:
-                times[name].append(taken)
-    rate = {name: members / statistics.median(values) for name, values in times.items()}
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = resident if device == "cpu" else torch.cuda.max_memory_allocated()
+                times[mode].append(taken)
+    return {mode: members / statistics.median(values) for mode, values in times.items()}
+
+
+def peak(mode: str, size: str, members: int, device: str, compiled: bool) -> float:
+    """GB that an update takes at most, in this process, which has done nothing else."""
+    before = psutil.Process().memory_info().rss
+    update_all(programs(mode, size, members, device, compiled), 0)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return (resident if device == "cpu" else torch.cuda.max_memory_allocated()) / 1e9
+
+
+def measure(size: str, members: int, device: str, arguments: argparse.Namespace) -> dict[str, object]:
+    rate = rates(size, members, device, arguments)
+    memory = {}
+    for mode in MODES:
+        command = [sys.executable, __file__, "--peak", mode, "--sizes", size, "--members", str(members)]
+        command += ["--compile"] if arguments.compile else []
+        memory[mode] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {
         "benchmark": "extraction",
         "device": device,
         "size": size,
         "members": members,
-        "member_iterations_per_second": {name: round(value, 2) for name, value in rate.items()},
+        "member_iterations_per_second": {mode: round(value, 2) for mode, value in rate.items()},
         "ratio": round(rate["batched"] / rate["one_by_one"], 2),
-        "peak_memory_gb": round(peak / 1e9, 2),
+        "peak_memory_gb": {mode: round(value, 2) for mode, value in memory.items()},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["1", "5"], help="model sizes; 48 for a GPU")
+    parser.add_argument("--sizes", nargs="+", help="model sizes; 1 and 5, on a GPU 48 too, unless given")
     parser.add_argument("--members", nargs="+", type=int, default=[1, 8, 30])
+    parser.add_argument("--rounds", type=int, default=3, help="timed updates of each")
     parser.add_argument("--compile", action="store_true", help="compile both, for a GPU")
+    parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for size in arguments.sizes:
+    if arguments.peak:
+        (size,), (members,) = arguments.sizes, arguments.members
+        print(peak(arguments.peak, size, members, device, arguments.compile))
+        return
+    for size in arguments.sizes or (["1", "5"] if device == "cpu" else ["1", "5", "48"]):
         for members in arguments.members:
-            print(json.dumps(measure(size, members, device, arguments.compile)), flush=True)
+            print(json.dumps(measure(size, members, device, arguments)), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,46 +12,20 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from orrery.datasets.schema import Episode, TaskSpec, TaskTable
-from orrery.datasets.store import TaskStore, TaskWriter, finish_store
+from orrery.datasets.schema import TaskSpec
+from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
+from random_store import write_random_store
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, SliceSampler, TensorDictReplayBuffer
 
 TRANSITIONS, EPISODE, BATCH, LENGTH = 1_000_000, 500, 1024, 17
 SHAPES = [(39, 6), (39, 4), (24, 6), (17, 6), (39, 4), (24, 6), (5, 1), (39, 4), (39, 4), (24, 6)]
 ROUNDS, ROUND_SECONDS = 9, 0.5
-
-
-def _episodes(spec: TaskSpec, count: int) -> Iterator[Episode]:
-    random = np.random.default_rng(0)
-    for _ in range(count):
-        yield Episode(
-            random.standard_normal((EPISODE + 1, spec.observation_dim), dtype=np.float32),
-            random.standard_normal((EPISODE, spec.action_dim), dtype=np.float32),
-            random.standard_normal(EPISODE, dtype=np.float32),
-            terminated=False,
-        )
-
-
-def our_store(folder: Path) -> TaskStore:
-    """Ten tasks that hold the transitions between them."""
-    specs = [TaskSpec(f"bench/task{i}", o, a, EPISODE) for i, (o, a) in enumerate(SHAPES)]
-    table = TaskTable(specs)
-    for spec in specs:
-        episodes = _episodes(spec, TRANSITIONS // EPISODE // len(specs))
-        writer = TaskWriter(folder / spec.slug, spec, table.observation_dim, table.action_dim)
-        writer.write(episodes, behaviour="unknown", source={})
-    finish_store(folder, table)
-    store = TaskStore.open(folder)
-    for task in store.tasks:
-        task.rows.sum()  # map the file's pages, as TorchRL's are by having been written in this process
-    return store
 
 
 def our_sampler(store: TaskStore) -> Callable[[int], object]:
@@ -93,7 +67,8 @@ def rate(draw: Callable[[int], object], first: int) -> tuple[float, int]:
 def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        store = our_store(Path(folder) / "orrery")
+        specs = [TaskSpec(f"bench/task{i}", o, a, EPISODE) for i, (o, a) in enumerate(SHAPES)]
+        store = write_random_store(Path(folder) / "orrery", specs, TRANSITIONS)
         candidates = {
             "orrery_in_memory": our_sampler(store.load()),
             "orrery_mapped": our_sampler(store),
