@@ -23,6 +23,7 @@ class Report(Stage):
         "datasets": Input("datasets", optional=True, many=True),
         "store": Input("store", optional=True),
         "world_model": Input("world_model", optional=True),
+        "gradients": Input("gradients", optional=True),
         "policies": Input("policies", optional=True, many=True),
         "scores": Input("scores", optional=True),
     }

@@ -20,6 +20,7 @@ from ..finetune import ADDED, FORGETTING
 
 SCORE_COLUMNS = ("algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score")
 FORGETTING_COLUMNS = ("reward_r2_before", "reward_r2_after")
+GRADIENT_COLUMNS = ("horizon", "norm", "return_norm", "r2", "cosine")
 CURVE_COLUMNS = ("iteration", "algorithm", "task", "seed")
 
 
@@ -43,6 +44,8 @@ class Evidence:
     """World model that was finetuned: task, new, horizon, reward_r2_before, reward_r2_after, latent_mse_before, ..."""
     added: Mapping[str, Mapping[str, Any]]
     """How its new tasks began: rule, nearest, scaling, errors."""
+    model_gradients: pd.DataFrame | None
+    """Through the world model: task, horizon, norm, return_norm, r2, cosine."""
     policies: Sequence[Mapping[str, Any]]
     """Entries of every policies.json."""
     extraction: pd.DataFrame | None
@@ -96,6 +99,7 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
         validation=_table(inputs, "world_model", "validation.csv", ["step", "task", "horizon", "reward_r2"]),
         forgetting=_table(inputs, "world_model", FORGETTING, ["task", "new", "horizon", *FORGETTING_COLUMNS]),
         added=_first(inputs, "world_model", ADDED).get("tasks", {}),
+        model_gradients=_table(inputs, "gradients", "gradients.csv", ["task", *GRADIENT_COLUMNS]),
         policies=[entry for index in indices for entry in index.get("policies", [])],
         extraction=pd.concat(curves, ignore_index=True) if curves else None,
         scores=scores,

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 
 from ..evaluate import BASELINES
-from . import score_figures, tables, training_figures
+from . import gradient_figures, score_figures, tables, training_figures
 from .drawing import algorithm_styles, drawing_style
 from .evidence import Evidence
 from .machine import hardware, hardware_line
@@ -68,6 +68,7 @@ def _sections(evidence: Evidence, styles: Styles) -> list[Section]:
         *_score_sections(evidence, styles),
         _imagined(evidence, styles),
         _open_loop(evidence),
+        *_model_gradients(evidence),
         *_finetuning(evidence),
         _losses(evidence),
         _extraction(evidence, styles),
@@ -159,6 +160,19 @@ def _open_loop(evidence: Evidence) -> Section:
         "step": int(evidence.validation["step"].max()),
     }
     return Section(name, title, content)
+
+
+def _model_gradients(evidence: Evidence) -> list[Section]:
+    """Only where the stage gradients measured them."""
+    if evidence.model_gradients is None:
+        return []
+    content = {
+        "rows": evidence.model_gradients.to_dict("records"),
+        "charts": gradient_figures.draw_growth(evidence.model_gradients, evidence.tasks),
+        "colours": {"state": gradient_figures.STATE, "return": gradient_figures.RETURN},
+        "weak": WEAK_R2,
+    }
+    return [Section("model_gradients", "Gradients through the world model", content)]
 
 
 def _finetuning(evidence: Evidence) -> list[Section]:

@@ -255,6 +255,23 @@ def test_unpredicted_reward_is_marked_and_constant_reward_named(full: SimpleName
     assert table.count("reward constant") == 2
 
 
+def test_gradients_are_shown_beside_their_skill_where_they_were_measured(full: SimpleNamespace, tmp_path: Path) -> None:
+    assert 'id="model_gradients"' not in full.page
+    folder = tmp_path / "gradients"
+    folder.mkdir()
+    rows = [
+        {"task": CUP, "horizon": 5, "norm": 0.5, "return_norm": 0.0, "r2": 0.9, "cosine": None},
+        {"task": CUP, "horizon": 50, "norm": 123.456, "return_norm": 2.0, "r2": 0.2, "cosine": 0.75},
+    ]
+    pd.DataFrame(rows).to_csv(folder / "gradients.csv", index=False)
+    page = write_report(tmp_path, make_inputs(tmp_path, "store") | {"gradients": [folder]})
+    shown = page[page.index('id="model_gradients"') :]
+    assert f"Gradient of the state by the first action for {CUP}: 0.5 at 5 (R2 0.90)" in shown
+    assert "123</td>" in shown
+    assert re.search(r'class="n weak">0.2\d*</td><td class="n">0.75', shown)
+    assert len(re.findall("weak", shown[: shown.index("</table>")])) == 1
+
+
 def test_what_finetuning_added_and_forgot_is_shown_where_there_was_any(full: SimpleNamespace, tmp_path: Path) -> None:
     assert "Finetuning" not in full.page
     inputs = make_inputs(tmp_path, "world_model")
