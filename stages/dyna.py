@@ -1,0 +1,192 @@
+"""dyna: a store with generated data beside the real: short episodes that a model of observations imagines from states
+of the data. Whatever learns from a store (mrq, powr, tabular) then learns from both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.seeding import derive_seed
+from ..pipeline.stage import Context, Input, Stage
+from .pretrain import PretrainConfig
+
+if TYPE_CHECKING:
+    from ..datasets.schema import Episode
+    from ..datasets.store import TaskRows, TaskStore
+    from .awm.episodes import Episodes
+    from .awm.imagination import ModelDynamics
+
+ACTIONS = ("auto", "policies", "data", "uniform")
+
+
+@dataclass(frozen=True)
+class DynaConfig:
+    """What is generated."""
+
+    share: float = 1.0
+    """Generated decisions per decision of the data."""
+    length: int = 5
+    """Decisions of a generated episode. The model's errors add up over them."""
+    actions: str = "auto"
+    """policies: of the run's policies, those of a task in turn. data: sequences from elsewhere in the data. uniform:
+    uniformly random. auto: policies where the run has some, else data."""
+    algorithm: str = ""
+    """Which policies act; empty takes the first algorithm that their artifact lists."""
+    noise: list[float] = field(default_factory=lambda: [0.0, 0.3])
+    """Lowest and highest level of noise on them, drawn once per episode, as collect.policy_noise."""
+    reward: str = "auto"
+    """true: of the task's simulator. learned: the model's reward head. auto: true where there is a simulator."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        if self.share <= 0 or self.length < 1:
+            raise ConfigError(f"share must be positive and length at least 1, found {self.share} and {self.length}")
+        if self.actions not in ACTIONS:
+            raise ConfigError(f"actions: expected one of {', '.join(ACTIONS)}, found {self.actions!r}")
+        if len(self.noise) != 2 or not 0 <= self.noise[0] <= self.noise[1]:
+            raise ConfigError(f"noise must be two numbers 0 <= low <= high, found {self.noise}")
+
+
+class Dyna(Stage):
+    """A TaskStore: all real episodes, then the generated ones. Its returns and success rates are the real data's."""
+
+    Config = DynaConfig
+    inputs = {
+        "store": Input("store"),
+        "world_model": Input("world_model"),
+        "policies": Input("policies", optional=True),
+    }
+    output_kind = "store"
+    config: DynaConfig
+
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        latent = isinstance(maker, PretrainConfig) and maker.world_model != "sequence"
+        if name == "world_model" and (latent or (folder / "model.json").is_file()):
+            raise CheckpointError(
+                f"dyna generates observations, and {folder} is a latent model, which predicts none; pretrain one with "
+                "pretrain.world_model=sequence pretrain.sequence.kind=markov"
+            )
+
+    def run(self, context: Context) -> str:
+        import torch
+
+        from ..datasets.store import TaskStore, TaskWriter, finish_store
+        from .awm.imagination import ModelDynamics
+        from .awm.networks import load_model
+        from .extract import check_same_tables
+
+        torch.set_num_threads(context.threads)
+        store = TaskStore.open(context.input("store"))
+        model = load_model(context.input("world_model"))
+        check_same_tables(model.table, store.table, context)
+        if ends := [task.name for task in store.table if task.terminates]:
+            raise ConfigError(
+                f"{', '.join(ends)} can end in a terminal state, which sequence models do not predict; leave such "
+                "tasks out"
+            )
+        dynamics = [ModelDynamics(model, name, self.config.reward) for name in store.table.names]
+        total = 0
+        with context.progress("dyna", total=len(dynamics)) as progress:
+            for rows, of_task in zip(store.tasks, dynamics, strict=True):
+                progress.note(rows.spec.name)
+                found, actions = self._generate(context, store, rows, of_task)
+                total += found.reward_NT.numel()
+                facts = {"episodes": len(found.reward_NT), "length": self.config.length, "actions": actions}
+                writer = TaskWriter(
+                    context.folder / rows.spec.slug, rows.spec, store.table.observation_dim, store.table.action_dim
+                )
+                source = {**rows.summary.source, "generated": {**facts, "model": model.config.kind}}
+                real = rows.summary
+                made = writer.write(
+                    _all_episodes(rows, store, found), behaviour=real.behaviour, source=source, findings=real.findings
+                )
+                names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
+                honest = dataclasses.replace(made, **{name: getattr(real, name) for name in names})
+                path = context.folder / rows.spec.slug / "task.json"
+                path.write_text(json.dumps(dataclasses.asdict(honest), indent=1))
+                progress.advance(1)
+        finish_store(context.folder, store.table)
+        return f"{total:,} transitions generated beside {sum(task.summary.transitions for task in store.tasks):,}"
+
+    def _generate(
+        self, context: Context, store: TaskStore, rows: TaskRows, dynamics: ModelDynamics
+    ) -> tuple[Episodes, str]:
+        """The generated episodes of one task, and whose actions they are."""
+        import torch
+
+        from .awm.generation import explored, generate, starts_and_actions, uniform_actions
+
+        config, spec = self.config, rows.spec
+        generator = torch.Generator().manual_seed(derive_seed("dyna", config.seed, spec.name))
+        count = max(round(config.share * rows.summary.transitions / config.length), 1)
+        width = store.table.observation_dim
+        start_NO, action_NTA = starts_and_actions(rows, width, count, config.length, generator)
+        folders = self._policies(context, spec.name)
+        low, high = config.noise
+        level_N1 = low + (high - low) * torch.rand(count, 1, generator=generator)
+        if folders:
+            from .policy import load_policy
+
+            policies, name = [load_policy(folder) for folder in folders], folders[0].parts[-3]
+
+            def choose(t: int, observation_NO: torch.Tensor) -> torch.Tensor:
+                action_NA = torch.zeros(len(observation_NO), spec.action_dim)
+                for first, policy in enumerate(policies):
+                    action_NA[first :: len(policies)] = policy.act(observation_NO[first :: len(policies)])
+                return action_NA
+        elif config.actions == "uniform":
+            name = "uniform"
+
+            def choose(t: int, observation_NO: torch.Tensor) -> torch.Tensor:
+                return uniform_actions(spec, len(observation_NO), generator)
+        else:
+            name = "data"
+
+            def choose(t: int, observation_NO: torch.Tensor) -> torch.Tensor:
+                return action_NTA[:, t]
+
+        noisy = explored(choose, spec, level_N1, generator)
+        return generate(dynamics, start_NO, noisy, config.length, generator), name
+
+    def _policies(self, context: Context, task: str) -> list[Path]:
+        """The policies that act in a task, one per seed; empty where other actions are taken."""
+        artifacts = context.inputs["policies"]
+        if self.config.actions not in ("auto", "policies"):
+            return []
+        if not artifacts:
+            if self.config.actions == "policies":
+                raise ConfigError(
+                    "dyna.actions=policies, but the run has none: make some before, or give inputs.policies="
+                )
+            return []
+        listed = json.loads((artifacts[0] / "policies.json").read_text())["policies"]
+        algorithm = self.config.algorithm or listed[0]["algorithm"]
+        found = [artifacts[0] / one["path"] for one in listed if (one["algorithm"], one["task"]) == (algorithm, task)]
+        if not found:
+            known = sorted({f"{one['algorithm']} for {one['task']}" for one in listed})
+            raise ConfigError(
+                f"dyna: {artifacts[0]} has no policy of {algorithm!r} for {task}; it has: {', '.join(known)}. Other "
+                "actions: dyna.actions=data"
+            )
+        return found
+
+
+def _all_episodes(rows: TaskRows, store: TaskStore, generated: Episodes) -> Iterator[Episode]:
+    """The data's episodes as they are, then the generated ones, which are cut off and never terminated."""
+    from ..datasets.schema import Episode
+
+    O, A, width = rows.spec.observation_dim, rows.spec.action_dim, store.table.observation_dim  # noqa: E741
+    for number, (first, after) in enumerate(zip(rows.offsets[:-1], rows.offsets[1:], strict=True)):
+        part = rows.rows[first:after].numpy()
+        yield Episode(
+            part[:, :O], part[:-1, width : width + A], part[:-1, -1], bool(rows.terminated[number]), label=f"{number}"
+        )
+    parts = (generated.observation_NTO, generated.action_NTA, generated.reward_NT)
+    for number, (observation, action, reward) in enumerate(zip(*(part.numpy() for part in parts), strict=True)):
+        yield Episode(observation, action, reward, False, label=f"generated {number}")
