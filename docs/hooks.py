@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = {
     "Your own data": "data.md",
     "Models": "models.md",
+    "From a pretrained model on": "pretrained.md",
     "Tasks": "tasks.md",
     "Scores and metrics": "scores.md",
     "Results": "results.md",

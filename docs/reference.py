@@ -32,7 +32,13 @@ NOTES = Path(__file__).with_name("stage_notes.yaml")
 
 API = {
     "Runs and studies": ["pipeline.config", "pipeline.runner", "pipeline.study", "pipeline.artifact"],
-    "Writing a stage": ["pipeline.stage", "pipeline.fanout", "pipeline.checkpoint", "pipeline.errors"],
+    "Writing a stage": [
+        "pipeline.stage",
+        "pipeline.fanout",
+        "pipeline.checkpoint",
+        "pipeline.command",
+        "pipeline.errors",
+    ],
     "Tasks and data": [
         "datasets.schema",
         "datasets.tasks",
@@ -56,6 +62,13 @@ API = {
         "stages.extraction.rollout",
         "stages.extraction.returns",
         "stages.statistics",
+    ],
+    "Sharing and deployment": [
+        "pipeline.hub",
+        "stages.sharing.publish",
+        "stages.deployment.exporting",
+        "stages.deployment.equality",
+        "stages.deployment.latency",
     ],
     "Action world models": ["stages.awm.networks", "stages.awm.gradients", "stages.awm.imagination", "stages.awm.bpo"],
     "MR.Q and POWR": [
