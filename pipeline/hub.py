@@ -19,6 +19,9 @@ from .errors import CheckpointError, StageError
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """user/name, or user/name@revision with a branch, tag or commit."""
 
+PATIENCE = 10.0
+"""Seconds to wait for the Hub's first answer."""
+
 REPLACED = {".safetensors", ".json", ".csv"}
 """Endings of the files of a repository that an upload replaces as a whole."""
 
@@ -102,10 +105,11 @@ def download(repository: str, revision: str | None = None) -> Path:
     import httpx2
     from huggingface_hub import errors, snapshot_download
 
+    unreachable = _why_unreachable()
     name = f"{repository}@{revision}" if revision else repository
     local = f"There is no folder of that name either: {Path(name).absolute()}"
     try:
-        return Path(snapshot_download(repository, revision=revision))
+        return Path(snapshot_download(repository, revision=revision, local_files_only=unreachable is not None))
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name}: access to this repository of the Hugging Face Hub has to be asked for on its page"
@@ -118,13 +122,26 @@ def download(repository: str, revision: str | None = None) -> Path:
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository}: it has no revision {revision!r} on the Hugging Face Hub") from error
     except errors.LocalEntryNotFoundError as error:
-        reason = error.__cause__ or error
+        reason = unreachable or error.__cause__ or error
         raise CheckpointError(
             f"{name}: the Hugging Face Hub cannot be reached ({type(reason).__name__}: {_line(reason)}), and no copy "
             f"is in the cache. {local}"
         ) from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise _failed(name, "downloading it from the Hugging Face Hub", error) from error
+
+
+def _why_unreachable() -> Exception | None:
+    """What stands between here and the Hub; None if it answers. The library itself would wait for an answer for ever,
+    which a network that drops packets never gives."""
+    import httpx2
+    from huggingface_hub import HfApi, get_session
+
+    try:
+        get_session().head(HfApi().endpoint, timeout=PATIENCE)
+    except (httpx2.HTTPError, OSError) as error:
+        return error
+    return None
 
 
 def upload(folder: Path, repository: str, *, private: bool = False) -> str:
@@ -139,6 +156,12 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
     import httpx2
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
+    if (unreachable := _why_unreachable()) is not None:
+        reason = f"{type(unreachable).__name__}: {_line(unreachable)}"
+        raise CheckpointError(
+            f"{repository}: the Hugging Face Hub cannot be reached ({reason}); nothing was uploaded. --dry-run writes "
+            "the folder, which `hf upload` sends later"
+        ) from unreachable
     api = HfApi()
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     try:
@@ -159,11 +182,6 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         raise CheckpointError(
             f"{repository}: the Hugging Face Hub refuses to let you write there ({_line(error)}). Log in with a token "
             "that may write (hf auth login, or HF_TOKEN), and use your own name or that of an organisation of yours"
-        ) from error
-    except httpx2.ConnectError as error:
-        raise CheckpointError(
-            f"{repository}: the Hugging Face Hub cannot be reached ({_line(error)}); nothing was uploaded. "
-            "--dry-run writes the folder, which `hf upload` sends later"
         ) from error
     except (httpx2.HTTPError, OSError, ValueError) as error:
         raise _failed(repository, "uploading", error) from error
