@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import html
 import importlib
 import inspect
 import io
@@ -444,7 +445,7 @@ def _prose(text: str) -> str:
 def _escape(text: str) -> str:
     """Plain text as Markdown, code in backticks left alone."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([\\*_|<>\[\]^~])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([\\*_|\[\]])", r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
     return "`".join(_cell(part) if i % 2 else part for i, part in enumerate(parts))
 
 
