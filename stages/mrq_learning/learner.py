@@ -11,8 +11,7 @@ Source: MR.Q (arXiv 2501.16142), algorithm 1. What was decided differently is in
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from ...pipeline.errors import StageError
 from . import losses
 from .actions import Actions
 from .config import LearnConfig
+from .gradients import clip_members, frozen
 from .networks import Encoder, PolicyNetwork, TwinValues, initialise
 from .priorities import Priorities
 from .replay import Windows
@@ -289,7 +289,7 @@ class Learner:
     def _update_policy(
         self, z: torch.Tensor, state_part: torch.Tensor, data_action_MBA: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        with _frozen(self.encoder, self.values):
+        with frozen(self.encoder, self.values):
             pre = self.policy(z)
             values = self.values(self.encoder.with_action(state_part, self.actions.squash(pre)))
             loss_M = losses.policy_loss(values, pre, self.actions.mask_MA, self.config.pre_activation_weight)
@@ -310,7 +310,7 @@ class Learner:
             one.zero_grad(set_to_none=True)
         loss_M.sum().backward()
         if name == "values":
-            _clip_members(list(self.values.parameters()), self.members, self.config.value_clip_norm)
+            clip_members(list(self.values.parameters()), self.members, self.config.value_clip_norm)
         for one in stepped:
             one.step()
 
@@ -393,27 +393,3 @@ def device_of(accelerator: str) -> str:
 
 
 _SAVED = ("steps", "_scale_M", "_target_scale_M", "_clamp_M2", "_seen_M2")
-
-
-@contextmanager
-def _frozen(*modules: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters of these modules: only what enters them is differentiated, at half the cost."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-@torch.no_grad()
-def _clip_members(parameters: Sequence[nn.Parameter], members: int, max_norm: float) -> None:
-    """Scale each member's gradient down to a norm of at most `max_norm`."""
-    gradients = [p.grad.view(members, -1) for p in parameters if p.grad is not None]
-    norm_M = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]), dim=0)
-    factor_M = (max_norm / (norm_M + 1e-6)).clamp(max=1)
-    if bool((factor_M < 1).any()):
-        for gradient in gradients:
-            gradient.mul_(factor_M[:, None])

@@ -78,8 +78,7 @@ def encoder_losses(
         target_latent: [M, T, B, D], without gradient.
     """
     alive_MTB = alive(not_done_MTB)
-    error = prediction.latent - target_latent
-    dynamics = torch.linalg.vecdot(error, error) / error.shape[-1]
+    dynamics = F.mse_loss(prediction.latent, target_latent, reduction="none").sum(-1) / target_latent.shape[-1]
     if prediction.reward.shape[-1] == 1:
         reward = (prediction.reward[..., 0] - reward_MTB).square()
     else:

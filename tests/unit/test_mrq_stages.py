@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,7 @@ from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, StageError, TaskError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.pipeline.study_config import load_study
 from orrery.stages.mrq import Mrq, MrqConfig
 from orrery.stages.mrq_datasets import MrqDatasets, MrqDatasetsConfig
 from orrery.stages.mrq_learning.config import DESIGN_STUDY, DesignConfig, LearnConfig, NetworkConfig, vary
@@ -137,13 +139,30 @@ def test_targets_embedded_once_per_period_are_those_of_every_draw(tmp_path, vari
     assert learner._shared_targets(sources, few) is None
 
 
+@pytest.fixture(scope="module")
+def plain():
+    return run_to(OnlineTraining(task_spec(CARTPOLE), ONLINE, "mrq", 0), 36)
+
+
 @pytest.mark.parametrize("variant", [*DESIGN_STUDY, "released"])
-def test_every_variant_of_the_design_study_trains(variant):
+def test_every_variant_of_the_design_study_trains(variant, plain):
     training = run_to(OnlineTraining(task_spec(CARTPOLE), ONLINE, variant, 0), 36)
-    plain = run_to(OnlineTraining(task_spec(CARTPOLE), ONLINE, "mrq", 0), 36)
     assert all(bool(value.isfinite().all()) for value in training._metrics.values())
     same = training.learner.policy.state_dict(), plain.learner.policy.state_dict()
     assert any(not torch.equal(same[0][name], same[1][name]) for name in same[0])
+
+
+def test_the_study_of_the_design_takes_away_what_its_variants_do():
+    expected = {name: overrides_of(changes) for name, changes in DESIGN_STUDY.items()}
+    assert load_study("mrq_design").named == {"mrq": [], **expected}
+
+
+def overrides_of(changes, prefix="mrq_online.learn"):
+    overrides = []
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping)
+        overrides += overrides_of(value, f"{prefix}.{key}") if nested else [f"{prefix}.{key}={value}".lower()]
+    return overrides
 
 
 def test_without_the_model_the_value_loss_trains_the_encoder():
@@ -197,7 +216,7 @@ def test_clamped_targets_stay_in_the_range_of_the_period_before(tmp_path):
 
 @pytest.mark.parametrize(("task", "environments"), [(PENDULUM, 1), (CARTPOLE, 3)])
 def test_an_interrupted_run_continues_in_the_middle_of_an_episode_bit_for_bit(tmp_path, task, environments):
-    config = dataclasses.replace(ONLINE, environments=environments, evaluate_every=20)
+    config = dataclasses.replace(ONLINE, environments=environments, evaluate_every=30)
     whole = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), 60)
     first = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), 43)
     torch.save(first.state_dict(), tmp_path / "state.pt")
