@@ -70,7 +70,9 @@ def load_iteration(
     Raises:
         ConfigError: what is wrong with any of them.
     """
-    own = {"rounds": "3", "warm_start": "false", "policies": "", "run_dir": str(Path("runs") / Path(experiment).stem)}
+    # Not the folder of `orrery run`, whose record of the run is the comparison's here.
+    folder = Path("runs") / f"{Path(experiment).stem}_rounds"
+    own = {"rounds": "3", "warm_start": "false", "policies": "", "run_dir": str(folder)}
     shared, later = [], []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -89,8 +91,8 @@ def load_iteration(
         raise ConfigError(f"the folder of an iteration must not have {os.pathsep!r} in its path, found {run_dir}")
 
     def compose(number: int, more: Sequence[str]) -> RunConfig:
-        folder = f"run_dir={run_dir / folder_of(number)}"
-        return load_config(experiment, [*merge(more), folder], stages=stages, config_dir=config_dir)
+        given = [*merge(more), f"run_dir={run_dir / folder_of(number)}"]
+        return load_config(experiment, given, stages=stages, config_dir=config_dir)
 
     first = compose(0, shared)
     maker = _maker_of_policies(first, stages, own["policies"])

@@ -36,7 +36,7 @@ KEYS = {
     "later.KEY": "A key of the experiment in all rounds but the first, such as later.collect.episodes=20.",
     "warm_start": "Pretrain each model from that of the round before. false",
     "policies": "Stage whose policies collect, where several make some. The first of them",
-    "run_dir": "Folder of all rounds. runs/EXPERIMENT",
+    "run_dir": "Folder of all rounds. runs/EXPERIMENT_rounds",
 }
 EXAMPLES = """\
 orrery iterate iterate_cartpole

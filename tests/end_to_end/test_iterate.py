@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
     parent = tmp_path_factory.mktemp("iterate")
     result = orrery("iterate", TINY, "rounds=2", *SETTINGS, cwd=parent)
     assert result.returncode == 0, result.stdout + result.stderr
-    return parent / "runs" / "tiny", result.stdout
+    return parent / "runs" / "tiny_rounds", result.stdout
 
 
 def test_the_second_round_has_the_data_of_both(finished):
@@ -66,3 +66,6 @@ def test_the_same_command_does_nothing_and_a_third_round_only_itself(finished):
     assert "it waits for round_0" in result.stdout
     result = orrery("status", run_dir)
     assert result.stdout.count("5 of 5 stages") == 2
+    result = orrery("report", run_dir)
+    assert result.returncode == 2
+    assert "holds rounds, whose comparison `orrery iterate` keeps up to date" in " ".join(result.stderr.split())
