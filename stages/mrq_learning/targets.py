@@ -67,11 +67,12 @@ def shared_targets(
     if 2 * count > updates * batch * horizon or 4 * members * count * width > LIMIT_BYTES:
         return None
     first = torch.zeros(1, dtype=torch.int64, device=start_KMB.device)
-    observations = [s.observations(seen.nonzero()[:, 0], first)[:, 0] for s, seen in zip(sources, drawn, strict=True)]
+    slot_MN = pad_sequence([seen.nonzero()[:, 0] for seen in drawn], batch_first=True)
     embedding = torch.empty(members, count, width, device=start_KMB.device)
-    parts = pad_sequence(observations, batch_first=True).split(batch, 1)  # that stay in a core's cache
-    for part, place in zip(parts, embedding.split(batch, 1), strict=True):
-        place.copy_(embed(part))
+    # In parts that stay in a core's cache.
+    for part, place in zip(slot_MN.split(batch, 1), embedding.split(batch, 1), strict=True):
+        observation = torch.stack([s.observations(own, first)[:, 0] for s, own in zip(sources, part, strict=True)])
+        place.copy_(embed(observation))
     index = [(seen.cumsum(0) - 1)[own] + m * count for m, (seen, own) in enumerate(zip(drawn, slots, strict=True))]
     index_KMTB = torch.stack([one.unflatten(0, (updates, batch)).transpose(1, 2) for one in index], 1)
     return SharedTargets(embedding.flatten(0, 1), index_KMTB)
