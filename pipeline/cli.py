@@ -155,7 +155,8 @@ def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], conf
     if arguments.command == "report" and is_iteration(arguments.run_dir):
         raise StageError(
             f"{arguments.run_dir} holds rounds, whose comparison `orrery iterate` keeps up to date; a single round has "
-            f"a report where the experiment has the stage {REPORT_STAGE!r}: orrery report {arguments.run_dir / 'round_0'}"
+            f"a report of its own where the experiment has the stage {REPORT_STAGE!r}: orrery report "
+            f"{arguments.run_dir / 'round_0'}"
         )
     if arguments.command == "report":
         record = read_run_file(arguments.run_dir)
