@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +16,14 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
+from orrery.pipeline import artifact
+from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.plan import check_all
 from orrery.pipeline.stage import Context
+from orrery.pipeline.study import prepare_study
 from orrery.stages.extract import Extract, ExtractConfig
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.start_frames import saved_behaviours
@@ -395,3 +400,52 @@ def test_masks_cover_what_the_levels_say():
     named = {name for name, _ in model.named_parameters() if not name.startswith("target_values")}
     assert set(everything) == named
     assert all(mask is None for mask in everything.values())
+
+
+def published(source: Path, folder: Path, kind: str) -> Path:
+    """A copy as a stage publishes it."""
+    shutil.copytree(source, folder)
+    about = {"kind": kind, "stage": "made", "key": "a" * 64, "config": {}, "inputs": {}}
+    artifact.finish(folder, seconds=1.0, summary="", **about)
+    return folder
+
+
+@pytest.fixture
+def pretrained(inputs, tmp_path):
+    return published(inputs["world_model"][0], tmp_path / "model", "world_model")
+
+
+def test_the_experiment_starts_from_the_model_and_extracts_from_what_it_makes(pretrained, inputs, tmp_path):
+    stages = discover_stages()
+    given = [f"world_model={pretrained}", "tasks=[dmc/cartpole-swingup]"]
+    store = published(inputs["store"][0], tmp_path / "store", "store")
+    config = load_config("finetune", given, stages=stages)
+    sources = check_all(config, stages)
+    assert [source.folder for source in sources["finetune"]["world_model"]] == [pretrained]
+    assert sources["finetune"]["replay"] == []  # not the store of the new tasks
+    assert [source.stage for source in sources["extract"]["world_model"]] == ["finetune"]
+    assert config.stage_configs["extract"].tasks == ["dmc/cartpole-swingup"]
+    known = load_config(
+        "finetune", [given[0], "tasks=[toy/a]", "stages=[finetune]", f"inputs.store={store}"], stages=stages
+    )
+    with pytest.raises(CheckpointError, match="toy/a: already in the task table"):
+        check_all(known, stages)
+    with pytest.raises(StageError, match="'finetune' needs an input 'world_model'"):
+        check_all(load_config("finetune", given[1:], stages=stages), stages)
+
+
+def test_the_few_shot_study_gives_the_model_to_finetune_alone(pretrained, tmp_path):
+    _, layout = prepare_study("few_shot", [f"world_model={pretrained}", f"run_dir={tmp_path}"], discover_stages())
+    makers = {}
+    for variant in layout.variants:
+        steps = {step.stage: step for step in layout.steps[variant.name]}
+        makers[variant.name] = next(name for name in ("finetune", "pretrain", "mrq") if name in steps)
+        reads = [path for step in steps.values() for paths in step.sources.values() for path in paths]
+        assert (str(pretrained) in reads) == ("finetune" in steps), variant.name
+    assert makers == {
+        f"{name},episodes={n}": stage
+        for name, stage in (("finetuned", "finetune"), ("scratch", "pretrain"), ("mrq", "mrq"))
+        for n in (1, 5, 20, 100)
+    }
+    collects = {step.key for steps in layout.steps.values() for step in steps if step.stage == "collect"}
+    assert len(collects) == 1  # fewer episodes are the first ones of the same data
