@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -100,6 +101,16 @@ def test_errors_of_the_parts_that_a_stage_uses_are_on_its_page(makers):
     assert "From datasets.hdf5" in page
     assert "has no transitions; expected at least one" in page
     assert "pack.sources.{name}.path is empty" in page
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((DOCS / "pages").glob("*.md"))], ids=lambda path: path.name
+)
+def test_local_links_lead_somewhere(path, makers):
+    targets = re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", path.read_text())
+    assert not [
+        target for target in targets if target not in {"index.md", *makers} and not (path.parent / target).exists()
+    ]
 
 
 def test_pictures_stay_small():
