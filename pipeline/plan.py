@@ -180,6 +180,8 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     attempt = read_attempt(final)
     if attempt is not None and attempt.key == key and partial_folder(final).is_dir():
         return Decision(name, "resume", f"interrupted after {attempt.seconds:.0f} s", key)
+    if manifest is None and attempt is not None:
+        return Decision(name, "run", "an attempt with other settings or inputs was interrupted; it starts anew", key)
     if manifest is None:
         return Decision(name, "run", "it has not run yet", key)
     return Decision(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import distributed
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ...pipeline.errors import StageError
+from ...pipeline import termination
+from ...pipeline.errors import OrreryError, StageError
 from ...pipeline.ranks import Launch
+
+_OWN_ERROR = re.compile(rf"^{re.escape(OrreryError.__module__)}\.\w+: (.*)", re.MULTILINE | re.DOTALL)
+"""In the traceback of a rank, which torch hands on as text."""
 
 
 class EndWithParent(lightning.Callback):
@@ -27,6 +33,29 @@ class EndWithParent(lightning.Callback):
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
             os._exit(1)  # at once: nobody is left to report to, and the other ranks do the same
+
+
+@contextlib.contextmanager
+def started_here() -> Iterator[None]:
+    """Name what becomes of ranks that this process starts.
+
+    Raises:
+        Terminated: one of them got SIGTERM; all have saved.
+        StageError: one of them raised an error that is meant for the user, or was ended from outside.
+    """
+    try:
+        yield
+    except ProcessExitedException as error:
+        if error.exit_code == termination.EXIT_UNFINISHED:
+            raise termination.Terminated from error
+        raise StageError(
+            f"rank {error.error_index} of the training was ended from outside ({error.signal_name or error.exit_code}; "
+            "SIGKILL often means that memory ran out). The same command continues from the last checkpoint"
+        ) from error
+    except ProcessRaisedException as error:
+        if raised := _OWN_ERROR.search(str(error)):
+            raise StageError(raised[1].strip()) from error
+        raise
 
 
 def pass_on_termination() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +21,14 @@ from ...pipeline.ranks import Team
 from .checkpoints import Checkpoints
 from .config import OptimizerConfig, TrainerConfig
 from .progress import StepProgress, quiet_lightning
-from .ranks import EndWithParent, StartedTogether, connected, meeting_point, pass_on_termination
+from .ranks import (
+    EndWithParent,
+    StartedTogether,
+    connected,
+    meeting_point,
+    pass_on_termination,
+    started_here,
+)
 
 
 class TrainingConfig(Protocol):
@@ -113,8 +119,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    connection = contextlib.nullcontext() if team is None else connected()
-    with termination.deferred(pass_on_termination), connection:
+    with termination.deferred(pass_on_termination), started_here() if team is None else connected():
         trainer.fit(module, data, ckpt_path=begin["checkpoint"])
 
 

@@ -42,7 +42,7 @@ def start(folder, store, variables, rank, *settings):
     environment = {**inherited, "OMP_NUM_THREADS": "1", **{k: v.format(rank=rank) for k, v in variables.items()}}
     command = [sys.executable, "-m", "orrery.pipeline.cli", "run", str(TINY), f"run_dir={folder}", "stages=[pretrain]"]
     command += [f"inputs.store={store}", "pretrain.trainer.accelerator=cpu", "pretrain.model.num_q=2", *settings]
-    command += ["pretrain.steps=200", "wait_min=1"]
+    command += ["pretrain.steps=60", "wait_min=1"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -52,7 +52,12 @@ def start_two(folder, store, variables):
 
 def ended(processes):
     """Exit status and errors of each."""
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     return [process.returncode for process in processes], errors
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import threading
+import time
 from contextlib import contextmanager
 
 import pandas as pd
 import pytest
 import torch
+from orrery.pipeline.errors import StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.pretrain import Pretrain, PretrainConfig
@@ -68,6 +72,27 @@ def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
     found, expected = (pd.read_csv(tmp_path / n / "validation.csv") for n in ("two", "one"))
     assert (found[["step", "task", "horizon"]] == expected[["step", "task", "horizon"]]).all(axis=None)
     assert found.latent_mse.notna().all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_more_ranks_than_windows_is_one_message(store, tmp_path):
+    with pytest.raises(StageError, match=r"task 'toy/a' has \d+ windows .* draws up to 401 \(400 per rank x 2 ranks\)"):
+        pretrain(tmp_path / "one", store, devices=2, batch_size=400)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_rank_that_is_killed_is_named(store, tmp_path):
+    def kill_one():
+        while not (tmp_path / "one" / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.01)
+        multiprocessing.active_children()[0].kill()
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    with pytest.raises(StageError, match=r"rank \d of the training was ended from outside \(SIGKILL"):
+        pretrain(tmp_path / "one", store, devices=2, steps=10**6, checkpoint_every=2)
+    killer.join()
 
 
 class KilledError(Exception):

@@ -102,6 +102,9 @@ def test_what_another_setting_left_is_not_continued(toy: ToyProject, monkeypatch
     with pytest.raises(ZeroDivisionError):
         toy.run()
     monkeypatch.delenv("TOY_FAILURE")
+    assert toy.plan()[1] == ("resume", "interrupted after 0 s")
+    reason = "an attempt with other settings or inputs was interrupted; it starts anew"
+    assert toy.plan("add.scale=2")[1] == ("run", reason)
     assert toy.run("add.scale=2")["add"].summary == "total 6 (from the start)"
 
 
