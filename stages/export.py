@@ -23,7 +23,7 @@ class Export(Command):
     help = "write a policy as ONNX or torch.export: the environment's observations in, its actions out"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("policy", metavar="POLICY", help="folder of a policy, of policies (RUN/extract), or a run")
+        parser.add_argument("policy", metavar="POLICY", help="folder of a policy, RUN/extract, a run, or a Hub id")
         parser.add_argument(
             "overrides",
             nargs="*",
@@ -41,16 +41,14 @@ class Export(Command):
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
         wishes = read_words(arguments.overrides, ("task", "algorithm", "seed"))
-        from .deployment.choice import choose_policy
+        from .deployment.choice import made_by, read_policy
         from .deployment.exporting import export_policy
-        from .policy import load_policy
 
-        choice = choose_policy(arguments.policy, wishes)
-        source = {"folder": str(choice.folder), "algorithm": choice.algorithm, "seed": choice.seed}
-        written = export_policy(
-            load_policy(choice.folder), FORMATS[arguments.format], arguments.out, store=arguments.store, source=source
-        )
-        console.print(f"policy: {choice}", soft_wrap=True)
+        policy = read_policy(arguments.policy, wishes)
+        made = made_by(policy)
+        source = {"reference": arguments.policy, **made}
+        written = export_policy(policy, FORMATS[arguments.format], arguments.out, store=arguments.store, source=source)
+        console.print(f"policy: {made['algorithm']} on {policy.task.name}, seed {made['seed']}", soft_wrap=True)
         _print(written, console)
         return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ class Arm(gymnasium.Env[np.ndarray, np.ndarray]):
         self.render_mode, self.broken = render_mode, broken
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self._state = np.random.default_rng(seed).standard_normal(3)
+        self._state, self._steps = np.random.default_rng(seed).standard_normal(3), 0
         return self._state.copy(), {}
 
     def step(self, action: np.ndarray) -> Any:
         assert self.action_space.contains(action)
         if self.broken == "step":
             raise RuntimeError("the joint is stuck")
+        self._steps += 1
         self._state = np.tanh(self._state + np.array([0.1, *(0.1 * action[:, 0])]))
         return self._state.copy(), float(self._state[2]), False, False, {"success": bool(self._state[1] > 0)}
 
@@ -51,7 +53,7 @@ class Arm(gymnasium.Env[np.ndarray, np.ndarray]):
         if self.broken == "render":
             raise RuntimeError("no display")
         picture = np.zeros((32, 48, 3), np.uint8)
-        picture[:, : int(24 * (1 + self._state[2]))] = 255
+        picture[2 * self._steps : 2 * self._steps + 2] = 255  # a bar that falls with time
         return picture
 
 
@@ -165,11 +167,9 @@ def kernel(task: TaskSpec, kind: str, action: str = "mode", full: bool = False, 
 
 def save_run(folder: Path) -> Path:
     """A run with a stage that made two policies of the arm, of two algorithms, and one of the grid."""
-    import json
-
     entries = []
     for algorithm, policy, seed in [("pwm", latent(arm_task()), 3), ("bpo", state(arm_task()), 0),
-                                    ("tabular", kernel(grid_task(), "delta"), 0)]:  # fmt: skip
+                                    ("powr", kernel(grid_task(), "delta"), 0)]:  # fmt: skip
         path = f"{algorithm}/{policy.task.slug}/seed_{seed}"
         policy.save(folder / "extract" / path)
         entries.append({"algorithm": algorithm, "task": policy.task.name, "seed": seed, "path": path})

@@ -11,12 +11,11 @@ import torch
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.tasks import make_environment
 from orrery.pipeline.cli import main
-from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, ExportError
+from orrery.pipeline.errors import ConfigError, DatasetError, ExportError
 from orrery.stages.deployment import equality, formats
-from orrery.stages.deployment.choice import choose_policy
+from orrery.stages.deployment.choice import made_by, read_policy
 from orrery.stages.deployment.exporting import export_policy
 from orrery.stages.deployment.interface import Interface
-from orrery.stages.policy import load_policy
 
 from . import deployed
 from .stores import point_mass_episodes, write_store
@@ -182,38 +181,32 @@ def test_what_cannot_be_exported_says_why(tmp_path, monkeypatch):
 
 def test_a_policy_is_chosen_out_of_a_run(tmp_path):
     run = deployed.save_run(tmp_path)
-    chosen = choose_policy(str(run), {"task": "test/arm"})
-    assert (chosen.algorithm, chosen.seed, chosen.folder) == ("pwm", 3, run / "extract/pwm/test.arm/seed_3")
-    assert choose_policy(str(run / "extract"), {"task": "test/arm", "algorithm": "bpo"}).algorithm == "bpo"
-    assert choose_policy(str(run), {"task": "test/grid"}).algorithm == "tabular"
-    assert choose_policy(str(chosen.folder), {}) == chosen
-    with pytest.raises(CheckpointError, match=r"policies of 2 tasks; choose task=test/arm\|test/grid"):
-        choose_policy(str(run), {})
-    with pytest.raises(CheckpointError, match="no policy with algorithm=bc; it has algorithm: pwm, bpo"):
-        choose_policy(str(run), {"task": "test/arm", "algorithm": "bc"})
-    with pytest.raises(CheckpointError, match="there is no folder"):
-        choose_policy(str(run / "extract" / "pwm" / "other"), {})
-    with pytest.raises(CheckpointError, match="expected the folder of a policy, found a file"):
-        choose_policy(str(chosen.folder / "policy.json"), {})
+    chosen = read_policy(str(run / "extract"), {"task": "test/arm", "algorithm": "pwm"})
+    assert made_by(chosen) == {"algorithm": "pwm", "seed": 3}
+    assert made_by(read_policy(str(run / "extract"), {"task": "test/grid"})) == {"algorithm": "powr", "seed": 0}
+    assert chosen.task == read_policy(str(run / "extract/pwm/test.arm/seed_3"), {}).task == ARM
+    with pytest.raises(ConfigError, match="seed: expected a number, found 'first'"):
+        read_policy(str(run / "extract"), {"task": "test/arm", "algorithm": "pwm", "seed": "first"})
 
 
 def test_the_command_writes_and_says_what_it_wrote(tmp_path, capsys):
     run, out = deployed.save_run(tmp_path / "run"), tmp_path / "out"
-    assert main(["export", str(run), "--format", "torch", "--out", str(out), "task=test/arm"]) == 0
+    words = ["task=test/arm", "algorithm=pwm"]
+    assert main(["export", str(run / "extract"), "--format", "torch", "--out", str(out), *words]) == 0
     printed = capsys.readouterr().out
-    assert f"policy: pwm on test/arm, seed 3 ({run}/extract/pwm/test.arm/seed_3)" in printed
+    assert "policy: pwm on test/arm, seed 3" in printed
     assert "action: float32 ['batch', 2, 1], [-2.0, 0.0] to [2.0, 10.0]" in printed
     assert "torch.export" in printed
     assert "p99" in printed
-    assert load_policy(run / "extract/pwm/test.arm/seed_3").task == ARM
     assert json.loads((out / "export.json").read_text())["source"]["algorithm"] == "pwm"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{run}/model"], "holds a world model (model.json), expected a policy"),
-        (["{run}/nothing"], "expected the folder of a policy (policy.json), of policies (policies.json) or of a run"),
+        (["{run}/model"], "holds a world model (model.json), expected an artifact of kind 'policies'"),
+        (["{run}/nothing"], "expected policies.json or policy.json"),
+        (["{run}/extract"], "policies of several tasks; give task=, one of: test/arm, test/grid"),
         (["{run}", "taks=test/arm"], "'taks=test/arm': expected task=..., algorithm=..., seed=..."),
         (["{run}", "task=test/arm", "task=test/grid"], "task is given twice"),
     ],
