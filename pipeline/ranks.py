@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifact import write_json
+from .artifact import MANIFEST, write_json
 from .config import RunConfig
 from .errors import ConfigError, OrreryError, StageError
 from .logging import LOGGER_NAME
@@ -31,7 +31,7 @@ from .stage import Context, Stage
 
 CALL = "call.json"
 RANKS_SUFFIX = ".ranks"
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 
 _VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun's, which can also be set by hand
@@ -154,6 +154,7 @@ def follow(
     names = [name for name in config.settings.stages if stages[name](config.stage_configs[name]).processes > 1]
     limit = config.settings.wait_min * 60
     done: set[str] = set()
+    published: list[int] | None = None
     first: str | None = None
     alone_since = time.monotonic()
     while True:
@@ -164,11 +165,14 @@ def follow(
             on_join(call["stage"])
             _join(config, stages, launch, call, limit, progress)
             continue
-        if _up_to_date(config, stages, names):
+        # Looking what is up to date may open large data sets.
+        if published != (published := _published(config)) and _up_to_date(config, stages, names):
             return
         if holder is not None:
             first, alone_since = holder, time.monotonic()
         elif first is not None and time.monotonic() - alone_since > 10 * POLL_SECONDS:
+            if _up_to_date(config, stages, names):
+                return
             raise StageError(
                 f"rank {launch.rank}: the first process ({first}) has ended before {', '.join(names)} was done; what "
                 "it printed says why. The same command, started as before, continues"
@@ -208,6 +212,12 @@ def _up_to_date(config: RunConfig, stages: Mapping[str, type[Stage]], names: Seq
         return all(decision.action == "fresh" for decision in plan(config, stages) if decision.stage in names)
     except OrreryError:  # of a folder that the first process is about to publish, say
         return False
+
+
+def _published(config: RunConfig) -> list[int]:
+    """When each stage was published; 0 where it was not."""
+    manifests = [config.run_dir / name / MANIFEST for name in config.settings.stages]
+    return [path.stat().st_mtime_ns if path.is_file() else 0 for path in manifests]
 
 
 def _folder(config: RunConfig, name: str) -> Path:
