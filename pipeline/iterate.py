@@ -234,6 +234,7 @@ def _compare(iteration: Iteration, finished: int, stages: Mapping[str, type[Stag
         }
     name = Path(iteration.experiment).stem
     values = {"title": f"{name} in rounds", "description": "each trained on its own data and all before it"}
-    comparison = comparison_run(iteration.rounds[0], iteration.run_dir, iteration.typed, values, variants, given, stages)
+    first, run_dir = iteration.rounds[0], iteration.run_dir
+    comparison = comparison_run(first, run_dir, iteration.typed, values, variants, given, stages)
     if comparison is not None:
         run_on_console(comparison, stages, console)
