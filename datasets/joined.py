@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,9 @@ class JoinedWindows:
 
     def batch(self, step: int) -> TensorDict:
         """Batch number `step`, as `WindowSampler.batch` describes it; sorted by task within each source."""
-        return torch.cat([self._widened(windows.batch(step), ids_K) for windows, ids_K in self._sources])
+        parts: Any = [self._widened(windows.batch(step), ids_K) for windows, ids_K in self._sources]
+        joined: Any = torch.cat(parts)  # of TensorDicts, which torch's types know nothing of
+        return joined
 
     def _widened(self, batch: TensorDict, ids_K: torch.Tensor) -> TensorDict:
         widths = {"observation": self._table.observation_dim, "action": self._table.action_dim}

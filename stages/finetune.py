@@ -240,7 +240,8 @@ def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context)
     import pandas as pd
 
     folders = {task.name: Path("models") / task.slug for task in new}
-    added, validation, forgetting = {}, [], []
+    added: dict[str, Any] = {}
+    validation, forgetting = [], []
     for task in new:
         folder = context.folder / folders[task.name]
         shutil.copytree(results[task.slug], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))

@@ -144,6 +144,8 @@ def relative_error(model: WorldModel, batches: Sequence[TensorDict]) -> float:
 class Finetuning(WorldModelTraining):
     """`WorldModelTraining` in which a part of the model learns, to the element; the rest keeps its bits."""
 
+    _kept_rows: torch.Tensor
+
     def __init__(self, model: WorldModel, masks: Mapping[str, torch.Tensor | None], *args: Any, **kwargs: Any) -> None:
         """Args:
         masks: as `learning_masks` gives them.
