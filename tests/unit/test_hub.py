@@ -15,7 +15,9 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskTable
 from orrery.pipeline import artifact, hub
-from orrery.pipeline.errors import CheckpointError, OrreryError, StageError
+from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.errors import CheckpointError, ConfigError, OrreryError, StageError
+from orrery.pipeline.plan import plan
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy
@@ -253,6 +255,9 @@ def test_policies_and_objects_go_to_the_hub(run: Path, fake: FakeHub) -> None:
     assert [(entry["task"], entry["path"], entry["seed"]) for entry in index["policies"]] == [("toy/a", ".", 1)]
     assert "`" + artifact.digest_of(run / "extract") + "`" in fake.repositories["me/one"]["README.md"].decode()
 
+    push_to_hub(one, "me/copy")
+    assert torch.equal(Policy.from_pretrained("me/copy").act(rows), one.act(rows))
+
     model = WorldModel.from_pretrained(run / "pretrain")
     model.push_to_hub("me/object")
     assert same_weights(WorldModel.from_pretrained("me/object"), model)
@@ -311,6 +316,24 @@ def test_without_a_network_the_answer_comes_at_once(
             hub.upload(tmp_path, "me/model")
         # The library retries with growing pauses, or waits without end.
         assert time.monotonic() - started < 10
+
+
+def test_world_model_is_for_the_first_stage_that_reads_one(run: Path, tmp_path: Path) -> None:
+    stages = discover_stages()
+
+    def planned(*overrides: str) -> list[str]:
+        settings = [f"world_model={run}", f"run_dir={tmp_path / 'new'}", *overrides]
+        return [one.stage for one in plan(load_config("from_checkpoint", settings, stages=stages), stages)]
+
+    assert planned() == ["starts", "extract", "evaluate", "report"]
+    with pytest.raises(ConfigError, match="would not be used: stage pretrain makes the one that extract read"):
+        planned("stages=[collect,pack,pretrain,extract]", "tasks=[gymnasium/Pendulum-v1]")
+    with pytest.raises(StageError, match=r"^world_model: there is no folder .*nowhere"):
+        planned("world_model=nowhere")
+    with pytest.raises(
+        StageError, match=r"needs an input 'world_model'.*give an artifact made elsewhere: world_model="
+    ):
+        planned("world_model=")
 
 
 def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
