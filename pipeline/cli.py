@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | study | iterate | status | inspect | push | report`, and the commands in stages/.
+"""The command line: `orrery run | plan | study | iterate | status | inspect | push | report`, and those in stages/.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to go on: after SIGTERM, and while jobs that
