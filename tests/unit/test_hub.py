@@ -318,6 +318,15 @@ def test_without_a_network_the_answer_comes_at_once(
         assert time.monotonic() - started < 10
 
 
+@pytest.mark.gpu
+def test_what_a_gpu_wrote_loads_on_a_cpu(run: Path, tmp_path: Path) -> None:
+    model = WorldModel.load(run / "pretrain")
+    model.to("cuda").save(tmp_path)
+    loaded = WorldModel.from_pretrained(tmp_path)
+    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cpu"}
+    assert same_weights(loaded, model.to("cpu"))
+
+
 def test_world_model_is_for_the_first_stage_that_reads_one(run: Path, tmp_path: Path) -> None:
     stages = discover_stages()
 
