@@ -98,6 +98,8 @@ def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -
             colour = PALETTE[index % len(PALETTE)]
             axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(grid, mean, color=colour, label=f"{name} ({len(seeds)} seeds)")
+            # An algorithm that was evaluated only once, at the end, has no line.
+            axes.plot(grid[-1:], mean[-1:], "o", color=colour, markersize=5, clip_on=False)
         if threshold is not None:
             axes.axhline(threshold, color=GREY, linestyle="--", label="solved")
         axes.set_xlabel("transitions")
