@@ -52,12 +52,12 @@ def write_publication(
     if not starts:
         files = [path for path in files if path.stem != STARTS]
     _refuse_lost_model(source)
-    for path in files:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / path, target / path)
     tasks = _tasks(source)
     facts = _known(source) or trace(source, manifest, tasks)
     facts = dataclasses.replace(facts, kind=kind)
+    for path in files:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
     if (source / "policy.json").is_file():
         _index_one_policy(target, tasks[0])
     artifact.write_json(target / PROVENANCE, dataclasses.asdict(facts))
