@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,9 @@ def _print(written: Written, console: Console) -> None:
         file = f"{written.folder / one.file} ({one.bytes / 1e6:.1f} MB)"
         table.add_row(RUNTIMES[name], *_times(one.latency), *differences, file)
     console.print(table)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        console.print(f"the machine was busy (load {load:.0f} on {cores} cores): times contain waiting for a core")
     console.print("differs: largest difference from the policy's action, in halves of the component's range")
 
 

@@ -102,6 +102,9 @@ def export_policy(
             "versions": {"orrery": version("orrery"), "torch": torch.__version__},
         }
         (Path(folder) / DESCRIPTION).write_text(json.dumps(description, indent=1))
+        if (out / DESCRIPTION).is_file():  # nothing of another policy may stay beside the new description
+            for name in formats.FILES.values():
+                (out / name).unlink(missing_ok=True)
         for file in Path(folder).iterdir():
             file.replace(out / file.name)
     return Export(out, made, timed, description)
@@ -134,6 +137,7 @@ class _writable:
     """
 
     def __init__(self, out: Path) -> None:
+        self._out, self._is_new = out, not out.exists()
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._partial = tempfile.mkdtemp(prefix=".partial-", dir=out)
@@ -145,6 +149,8 @@ class _writable:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._partial, ignore_errors=True)
+        if self._is_new and not any(self._out.iterdir()):
+            self._out.rmdir()
 
 
 def _line(error: Exception) -> str:

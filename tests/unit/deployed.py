@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.stages.awm.mlp_policy import MlpPolicy, MlpPolicyConfig
 from orrery.stages.awm.policy import StackedPolicy, StatePolicy
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
@@ -73,7 +74,15 @@ class Grid(gymnasium.Env[int, int]):
         return self._state, float(self._state == 12), False, False, {}
 
 
+class Rooms(gymnasium.Env[Any, Any]):
+    """A room's number, and where in it one stands."""
+
+    observation_space = spaces.Dict({"place": spaces.Box(0, 1, (2,)), "room": spaces.Discrete(3)})
+    action_space = spaces.Discrete(2)
+
+
 gymnasium.register("OrreryTest/Arm-v0", Arm)
+gymnasium.register("OrreryTest/Rooms-v0", Rooms)
 gymnasium.register("OrreryTest/Grid-v0", Grid)
 
 
@@ -121,6 +130,12 @@ def state(task: TaskSpec) -> StatePolicy:
     stacked = StackedPolicy(2, task.observation_dim, task.action_dim, (12,))
     _disturb(stacked)
     return StatePolicy.from_member(stacked, 1, task, (12,), {"algorithm": "bpo", "seed": 0})
+
+
+def perceptron(task: TaskSpec) -> MlpPolicy:
+    policy = MlpPolicy(MlpPolicyConfig("mlp", task.to_dict(), [12], {"algorithm": "sac", "seed": 0}))
+    _disturb(policy)
+    return policy.eval().requires_grad_(False)
 
 
 def mrq(task: TaskSpec, on_latents: bool = False) -> MrqPolicy:

@@ -29,6 +29,7 @@ POLICIES = {
     "latent": lambda: deployed.latent(ARM),
     "latent, discrete": lambda: deployed.latent(CHOICES),
     "state": lambda: deployed.state(ARM),
+    "mlp": lambda: deployed.perceptron(ARM),
     "mrq": lambda: deployed.mrq(ARM),
     "mrq, discrete, on latents": lambda: deployed.mrq(CHOICES, on_latents=True),
     "kernel of numbered states": lambda: deployed.kernel(GRID, "delta"),
@@ -109,6 +110,12 @@ def test_what_the_environment_says_is_described():
         "observation": {"name": "observation", "dtype": "int64", "shape": ["batch"], "values": [10, 14]},
         "action": {"name": "action", "shape": ["batch"], "dtype": "int64", "values": [5, 7]},
     }
+    rooms = TaskSpec("test/rooms", 5, 2, 8, action_kind="discrete",
+                     environment={"kind": "gymnasium", "id": "OrreryTest/Rooms-v0"})  # fmt: skip
+    assert Interface.of(rooms).describe()["observation"] == {
+        "name": "observation", "dtype": "float32", "shape": ["batch", 5],
+        "columns": ["observation.place[0]", "observation.place[1]", *(f"observation.room[{n}]" for n in range(3))],
+    }  # fmt: skip
     action = Interface.of(ARM).describe()["action"]
     assert (action["shape"], action["low"], action["high"]) == (["batch", 2, 1], [-2.0, 0.0], [2.0, 10.0])
 
@@ -153,10 +160,15 @@ def test_another_choice_counts_as_a_difference_unless_the_policy_wavers():
 def test_it_is_compared_on_the_store(tmp_path):
     spec = TaskSpec("toy/point", 3, 2, 25)
     write_store(tmp_path / "pack", [(spec, point_mass_episodes(spec, 2))])
+    (tmp_path / "out").mkdir()
+    for name in ("export.json", "policy.onnx"):
+        (tmp_path / "out" / name).write_text("of another policy")
     made = export_policy(deployed.state(spec), ["torch"], tmp_path / "out", store=tmp_path / "pack")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"export.json", "policy.pt2"}
     assert list(made.formats["torch"].differences) == [f"recorded in {tmp_path / 'pack'}", "random"]
     with pytest.raises(DatasetError, match="has no data of test/arm; it has toy/point"):
-        export_policy(deployed.state(ARM), ["torch"], tmp_path / "out", store=tmp_path / "pack")
+        export_policy(deployed.state(ARM), ["torch"], tmp_path / "other", store=tmp_path / "pack")
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_cannot_be_exported_says_why(tmp_path, monkeypatch):
