@@ -31,9 +31,10 @@ from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from ...pipeline.errors import ConfigError
 from .config import SequenceModelConfig
 
-LOG_STD = (-5.0, 1.0)
-"""Bounds of ln(standard deviation) that a Markov model predicts, relative to the size of what it predicts. Without the
-lower one a column that is fitted exactly would drown all others in the likelihood."""
+LOG_STD = (-3.0, 1.0)
+"""Bounds of ln(standard deviation) that a Markov model predicts, relative to the size of what it predicts. Columns that
+are fitted nearly exactly drown all others in the likelihood: with -5, differences on cartpole-swingup (800 steps) had
+R2 -4.2 of the reward 20 decisions ahead, with -3 0.88, as much as squared error."""
 
 
 def mlp(in_dim: int, units: Sequence[int], out_dim: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
