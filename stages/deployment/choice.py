@@ -31,5 +31,6 @@ def read_policy(reference: str, wishes: Mapping[str, str]) -> Policy:
 
 def made_by(policy: Policy) -> dict[str, Any]:
     """Algorithm and seed, where the policy says so."""
-    made: Mapping[str, Any] = getattr(getattr(policy, "config", None), "trained_by", None) or {}
+    holder = policy if hasattr(policy, "trained_by") else getattr(policy, "config", None)
+    made: Mapping[str, Any] = getattr(holder, "trained_by", {})
     return {"algorithm": made.get("algorithm", type(policy).__name__), "seed": int(made.get("seed", 0))}

@@ -170,6 +170,8 @@ class Planner(nn.Module):
         super().__init__()
         _keep_freed_memory()
         self.task, self.config, self._noise_seed = task, config, noise_seed
+        self.trained_by: dict[str, Any] = {}
+        """Algorithm and seed, where it was read from a folder."""
         if isinstance(model, SequenceModel):
             model.check_horizon(config.horizon)
             self.model = StateModel(model, task.name)
@@ -234,7 +236,9 @@ class Planner(nn.Module):
         else:
             model = WorldModel.load(source)
             check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
-        return cls(model, TaskSpec.from_dict(stored.task), PlannerConfig(**stored.planner), stored.noise_seed)
+        planner = cls(model, TaskSpec.from_dict(stored.task), PlannerConfig(**stored.planner), stored.noise_seed)
+        planner.trained_by = stored.trained_by
+        return planner
 
 
 @contextlib.contextmanager

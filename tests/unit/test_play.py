@@ -90,6 +90,7 @@ def test_it_plays_in_another_task_of_the_same_shape(tmp_path):
 def test_a_stateful_policy_keeps_its_memory_over_an_episode(tmp_path):
     class Counting:
         task = ARM
+        trained_by = {"algorithm": "tdmpc2_plan", "seed": 1}
 
         def begin(self, episode):
             return [episode, 0]
@@ -100,7 +101,8 @@ def test_a_stateful_policy_keeps_its_memory_over_an_episode(tmp_path):
             return torch.zeros(1, 2)
 
     seen = []
-    play(Counting(), tmp_path / "arm.png", episodes=2)
+    played = play(Counting(), tmp_path / "arm.png", episodes=2)
+    assert [result.seed for result in played.results] == [evaluation_seed(0, "test/arm", 1, e) for e in (0, 1)]
     assert seen == [(episode, count) for episode in (0, 1) for count in range(1, 9)]
 
 
