@@ -53,7 +53,7 @@ def start_two(folder, store, variables):
 def ended(processes):
     """Exit status and errors of each."""
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -80,7 +80,7 @@ def whole(store, tmp_path_factory):
 )
 def test_two_commands_stopped_and_continued_equal_two_ranks_of_one(store, whole, tmp_path, lost, how, codes):
     processes = start_two(tmp_path, store, OF_TORCHRUN)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (tmp_path / CHECKPOINT).exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     processes[lost].send_signal(how)
