@@ -1,16 +1,17 @@
-"""`myriad/<problem>` and `myriad/<problem>@<H>`: differentiable tasks, the eleven of Myriad and three mechanical ones.
+"""`myriad/<problem>`, `...@<H>`, `...+<noise>`: differentiable tasks, the eleven of Myriad and three mechanical ones.
 
 Their equations are in `myriad_dynamics` and `myriad_mechanics`, as functions of torch tensors that gradients pass
 through; `simulator(spec)` gives those. This file adds names, TaskSpecs and gymnasium environments on top. H is the
-number of decisions of an episode; for Myriad's problems more of them cut the same time span finer.
+number of decisions of an episode; for Myriad's problems more of them cut the same time span finer. The noise is the
+standard deviation of what is added to each state component at each decision: `myriad/cancer@50+0.02`.
 
 Protocol: one episode of H decisions that never ends early, the observation is the state and the time in decisions, the
-final cost is charged on the final state. `spec.environment` may set the simulator's other arguments by name, and
-`noise`, the standard deviation of what is added to each state component at each decision.
+final cost is charged on the final state. `spec.environment` may set the simulator's other arguments by name.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -53,22 +54,36 @@ def names() -> list[str]:
     return [f"myriad/{problem}" for problem in _SIZES]
 
 
-def resolve(name: str) -> str | None:
-    problem, at, horizon = name.removeprefix("myriad/").partition("@")
-    if problem not in _SIZES or (at and not (horizon.isascii() and horizon.isdigit() and int(horizon) > 0)):
+_NAME = re.compile(r"myriad/([a-z_]+)(?:@0*([1-9][0-9]*))?(?:\+([0-9]*\.?[0-9]+))?")
+
+
+def _parse(name: str) -> tuple[str, int, float] | None:
+    """Problem, decisions and noise."""
+    found = _NAME.fullmatch(name)
+    if found is None or found[1] not in _SIZES:
         return None
-    return f"myriad/{problem}" + (f"@{int(horizon)}" if at and int(horizon) != _default_horizon(problem) else "")
+    return found[1], int(found[2] or _default_horizon(found[1])), float(found[3] or 0)
+
+
+def resolve(name: str) -> str | None:
+    if (parsed := _parse(name)) is None:
+        return None
+    problem, horizon, noise = parsed
+    at = "" if horizon == _default_horizon(problem) else f"@{horizon}"
+    return f"myriad/{problem}{at}" + (f"+{noise:g}" if noise else "")
 
 
 def spec(name: str) -> TaskSpec:
-    problem, _, horizon = name.removeprefix("myriad/").partition("@")
+    parsed = _parse(name)
+    assert parsed is not None  # `name` is one that `resolve` gives
+    problem, horizon, noise = parsed
     components, action_dim = _SIZES[problem]
     return TaskSpec(
         name=name,
         observation_dim=components + 1,
         action_dim=action_dim,
-        episode_length=int(horizon or _default_horizon(problem)),
-        environment={"kind": "myriad", "problem": problem},
+        episode_length=horizon,
+        environment={"kind": "myriad", "problem": problem} | ({"noise": noise} if noise else {}),
     )
 
 

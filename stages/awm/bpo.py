@@ -4,7 +4,8 @@
 
 No discount and no bootstrapped value: the episode, or the horizon, is imagined as a whole.
 
-Dimension letters: H decisions, M members (seeds), B rollouts of a member, N starts, S start, A action.
+Dimension letters: H decisions, M members (seeds), B rollouts of a member, N starts, S start, A action, X noise
+(see `imagine`).
 Source: Ma et al. (arXiv 2402.05290), section 4. What differs: the return is divided by the spread of returns in the
 data, so that one entropy weight serves all tasks; a gradient that is not finite stops the run and is not set to zero.
 """
@@ -131,8 +132,8 @@ class PolicyOptimisation:
 
     def update(self, iteration: int) -> dict[str, torch.Tensor]:
         """Iteration number `iteration`; metrics per member [M]: imagined_return, entropy, grad_norm."""
-        start_MBS, noise_HMBA = self._draw(f"update {iteration}", self._config.batch_size)
-        imagined = self._imagine(start_MBS, noise_HMBA)
+        start_MBS, noise_HMBX = self._draw(f"update {iteration}", self._config.batch_size)
+        imagined = self._imagine(start_MBS, noise_HMBX)
         objective_M = bpo_objective(imagined.reward_HMB, imagined.entropy_HMB, self._scale, self._config.entropy)
         parameters = list(self.policy.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(-objective_M.sum(), parameters), strict=True):
@@ -156,22 +157,23 @@ class PolicyOptimisation:
     @torch.no_grad()
     def imagined_return(self) -> torch.Tensor:
         """Reward per decision [M] of the deterministic policies over imagined horizons."""
-        start_MBS, noise_HMBA = self._draw("imagined return", IMAGINED_EPISODES)
-        return imagine(self.dynamics, self.policy, start_MBS, torch.zeros_like(noise_HMBA)).reward_HMB.mean((0, 2))
+        start_MBS, noise_HMBX = self._draw("imagined return", IMAGINED_EPISODES)
+        noise_HMBX[..., : self.spec.action_dim] = 0  # the policy's; the world's stays
+        return imagine(self.dynamics, self.policy, start_MBS, noise_HMBX).reward_HMB.mean((0, 2))
 
-    def gradient(self, start_MBS: torch.Tensor, noise_HMBA: torch.Tensor) -> list[torch.Tensor]:
+    def gradient(self, start_MBS: torch.Tensor, noise_HMBX: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of the mean return alone, one tensor per parameter; for diagnostics."""
-        returns = self._imagine(start_MBS, noise_HMBA).reward_HMB.sum(0).mean(1).sum()
+        returns = self._imagine(start_MBS, noise_HMBX).reward_HMB.sum(0).mean(1).sum()
         return list(torch.autograd.grad(returns, list(self.policy.parameters())))
 
-    def _imagine(self, start_MBS: torch.Tensor, noise_HMBA: torch.Tensor) -> Imagined:
+    def _imagine(self, start_MBS: torch.Tensor, noise_HMBX: torch.Tensor) -> Imagined:
         share = self._config.policy_input_gradient
         if self.dynamics.in_parallel and share == 0:
-            return imagine_in_parallel(self.dynamics, self.policy, start_MBS, noise_HMBA)
-        return imagine(self.dynamics, self.policy, start_MBS, noise_HMBA, share)
+            return imagine_in_parallel(self.dynamics, self.policy, start_MBS, noise_HMBX)
+        return imagine(self.dynamics, self.policy, start_MBS, noise_HMBX, share)
 
     def _draw(self, purpose: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starts [M, B, S] and noise [H, M, B, A], each member's from its own stream."""
+        """Starts [M, B, S] and noise [H, M, B, X] of policy and dynamics, each member's from its own stream."""
         starts, noise = [], []
         for member in self.seeds:
             generator = self._generator(purpose, member)
@@ -180,7 +182,8 @@ class PolicyOptimisation:
                 starts.append(self.dynamics.task.initial_state(count, generator))
             else:
                 starts.append(self._starts[torch.randint(len(self._starts), (count,), generator=generator)])
-            noise.append(torch.randn(self.horizon, count, self.spec.action_dim, generator=generator))
+            width = self.spec.action_dim + self.dynamics.noise_dim
+            noise.append(torch.randn(self.horizon, count, width, generator=generator))
         return torch.stack(starts), torch.stack(noise, 1)
 
     def _generator(self, purpose: str, member: int) -> torch.Generator:

@@ -11,6 +11,8 @@ KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
 network and diagonal state-space model over the first state and the actions only. rerooted: an awm that starts anew
 every `stride` decisions from its own prediction."""
 
+NOISY_KINDS = ("awm", "rnn", "ssm")
+
 REWARDS = ("auto", "true", "learned")
 TARGETS = ("difference", "next_state")
 LIKELIHOODS = ("mse", "gaussian")
@@ -47,6 +49,8 @@ class SequenceModelConfig:
     """markov: predict the difference to the next observation (difference), or that observation itself (next_state)."""
     likelihood: str = "mse"
     """markov: squared error (mse), or the likelihood under a Gaussian whose deviation is learned too (gaussian)."""
+    noise: bool = False
+    """awm, rnn, ssm: noise tokens beside the actions, for stochastic environments (awm/stochastic.py)."""
     reward_head: bool = True
     """Learn the reward of a transition. Without it, policies need a task whose simulator gives the true one."""
 
@@ -63,6 +67,8 @@ class SequenceModelConfig:
                 raise ConfigError(f"{name}: expected {' or '.join(known)}, found {getattr(self, name)!r}")
             if self.kind != "markov" and getattr(self, name) != known[0]:
                 raise ConfigError(f"{name}: {getattr(self, name)} is for kind markov; kind is {self.kind}")
+        if self.noise and self.kind not in NOISY_KINDS:
+            raise ConfigError(f"noise is for kinds {', '.join(NOISY_KINDS)}; kind is {self.kind}")
         if not 0 <= self.feedback_gradient <= 1:
             raise ConfigError(f"feedback_gradient must lie in [0, 1], found {self.feedback_gradient}")
 

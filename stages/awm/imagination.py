@@ -27,6 +27,8 @@ from .policy import StackedPolicy
 class Dynamics(Protocol):
     """What a policy is imagined in. One task; observations and actions at the task's own widths, environment units."""
 
+    noise_dim: int
+    """Numbers of standard normal noise beside each action, in `advance` and `predict`; 0 where nothing is random."""
     in_parallel: bool
     """Whether `predict` is cheaper than as many calls of `advance`."""
 
@@ -34,11 +36,15 @@ class Dynamics(Protocol):
         """First observations [R, O] and the carry of episodes that begin at `start` [R, ...]."""
         ...
 
-    def advance(self, carry: Any, action_RA: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Observations [R, O] after an action, and the next carry."""
+    def advance(
+        self, carry: Any, action_RA: torch.Tensor, noise_RE: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        """Observations [R, O] after an action, and the next carry. Without noise, as if it were 0."""
         ...
 
-    def predict(self, start: torch.Tensor, action_RHA: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, start: torch.Tensor, action_RHA: torch.Tensor, noise_RHE: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """All later observations [R, H, O]."""
         ...
 
@@ -58,6 +64,7 @@ class ModelDynamics:
         """
         self.model, self.task_id = model, model.table.id_of(task)
         self.spec, self.in_parallel = model.table[self.task_id], model.in_parallel
+        self.noise_dim = model.noise_dim
         self.true_reward = _true_reward(self.spec, reward)
         if self.true_reward is None and not model.config.reward_head:
             raise ConfigError(
@@ -68,14 +75,18 @@ class ModelDynamics:
     def begin(self, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return start, self.model.start(_pad(start, self.model.table.observation_dim), self._task(start))
 
-    def advance(self, carry: Any, action_RA: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        observation, carry = self.model.advance(carry, _pad(action_RA, self.model.table.action_dim))
+    def advance(
+        self, carry: Any, action_RA: torch.Tensor, noise_RE: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        observation, carry = self.model.advance(carry, _pad(action_RA, self.model.table.action_dim), noise_RE)
         return observation[..., : self.spec.observation_dim], carry
 
-    def predict(self, start: torch.Tensor, action_RHA: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, start: torch.Tensor, action_RHA: torch.Tensor, noise_RHE: torch.Tensor | None = None
+    ) -> torch.Tensor:
         table = self.model.table
         first, actions = _pad(start, table.observation_dim), _pad(action_RHA, table.action_dim)
-        return self.model.predict(first, actions, self._task(start))[..., : self.spec.observation_dim]
+        return self.model.predict(first, actions, self._task(start), noise_RHE)[..., : self.spec.observation_dim]
 
     def reward(self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor) -> torch.Tensor:
         if self.true_reward is not None:
@@ -89,25 +100,34 @@ class ModelDynamics:
 
 
 class SimulatorDynamics:
-    """The true gradient: a task's differentiable simulator in float64. A start is a state [R, S]."""
+    """The true gradient: a task's differentiable simulator in float64, with the noise that its environment adds. A
+    start is a state [R, S]."""
 
     in_parallel = False
 
     def __init__(self, spec: TaskSpec) -> None:
         """Raises a TaskError if the task has no differentiable simulator."""
         self.task = simulator(spec)
+        self._deviation = float(spec.environment.get("noise", 0.0))
+        # Of every state component but the time.
+        self.noise_dim = self.task.initial_state(1).shape[1] - 1 if self._deviation else 0
 
     def begin(self, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return self.task.observe(start), start
 
-    def advance(self, carry: Any, action_RA: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        state = self.task.next_state(carry, action_RA.double())
+    def advance(
+        self, carry: Any, action_RA: torch.Tensor, noise_RE: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        added = None if noise_RE is None or not self.noise_dim else self._deviation * noise_RE.double()
+        state = self.task.next_state(carry, action_RA.double(), added)
         return self.task.observe(state), state
 
-    def predict(self, start: torch.Tensor, action_RHA: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, start: torch.Tensor, action_RHA: torch.Tensor, noise_RHE: torch.Tensor | None = None
+    ) -> torch.Tensor:
         observations, (_, carry) = [], self.begin(start)
-        for action in action_RHA.unbind(1):
-            observation, carry = self.advance(carry, action)
+        for t, action in enumerate(action_RHA.unbind(1)):
+            observation, carry = self.advance(carry, action, None if noise_RHE is None else noise_RHE[:, t])
             observations.append(observation)
         return torch.stack(observations, 1)
 
@@ -132,6 +152,11 @@ def _pad(x: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
+def _of_policy_and_dynamics(noise: torch.Tensor, dynamics: Dynamics) -> tuple[torch.Tensor, torch.Tensor]:
+    own = noise.shape[-1] - dynamics.noise_dim
+    return noise[..., :own], noise[..., own:]
+
+
 @dataclass(frozen=True)
 class Imagined:
     """H imagined decisions of M members from B starts each."""
@@ -148,17 +173,22 @@ def imagine(
     dynamics: Dynamics,
     policy: StackedPolicy,
     start_MBS: torch.Tensor,
-    noise_HMBA: torch.Tensor,
+    noise_HMBX: torch.Tensor,
     policy_input_gradient: float = 0.0,
 ) -> Imagined:
-    """Decision by decision; `noise_HMBA` is standard normal, zeros act deterministically up to the squash."""
+    """Decision by decision.
+
+    `noise_HMBX` is standard normal: the policy's, of the width of its actions (zeros act deterministically up to the
+    squash), then that of the dynamics, X = A + noise_dim.
+    """
     M, B = start_MBS.shape[:2]
+    noise_HMBA, noise_HMBE = _of_policy_and_dynamics(noise_HMBX, dynamics)
     observation_RO, carry = dynamics.begin(start_MBS.flatten(0, 1))
     observations, actions, entropies = [observation_RO], [], []
-    for noise_MBA in noise_HMBA:
+    for noise_MBA, noise_MBE in zip(noise_HMBA, noise_HMBE, strict=True):
         seen = scale_gradient(observations[-1], policy_input_gradient).unflatten(0, (M, B))
         action_MBA, entropy_MB = policy.sample(seen, noise_MBA)
-        observation_RO, carry = dynamics.advance(carry, action_MBA.flatten(0, 1))
+        observation_RO, carry = dynamics.advance(carry, action_MBA.flatten(0, 1), noise_MBE.flatten(0, 1))
         observations.append(observation_RO)
         actions.append(action_MBA)
         entropies.append(entropy_MB)
@@ -169,7 +199,7 @@ def imagine(
 
 
 def imagine_in_parallel(
-    dynamics: Dynamics, policy: StackedPolicy, start_MBS: torch.Tensor, noise_HMBA: torch.Tensor
+    dynamics: Dynamics, policy: StackedPolicy, start_MBS: torch.Tensor, noise_HMBX: torch.Tensor
 ) -> Imagined:
     """The same numbers and gradients as `imagine` with the policy's input cut, for models that predict in parallel.
 
@@ -177,8 +207,9 @@ def imagine_in_parallel(
     then taken again in one call, and one parallel pass gives the predictions that gradients go through.
     """
     with torch.no_grad():
-        found = imagine(dynamics, policy, start_MBS, noise_HMBA)
-    H, M, B = noise_HMBA.shape[:3]
+        found = imagine(dynamics, policy, start_MBS, noise_HMBX)
+    H, M, B = noise_HMBX.shape[:3]
+    noise_HMBA, noise_HMBE = _of_policy_and_dynamics(noise_HMBX, dynamics)
 
     def of_member(x_HMB: torch.Tensor) -> torch.Tensor:
         return x_HMB.transpose(0, 1).flatten(1, 2)  # [M, H B, ...]
@@ -186,7 +217,7 @@ def imagine_in_parallel(
     action, entropy = policy.sample(of_member(found.observation_HMBO), of_member(noise_HMBA))
     action_MHBA = action.unflatten(1, (H, B))
     flat_RHA = action_MHBA.transpose(1, 2).flatten(0, 1)
-    predicted = dynamics.predict(start_MBS.flatten(0, 1), flat_RHA)
+    predicted = dynamics.predict(start_MBS.flatten(0, 1), flat_RHA, noise_HMBE.flatten(1, 2).transpose(0, 1))
     next_observation = predicted.unflatten(0, (M, B)).permute(2, 0, 1, 3)
     observation = torch.cat([found.observation_HMBO[:1], next_observation[:-1]])
     action_HMBA = action_MHBA.transpose(0, 1)

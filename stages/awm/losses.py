@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from ...datasets.store import TaskRows, TaskStore
 from .config import SequenceLossConfig
 from .networks import MarkovModel, SequenceModel
+from .stochastic import StochasticActionModel
 
 _SAMPLED_ROWS = 65536
 
@@ -57,19 +58,24 @@ def sequence_losses(
         batch: as `WindowSampler.batch` gives it.
         generator: of the choice between predicted and real transitions.
     Returns:
-        Scalars: prediction, reward (0 without a head), total.
+        Scalars: prediction, reward (0 without a head), one_step (with noise tokens), total.
     Source: Ma et al. (arXiv 2402.05290), released code; rewards and observations are scaled here.
     """
     task_B, valid_BT = batch["task"], batch["valid"].to(batch["reward"].dtype)
     observation = model.scale(batch["observation"], task_B) * _present(valid_BT)
     action_BTA = batch["action"] * model.action_mask_KA[task_B][:, None]
-    predicted, log_std = model.fit_distribution(observation[:, :-1], action_BTA, task_B)
     counts_BO = model.observation_mask_KO[task_B] * (model.clock_step_KO[task_B] == 0)
+    noise, losses = None, {}
+    if isinstance(model, StochasticActionModel):
+        noise, one_step_BT = model.innovations(observation, action_BTA, task_B)
+        losses["one_step"] = masked_mean(one_step_BT, valid_BT)
+    taken = model.with_noise(action_BTA, noise, task_B)
+    predicted, log_std = model.fit_distribution(observation[:, :-1], taken, task_B)
     if log_std is None:
         error_BT = prediction_error(predicted, observation[:, 1:], counts_BO)
     else:
         error_BT = gaussian_error(predicted, log_std, observation[:, 1:], counts_BO)
-    losses = {"prediction": masked_mean(error_BT, valid_BT)}
+    losses["prediction"] = masked_mean(error_BT, valid_BT)
     losses["reward"] = losses["prediction"].new_zeros(())
     if model.config.reward_head:
         imagined = model.complete_all(predicted.detach(), observation[:, 0], task_B)
@@ -85,6 +91,8 @@ def sequence_losses(
         target_BT = (batch["reward"] - model.reward_mean_K[task_B, None]) / model.reward_scale_K[task_B, None]
         losses["reward"] = masked_mean((found_BT - target_BT).square(), valid_BT)
     losses["total"] = losses["prediction"] + config.reward * losses["reward"]
+    if noise is not None:
+        losses["total"] = losses["total"] + losses["one_step"]
     return losses
 
 
@@ -113,8 +121,10 @@ def set_task_statistics(
     model.observation_mean_KO[k, own] = mean[own].float()
     model.observation_scale_KO[k, own] = scale[own].float()
     model.clock_step_KO[k, own] = torch.where(clock, 1 / scale, 0.0)[own].float()
+    change = ((following_NO - now_NO) / scale).square().mean(0).sqrt()
+    if isinstance(model, StochasticActionModel):
+        model.moves_KO[k, own] = (change > 1e-6)[own].float()
     if isinstance(model, MarkovModel):
-        change = ((following_NO - now_NO) / scale).square().mean(0).sqrt()
         model.difference_scale_KO[k, own] = torch.where(change > 1e-6, change, 1.0)[own].float()
     model.reward_mean_K[k] = reward_N.mean().float()
     deviation = reward_N.std(unbiased=False)

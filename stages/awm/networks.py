@@ -66,6 +66,8 @@ class SequenceModel(nn.Module, ABC):
     reward_mean_K: torch.Tensor
     reward_scale_K: torch.Tensor
 
+    noise_dim = 0
+    """Numbers of standard normal noise beside each action; 0 where the model predicts one course of events."""
     in_parallel = False
     """Whether `predict` is one pass over all decisions."""
 
@@ -119,31 +121,45 @@ class SequenceModel(nn.Module, ABC):
 
     # What everybody uses.
 
-    def predict(self, observation_BO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self,
+        observation_BO: torch.Tensor,
+        action_BTA: torch.Tensor,
+        task_B: torch.Tensor,
+        noise_BTE: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Open-loop predictions of all later observations, environment units.
 
         Args:
             observation_BO: [B, O], the first observation; padded columns are 0.
             action_BTA: [B, T, A] in [-1, 1]; padded components are ignored.
             task_B: [B] int64.
+            noise_BTE: [B, T, E] standard normal, with E the noise_dim of the model; None is 0.
         Returns:
             [B, T, O]; entry t is the observation after action t, padded columns 0.
         Raises:
             ConfigError: T is longer than the positions that the model has learned.
         """
         self.check_horizon(action_BTA.shape[1])
-        masked = action_BTA * self.action_mask_KA[task_B][:, None]
-        return self.unscale(self._predict(self.scale(observation_BO, task_B), masked, task_B), task_B)
+        taken = self.with_noise(action_BTA * self.action_mask_KA[task_B][:, None], noise_BTE, task_B)
+        return self.unscale(self._predict(self.scale(observation_BO, task_B), taken, task_B), task_B)
 
     def start(self, observation_BO: torch.Tensor, task_B: torch.Tensor) -> Any:
         """The carry from which `advance` unrolls decision by decision; it gives the same numbers as `predict`."""
         return self.start_scaled(self.scale(observation_BO, task_B), task_B)
 
-    def advance(self, carry: Any, action_BA: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def advance(
+        self, carry: Any, action_BA: torch.Tensor, noise_BE: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Any]:
         """Observation [B, O] after the action [B, A] in environment units, and the carry for the next decision."""
         task_B = carry[2]
-        observation_BO, carry = self.advance_scaled(carry, action_BA * self.action_mask_KA[task_B])
+        taken = self.with_noise(action_BA * self.action_mask_KA[task_B], noise_BE, task_B)
+        observation_BO, carry = self.advance_scaled(carry, taken)
         return self.unscale(observation_BO, task_B), carry
+
+    def with_noise(self, action: torch.Tensor, noise: torch.Tensor | None, task_B: torch.Tensor) -> torch.Tensor:
+        """What tokens are made of: actions [B, A] or [B, T, A], and beside them the noise of a stochastic model."""
+        return action
 
     def start_scaled(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor, int]:
         """(carry of the subclass, first observation, task, decisions so far)."""
@@ -311,10 +327,11 @@ def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
     """An untrained model of the kind that the config names."""
     from .rerooted import ReRootedModel
     from .sequence import ActionModel
+    from .stochastic import StochasticActionModel
     from .transformer import HistoryModel
 
     kinds = {"markov": MarkovModel, "hwm": HistoryModel, "rerooted": ReRootedModel}
-    return kinds.get(config.kind, ActionModel)(config, table)
+    return kinds.get(config.kind, StochasticActionModel if config.noise else ActionModel)(config, table)
 
 
 def load_model(folder: str | Path) -> SequenceModel:

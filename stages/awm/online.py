@@ -23,7 +23,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.seeding import derive_seed
 from .bpo import PolicyOptimisation, imagined_horizon
 from .config import OnlineConfig, SequenceModelConfig
-from .episodes import Episodes, ModelFit, simulate
+from .episodes import Episodes, ModelFit
 from .imagination import ModelDynamics, SimulatorDynamics, imagine
 from .policy import StackedPolicy
 
@@ -105,10 +105,15 @@ class OnlineLoop:
         """One episode of the stochastic policy."""
         generator = torch.Generator().manual_seed(derive_seed("online", self.seed, self.spec.name, episode))
         start = self._world.task.initial_state(1, generator)
-        noise = torch.randn(self.spec.episode_length, 1, 1, self.spec.action_dim, generator=generator)
+        width = self.spec.action_dim + self._world.noise_dim
+        noise = torch.randn(self.spec.episode_length, 1, 1, width, generator=generator)
         with torch.no_grad():
-            action_HMBA = imagine(self._world, policy, start[None], noise).action_HMBA
-        return simulate(self._world.task, action_HMBA[:, 0].transpose(0, 1), start)
+            played = imagine(self._world, policy, start[None], noise)
+        observation_HMBO = torch.cat([played.observation_HMBO, played.next_observation_HMBO[-1:]])
+        observation, action, reward = (
+            part[:, 0].transpose(0, 1).float() for part in (observation_HMBO, played.action_HMBA, played.reward_HMB)
+        )
+        return Episodes(observation, action, reward)
 
     def _initial_policy(self) -> StackedPolicy:
         """Of the warm-up, when scales are unknown: it reads zeros, so that its noise alone explores."""

@@ -47,12 +47,14 @@ def test_every_task_keeps_the_contract_and_its_environment_is_its_simulator(name
 def test_the_name_sets_the_horizon():
     assert resolve_name("myriad/cancer@50") == "myriad/cancer@50"
     assert resolve_name("myriad/cancer@0100") == "myriad/cancer"
+    assert resolve_name("myriad/cancer@050+0.10") == "myriad/cancer@50+0.1"
+    assert dict(task_spec("myriad/cancer+0.1").environment)["noise"] == 0.1
     spec = task_spec("myriad/cancer@50")
     assert spec.episode_length == 50
     task = simulator(spec)
     assert isinstance(task, MyriadTask)
     assert task.dt == 20 / 50
-    for wrong in ("myriad/cancr", "myriad/cancer@0", "myriad/cancer@ten", "myriad/cancer@"):
+    for wrong in ("myriad/cancr", "myriad/cancer@0", "myriad/cancer@ten", "myriad/cancer@", "myriad/cancer+"):
         with pytest.raises(TaskError, match=r"nearest are .*myriad/cancer"):
             resolve_name(wrong)
 
