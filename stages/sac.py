@@ -155,7 +155,9 @@ def _learn(job: _Job) -> None:
     class Scaled(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Observations and rewards in standard deviations; the time limit as an end."""
 
-        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
+        def __init__(self, environment: gymnasium.Env[Any, Any]) -> None:
+            super().__init__(environment)
+            self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
 
         def reset(self, **given: Any) -> Any:
             observation, info = self.env.reset(**given)

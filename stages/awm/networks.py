@@ -331,7 +331,9 @@ def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
     from .transformer import HistoryModel
 
     kinds = {"markov": MarkovModel, "hwm": HistoryModel, "rerooted": ReRootedModel}
-    return kinds.get(config.kind, StochasticActionModel if config.noise else ActionModel)(config, table)
+    if config.noise:
+        return StochasticActionModel(config, table)
+    return kinds.get(config.kind, ActionModel)(config, table)
 
 
 def load_model(folder: str | Path) -> SequenceModel:
