@@ -18,7 +18,7 @@ reward of a transition (s, a, s') rather than of (s, a).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -330,6 +330,7 @@ def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
     from .stochastic import StochasticActionModel
     from .transformer import HistoryModel
 
+    kinds: dict[str, Callable[[SequenceModelConfig, TaskTable], SequenceModel]]
     kinds = {"markov": MarkovModel, "hwm": HistoryModel, "rerooted": ReRootedModel}
     if config.noise:
         return StochasticActionModel(config, table)
