@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import psutil
 import torch
@@ -80,7 +80,9 @@ def peak(mode: str, size: str, members: int, device: str, compiled: bool) -> flo
     """GB that an update takes at most, in this process, which has done nothing else."""
     before = psutil.Process().memory_info().rss
     update_all(programs(mode, size, members, device, compiled), 0)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    # Not ru_maxrss, which begins with that of the process that started this one.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    resident = int(status["VmHWM"].split()[0]) * 1024 - before
     return (resident if device == "cpu" else torch.cuda.max_memory_allocated()) / 1e9
 
 
