@@ -154,7 +154,7 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         CheckpointError: not logged in, not allowed, or no network.
     """
     import httpx2
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, errors
 
     if (unreachable := _why_unreachable()) is not None:
         reason = f"{type(unreachable).__name__}: {_line(unreachable)}"
@@ -169,7 +169,7 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         stale = [
             name for name in api.list_repo_files(repository) if Path(name).suffix in REPLACED and name not in files
         ]
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             *(CommitOperationAdd(name, path) for name, path in files.items()),
             *(CommitOperationDelete(name) for name in stale),
         ]

@@ -122,8 +122,8 @@ class Sac(Stage):
             }
             for job in jobs
         ]
-        index = {"tasks": [task.to_dict() for task in store.table], "policies": policies}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        listed = {"tasks": [task.to_dict() for task in store.table], "policies": policies}
+        (context.folder / "policies.json").write_text(json.dumps(listed, indent=1))
         return f"{len(policies)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
 
     def _job(self, store: Any, name: str, seed: int, folder: Path) -> _Job:

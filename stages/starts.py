@@ -3,7 +3,7 @@ played now."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ class Starts(Stage):
         count = min(len(one.observation_NO) for one in frames.values())
         return f"{count:,} frames of each of {len(frames)} tasks, {source}"
 
-    def _played(self, specs: Sequence[TaskSpec], context: Context) -> Mapping[str, StartFrames]:
+    def _played(self, specs: Sequence[TaskSpec], context: Context) -> dict[str, StartFrames]:
         from ..datasets.collect import has_expert
 
         config = self.config
