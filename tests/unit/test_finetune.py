@@ -1,4 +1,4 @@
-"""finetune: old tasks keep what the model does on them, frozen parts keep their bits, what is refused, resuming."""
+"""finetune: frozen parts keep their bits, what was forgotten, what is refused, resuming."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline import artifact
@@ -31,95 +30,13 @@ from orrery.stages.finetune import Finetune, FinetuneConfig, finetune_folders
 from orrery.stages.policy import load_policy
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.expansion import expand_model
-from orrery.stages.world_model.finetuning import Finetuning, begin_rows, learning_masks, try_rows
+from orrery.stages.world_model.finetuning import Finetuning, begin_rows, try_rows
 from orrery.stages.world_model.networks import WorldModel
 from rich.console import Console
 from safetensors.torch import load_file
 
+from .models import SMALL, random_model
 from .stores import point_mass_episodes, point_mass_spec, write_store
-
-SMALL = WorldModelConfig(
-    latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, num_q=2, disagreement_heads=2
-)
-OLD = TaskTable([TaskSpec("toy/a", 3, 1, 50), TaskSpec("toy/b", 5, 2, 50)])
-WIDER = TaskSpec("toy/wide", 9, 4, 50)
-NARROWER = TaskSpec("toy/narrow", 2, 1, 50)
-ENDING = TaskSpec("toy/ending", 2, 1, 50, terminates=True)
-
-
-def made(table=OLD, config=SMALL):
-    """A model whose every tensor is random, with statistics of its own for every task."""
-    torch.manual_seed(0)
-    model = WorldModel(config, table)
-    with torch.no_grad():
-        for value in model.parameters():
-            value.copy_(torch.randn_like(value) * 0.3)
-    for k, task in enumerate(table):
-        model.set_observation_statistics(k, torch.randn(task.observation_dim), torch.rand(task.observation_dim) + 0.5)
-    return model.eval()
-
-
-def outputs(model, table):
-    """Everything that the model says about padded observations and actions of the first two tasks."""
-    torch.manual_seed(1)
-    task = torch.tensor([0, 1, 0, 1])
-    observation, action, noise = torch.zeros(4, 9), torch.zeros(4, 4), torch.randn(4, 4)
-    for row, k in enumerate(task.tolist()):
-        observation[row, : OLD[k].observation_dim] = torch.randn(OLD[k].observation_dim)
-        action[row, : OLD[k].action_dim] = torch.rand(OLD[k].action_dim) * 2 - 1
-    observation, action = observation[:, : table.observation_dim], action[:, : table.action_dim]
-    with torch.no_grad():
-        z = model.encode(observation, task)
-        next_z, reward, _ = model.step(z, action, task)
-        prior = model.sample_prior(z, task, noise[:, : table.action_dim])
-        found = [z, next_z, reward, model.value_logits(z, action, task), model.disagreement(z, action, task)]
-        return [*found, model.value_logits(z, action, task, target=True), prior.action[:, :2], prior.scaled_entropy]
-
-
-@pytest.mark.parametrize("new", [[NARROWER], [NARROWER, ENDING]])
-def test_a_task_that_is_no_larger_leaves_every_bit_of_the_old_ones(new):
-    model, _ = expand_model(old := made(), new)
-    expected = outputs(old, OLD)
-    for found, value in zip(outputs(model.eval(), model.table), expected, strict=True):
-        assert torch.equal(found, value)
-    assert model.table.names == ("toy/a", "toy/b", *(task.name for task in new))
-
-
-def test_a_larger_task_leaves_the_old_ones_up_to_rounding():
-    model, _ = expand_model(old := made(), [WIDER])
-    assert (model.table.observation_dim, model.table.action_dim) == (9, 4)
-    for found, value in zip(outputs(model.eval(), model.table), outputs(old, OLD), strict=True):
-        torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-5)
-
-
-def test_an_action_model_of_latents_grows_too():
-    config = dataclasses.replace(
-        SMALL, num_q=0, disagreement_heads=0, dynamics="awm", awm_horizon=3, awm_width=8, awm_layers=1, awm_heads=2
-    )
-    model, _ = expand_model(old := made(config=config), [WIDER])
-    task = torch.tensor([1])
-    observation, action = torch.randn(1, 5), torch.rand(1, 2)
-    wide_observation = torch.nn.functional.pad(observation, (0, 4))
-    wide_action = torch.nn.functional.pad(action, (0, 2))
-    expected = old.next_latent(old.encode(observation, task), action, task)
-    found = model.next_latent(model.encode(wide_observation, task), wide_action, task)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_what_is_new_is_marked_and_zero():
-    model, fresh = expand_model(made(), [WIDER, ENDING])
-    state = model.state_dict()
-    columns = fresh["encoder.layers.0.linear.weight"]
-    assert columns[:, 5:9].all()
-    assert not columns[:, :5].any()
-    assert not columns[:, 9:].any()  # the task embedding's
-    assert (state["encoder.layers.0.linear.weight"][:, 5:9] == 0).all()
-    assert fresh["task_embedding.weight"].all(1).tolist() == [False, False, True, True]
-    prior = fresh["policy_prior.2.weight"].all(1)
-    assert prior.tolist() == [False, False, True, True] * 2
-    assert fresh["continue_head.0.linear.weight"].all()  # nothing terminated before
-    assert (state["observation_scale_KO"][2:] == 1).all()
-    assert not fresh["dynamics.1.linear.weight"].any()
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +197,7 @@ def test_each_task_with_a_model_of_its_own(inputs, tmp_path):
 def test_a_new_task_begins_as_the_old_one_that_predicts_it_best(inputs):
     """Data of task b under a new name: no other row and no other scaling than b's fit the windows as well."""
     store = TaskStore.open(inputs["replay"][0])
-    old = made(store.table, dataclasses.replace(SMALL, task_dim=2))
+    old = random_model(store.table, dataclasses.replace(SMALL, task_dim=2))
     new = point_mass_spec("toy/new")
     model, _ = expand_model(old, [new])
     model.set_observation_statistics(2, torch.zeros(2), torch.full((2,), 3.0))
@@ -289,7 +206,7 @@ def test_a_new_task_begins_as_the_old_one_that_predicts_it_best(inputs):
     def error_as(task, mean, scale):
         """Worked out from the old model alone."""
         with torch.no_grad():
-            one = made(store.table, dataclasses.replace(SMALL, task_dim=2))
+            one = random_model(store.table, dataclasses.replace(SMALL, task_dim=2))
             one.observation_mean_KO[task], one.observation_scale_KO[task] = mean, scale
             ids = torch.full((32,), task)
             first = z = one.encode(batch["observation"][:, 0], ids)
@@ -315,15 +232,6 @@ def test_a_new_task_begins_as_the_old_one_that_predicts_it_best(inputs):
     assert next(iter(said["errors"])) == said["nearest"]
     assert torch.equal(model.task_embedding.weight[2], old.task_embedding.weight[j])
     assert torch.equal(model.observation_scale_KO[2], stored[j][1] if as_old else own[1])
-
-
-def test_other_beginnings_are_the_mean_row_and_the_drawn_one():
-    model, _ = expand_model(old := made(), [NARROWER])
-    drawn = model.task_embedding.weight[2].clone()
-    assert begin_rows(model, 2, "random", "best", [[]]) == [{"rule": "random", "scaling": "own"}]
-    assert torch.equal(model.task_embedding.weight[2], drawn)
-    begin_rows(model, 2, "mean", "best", [[]])
-    torch.testing.assert_close(model.task_embedding.weight[2], old.task_embedding.weight.mean(0))
 
 
 def test_a_new_task_is_scaled_by_its_own_data(inputs, tmp_path):
@@ -391,15 +299,6 @@ def test_a_folder_that_is_no_latent_model_is_refused(inputs, tmp_path):
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         changed(CONFIG, **changes)
-
-
-def test_masks_cover_what_the_levels_say():
-    model, fresh = expand_model(made(), [NARROWER])
-    assert set(learning_masks(model, fresh, "embedding")) == {"task_embedding.weight"}
-    everything = learning_masks(model, fresh, "everything")
-    named = {name for name, _ in model.named_parameters() if not name.startswith("target_values")}
-    assert set(everything) == named
-    assert all(mask is None for mask in everything.values())
 
 
 def published(source: Path, folder: Path, kind: str) -> Path:
