@@ -126,24 +126,30 @@ class Extract(Stage):
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if isinstance(maker, PretrainConfig) and maker.world_model == "latent":
             maker.latent_model.check_horizon(self.config.first_order.horizon, "extract.first_order.horizon")
+        if name == "world_model" and maker is None and not finetune_folders(folder):
+            from ..datasets.schema import read_table
+            from ..datasets.tasks import find_tasks
+
+            find_tasks(read_table(folder), self.config.tasks, folder)
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine()
 
     def run(self, context: Context) -> str:
-        from ..datasets.schema import TaskTable
+        from ..datasets.schema import TaskTable, read_table
+        from ..datasets.tasks import expand_names
         from .extraction.job import payload_of, train_members
         from .extraction.packing import job_names
 
         config, root = self.config, context.input("world_model")
         if models := finetune_folders(root):  # each new task has a model of its own; the members of a job share one
-            wanted = config.tasks or list(models)
+            wanted = expand_names(config.tasks, keep=models) or list(models)
             if unknown := [task for task in wanted if task not in models]:
                 raise CheckpointError(f"{root} holds models of {', '.join(models)}, not of {', '.join(unknown)}")
             plans = [self._plan(models[task], [task], context) for task in wanted]
             table = TaskTable([plan.table[plan.table.id_of(task)] for plan, task in zip(plans, wanted, strict=True)])
         else:
-            plans = [self._plan(root, config.tasks, context)]
+            plans = [self._plan(root, expand_names(config.tasks, keep=read_table(root).names), context)]
             table = plans[0].table
         members = plan_members(config, {task: how for plan in plans for task, how in plan.behaviours.items()})
         parts = [(part, plan.folder.relative_to(root)) for plan in plans for part in plan.parts]

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import JobFailure, run_jobs
@@ -58,13 +59,21 @@ class Starts(Stage):
     output_kind = "starts"
     config: StartsConfig
 
-    def run(self, context: Context) -> str:
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        if maker is None:
+            self._tasks(folder)
+
+    def _tasks(self, folder: Path) -> list[TaskSpec]:
         from ..datasets.schema import read_table
+        from ..datasets.tasks import find_tasks
+
+        return find_tasks(read_table(folder), self.config.tasks, folder)
+
+    def run(self, context: Context) -> str:
         from .extraction.start_frames import has_frames, load_frames, save_frames
 
         config, folder = self.config, context.input("world_model")
-        table = read_table(folder)
-        specs = [table[table.id_of(name)] for name in config.tasks or table.names]
+        specs = self._tasks(folder)
         if config.source == "model" or (config.source == "auto" and has_frames(folder)):
             frames, source = load_frames(folder, specs), "saved beside the model"
         else:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import gymnasium
 
-from ...pipeline.errors import TaskError
-from ..schema import TaskSpec
+from ...pipeline.errors import CheckpointError, TaskError
+from ..schema import TaskSpec, TaskTable
 from .decisions import Decisions
 from .tdmpc2 import SETS, with_suite
 
@@ -82,6 +83,21 @@ def expand_names(names: Iterable[str], keep: Container[str] = ()) -> list[str]:
         else:
             expanded += SETS.get(name) or [_find(name) or name]
     return expanded
+
+
+def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[TaskSpec]:
+    """The tasks that a config names among those of the world model in `folder`; all of its `table` where it names none.
+
+    Raises:
+        CheckpointError: the model does not know one of them.
+    """
+    wanted = expand_names(names, keep=table.names) or list(table.names)
+    if unknown := [name for name in wanted if name not in table.names]:
+        raise CheckpointError(
+            f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
+            f"{', '.join(table.names)}. Name tasks of the model; finetune adds others to it"
+        )
+    return [table[table.id_of(name)] for name in wanted]
 
 
 def mt_set(name: str) -> list[TaskSpec]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from orrery.datasets.schema import TaskTable
+from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.datasets.tasks import find_tasks
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError, TaskError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
@@ -173,3 +174,15 @@ def test_frames_of_episodes_played_now(tmp_path: Path) -> None:
     assert cartpole.reward_rms == 1.0
     assert cartpole.action_NA.sum(1).eq(1).all()  # a choice each
     assert pendulum.observation_NO[:, :2].norm(dim=1).sub(1).abs().max() < 1e-5  # cosine and sine
+
+
+def test_tasks_of_a_model_are_found_as_a_config_spells_them(tmp_path):
+    table = TaskTable([TaskSpec("dmc/ball_in_cup-catch", 8, 2, 500), TaskSpec("toy/b", 3, 1, 50)])
+    assert [task.name for task in find_tasks(table, ["cup-catch"], tmp_path)] == ["dmc/ball_in_cup-catch"]
+    assert find_tasks(table, [], tmp_path) == list(table)
+
+
+@pytest.mark.parametrize("stage", [Extract(config(tasks=["toy/z"])), Starts(StartsConfig(tasks=["toy/z"]))])
+def test_a_task_that_a_model_does_not_know_is_refused_before_anything_runs(stage, model):
+    with pytest.raises(CheckpointError, match=rf"toy/z: not in the task table of .*{model}.* holds: toy/a, toy/b"):
+        stage.check_input("world_model", model, None)
