@@ -159,13 +159,6 @@ def run_rounds(
             artifact.write_json(iteration.run_dir / ITERATION_FILE, record)
         for number, config in enumerate(iteration.rounds):
             on_round(number)
-            with disk_errors(iteration.run_dir):
-                record = {
-                    "experiment": iteration.experiment,
-                    "overrides": iteration.typed,
-                    "rounds": len(iteration.rounds),
-                }
-                artifact.write_json(iteration.run_dir / ITERATION_FILE, record)
             with locked(config.run_dir):
                 outcomes = run_on_console(config, stages, console, on_start=on_start, on_end=on_end)
             new = any(outcome.status != "fresh" for outcome in outcomes)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..pipeline.command import Command, read_words
+from .deployment.arguments import add_policy_arguments
 
 if TYPE_CHECKING:
     from .deployment.exporting import Export as Written
@@ -24,13 +25,7 @@ class Export(Command):
     help = "write a policy as ONNX or torch.export: the environment's observations in, its actions out"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("policy", metavar="POLICY", help="folder of a policy, RUN/extract, a run, or a Hub id")
-        parser.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="task=NAME algorithm=NAME seed=N",
-            help="which of several policies",
-        )
+        add_policy_arguments(parser, "which of several policies")
         parser.add_argument("--format", choices=list(FORMATS), default="both", help="default: both")
         parser.add_argument("--out", type=Path, default=Path("export"), metavar="DIR", help="default: export")
         parser.add_argument(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ..pipeline.command import Command, read_words
 from ..pipeline.errors import ConfigError
+from .deployment.arguments import add_policy_arguments
 
 if TYPE_CHECKING:
     from ..datasets.rollout import EpisodeResult
@@ -19,12 +20,8 @@ class Play(Command):
     help = "play a policy in its task and write a GIF or MP4, or curves as PNG"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("policy", metavar="POLICY", help="folder of a policy, RUN/extract, a run, or a Hub id")
-        parser.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="task=NAME algorithm=NAME seed=N",
-            help="which of several policies; of one policy, task= is another task of the same shape to play it in",
+        add_policy_arguments(
+            parser, "which of several policies; of one policy, task= is another task of the same shape to play it in"
         )
         parser.add_argument("--episodes", type=int, default=1, metavar="N", help="default: 1")
         parser.add_argument(
