@@ -45,7 +45,7 @@ class Report(Stage):
             markdown = "No scores: the stage evaluate has not finished.\n" if table is None else markdown_table(table)
             (context.folder / "scores_table.md").write_text(markdown, encoding="utf-8")
             progress.advance()
-        size = f"{len(evidence.tasks)} tasks, {len(page.encode()) / 1e6:.1f} MB"
+        size = f"{len(evidence.tasks if table is None else table.rows)} tasks, {len(page.encode()) / 1e6:.1f} MB"
         if table is None:
             return f"{size}, no scores"
         return f"{sum(table.num_failing(name) for name in table.algorithms)} failing scores marked; {size}"
