@@ -2,7 +2,7 @@
 
 A job that raises, dies or hangs costs only itself; the same command continues, with what is missing alone. What a job
 is stands in jobs.py, where it runs in executors.py. For minutes of work inside a stage, whose results come back as
-objects and leave nothing on disk, there is `run_jobs` (pool.py).
+objects and leave nothing on disk, there are `run_jobs` and `run_all` (pool.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .jobs import (
     write_status,
 )
 from .logging import duration
-from .pool import JobFailure, run_jobs
+from .pool import JobFailure, run_all, run_jobs
 from .run_folder import JOBS_SUFFIX
 from .stage import Context, ProgressTask
 
@@ -50,6 +50,7 @@ __all__ = [
     "clear",
     "fan_out",
     "prune",
+    "run_all",
     "run_jobs",
 ]
 

@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from .errors import StageError
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -83,6 +85,24 @@ def run_jobs(
         # On Ctrl-C, or when the caller stops iterating, jobs under way are not waited for.
         for worker in [*idle, *(worker for _, worker in running.values())]:
             worker.stop(kill=not completed)
+
+
+def run_all(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, kept: str = ""
+) -> Iterator[tuple[Job, Result]]:
+    """Yield (job, result) for each job, in the order in which they finish; none may fail.
+
+    Args:
+        function, jobs, workers: as `run_jobs` takes them; str(job) says what a job is about.
+        kept: what of earlier jobs the stage finds again when it is continued.
+    Raises:
+        StageError: at the first failure; jobs under way are not waited for.
+    """
+    for index, outcome in run_jobs(function, jobs, workers=workers):
+        if isinstance(outcome, JobFailure):
+            hint = f"; {kept} are kept, so the same command continues" if kept else ""
+            raise StageError(f"{jobs[index]}: {outcome.error}{hint}\n{outcome.traceback}")
+        yield jobs[index], outcome
 
 
 class _Worker:

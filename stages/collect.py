@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.schema import Behaviour, TaskSpec
 from ..datasets.tasks import expand_names, resolve_name, task_spec
 from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.fanout import run_all
 from ..pipeline.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class _Job:
     config: CollectConfig
     policy: Path | None
 
+    def __str__(self) -> str:
+        return f"collecting {self.task!r}, episodes {self.numbers[0]} to {self.numbers[-1]}"
+
 
 class Collect(Stage):
     """One Minari dataset per task below `minari/`, and `datasets.json` that says what is in them."""
@@ -109,14 +112,7 @@ class Collect(Stage):
         worked: dict[str, float] = {}
         total = config.episodes * len(names)
         with context.progress("collect", total=total, completed=config.episodes * len(records)) as progress:
-            for index, outcome in run_jobs(_play, jobs, workers=context.workers):
-                job = jobs[index]
-                if isinstance(outcome, JobFailure):
-                    raise StageError(
-                        f"collecting {job.task!r}, episodes {job.numbers[0]} to {job.numbers[-1]}: {outcome.error}; "
-                        f"finished tasks are kept, so the same command continues\n{outcome.traceback}"
-                    )
-                spec, seconds, results = outcome
+            for job, (spec, seconds, results) in run_all(_play, jobs, workers=context.workers, kept="finished tasks"):
                 own = played[job.task]
                 own.update(zip(job.numbers, results, strict=True))
                 worked[job.task] = worked.get(job.task, 0.0) + seconds

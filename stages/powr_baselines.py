@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.schema import TaskSpec
-from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.errors import ConfigError
+from ..pipeline.fanout import run_all
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Stage
 from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
@@ -58,6 +58,9 @@ class _Job:
     seed: int
     file: Path
 
+    def __str__(self) -> str:
+        return f"{self.algorithm} on {self.spec.name}, seed {self.seed}"
+
 
 class PowrBaselines(Stage):
     """`curves.csv` with the columns of powr_online's, and their figure."""
@@ -87,15 +90,9 @@ class PowrBaselines(Stage):
         ]
         waiting = [job for job in jobs if not job.file.is_file()]
         with context.progress("powr_baselines", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
-            for index, outcome in run_jobs(_learn, waiting, workers=context.workers):
-                job = waiting[index]
-                if isinstance(outcome, JobFailure):
-                    raise StageError(
-                        f"{job.algorithm} on {spec.name}, seed {job.seed}: {outcome.error}; finished runs are kept, so "
-                        f"the same command continues\n{outcome.traceback}"
-                    )
+            for job, _ in run_all(_learn, waiting, workers=context.workers, kept="finished runs"):
                 progress.advance(1)
-                progress.note(f"{job.algorithm}, seed {job.seed}")
+                progress.note(str(job))
         rows = [row for job in jobs for row in read_curves(job.file)]
         write_curves(context.folder / CURVES_FILE, rows)
         draw_curves(rows, None, context.folder / FIGURE_FILE)
@@ -128,18 +125,21 @@ def _learn(job: _Job) -> None:
     environment = gymnasium.wrappers.TransformAction(make_environment(spec), one_hot, choices)
     algorithm = getattr(importlib.import_module(LIBRARIES[job.algorithm]), job.algorithm.upper())
     seed = derive_seed("powr_baselines", config.seed, job.algorithm, job.seed) % 2**31
-    model = algorithm("MlpPolicy", environment, seed=seed, device="cpu")
+    model = algorithm("MlpPolicy", environment, seed=seed, device="cpu", stats_window_size=config.evaluate_every)
+    # The libraries' own logger makes a folder in the temporary directory for every run.
+    model.set_logger(importlib.import_module("stable_baselines3.common.logger").Logger(None, []))
 
     def act(observation: np.ndarray, _: np.ndarray, /) -> np.ndarray:
         return np.eye(spec.action_dim, dtype=np.float32)[model.predict(observation, deterministic=True)[0]]
 
     rows: list[CurveRow] = []
-    while not rows or rows[-1].transitions < config.transitions:
-        model.learn(config.evaluate_every, reset_num_timesteps=False)
+
+    def evaluate() -> None:
         count = config.evaluation_episodes
         chosen = [derive_seed("evaluate baseline", seed, len(rows), index) % 2**31 for index in range(count)]
         returns = [result.return_ for _, result in play_episodes(spec, act, chosen, pool=pool, lanes=count)]
-        trained = [episode["r"] for episode in model.ep_info_buffer or ()]
+        trained = [episode["r"] for episode in model.ep_info_buffer]
+        model.ep_info_buffer.clear()
         rows.append(
             CurveRow(
                 algorithm=job.algorithm,
@@ -153,6 +153,16 @@ def _learn(job: _Job) -> None:
                 sampled_return=math.nan,
             )
         )
+
+    def watch(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
+        """Called after every decision. True: go on."""
+        if model.num_timesteps % config.evaluate_every == 0 and model.num_timesteps < config.transitions:
+            evaluate()
+        return True
+
+    # One call: the exploration of DQN falls over a tenth of all decisions, and would over a tenth of each part's.
+    model.learn(config.transitions, callback=watch)
+    evaluate()
     partial = job.file.with_suffix(".partial")
     write_curves(partial, rows)
     partial.replace(job.file)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.fanout import run_all
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, PlannerConfig
@@ -73,6 +73,9 @@ class _Job:
     seed: int
     folder: Path
 
+    def __str__(self) -> str:
+        return f"powr_online on {self.spec.name}, seed {self.seed}"
+
 
 class PowrOnline(Stage):
     """A policy per seed, `curves.csv` and `curves.svg`; earlier curves of the run are drawn beside its own."""
@@ -93,14 +96,9 @@ class PowrOnline(Stage):
         jobs = [_Job(config, spec, seed, context.folder / f"seed_{seed}") for seed in range(config.seeds)]
         waiting = [job for job in jobs if not (job.folder / CURVES_FILE).is_file()]
         with context.progress("powr_online", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
-            for index, outcome in run_jobs(_learn, waiting, workers=context.workers):
-                if isinstance(outcome, JobFailure):
-                    raise StageError(
-                        f"powr_online on {spec.name}, seed {waiting[index].seed}: {outcome.error}; finished seeds are "
-                        f"kept, so the same command continues\n{outcome.traceback}"
-                    )
-                for message in outcome:
-                    context.log.warning("%s, seed %d: %s", spec.name, waiting[index].seed, message)
+            for job, messages in run_all(_learn, waiting, workers=context.workers, kept="finished seeds"):
+                for message in messages:
+                    context.log.warning("%s: %s", job, message)
                 progress.advance(1)
         return self._publish(context, spec, jobs)
 

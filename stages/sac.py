@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import TaskSpec
-from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.errors import ConfigError
+from ..pipeline.fanout import run_all
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 
@@ -67,6 +67,9 @@ class _Job:
     reward_scale: float
     folder: Path
 
+    def __str__(self) -> str:
+        return f"sac on {self.spec.name}, seed {self.seed}"
+
     @property
     def finished(self) -> bool:
         return (self.folder / "policy.json").is_file()
@@ -104,15 +107,9 @@ class Sac(Stage):
         ]
         waiting = [job for job in jobs if not job.finished]
         with context.progress("sac", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
-            for index, outcome in run_jobs(_learn, waiting, workers=context.workers):
-                job = waiting[index]
-                if isinstance(outcome, JobFailure):
-                    raise StageError(
-                        f"sac on {job.spec.name}, seed {job.seed}: {outcome.error}; finished runs are kept, so the "
-                        f"same command continues\n{outcome.traceback}"
-                    )
+            for job, _ in run_all(_learn, waiting, workers=context.workers, kept="finished runs"):
                 progress.advance(1)
-                progress.note(f"{job.spec.name}, seed {job.seed}")
+                progress.note(str(job))
         policies = [
             {
                 "algorithm": "sac",

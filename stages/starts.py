@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.fanout import run_all
 from ..pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class _Job:
     spec: TaskSpec
     numbers: Sequence[int]
     seed: int
+
+    def __str__(self) -> str:
+        return f"starts: playing {self.spec.name!r}"
 
 
 class Starts(Stage):
@@ -99,11 +102,8 @@ class Starts(Stage):
         ]
         episodes: dict[str, list[tuple[int, Episode]]] = {spec.name: [] for spec in specs}
         with context.progress("starts", total=config.episodes * len(specs)) as progress:
-            for index, outcome in run_jobs(_play, jobs, workers=context.workers):
-                job = jobs[index]
-                if isinstance(outcome, JobFailure):
-                    raise StageError(f"starts: playing {job.spec.name!r}: {outcome.error}\n{outcome.traceback}")
-                episodes[job.spec.name] += outcome
+            for job, completed in run_all(_play, jobs, workers=context.workers):
+                episodes[job.spec.name] += completed
                 progress.advance(len(job.numbers))
         found = {}
         for spec in specs:

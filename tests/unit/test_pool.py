@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.pool import JobFailure, run_jobs
+from orrery.pipeline.errors import StageError
+from orrery.pipeline.pool import JobFailure, run_all, run_jobs
 
 
 @pytest.fixture
@@ -51,6 +52,15 @@ def test_one_worker_runs_inline_and_in_order() -> None:
     assert results[0][1] == (os.getpid(), 1.0)
     assert isinstance(results[1][1], JobFailure)
     assert results[1][1].error == "ZeroDivisionError: division by zero"
+
+
+def test_where_all_jobs_must_succeed_the_first_failure_says_which_and_what_is_kept() -> None:
+    ended = []
+    with pytest.raises(StageError, match="^0: ZeroDivisionError: division by zero; finished tasks are kept, so the"):
+        ended += run_all(lambda job: 1 / job, [2, 0, 1], workers=1, kept="finished tasks")
+
+    assert ended == [(2, 0.5)]
+    assert dict(run_all(lambda job: 1 / job, [2, 1], workers=1)) == {2: 0.5, 1: 1.0}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
