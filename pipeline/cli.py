@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +27,7 @@ from .config_help import experiment_help, run_help
 from .errors import ConfigError, OrreryError, StageError
 from .fanout import Detached
 from .iterate import is_iteration
-from .logging import ConsoleProgress, duration
+from .logging import ConsoleProgress, duration, end_line, start_line
 from .plan import Decision, plan
 from .ranks import Launch, check_launch, follow, launched
 from .run_folder import locked
@@ -237,33 +236,25 @@ class _Printer:
 
     def on_start(self, decision: Decision) -> None:
         for outcome in self._fresh:
-            self._line(outcome, "up to date")
+            self._print(outcome.stage, end_line(outcome, self._width))
         self._fresh.clear()
-        number = f"{self._stages.index(decision.stage) + 1}/{len(self._stages)}"
-        verb = "continues" if decision.action == "resume" else "starts"
-        self._console.print(
-            Text(f"{number} {decision.stage:{self._width}}  {verb}: {decision.reason}", style="dim"), soft_wrap=True
-        )
+        self._print(decision.stage, start_line(decision, self._width))
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status == "fresh":
             self._fresh.append(outcome)
         else:
-            self._line(outcome, duration(outcome.seconds))
+            self._print(outcome.stage, end_line(outcome, self._width))
 
-    def _line(self, outcome: Outcome, note: str) -> None:
-        number = f"{self._stages.index(outcome.stage) + 1}/{len(self._stages)}"
-        self._console.print(
-            f"{number} [bold]{outcome.stage:{self._width}}[/bold]  {escape(outcome.summary)} [dim]({note})[/dim]",
-            soft_wrap=True,
-        )
+    def _print(self, stage: str, line: Text) -> None:
+        number = f"{self._stages.index(stage) + 1}/{len(self._stages)} "
+        self._console.print(Text.assemble(number, line), soft_wrap=True)
 
 
 def _print_plan(decisions: Sequence[Decision], console: Console) -> None:
-    words = {"fresh": "up to date", "resume": "continue", "run": "run"}
     table = Table("stage", "would", "because", box=None, pad_edge=False)
     for decision in decisions:
-        table.add_row(decision.stage, words[decision.action], Text(decision.reason))
+        table.add_row(decision.stage, decision.would, Text(decision.reason))
     console.print(table)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from .iterate import (
     read_iteration_file,
     run_rounds,
 )
-from .logging import duration
+from .logging import duration, end_line, start_line
 from .plan import Decision
 from .run_folder import RUN_FILE, lock_holder
 from .runner import Outcome
@@ -71,14 +70,13 @@ def plan(
 ) -> int:
     """Show what each round would do."""
     iteration = load_iteration(experiment, overrides, stages, config_dir)
-    words = {"fresh": "up to date", "resume": "continue", "run": "run"}
     table = Table("round", "stage", "would", "because", box=None, pad_edge=False)
     for number, decisions in enumerate(plan_rounds(iteration, stages)):
         if decisions is None:
             table.add_row(folder_of(number), "", "", f"it waits for {folder_of(number - 1)}")
         for index, decision in enumerate(decisions or ()):
             label = folder_of(number) if index == 0 else ""
-            table.add_row(label, decision.stage, words[decision.action], Text(decision.reason))
+            table.add_row(label, decision.stage, decision.would, Text(decision.reason))
     console.print(table)
     return 0
 
@@ -173,14 +171,8 @@ class _Printer:
         if self._head is not None:
             self._console.print(Text(self._head, style="bold"), soft_wrap=True)
             self._head = None
-        verb = "continues" if decision.action == "resume" else "starts"
-        line = f"  {decision.stage:{self._width}}  {verb}: {decision.reason}"
-        self._console.print(Text(line, style="dim"), soft_wrap=True)
+        self._console.print(Text.assemble("  ", start_line(decision, self._width)), soft_wrap=True)
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status != "fresh":
-            self._console.print(
-                f"  [bold]{outcome.stage:{self._width}}[/bold]  {escape(outcome.summary)} "
-                f"[dim]({duration(outcome.seconds)})[/dim]",
-                soft_wrap=True,
-            )
+            self._console.print(Text.assemble("  ", end_line(outcome, self._width)), soft_wrap=True)

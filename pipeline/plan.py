@@ -31,6 +31,11 @@ class Decision:
     key: str | None
     """None while an input is still to be made."""
 
+    @property
+    def would(self) -> str:
+        """What a run would do, in a word for tables."""
+        return {"fresh": "up to date", "resume": "continue", "run": "run"}[self.action]
+
 
 @dataclass(frozen=True)
 class Source:

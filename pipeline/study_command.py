@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from .logging import duration
+from .logging import duration, end_line, start_line
 from .plan import Decision
 from .run_folder import RUN_FILE, lock_holder
 from .runner import Outcome
@@ -40,6 +40,9 @@ orrery study regularisation --plan
 orrery study regularisation run_dir=runs/regularisation seeds=3
 orrery study regularisation grid.extract.first_order.horizon=[4,16] grid.seed=[0,1,2]
 orrery study mine.yaml tasks=[dmc/cartpole-swingup]"""
+
+WIDTH = 10
+"""Of most stages' names."""
 
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
@@ -132,16 +135,13 @@ class _Printer(StudyObserver):
 
     def on_start(self, decision: Decision) -> None:
         self._head()
-        verb = "continues" if decision.action == "resume" else "starts"
-        # What the comparison has that it had not before is a list of all artifacts.
-        reason = "" if decision.stage == COMPARE_STAGE else f": {decision.reason}"
-        self._print(Text(f"  {decision.stage:10} {verb}{reason}", style="dim"))
+        if decision.stage == COMPARE_STAGE:  # what it has that it had not before is a list of all artifacts
+            decision = replace(decision, reason="")
+        self._print(Text.assemble("  ", start_line(decision, WIDTH)))
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status != "fresh":
-            self._print(
-                f"  [bold]{outcome.stage:10}[/bold] {escape(outcome.summary)} [dim]({duration(outcome.seconds)})[/dim]"
-            )
+            self._print(Text.assemble("  ", end_line(outcome, WIDTH)))
 
     def on_result(self, branch: Branch, result: BranchResult) -> None:
         if result.status not in ("fresh", "done"):
@@ -155,7 +155,7 @@ class _Printer(StudyObserver):
             self._print(Text(f"{self._number}/{self._total} {self._branch.name}", style="bold"))
             self._branch = None
 
-    def _print(self, text: str | Text) -> None:
+    def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)
 
 
@@ -178,7 +178,7 @@ def _tree(layout: Layout, decisions: Mapping[str, Sequence[Decision]]) -> Tree:
         label = Text.assemble((branch.name, "bold"))
         for action, group in itertools.groupby(decisions[branch.name], key=lambda decision: decision.action):
             own = list(group)
-            word = {"fresh": "up to date", "resume": "would continue", "run": "would run"}[action]
+            word = own[0].would if action == "fresh" else f"would {own[0].would}"
             reason = f" ({own[0].reason})" if own[0].reason else ""
             stages = ", ".join(decision.stage for decision in own)
             label.append(f"\n{stages}: {word}{reason}", style="dim" if action == "fresh" else "")
