@@ -59,17 +59,20 @@ def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.is_file():
         training.load_state_dict(torch.load(checkpoint, weights_only=True))
-    total = training.encoder_periods + config.updates
+    name = f"{payload['algorithm']} {members[0].task}, seed {members[0].seed}"
+    if len(members) > 1:
+        name += f" and {len(members) - 1} more"
     with (
-        job.progress(payload["algorithm"], total=total, completed=training.done) as progress,
+        job.progress(name, total=training.total, completed=training.completed) as progress,
         termination.deferred(),
     ):
-        while training.done < total and not termination.requested():
+        while (before := training.completed) < training.total and not termination.requested():
             training.advance()
-            progress.advance(1)
+            progress.advance(training.completed - before)
             if training.curve:
                 progress.note(training.note)
-            if training.done % config.checkpoint_every == 0 or termination.requested():
+            due = training.completed // config.checkpoint_every > before // config.checkpoint_every
+            if due or termination.requested():
                 torch.save(training.state_dict(), checkpoint.with_suffix(".partial"))
                 checkpoint.with_suffix(".partial").replace(checkpoint)
     rows = [{"algorithm": payload["algorithm"], **row} for row in training.curve]
@@ -128,6 +131,16 @@ class OfflineTraining:
         """Periods of the first phase, then updates of the second, so far."""
         self.curve: list[dict[str, Any]] = []
         self.note = ""
+
+    @property
+    def completed(self) -> int:
+        """Updates so far: those of the encoder alone, then of everything."""
+        alone = min(self.done, self.encoder_periods)
+        return alone * self.learner.config.period + self.done - alone
+
+    @property
+    def total(self) -> int:
+        return self.encoder_periods * self.learner.config.period + self.config.updates
 
     def advance(self) -> None:
         """One period of the encoder alone, or one training step."""

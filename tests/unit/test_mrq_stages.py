@@ -194,6 +194,19 @@ def test_a_member_learns_the_same_beside_others_as_alone(tmp_path):
                 torch.testing.assert_close(stacked[name][m * count : (m + 1) * count], value, rtol=1e-3, atol=1e-4)
 
 
+def test_progress_counts_updates_of_the_encoder_alone_and_of_everything(tmp_path):
+    store = write_store(tmp_path / "store", [(point_mass_spec(), point_mass_episodes(point_mass_spec(), 6))])
+    training = OfflineTraining(store, [OfflineMember(point_mass_spec().name, 0)], OFFLINE, "mrq")
+    found = []
+    while training.completed < training.total:
+        training.advance()
+        found.append(training.completed)
+    period, updates = OFFLINE.learn.period, OFFLINE.updates
+    assert found == [period * (i + 1) for i in range(training.encoder_periods)] + [
+        period * training.encoder_periods + i + 1 for i in range(updates)
+    ]
+
+
 def test_clamped_targets_stay_in_the_range_of_the_period_before(tmp_path):
     spec = point_mass_spec()
     store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 6))])
