@@ -33,9 +33,22 @@ def test_simnorm(group):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [-300.0, 61.0, 300.0])
+def test_simnorm_of_large_inputs(shift):
+    """What counts is how far apart the numbers of a group are, not how large they are."""
+    x = (shift + torch.randn(3, 16, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    torch.testing.assert_close(simnorm(x, 8), reference_simnorm(x, 8), rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(f(x, 8)[:, ::3].sum(), x)[0] for f in (simnorm, reference_simnorm))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_simnorm_survives_huge_inputs():
     y = simnorm(torch.tensor([[1e6, 0.0, -1e6, 0.0]]), 4)
     torch.testing.assert_close(y, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+
+
+def test_simnorm_of_nothing():
+    assert simnorm(torch.empty(0, 16), 8).shape == (0, 16)
 
 
 def test_jacobians_of_batches():
