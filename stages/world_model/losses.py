@@ -42,8 +42,9 @@ def two_hot(value: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:
 
 
 def two_hot_mean(logits: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:
-    """sum_m softmax(logits)_m bin_m, in symlog units: [..., M] -> [...]."""
-    return torch.softmax(logits, -1) @ bins_M
+    """sum_m softmax(logits)_m bin_m, in symlog units: [..., M] -> [...]; in the bins' type, also under autocast."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return torch.softmax(logits.to(bins_M.dtype), -1) @ bins_M
 
 
 def two_hot_decode(logits: torch.Tensor, bins_M: torch.Tensor) -> torch.Tensor:

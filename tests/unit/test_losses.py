@@ -47,6 +47,16 @@ def test_two_hot_decodes_to_the_value():
     torch.testing.assert_close(two_hot_decode(logits, BINS), value, atol=1e-5, rtol=1e-5)
 
 
+def test_decoding_is_exact_under_mixed_precision():
+    """A product in bfloat16 would round bins to 8 bits, and values by percents: they are the targets of others."""
+    logits = torch.randn(64, 101, generator=torch.Generator().manual_seed(0)).bfloat16()
+    bins = torch.linspace(-10, 10, 101)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = two_hot_decode(logits, bins)
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, two_hot_decode(logits.float(), bins))
+
+
 def test_soft_cross_entropy_of_uniform_logits_is_log_of_the_bins():
     torch.testing.assert_close(
         soft_cross_entropy(torch.zeros(3, 5), torch.randn(3), BINS), torch.full((3,), math.log(5))
