@@ -153,16 +153,17 @@ class Hdf5Reader:
         success = None
         if self.task.reports_success and self._columns.success is not None:
             success = success_flags(group[self._columns.success][span.start : span.stop], len(span), label)
-        rewards = np.asarray(group[self._columns.reward][span.start : span.stop], np.float32).reshape(-1)
+        rewards = _joined(group, (self._columns.reward,), span.start, span.stop).reshape(-1)
         return Episode(observations, actions, rewards, span.terminated, success, label)
 
     def _action_scale(
         self, file: h5py.File, fields: Mapping[str, Any], bounds: Mapping[str, Any]
     ) -> tuple[ActionScale | None, int]:
-        """How actions are scaled (None if they are discrete) and their width. Whole numbers, one each, are choices."""
+        """How actions are scaled (None if they are discrete) and their width. Whole numbers or flags, one each, are
+        choices."""
         first = file[self._spans[0].group][self._columns.action]
         width = _width(first)
-        looks_discrete = first.dtype.kind in "iu" and width == 1
+        looks_discrete = first.dtype.kind in "biu" and width == 1
         if fields.get("action_kind", "discrete" if looks_discrete else "continuous") == "discrete":
             largest = max(int(np.max(chunk, initial=0)) for chunk in self._action_chunks(file, width))
             return None, int(fields.get("action_dim", largest + 1))
@@ -267,6 +268,7 @@ def _count_rows(group: h5py.Group, columns: ColumnMap, path: str) -> tuple[int, 
     for key in [k for k in named if k is not None] + [*columns.observation, *columns.next_observation]:
         if key not in group:
             raise DatasetError(f"{where}: has no column {key!r}, which the first episode has; add or remove it")
+        _check_numbers(group[key], f"{where}: column {key!r}")
         rows = len(group[key])
         if num_rows < 0:
             num_rows = rows
@@ -280,6 +282,17 @@ def _count_rows(group: h5py.Group, columns: ColumnMap, path: str) -> tuple[int, 
     return num_rows, stored
 
 
+def _check_numbers(column: h5py.Dataset, where: str) -> None:
+    """Raise a DatasetError unless there is a number, or several, in every row."""
+    if column.ndim and column.dtype.kind in "biuf":
+        return
+    found = "one value for the whole episode" if column.ndim == 0 else f"text or records ({column.dtype})"
+    raise DatasetError(
+        f"{where} holds {found}; expected numbers, one row per transition. Write it so, or leave it out and name the "
+        "columns to read in a column map"
+    )
+
+
 def _width(dataset: h5py.Dataset) -> int:
     """Numbers per row."""
     return int(np.prod(dataset.shape[1:]))
@@ -290,7 +303,7 @@ def _column_names(group: h5py.Group, keys: tuple[str, ...]) -> list[str]:
 
 
 def _joined(group: h5py.Group, keys: tuple[str, ...], start: int, stop: int) -> np.ndarray:
-    """[stop - start, O] float32. Values beyond float32 become infinite, which validation reports."""
+    """[stop - start, numbers per row] float32. Values beyond float32 become infinite, which validation reports."""
     with np.errstate(over="ignore"):
         parts = [group[key][start:stop].reshape(stop - start, -1).astype(np.float32) for key in keys]
     return np.concatenate(parts, axis=1)

@@ -202,6 +202,13 @@ def test_whole_number_actions_are_choices(tmp_path):
         next(iter(fewer))
 
 
+def test_a_flag_as_action_is_a_choice_of_two(tmp_path):
+    pressed = np.arange(12) % 3 == 0
+    reader = Hdf5Reader(write(tmp_path / "a.h5", flat_columns(actions=pressed)))
+    assert (reader.task.action_kind, reader.task.action_dim) == ("discrete", 2)
+    np.testing.assert_array_equal(next(iter(reader)).actions[:, 1], pressed[:ENDS_AT])
+
+
 def test_only_the_rows_of_one_episode_are_read_at_once(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", flat_columns())
     read = []
@@ -225,6 +232,27 @@ def test_a_file_without_rewards_says_so(tmp_path):
     assert message.startswith(f"{path}: no reward column 'rewards'")
     assert "actions, next_observations, observations, terminals, timeouts" in message
     assert "column map (reward: NAME)" in message
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "found"),
+    [
+        ("success", np.bool_(True), "one value"),
+        ("rewards", 1.0, "one value"),
+        ("rewards", np.full(4, b"high"), "text"),
+        ("terminals", np.full(4, b"yes"), "text"),
+    ],
+)
+def test_a_column_without_a_number_per_transition_is_named(column, value, found, tmp_path):
+    path = write(tmp_path / "a.h5", demos(2) | {f"data/demo_1/{column}": value, f"data/demo_0/{column}": np.zeros(3)})
+    with pytest.raises(DatasetError, match=f"data/demo_1: column '{column}' holds {found}") as raised:
+        Hdf5Reader(path)
+    assert "column map" in str(raised.value)
+
+
+def test_rewards_beyond_float32_are_left_to_validation(tmp_path):
+    rewards = np.where(np.arange(12) == 3, 1e300, 0.0)
+    assert next(iter(Hdf5Reader(write(tmp_path / "a.h5", flat_columns(rewards=rewards))))).rewards[3] == np.inf
 
 
 def test_misaligned_damaged_and_unknown_files_are_refused(tmp_path):
