@@ -19,6 +19,7 @@ from .columns import ColumnMap, detect_columns
 from .schema import Behaviour, Episode, TaskSpec
 from .task_from_data import (
     ActionScale,
+    as_float32,
     fit_action_scale,
     one_hot,
     scale_from_bounds,
@@ -303,7 +304,5 @@ def _column_names(group: h5py.Group, keys: tuple[str, ...]) -> list[str]:
 
 
 def _joined(group: h5py.Group, keys: tuple[str, ...], start: int, stop: int) -> np.ndarray:
-    """[stop - start, numbers per row] float32. Values beyond float32 become infinite, which validation reports."""
-    with np.errstate(over="ignore"):
-        parts = [group[key][start:stop].reshape(stop - start, -1).astype(np.float32) for key in keys]
-    return np.concatenate(parts, axis=1)
+    """[stop - start, numbers per row] float32."""
+    return np.concatenate([as_float32(group[key][start:stop].reshape(stop - start, -1)) for key in keys], axis=1)

@@ -22,6 +22,7 @@ from .schema import Behaviour, Episode, TaskSpec
 from .spaces import Space, flat_columns, flat_dim, flatten_observation
 from .task_from_data import (
     ActionScale,
+    as_float32,
     fit_action_scale,
     one_hot,
     scale_from_bounds,
@@ -148,7 +149,7 @@ class MinariReader:
                     f"give the setting reports_success: false, or remove the episode"
                 )
             success = success_flags(raw["infos"]["success"], length, label)
-        rewards = np.asarray(raw["rewards"], np.float32).reshape(-1)
+        rewards = as_float32(np.asarray(raw["rewards"])).reshape(-1)
         if len(raw["terminations"]) != length:
             raise DatasetError(
                 f"{label}: {len(raw['terminations'])} terminations for {length} actions; expected one per action. "

@@ -22,6 +22,12 @@ ACTION_BOUNDS = ("action_low", "action_high")
 """Overrides beside the fields of TaskSpec: the native bounds, per component, that are mapped to [-1, 1]."""
 
 
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Numbers beyond float32 become infinite, which validation reports."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
 @dataclass(frozen=True)
 class ActionScale:
     """The affine map from native actions in [low, high] to [-1, 1], per component."""
@@ -36,9 +42,9 @@ class ActionScale:
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """[T, A] native -> [T, A] float32. A component whose bounds coincide has nothing to choose and becomes 0."""
         if self.is_identity:
-            return actions.astype(np.float32)
+            return as_float32(actions)
         centre, half = (self.high + self.low) / 2, (self.high - self.low) / 2
-        return ((actions - centre) / np.where(half > 0, half, 1.0)).astype(np.float32)
+        return as_float32((actions - centre) / np.where(half > 0, half, 1.0))
 
     @property
     def is_identity(self) -> bool:

@@ -73,6 +73,15 @@ def test_episodes_keep_their_alignment_and_become_float32(write):
     assert [e.label for e in reader] == [e.label for e in episodes], "may be read again"
 
 
+def test_numbers_beyond_float32_are_left_to_validation(write):
+    write("large/random-v0", [episode(rewards=np.full(5, 1e300), actions=np.full((5, 2), 1e300))],
+          action_space=gs.Box(-np.inf, np.inf, (2,), np.float64))  # fmt: skip
+    reader = MinariReader("large/random-v0", overrides={"action_low": -1, "action_high": 1})
+    read = next(iter(reader))
+    assert np.isinf(read.rewards).all()
+    assert np.isinf(read.actions).all()
+
+
 def test_dict_and_tuple_observations_flatten_in_a_recorded_order(write):
     space = gs.Dict({"goal": gs.Box(-9, 9, (2,)), "arm": gs.Tuple([gs.Box(-9, 9, (1,)), gs.Discrete(3)])})
     goal, arm = np.arange(12, dtype=np.float32).reshape(6, 2), np.full((6, 1), 7, np.float32)
