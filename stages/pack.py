@@ -35,6 +35,45 @@ class SourceConfig:
     """Return that scores 1."""
     environment: str = ""
     """Gymnasium id to evaluate in, where the dataset does not tell."""
+    action_low: list[float] = field(default_factory=list)
+    """What of each action component becomes -1, in the dataset's units (one number for all, or one each). Empty takes
+    the bounds of the action space, or where there are none the largest magnitude in the data."""
+    action_high: list[float] = field(default_factory=list)
+    """What becomes 1."""
+    choices: int = 0
+    """HDF5: number of choices of a discrete action, where the data does not show all, or holds them as floats."""
+
+    def check(self, name: str) -> None:
+        """Raise a ConfigError where settings of the source `name` contradict each other."""
+        if not self.path:
+            raise ConfigError(f"pack.sources.{name}.path is empty; give an HDF5 file, a Minari folder or id")
+        if self.behaviour not in ("", *BEHAVIOURS):
+            raise ConfigError(
+                f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}"
+            )
+        for key in ("episode_length", "choices"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"pack.sources.{name}.{key} must not be negative, found {getattr(self, key)}")
+        if bool(self.action_low) != bool(self.action_high):
+            raise ConfigError(f"pack.sources.{name}: action_low and action_high are given together")
+        if self.choices and self.action_low:
+            raise ConfigError(
+                f"pack.sources.{name}: choices is for discrete actions, action_low and action_high for others"
+            )
+
+    def overrides(self) -> dict[str, Any]:
+        """What it says of the task, as `open_reader` takes it."""
+        scores = {"score_random": self.score_random, "score_expert": self.score_expert}
+        given: dict[str, Any] = {key: score for key, score in scores.items() if score is not None}
+        if self.episode_length:
+            given["episode_length"] = self.episode_length
+        if self.action_low:
+            given |= {"action_low": self.action_low, "action_high": self.action_high}
+        if self.environment:
+            given["environment"] = {"kind": "gymnasium", "id": self.environment}
+        if self.choices:
+            given |= {"action_kind": "discrete", "action_dim": self.choices}
+        return given
 
 
 @dataclass(frozen=True)
@@ -56,12 +95,7 @@ class PackConfig:
         if self.episodes < 0:
             raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
         for name, source in self.sources.items():
-            if not source.path:
-                raise ConfigError(f"pack.sources.{name}.path is empty; give an HDF5 file, a Minari folder or id")
-            if source.behaviour not in ("", *BEHAVIOURS):
-                raise ConfigError(
-                    f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {source.behaviour!r}"
-                )
+            source.check(name)
             if name in SETS and source != SourceConfig(path=source.path, behaviour=source.behaviour):
                 raise ConfigError(f"pack.sources.{name}: only path and behaviour apply to the tasks of a set")
             if self.tasks and name in SETS and not set(self.names) & set(SETS[name]):
@@ -239,19 +273,12 @@ def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
     if name not in config.sources:
         return {"source": name}
     source = config.sources[name]
-    overrides: dict[str, Any] = {
-        key: getattr(source, key) for key in ("score_random", "score_expert") if getattr(source, key) is not None
-    }
-    if source.episode_length:
-        overrides["episode_length"] = source.episode_length
-    if source.environment:
-        overrides["environment"] = {"kind": "gymnasium", "id": source.environment}
     return {
         "source": source.path,
         "columns": source.columns or None,
         "name": name,
         "behaviour": source.behaviour or None,
-        "overrides": overrides,
+        "overrides": source.overrides(),
     }
 
 
