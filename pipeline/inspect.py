@@ -18,6 +18,7 @@ from .artifact import Manifest
 from .errors import DatasetError, StageError
 from .logging import duration
 from .run_folder import RUN_FILE
+from .status import read_run_file
 
 if TYPE_CHECKING:
     from ..datasets.readers import EpisodeReader
@@ -45,7 +46,7 @@ def describe(path: Path) -> RenderableType:
         return _describe_weights([path])
     if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
         policy = path / "policy.json"
-        facts = [_describe_policy(json.loads(policy.read_text(encoding="utf-8")))] if policy.is_file() else []
+        facts = [_describe_policy(_read_json(policy))] if policy.is_file() else []
         return Group(*facts, _describe_weights(weights))
     from ..datasets.sources import open_reader
 
@@ -58,8 +59,15 @@ def describe(path: Path) -> RenderableType:
         ) from error
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StageError(f"{path} cannot be read ({error}); restore the file, or make it again") from error
+
+
 def _describe_run(folder: Path) -> RenderableType:
-    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    record = read_run_file(folder)
     table = _table("stage", "status", "kind", "size", "time", "result")
     for stage in record["stages"]:
         made = folder / stage["stage"]
@@ -89,7 +97,7 @@ def _describe_artifact(folder: Path) -> RenderableType:
     parts: list[RenderableType] = [facts, Text("")]
     for file, show in _CONTENTS.items():
         if (folder / file).is_file():
-            parts += [show(json.loads((folder / file).read_text(encoding="utf-8"))), Text("")]
+            parts += [show(_read_json(folder / file)), Text("")]
     if weights := sorted(folder.glob("*.safetensors")):
         parts += [_describe_weights(weights), Text("")]
     return Group(*parts, _files(manifest))

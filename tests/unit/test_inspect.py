@@ -40,6 +40,14 @@ def test_a_store_shows_its_tasks(inspect, tmp_path: Path) -> None:
     assert ["dmc/walker-run", "exploration", "12", "6,000"] in rows
 
 
+@pytest.mark.parametrize("name", ["run.json", "policy.json"])
+def test_a_file_that_was_cut_short_is_named(name: str, tmp_path: Path, capsys) -> None:
+    save_file({"weight": np.zeros(2, np.float32)}, tmp_path / "policy.safetensors")
+    (tmp_path / name).write_text('{"stages": [')
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert f"{tmp_path / name} cannot be read" in capsys.readouterr().err
+
+
 def test_weights(inspect, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"encoder.weight": np.zeros((3, 4), np.float32), "scale": np.zeros((), np.float64)}, path)
