@@ -169,6 +169,9 @@ def load_config(
     resolved["stages"] = select_stages(settings.algorithms, settings.stages, resolved, stages)
     settings = dataclasses.replace(settings, stages=resolved["stages"])
     stage_configs = {name: build(stages[name].Config, resolved[name], name) for name in settings.stages}
+    for key, part in {"": settings, **{f"{name}.": config for name, config in stage_configs.items()}}.items():
+        if getattr(part, "seed", 0) < 0:
+            raise ConfigError(f"{key}seed must not be negative, found {part.seed}")
     return RunConfig(
         experiment=str(path.resolve()) if _is_path(experiment) else experiment,
         overrides=tuple(override for override in overrides if not override.startswith("run_dir=")),

@@ -92,6 +92,8 @@ class PackConfig:
     """At most so many of each task, the first ones of its dataset; 0 takes all."""
 
     def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"pack.window must be at least 1, found {self.window}")
         if self.episodes < 0:
             raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
         for name, source in self.sources.items():

@@ -80,6 +80,9 @@ class PretrainConfig:
             raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")
         if unknown := sorted(set(self.behaviour_mixture) - set(BEHAVIOURS)):
             raise ConfigError(f"pretrain.behaviour_mixture: expected {', '.join(BEHAVIOURS)}, found {unknown}")
+        for key in ("mixture", "behaviour_mixture"):
+            if negative := [name for name, weight in getattr(self, key).items() if not weight >= 0]:
+                raise ConfigError(f"pretrain.{key}: weights must not be negative, found one for {', '.join(negative)}")
         if self.world_model not in WORLD_MODELS:
             raise ConfigError(f"world_model: expected {', '.join(WORLD_MODELS)}, found {self.world_model!r}")
         if self.world_model == "sequence" and self.horizon > self.sequence.horizon:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_not_negative, check_positive
 from ..world_model.config import ACTIVATION_NAMES
 
 ALGORITHMS = ("pwm", "bc")
@@ -43,6 +44,14 @@ class ActorCriticConfig:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATION_NAMES:
             raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
+        check_positive(self, "num_critics", "lr", "actor_clip_norm", "critic_clip_norm")
+        check_not_negative(self, "final_lr")
+        for name in ("actor_units", "critic_units"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ConfigError(f"{name} must be at least 1 each, found {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
 
 
 REWARD_SPACES = ("raw", "symlog")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_not_negative, check_positive, check_shares
 
 IMAGE_SIZE = 84
 """Height and width in pixels that the convolutions are made for: they end in 32 x 7 x 7 = 1568 numbers."""
@@ -47,6 +48,7 @@ class NetworkConfig:
                 raise ConfigError(f"{entry.name} must be at least 1, found {getattr(self, entry.name)}")
         if self.num_bins < 2:
             raise ConfigError(f"num_bins must be at least 2, found {self.num_bins}")
+        check_positive(self, "bin_limit")
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,15 @@ class LearnConfig:
     """Pixels by which images are shifted at random, at most, in each direction; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "period", "encoder_horizon", "return_horizon"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.discount <= 1:
-            raise ConfigError(f"discount must lie in [0, 1], found {self.discount}")
-        if self.shift < 0:
-            raise ConfigError(f"shift must not be negative, found {self.shift}")
+        check_positive(
+            self, "batch_size", "period", "encoder_horizon", "return_horizon", "encoder_lr", "value_lr", "policy_lr",
+            "value_clip_norm", "gumbel_temperature", "min_priority",
+        )  # fmt: skip
+        check_not_negative(
+            self, "weight_decay", "dynamics_weight", "reward_weight", "done_weight", "pre_activation_weight",
+            "exploration_noise", "target_noise", "target_noise_clip", "priority_exponent", "shift",
+        )  # fmt: skip
+        check_shares(self, "discount")
         if self.design.state_action_target and self.networks.state_action_dim != self.networks.latent_dim:
             raise ConfigError(
                 "design.state_action_target feeds predicted state-action embeddings back as states: latent_dim "

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_not_negative, check_positive, check_shares
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
 DYNAMICS = ("step", "awm")
+ACCELERATORS = ("cpu", "gpu", "auto")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 
 _WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
 SIZES = {
@@ -81,6 +84,7 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ConfigError(f"model.size: expected {', '.join(SIZES)}, found {self.size!r}")
+        check_positive(self, "simnorm_dim", "bin_limit")
         widths = self._widths()
         if widths["latent_dim"] % self.simnorm_dim:
             raise ConfigError(f"latent_dim {widths['latent_dim']} is not a multiple of simnorm_dim {self.simnorm_dim}")
@@ -106,6 +110,8 @@ class WorldModelConfig:
                 raise ConfigError(f"model.{name} must be positive, or -1 to take it from size, found {width}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must lie in [0, 1), found {self.dropout}")
+        if not self.log_std_min < self.log_std_max:
+            raise ConfigError(f"log_std_min {self.log_std_min} must be below log_std_max {self.log_std_max}")
 
     def _widths(self) -> dict[str, int]:
         given = ((name, getattr(self, name)) for name in _WIDTHS)
@@ -157,6 +163,12 @@ class LossConfig:
     rho: float = 0.99
     """Weight of step t of a window is rho^t. PWM needs a model that is good far ahead: 0.99, where TD-MPC2 uses 0.5."""
 
+    def __post_init__(self) -> None:
+        check_not_negative(self, "consistency", "reward", "value", "continuation", "entropy")
+        check_shares(self, "target_rate", "scale_rate")
+        if not 0 < self.rho <= 1:
+            raise ConfigError(f"rho must lie in (0, 1], found {self.rho}")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -170,6 +182,11 @@ class OptimizerConfig:
     """Global gradient norm is clipped to this."""
     final_lr_scale: float = 1.0
     """lr falls linearly to lr times this at the last step; 1 is constant."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lr", "clip_norm")
+        check_not_negative(self, "encoder_lr_scale")
+        check_shares(self, "final_lr_scale")
 
 
 @dataclass(frozen=True)
@@ -186,7 +203,7 @@ class TrainerConfig:
     strategy: str = "auto"
     """As Lightning names them; auto is ddp_spawn for several devices."""
     precision: str = "32-true"
-    """32-true, bf16-mixed, ... On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
+    """32-true, 16-mixed, bf16-mixed, bf16-true, ... On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
     compile: bool = False
     """Compile the model's losses with torch.compile, as one graph. For a GPU: on a CPU the first step takes minutes and
     the others hardly less than without."""
@@ -198,6 +215,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if min(self.devices, self.nodes, self.accumulate, self.log_every) < 1:
             raise ConfigError("devices, nodes, accumulate and log_every must be at least 1")
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError(f"accelerator: expected {', '.join(ACCELERATORS)}, found {self.accelerator!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected {', '.join(PRECISIONS)}, found {self.precision!r}")
         if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
             raise ConfigError(
                 f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "

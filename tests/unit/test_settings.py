@@ -1,0 +1,61 @@
+"""Numbers that cannot be meant are refused when a config is read, under their key, and not hours later."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.errors import ConfigError
+
+REFUSED = {
+    "quickstart": [
+        "seed=-1",
+        "pretrain.seed=-1",
+        "pack.window=0",
+        "pretrain.mixture.dmc/cartpole-balance=-1",
+        "pretrain.behaviour_mixture.expert=-1",
+        "pretrain.model.simnorm_dim=0",
+        "pretrain.model.simnorm_dim=-8",
+        "pretrain.model.bin_limit=0",
+        "pretrain.model.log_std_min=2",
+        "pretrain.loss.rho=0",
+        "pretrain.loss.rho=1.5",
+        "pretrain.loss.reward=-0.1",
+        "pretrain.loss.target_rate=2",
+        "pretrain.loss.scale_rate=-1",
+        "pretrain.optimizer.lr=0",
+        "pretrain.optimizer.lr=nan",
+        "pretrain.optimizer.encoder_lr_scale=-1",
+        "pretrain.optimizer.clip_norm=0",
+        "pretrain.optimizer.final_lr_scale=2",
+        "pretrain.trainer.precision=half",
+        "pretrain.trainer.accelerator=cuda",
+        "extract.first_order.networks.num_critics=0",
+        "extract.first_order.networks.actor_units=[400,0]",
+        "extract.first_order.networks.lr=-1",
+        "extract.first_order.networks.final_lr=-1",
+        "extract.first_order.networks.beta1=1",
+        "extract.first_order.networks.critic_clip_norm=0",
+    ],
+    "mrq_dmc": [
+        "mrq_online.learn.networks.bin_limit=0",
+        "mrq_online.learn.value_lr=0",
+        "mrq_online.learn.weight_decay=-1",
+        "mrq_online.learn.value_clip_norm=0",
+        "mrq_online.learn.done_weight=-1",
+        "mrq_online.learn.exploration_noise=-0.1",
+        "mrq_online.learn.gumbel_temperature=0",
+        "mrq_online.learn.priority_exponent=-1",
+        "mrq_online.learn.min_priority=0",
+    ],
+}
+
+
+@pytest.mark.parametrize(("experiment", "override"), [(name, one) for name, many in REFUSED.items() for one in many])
+def test_a_number_out_of_range_is_refused_under_its_key(experiment, override):
+    *parts, last = override.partition("=")[0].split(".")
+    with pytest.raises(ConfigError) as raised:
+        load_config(experiment, [override], stages=discover_stages())
+    pattern = r"\b.*\b".join([*parts[:1], last])
+    assert re.search(pattern, str(raised.value)), raised.value
