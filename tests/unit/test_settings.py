@@ -7,6 +7,8 @@ import re
 import pytest
 from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError
+from orrery.stages.awm.config import SequenceModelConfig
+from orrery.stages.pretrain import PretrainConfig
 
 REFUSED = {
     "quickstart": [
@@ -59,3 +61,13 @@ def test_a_number_out_of_range_is_refused_under_its_key(experiment, override):
         load_config(experiment, [override], stages=discover_stages())
     pattern = r"\b.*\b".join([*parts[:1], last])
     assert re.search(pattern, str(raised.value)), raised.value
+
+
+def test_positions_of_a_sequence_model_that_no_window_reaches_are_refused():
+    kinds = {kind: SequenceModelConfig(kind=kind, horizon=10) for kind in ("awm", "hwm", "ssm", "markov")}
+    for kind in ("awm", "hwm"):
+        with pytest.raises(ConfigError, match="pretrain.horizon 4 would leave 6 of the 10 positions"):
+            PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=4)
+        PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=10)
+    for kind in ("ssm", "markov"):  # have none
+        PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=4)
