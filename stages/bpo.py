@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
+from .policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskRows, TaskStore
@@ -81,8 +81,7 @@ class Bpo(Stage):
                 finished = _finish_one(context, trained, algorithm, config, progress)
                 entries += finished["policies"]
                 curves += finished["curves"]
-        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, store.table, entries)
         pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
         for record in context.folder.glob("finished_*.json"):
             record.unlink()
@@ -168,18 +167,10 @@ def _finish_one(
     policies = []
     for m, (seed, imagined) in enumerate(zip(trained.seeds, trained.imagined_return().tolist(), strict=True)):
         trained_by = {"algorithm": algorithm, "seed": seed}
-        path = Path(algorithm) / trained.spec.slug / f"seed_{seed}"
         policy = StatePolicy.from_member(trained.policy, m, trained.spec, config.bpo.units, trained_by)
-        policy.save(context.folder / path)
-        policies.append(
-            {
-                **trained_by,
-                "task": trained.spec.name,
-                "path": path.as_posix(),
-                "imagined_return_per_step": imagined,
-                "horizon": trained.horizon,
-            }
-        )
+        entry = policy_entry(algorithm, trained.spec, seed, imagined_return_per_step=imagined, horizon=trained.horizon)
+        policy.save(context.folder / entry["path"])
+        policies.append(entry)
     finished = {"policies": policies, "curves": curves}
     partial = record.with_suffix(".partial")
     partial.write_text(json.dumps(finished))

@@ -11,6 +11,7 @@ from ..datasets.tasks import resolve_name, task_spec
 from ..pipeline.errors import ConfigError
 from ..pipeline.stage import Context, Stage
 from .awm.config import OnlineConfig, SequenceModelConfig
+from .policy_index import policy_entry, write_index
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class BpoOnline(Stage):
                     finished = self._one(context.folder, spec, seed, progress)
                     entries.append(finished["policy"])
                     curves += finished["curves"]
-        index = {"tasks": [spec.to_dict() for spec in specs], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, specs, entries)
         pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
         for record in context.folder.glob("finished_*.json"):
             record.unlink()
@@ -83,15 +83,10 @@ class BpoOnline(Stage):
         loop = OnlineLoop(spec, config.model, config.online, config.seed + seed)
         rows = loop.run(progress.advance)
         trained_by = {"algorithm": algorithm, "seed": seed}
-        path = Path(algorithm) / spec.slug / f"seed_{seed}"
-        StatePolicy.from_member(loop.policy, 0, spec, config.online.bpo.units, trained_by).save(folder / path)
+        entry = policy_entry(algorithm, spec, seed, imagined_return_per_step=loop.imagined_return_per_step())
+        StatePolicy.from_member(loop.policy, 0, spec, config.online.bpo.units, trained_by).save(folder / entry["path"])
         finished = {
-            "policy": {
-                **trained_by,
-                "task": spec.name,
-                "path": path.as_posix(),
-                "imagined_return_per_step": loop.imagined_return_per_step(),
-            },
+            "policy": entry,
             "curves": [
                 {"iteration": row.pop("decisions"), "algorithm": algorithm, "task": spec.name, "seed": seed, **row}
                 for row in rows

@@ -15,6 +15,7 @@ from ..datasets.tasks import expand_names, resolve_name, task_spec
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
 from ..pipeline.stage import Context, Stage
+from .policy_index import POLICIES_FILE, PolicyIndex
 
 if TYPE_CHECKING:
     from ..datasets.rollout import EpisodeResult
@@ -91,7 +92,7 @@ class Collect(Stage):
             _policy_folders(self.config, names)
 
     def reads(self) -> Sequence[Path]:
-        return [] if self.config.policy is None else [Path(self.config.policy) / "policies.json"]
+        return [] if self.config.policy is None else [Path(self.config.policy) / POLICIES_FILE]
 
     def run(self, context: Context) -> str:
         from ..datasets.collect import read_record, write_dataset
@@ -193,22 +194,9 @@ def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, li
     if config.policy is None:
         return {}
     artifact = Path(config.policy)
-    index = artifact / "policies.json"
-    if not index.is_file():
-        raise ConfigError(f"collect.policy: expected a policies artifact, found no {index}")
-    listed = json.loads(index.read_text())["policies"]
-    algorithm = config.policy_algorithm or listed[0]["algorithm"]
-    folders: dict[str, list[Path]] = {}
-    for policy in listed:
-        if policy["algorithm"] == algorithm:
-            folders.setdefault(policy["task"], []).append(artifact / policy["path"])
-    if missing := [task for task in tasks if task not in folders]:
-        known = sorted({f"{policy['algorithm']} for {policy['task']}" for policy in listed})
-        raise ConfigError(
-            f"collect.policy: {artifact} has no policy of {algorithm!r} for {', '.join(missing)}; it has: "
-            + ", ".join(known)
-        )
-    return folders
+    if not (artifact / POLICIES_FILE).is_file():
+        raise ConfigError(f"collect.policy: expected a policies artifact, found no {artifact / POLICIES_FILE}")
+    return PolicyIndex.read(artifact).folders(tasks, config.policy_algorithm, "collect.policy_algorithm")
 
 
 def _refuse_if_all_failed(spec: TaskSpec, results: Sequence[EpisodeResult]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
+from .policy_index import PolicyIndex
 from .pretrain import PretrainConfig
 
 if TYPE_CHECKING:
@@ -165,16 +166,7 @@ class Dyna(Stage):
                     "dyna.actions=policies, but the run has none: make some before, or give inputs.policies="
                 )
             return []
-        listed = json.loads((artifacts[0] / "policies.json").read_text())["policies"]
-        algorithm = self.config.algorithm or listed[0]["algorithm"]
-        found = [artifacts[0] / one["path"] for one in listed if (one["algorithm"], one["task"]) == (algorithm, task)]
-        if not found:
-            known = sorted({f"{one['algorithm']} for {one['task']}" for one in listed})
-            raise ConfigError(
-                f"dyna: {artifacts[0]} has no policy of {algorithm!r} for {task}; it has: {', '.join(known)}. Other "
-                "actions: dyna.actions=data"
-            )
-        return found
+        return PolicyIndex.read(artifacts[0]).folders([task], self.config.algorithm, "dyna.algorithm")[task]
 
 
 def _all_episodes(rows: TaskRows, store: TaskStore, generated: Episodes) -> Iterator[Episode]:

@@ -17,6 +17,7 @@ from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import JobFailure, run_jobs
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
+from .policy_index import PolicyIndex
 from .scores import EpisodeRow, ScoreRow, score_data, score_run, summarise, with_references, write_csv
 
 if TYPE_CHECKING:
@@ -247,11 +248,10 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
     policies: dict[Run, dict[str, Any]] = {}
     specs: dict[str, TaskSpec] = {}
     for artifact in artifacts:
-        index = json.loads((artifact / "policies.json").read_text())
-        table = TaskTable([TaskSpec.from_dict(values) for values in index["tasks"]])
-        named = {entry["task"] for entry in index["policies"]}
-        specs |= {spec.name: spec for spec in table if spec.name in named}
-        for entry in index["policies"]:
+        index = PolicyIndex.read(artifact)
+        named = {entry["task"] for entry in index.entries}
+        specs |= {spec.name: spec for spec in index.tasks if spec.name in named}
+        for entry in index.entries:
             run = (entry["algorithm"], entry["task"], int(entry["seed"]))
             if run in policies:
                 raise StageError(

@@ -17,6 +17,7 @@ from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 from .finetune import finetune_folders
+from .policy_index import write_index
 from .pretrain import PretrainConfig
 
 if TYPE_CHECKING:
@@ -325,11 +326,7 @@ def _gather(jobs: list[Path], members: list[Member], table: TaskTable, config: E
     position = {(member.algorithm, member.task, member.seed): m for m, member in enumerate(members)}
     curves.sort(key=lambda row: (row["iteration"], position[row["algorithm"], row["task"], row["seed"]]))
     order = sorted(members, key=lambda m: (not m.imagines, table.id_of(m.task), m.algorithm, m.seed))
-    index = {
-        "tasks": [task.to_dict() for task in table],
-        "policies": [entries[member.algorithm, member.task, member.seed] for member in order],
-    }
-    (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+    write_index(context.folder, table, [entries[member.algorithm, member.task, member.seed] for member in order])
     pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
     (context.folder / PACKING).unlink(missing_ok=True)
     count = len({member.task for member in members})

@@ -13,6 +13,7 @@ from typing import Any
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
+from .policy_index import policy_entry, write_index
 from .pretrain import PretrainConfig
 from .world_model.planner_config import PlannerConfig, check_can_plan
 
@@ -116,17 +117,17 @@ class Mppi(Stage):
         for algorithm, spec in itertools.product(config.algorithms, specs):
             for seed in range(config.seeds):
                 trained_by = {"algorithm": algorithm, "seed": seed}
-                path = Path(algorithm) / spec.slug / f"seed_{seed}"
+                entry = policy_entry(algorithm, spec, seed)
+                folder = context.folder / entry["path"]
                 PlannerPolicyConfig(
                     kind="planner",
                     task=spec.to_dict(),
-                    world_model=relative_folder(shared, context.folder / path),
+                    world_model=relative_folder(shared, folder),
                     world_model_digest=digest,
                     planner=dataclasses.asdict(config.planner_of(algorithm)),
                     noise_seed=derive_seed("mppi", config.seed, spec.name, seed),
                     trained_by=trained_by,
-                ).save(context.folder / path)
-                entries.append({**trained_by, "task": spec.name, "path": path.as_posix()})
-        index = {"tasks": [task.to_dict() for task in model.table], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+                ).save(folder)
+                entries.append(entry)
+        write_index(context.folder, model.table, entries)
         return f"{len(entries)} planners for {len(specs)} tasks"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.executors import FanoutConfig
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
+from .policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskStore
@@ -98,10 +97,13 @@ class Mrq(Stage):
         entries, curves = [], []
         for name, payload in payloads.items():
             for member in payload["members"]:
-                entries.append(_publish(results[name], payload["algorithm"], member, context.folder))
+                entry = policy_entry(
+                    payload["algorithm"], store.table[store.table.id_of(member["task"])], member["seed"]
+                )
+                shutil.copytree(results[name] / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
+                entries.append(entry)
             curves.append(pd.read_csv(results[name] / "curve.csv"))
-        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, store.table, entries)
         pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
         tasks = len({entry["task"] for entry in entries})
         return f"{len(entries)} policies for {tasks} tasks, {self.config.updates:,} updates each"
@@ -142,11 +144,3 @@ class Mrq(Stage):
             )
         table = TaskTable.from_json((context.input("world_model") / "tasks.json").read_text())
         check_same_tables(table, store.table, context)
-
-
-def _publish(result: Path, algorithm: str, member: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy one policy into the artifact; returns its entry of policies.json."""
-    inner = Path(member["task"].replace("/", ".")) / f"seed_{member['seed']}"
-    shutil.copytree(result / inner, folder / algorithm / inner, dirs_exist_ok=True)
-    path = (Path(algorithm) / inner).as_posix()
-    return {"algorithm": algorithm, "seed": member["seed"], "task": member["task"], "path": path}

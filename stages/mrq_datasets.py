@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.stage import Context, Input, Stage
+from .policy_index import PolicyIndex
 
 if TYPE_CHECKING:
     from ..datasets.rollout import EpisodeResult
@@ -43,12 +44,11 @@ class MrqDatasets(Stage):
 
     def run(self, context: Context) -> str:
         from ..datasets.collect import read_record, write_dataset
-        from ..datasets.schema import TaskSpec
 
         artifact = context.input("policies")
-        index = json.loads((artifact / "policies.json").read_text())
-        specs = {values["name"]: TaskSpec.from_dict(values) for values in index["tasks"]}
-        replays = self._replays(artifact, index)
+        index = PolicyIndex.read(artifact)
+        specs = {spec.name: spec for spec in index.tasks}
+        replays = self._replays(index)
         root = context.folder / "minari"
         tasks = {}
         with context.progress("write datasets", total=len(replays)) as progress:
@@ -69,14 +69,14 @@ class MrqDatasets(Stage):
         episodes = sum(record["episodes"] for record in tasks.values())
         return f"{transitions:,} transitions in {episodes:,} episodes of {len(tasks)} tasks"
 
-    def _replays(self, artifact: Path, index: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    def _replays(self, index: PolicyIndex) -> dict[str, list[dict[str, Any]]]:
         """Policies with a replay by task."""
-        own = [entry for entry in index["policies"] if entry["algorithm"] == self.config.algorithm]
+        own = [entry for entry in index.entries if entry["algorithm"] == self.config.algorithm]
         kept = [entry for entry in own if "episodes" in entry]
         if not kept:
-            there = sorted({entry["algorithm"] for entry in index["policies"]})
+            there = sorted({entry["algorithm"] for entry in index.entries})
             raise StageError(
-                f"mrq_datasets: {artifact} holds no replay of {self.config.algorithm!r} (policies there: "
+                f"mrq_datasets: {index.artifact} holds no replay of {self.config.algorithm!r} (policies there: "
                 f"{', '.join(there)}); make it with the stage mrq_online and mrq_online.keep_replay=true"
             )
         by_task: dict[str, list[dict[str, Any]]] = {}

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..datasets.schema import TaskSpec
 from ..datasets.tasks import resolve_name, task_spec
 from ..pipeline.errors import ConfigError
 from ..pipeline.executors import FanoutConfig
 from ..pipeline.stage import Context, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
-
-if TYPE_CHECKING:
-    from ..datasets.schema import TaskSpec
+from .policy_index import policy_entry, write_index
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ class MrqOnline(Stage):
         for name, (_, payload) in jobs.items():
             entries.append(_publish(results[name], payload, context.folder, config.keep_replay))
             curves.append(pd.read_csv(results[name] / "curve.csv"))
-        index = {"tasks": [spec.to_dict() for spec in specs], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, specs, entries)
         training = pd.concat(curves, ignore_index=True)
         training.to_csv(context.folder / "training.csv", index=False)
         return _summary(training, config)
@@ -152,18 +149,11 @@ class MrqOnline(Stage):
 
 def _publish(result: Path, payload: Mapping[str, Any], folder: Path, with_replay: bool) -> dict[str, Any]:
     """Copy what a job made into the artifact; returns the policy's entry of policies.json."""
-    slug = payload["task"]["name"].replace("/", ".")
-    path = Path(payload["algorithm"]) / slug / f"seed_{payload['seed']}"
-    shutil.copytree(result / "policy", folder / path, dirs_exist_ok=True)
-    entry = {
-        "algorithm": payload["algorithm"],
-        "seed": payload["seed"],
-        "task": payload["task"]["name"],
-        "path": path.as_posix(),
-    }
+    entry = policy_entry(payload["algorithm"], TaskSpec.from_dict(payload["task"]), payload["seed"])
+    shutil.copytree(result / "policy", folder / entry["path"], dirs_exist_ok=True)
     if with_replay:
-        shutil.copyfile(result / "episodes.npz", folder / path / "episodes.npz")
-        entry["episodes"] = (path / "episodes.npz").as_posix()
+        entry["episodes"] = f"{entry['path']}/episodes.npz"
+        shutil.copyfile(result / "episodes.npz", folder / entry["episodes"])
     return entry
 
 

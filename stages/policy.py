@@ -17,6 +17,7 @@ from ..datasets.schema import TaskSpec
 from ..pipeline.artifact import verify
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hub import find_artifact
+from .policy_index import PolicyIndex
 
 _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
@@ -95,13 +96,7 @@ def load_policy(folder: str | Path) -> Policy:
 
 def _choose(artifact: Path, task: str | None, algorithm: str | None, seed: int | None) -> str:
     """Where in a policies artifact the policy is that these name."""
-    path = artifact / "policies.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["policies"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{artifact}: expected policies.json or policy.json, which are not there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} lists no policies ({type(error).__name__}: {error}); rerun") from error
+    entries = PolicyIndex.read(artifact).entries
     wanted = {"task": task, "algorithm": algorithm, "seed": seed}
     for name, value in wanted.items():
         known = sorted({entry[name] for entry in entries})

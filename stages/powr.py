@@ -12,6 +12,7 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, OfflineConfig
+from .policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskStore
@@ -93,8 +94,8 @@ class Powr(Stage):
         entries, facts = [], []
         with context.progress("powr", total=len(members)) as progress:
             for name, seed in members:
-                path = Path(ALGORITHM) / store.table[store.table.id_of(name)].slug / f"seed_{seed}"
-                record = context.folder / path / "fit.json"
+                entries.append(policy_entry(ALGORITHM, store.table[store.table.id_of(name)], seed))
+                record = context.folder / entries[-1]["path"] / "fit.json"
                 if not record.is_file():
                     record.parent.mkdir(parents=True, exist_ok=True)
                     found = self._plan(store, model, name, seed, record.parent, device)
@@ -102,11 +103,9 @@ class Powr(Stage):
                 found = json.loads(record.read_text())
                 self._warn(context, name, seed, found)
                 facts.append({"task": name, "seed": seed, **found})
-                entries.append({"algorithm": ALGORITHM, "task": name, "seed": seed, "path": path.as_posix()})
                 progress.advance(1)
                 progress.note(f"{name} {found['seconds']:.1f} s")
-        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, store.table, entries)
         pd.DataFrame(facts).to_csv(context.folder / "fit.csv", index=False)
         largest, steps = max(found["centres"] for found in facts), config.offline.planner.steps
         return f"{len(entries)} policies for {len(names)} tasks, {largest} centres, {steps} steps each"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, PlannerConfig
 from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
+from .policy_index import write_index
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskSpec
@@ -111,8 +111,7 @@ class PowrOnline(Stage):
             {"algorithm": ALGORITHM, "task": spec.name, "seed": job.seed, "path": f"{job.folder.name}/policy"}
             for job in jobs
         ]
-        index = {"tasks": [spec.to_dict()], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, [spec], entries)
         last = [row for row in rows if row.transitions >= self.config.transitions]
         returns = sorted(row.greedy_return for row in last)
         return (

@@ -4,7 +4,6 @@ reaches from a given number of decisions."""
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..pipeline.errors import ConfigError
 from ..pipeline.fanout import run_all
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
+from .policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import torch
@@ -65,10 +65,18 @@ class _Job:
     statistics: tuple[torch.Tensor, torch.Tensor]
     """Mean and scale of the task's observations in the store, [O] each."""
     reward_scale: float
-    folder: Path
+    artifact: Path
 
     def __str__(self) -> str:
         return f"sac on {self.spec.name}, seed {self.seed}"
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return policy_entry("sac", self.spec, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        return self.artifact / self.entry["path"]
 
     @property
     def finished(self) -> bool:
@@ -100,30 +108,16 @@ class Sac(Stage):
         config = self.config
         store = TaskStore.open(context.input("store"))
         names = config.tasks or list(store.table.names)
-        jobs = [
-            self._job(store, name, seed, context.folder / "sac" / store.table[store.table.id_of(name)].slug)
-            for name in names
-            for seed in range(config.seeds)
-        ]
+        jobs = [self._job(store, name, seed, context.folder) for name in names for seed in range(config.seeds)]
         waiting = [job for job in jobs if not job.finished]
         with context.progress("sac", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
             for job, _ in run_all(_learn, waiting, workers=context.workers, kept="finished runs"):
                 progress.advance(1)
                 progress.note(str(job))
-        policies = [
-            {
-                "algorithm": "sac",
-                "seed": job.seed,
-                "task": job.spec.name,
-                "path": job.folder.relative_to(context.folder).as_posix(),
-            }
-            for job in jobs
-        ]
-        listed = {"tasks": [task.to_dict() for task in store.table], "policies": policies}
-        (context.folder / "policies.json").write_text(json.dumps(listed, indent=1))
-        return f"{len(policies)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
+        write_index(context.folder, store.table, [job.entry for job in jobs])
+        return f"{len(jobs)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
 
-    def _job(self, store: Any, name: str, seed: int, folder: Path) -> _Job:
+    def _job(self, store: Any, name: str, seed: int, artifact: Path) -> _Job:
         from .awm.losses import observation_statistics
 
         rows = store.tasks[store.table.id_of(name)]
@@ -132,7 +126,7 @@ class Sac(Stage):
             raise ConfigError(f"sac needs continuous actions; task {name!r} has {spec.action_dim} choices")
         mean, scale = (part[: spec.observation_dim] for part in observation_statistics(rows, spec.observation_dim))
         deviation = float(rows.rows[:, -1].double().std())
-        return _Job(self.config, spec, seed, (mean, scale), max(deviation, 1e-6), folder / f"seed_{seed}")
+        return _Job(self.config, spec, seed, (mean, scale), max(deviation, 1e-6), artifact)
 
 
 def _learn(job: _Job) -> None:

@@ -5,13 +5,12 @@ The plainest model-based baseline, and what POWR equals with a delta kernel. For
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, DatasetError
 from ..pipeline.stage import Context, Input, Stage
+from .policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,14 +65,13 @@ class Tabular(Stage):
         states, pairs = 0, 0
         with context.progress("tabular", total=len(names)) as progress:
             for name in names:
-                path = Path(ALGORITHM) / store.table[store.table.id_of(name)].slug
-                found = self._solve(store.tasks[store.table.id_of(name)], store.table.observation_dim)
-                found.save(context.folder / path)
+                rows = store.tasks[store.table.id_of(name)]
+                found = self._solve(rows, store.table.observation_dim)
+                entries.append(policy_entry(ALGORITHM, rows.spec, 0))
+                found.save(context.folder / entries[-1]["path"])
                 states, pairs = states + len(found.weight_MU), pairs + int((found.weight_MU > 0).sum())
-                entries.append({"algorithm": ALGORITHM, "task": name, "seed": 0, "path": path.as_posix()})
                 progress.advance(1)
-        index = {"tasks": [task.to_dict() for task in store.table], "policies": entries}
-        (context.folder / "policies.json").write_text(json.dumps(index, indent=1))
+        write_index(context.folder, store.table, entries)
         return f"{len(entries)} policies by {self.config.method} over {states} states"
 
     def _solve(self, rows: TaskRows, observation_width: int) -> Any:

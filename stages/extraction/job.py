@@ -17,6 +17,7 @@ from ...pipeline import termination
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
 from ..extract import IMAGINED_EPISODES, ExtractConfig
+from ..policy_index import policy_entry
 from ..world_model.networks import WorldModel
 from .first_order import FirstOrderExtraction, Member
 from .groups import MemberGroups
@@ -127,23 +128,20 @@ def _write_policies(
             noise = group.gradient_noise().tolist()
             for m, (member, imagined) in enumerate(zip(group.members, imagined_returns.tolist(), strict=True)):
                 task = model.table[model.table.id_of(member.task)]
-                trained_by = {
+                trained_by: dict[str, Any] = {
                     "algorithm": member.algorithm,
                     "seed": member.seed,
                     "anchor": member.anchor,
                     "uncertainty": member.uncertainty,
                 }
-                path = Path(member.algorithm) / task.slug / f"seed_{member.seed}"
                 networks = config.first_order.networks
                 policy = LatentPolicy.from_member(model, group.actor, m, task, networks, trained_by)
-                policy.save(context.folder / path)
-                entries.append(
-                    {
-                        **trained_by,
-                        "task": member.task,
-                        "path": path.as_posix(),
-                        "imagined_return_per_step": imagined,
-                        "gradient_noise": noise[m] if member.imagines else None,
-                    }
+                entry = policy_entry(
+                    **trained_by,
+                    task=task,
+                    imagined_return_per_step=imagined,
+                    gradient_noise=noise[m] if member.imagines else None,
                 )
+                policy.save(context.folder / entry["path"])
+                entries.append(entry)
     return entries

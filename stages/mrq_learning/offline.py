@@ -22,6 +22,7 @@ from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
 from ..mrq import MrqConfig
+from ..policy_index import policy_entry
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
 from .config import vary
@@ -41,7 +42,7 @@ class OfflineMember:
 
 
 def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
-    """Job of the stage: train the members of one program; leaves `<task slug>/seed_<n>/` of each, and curve.csv.
+    """Job of the stage: train the members of one program; leaves the folder of each, and curve.csv.
 
     Args:
         payload: algorithm, variant, members (task and seed of each), config (a MrqConfig's dict).
@@ -180,7 +181,7 @@ class OfflineTraining:
                 self.table.action_dim,
                 {"algorithm": algorithm, "seed": member.seed},
                 self._features[m],
-            ).save(folder / task.slug / f"seed_{member.seed}")
+            ).save(folder / policy_entry(algorithm, task, member.seed)["path"])
 
     def state_dict(self) -> dict[str, Any]:
         return {

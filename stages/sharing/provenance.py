@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ...pipeline.artifact import MANIFEST, Manifest, read_manifest
+from ..policy_index import POLICIES_FILE, PolicyIndex
 
 DATA_FIELDS = (
     "task", "behaviour", "episodes", "transitions", "return_mean", "return_min", "return_max", "success_rate"
@@ -84,11 +85,9 @@ def _of_one_policy(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> Provenan
     """What the artifact says that a policy's folder lies in, as far as it concerns that policy; nothing without one."""
     for parent in list(folder.resolve().parents)[:3]:
         path = folder.resolve().relative_to(parent).as_posix()
-        index = parent / "policies.json"
-        if not index.is_file() or (manifest := read_manifest(parent)) is None:
+        if not (parent / POLICIES_FILE).is_file() or (manifest := read_manifest(parent)) is None:
             continue
-        listed = json.loads(index.read_text(encoding="utf-8"))["policies"]
-        (entry,) = [one for one in listed if one["path"] == path] or [None]
+        entry = next((one for one in PolicyIndex.read(parent).entries if one["path"] == path), None)
         if entry is None:
             break
         facts = trace(parent, manifest, tasks)

@@ -212,8 +212,8 @@ def test_a_task_whose_episodes_all_fail_stops_the_stage(tmp_path, monkeypatch):
 
     artifact = tmp_path / "policies"
     artifact.mkdir()
-    entry = {"algorithm": "pwm", "task": "gymnasium/Pendulum-v1", "path": "pwm"}
-    (artifact / "policies.json").write_text(json.dumps({"policies": [entry]}))
+    entry = {"algorithm": "pwm", "task": "gymnasium/Pendulum-v1", "seed": 0, "path": "pwm"}
+    (artifact / "policies.json").write_text(json.dumps({"tasks": [], "policies": [entry]}))
     monkeypatch.setattr("orrery.stages.policy.load_policy", lambda folder: Broken())
     with pytest.raises(StageError, match="all 2 episodes failed; the first: the action is not finite"):
         collect(tmp_path / "out", tasks=["gymnasium/Pendulum-v1"], episodes=2, policy=str(artifact))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from orrery.stages.awm.imagination import ModelDynamics
 from orrery.stages.awm.losses import set_statistics
 from orrery.stages.awm.networks import build_model
 from orrery.stages.dyna import Dyna, DynaConfig
+from orrery.stages.policy_index import policy_entry, write_index
 from orrery.stages.pretrain import PretrainConfig
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
@@ -107,8 +107,7 @@ def test_policies_act_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr("orrery.stages.policy.load_policy", Push)
     artifact = tmp_path / "policies"
     artifact.mkdir()
-    listed = [{"algorithm": "bpo", "task": NARROW.name, "path": f"bpo/{NARROW.slug}/seed_{seed}"} for seed in (0, 1)]
-    (artifact / "policies.json").write_text(json.dumps({"policies": listed}))
+    write_index(artifact, [NARROW], [policy_entry("bpo", NARROW, seed) for seed in (0, 1)])
     _, made = run(tmp_path, [artifact], share=0.2, length=5, noise=[0, 0])
     (task,) = made.tasks
     assert [float(task.rows[first, 2]) for first in task.offsets[10:-1]] == [0.5, -0.5] * 5

@@ -217,7 +217,7 @@ def test_the_command_writes_and_says_what_it_wrote(tmp_path, capsys):
     ("words", "message"),
     [
         (["{run}/model"], "holds a world model (model.json), expected an artifact of kind 'policies'"),
-        (["{run}/nothing"], "expected policies.json or policy.json"),
+        (["{run}/nothing"], "expected policies.json, which lists policies"),
         (["{run}/extract"], "policies of several tasks; give task=, one of: test/arm, test/grid"),
         (["{run}", "taks=test/arm"], "'taks=test/arm': expected task=..., algorithm=..., seed=..."),
         (["{run}", "task=test/arm", "task=test/grid"], "task is given twice"),

@@ -1,0 +1,83 @@
+"""policies.json: which policies an artifact holds. Stages that make some write it, whoever looks for one reads it.
+
+Needs no torch, so that a run's configuration can be checked against it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..datasets.schema import TaskSpec
+from ..pipeline.artifact import write_json
+from ..pipeline.errors import CheckpointError, ConfigError
+
+POLICIES_FILE = "policies.json"
+
+
+def policy_entry(algorithm: str, task: TaskSpec, seed: int, **facts: Any) -> dict[str, Any]:
+    """One policy, in the folder `<algorithm>/<task>/seed_<n>` of the artifact; `facts` is what else is said of it."""
+    path = f"{algorithm}/{task.slug}/seed_{seed}"
+    return {"algorithm": algorithm, "task": task.name, "seed": seed, "path": path, **facts}
+
+
+def write_index(artifact: Path, tasks: Iterable[TaskSpec], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write policies.json.
+
+    Args:
+        tasks: the table that the policies were made with; some may have none.
+    """
+    write_json(artifact / POLICIES_FILE, {"tasks": [task.to_dict() for task in tasks], "policies": entries})
+
+
+@dataclass(frozen=True)
+class PolicyIndex:
+    """What policies.json says."""
+
+    artifact: Path
+    tasks: list[TaskSpec]
+    entries: list[dict[str, Any]]
+    """algorithm, task, seed, path below the artifact, and what the stage says of the policy besides."""
+
+    @classmethod
+    def read(cls, artifact: Path) -> PolicyIndex:
+        """Raises CheckpointError: it is not there, or not as `write_index` leaves it."""
+        path = artifact / POLICIES_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            for entry in values["policies"]:
+                entry["algorithm"], entry["task"], entry["seed"], entry["path"]
+            return cls(artifact, [TaskSpec.from_dict(task) for task in values["tasks"]], values["policies"])
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{artifact}: expected {POLICIES_FILE}, which lists policies; it is not there"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} lists no policies ({type(error).__name__}: {error}); rerun its stage"
+            ) from error
+
+    def folders(self, tasks: Iterable[str], algorithm: str, key: str) -> dict[str, list[Path]]:
+        """The folders of an algorithm's policies by task, one per seed.
+
+        Args:
+            algorithm: empty for the first that is listed.
+            key: of the configuration that names the algorithm, for the message.
+        Raises:
+            ConfigError: a task has none.
+        """
+        algorithm = algorithm or next((entry["algorithm"] for entry in self.entries), "")
+        found: dict[str, list[Path]] = {task: [] for task in tasks}
+        for entry in self.entries:
+            if entry["algorithm"] == algorithm and entry["task"] in found:
+                found[entry["task"]].append(self.artifact / entry["path"])
+        if missing := [task for task, folders in found.items() if not folders]:
+            known = sorted({f"{entry['algorithm']} for {entry['task']}" for entry in self.entries})
+            raise ConfigError(
+                f"{key}: {self.artifact} has no policy of {algorithm!r} for {', '.join(missing)}; it has: "
+                f"{', '.join(known) or 'none at all'}"
+            )
+        return found
