@@ -35,11 +35,13 @@ class GradientsConfig:
 
 
 class Gradients(Stage):
-    """`gradients.csv` (task, horizon, norm, return_norm, r2, cosine) and a figure per task.
+    """`gradients.csv` (task, horizon, norm, return_norm, sign_changes, r2, cosine) and a figure per task.
 
     norm: median over trajectories of |d x_t / d a_1|, x the observation of a sequence model (environment units, without
-    time) or the latent of a latent one. return_norm: of the predicted rewards up to t. r2: open-loop R^2, of
-    observations or, for a latent model, of the reward. cosine: median, to the simulator's Jacobian where there is one.
+    time) or the latent of a latent one. return_norm: of the predicted rewards up to t. sign_changes: of that gradient
+    while the first action goes from one end of its range to the other, mean over four trajectories: how rough the
+    landscape is. r2: open-loop R^2, of observations or, for a latent model, of the reward. cosine: median, to the
+    simulator's Jacobian where there is one.
     """
 
     Config = GradientsConfig

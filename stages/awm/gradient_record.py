@@ -1,6 +1,7 @@
 """Gradient diagnostics of one task of a trained model, as rows of a table.
 
-Dimension letters: B trajectories, T decisions, O observation, A action, X predicted quantities, H horizons.
+Dimension letters: B trajectories, T decisions, O observation, A action, X predicted quantities, H horizons, G points of
+a line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ...pipeline.errors import TaskError
 from ..world_model.networks import WorldModel
 from .gradients import (
     Predict,
+    count_sign_changes,
     first_action_jacobian,
     jacobian_cosine,
     jacobian_norm,
@@ -28,11 +30,18 @@ from .gradients import (
 from .imagination import ModelDynamics
 from .networks import SequenceModel
 
+Rewards = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Predicted rewards [B, T] from first observations [B, O] and actions [B, T, A]."""
+
+LINES, POINTS = 4, 50
+"""Trajectories whose landscape is looked at along a line, and the points on it."""
+
 
 def record_sequence(
     model: SequenceModel, task: int, batch: Mapping[str, torch.Tensor], horizons: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """One row per horizon: horizon, norm, return_norm, r2, cosine (NaN without a simulator that can start anywhere)."""
+    """One row per horizon: horizon, norm, return_norm, sign_changes, r2, cosine (NaN without a simulator that can start
+    anywhere)."""
     spec, observation, action = model.table[task], batch["observation"], batch["action"]
     predict = sequence_predictor(model, task)
     jacobian = first_action_jacobian(predict, observation[:, 0], action)[..., : spec.action_dim]
@@ -45,9 +54,8 @@ def record_sequence(
         true = first_action_jacobian(simulator_predictor(world), start, own)
         if true.shape == jacobian.shape:  # the model predicts every column but the time
             cosine = jacobian_cosine(jacobian, true).median(0).values
-    rewards = _sequence_rewards(model, task, observation[:, 0])
-    returns = return_norms(rewards, action, horizons)
     median = jacobian_norm(jacobian).median(0).values
+    returns = _of_returns(_sequence_rewards(model, task), observation[:, 0], action, horizons)
     return _rows(horizons, median, returns, r2, cosine)
 
 
@@ -60,23 +68,22 @@ def record_latent(
     generator: torch.Generator,
 ) -> list[dict[str, Any]]:
     """The same for a latent model: norms of latents, R^2 of the reward, no cosine."""
-    observation, action = batch["observation"], batch["action"]
-    task_B = torch.full((len(action),), task)
+    first_BO, action = batch["observation"][:, 0], batch["action"]
     predict = latent_predictor(model, task)
 
-    def rewards(action_BTA: torch.Tensor) -> torch.Tensor:
-        before = torch.cat(
-            [model.encode(observation[:, 0], task_B)[:, None], predict(observation[:, 0], action_BTA)], 1
-        )
+    def rewards(first_BO: torch.Tensor, action_BTA: torch.Tensor) -> torch.Tensor:
+        task_B = torch.full((len(first_BO),), task)
+        before = torch.cat([model.encode(first_BO, task_B)[:, None], predict(first_BO, action_BTA)], 1)
         steps = zip(before.unbind(1), action_BTA.unbind(1), strict=False)
         return torch.stack([model.decode_reward(model.reward_logits(z, taken, task_B)) for z, taken in steps], 1)
 
     with torch.no_grad():
-        r2 = open_loop_r2(rewards(action)[..., None], batch["reward"][..., None])
-    norm = jacobian_norm_by_probes(predict, observation[:, 0], action, horizons, probes, generator)
+        r2 = open_loop_r2(rewards(first_BO, action)[..., None], batch["reward"][..., None])
+    norm = jacobian_norm_by_probes(predict, first_BO, action, horizons, probes, generator)
     full = torch.full((action.shape[1],), torch.nan)
     full[[horizon - 1 for horizon in horizons]] = norm.median(0).values
-    return _rows(horizons, full, return_norms(rewards, action, horizons), r2, torch.full_like(full, torch.nan))
+    returns = _of_returns(rewards, first_BO, action, horizons)
+    return _rows(horizons, full, returns, r2, torch.full_like(full, torch.nan))
 
 
 def jacobian_norm_by_probes(
@@ -106,14 +113,11 @@ def jacobian_norm_by_probes(
 
 
 def return_norms(
-    rewards: Callable[[torch.Tensor], torch.Tensor], action_BTA: torch.Tensor, horizons: tuple[int, ...]
+    rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
 ) -> torch.Tensor:
-    """Median over trajectories of |d (r_1 + ... + r_t) / d a_1| at each horizon, [H].
-
-    `rewards` maps actions [B, T, A] to rewards [B, T].
-    """
+    """Median over trajectories of |d (r_1 + ... + r_t) / d a_1| at each horizon, [H]."""
     action_BTA = action_BTA.detach().clone().requires_grad_()
-    total_BT = rewards(action_BTA).cumsum(1)
+    total_BT = rewards(first_BO, action_BTA).cumsum(1)
     medians = []
     for horizon in horizons:
         (gradient,) = torch.autograd.grad(total_BT[:, horizon - 1].sum(), action_BTA, retain_graph=True)
@@ -121,18 +125,46 @@ def return_norms(
     return torch.stack(medians)
 
 
-def _sequence_rewards(
-    model: SequenceModel, task: int, first_BO: torch.Tensor
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def return_sign_changes(
+    rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
+) -> torch.Tensor:
+    """How often the derivative of r_1 + ... + r_t turns round along a line: mean over trajectories, [H].
+
+    The line is the first action's, from all components at -1 to all at 1 in `POINTS` steps; the later actions stay.
+    """
+    point_G = torch.linspace(-1, 1, POINTS)
+    counts = []
+    for first_O, action_TA in zip(first_BO, action_BTA, strict=True):  # one by one: a line takes a batch's memory
+        line_G = point_G.clone().requires_grad_()
+        moved_G1A = line_G[:, None, None].expand(-1, 1, action_TA.shape[-1])
+        action_GTA = torch.cat([moved_G1A, action_TA[1:].expand(POINTS, -1, -1)], 1)
+        total_GT = rewards(first_O.expand(POINTS, -1), action_GTA).cumsum(1)
+        gradients = [
+            torch.autograd.grad(total_GT[:, horizon - 1].sum(), line_G, retain_graph=True)[0] for horizon in horizons
+        ]
+        counts.append(count_sign_changes(torch.stack(gradients)))
+    return torch.stack(counts).double().mean(0)
+
+
+def _of_returns(
+    rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    """The columns that are of the return, [H] each."""
+    return {
+        "return_norm": return_norms(rewards, first_BO, action_BTA, horizons),
+        "sign_changes": return_sign_changes(rewards, first_BO[:LINES], action_BTA[:LINES], horizons),
+    }
+
+
+def _sequence_rewards(model: SequenceModel, task: int) -> Rewards:
     """Rewards of imagined transitions: true where the task has a simulator, else learned."""
     world = ModelDynamics(model, model.table[task].name, "auto")
     spec = model.table[task]
-    first_BO = first_BO[:, : spec.observation_dim]
 
-    def rewards(action_BTA: torch.Tensor) -> torch.Tensor:
-        own = action_BTA[..., : spec.action_dim]
-        after = world.predict(first_BO, own)
-        return world.reward(torch.cat([first_BO[:, None], after[:, :-1]], 1), own, after)
+    def rewards(first_BO: torch.Tensor, action_BTA: torch.Tensor) -> torch.Tensor:
+        first, own = first_BO[:, : spec.observation_dim], action_BTA[..., : spec.action_dim]
+        after = world.predict(first, own)
+        return world.reward(torch.cat([first[:, None], after[:, :-1]], 1), own, after)
 
     return rewards
 
@@ -148,13 +180,17 @@ def _simulator_of_observations(spec: TaskSpec) -> DifferentiableTask | None:
 
 
 def _rows(
-    horizons: tuple[int, ...], norm_T: torch.Tensor, return_H: torch.Tensor, r2_T: torch.Tensor, cosine_T: torch.Tensor
+    horizons: tuple[int, ...],
+    norm_T: torch.Tensor,
+    returns: Mapping[str, torch.Tensor],
+    r2_T: torch.Tensor,
+    cosine_T: torch.Tensor,
 ) -> list[dict[str, Any]]:
     return [
         {
             "horizon": horizon,
             "norm": float(norm_T[horizon - 1]),
-            "return_norm": float(return_H[h]),
+            **{name: float(values_H[h]) for name, values_H in returns.items()},
             "r2": float(r2_T[horizon - 1]),
             "cosine": float(cosine_T[horizon - 1]),
         }

@@ -120,6 +120,12 @@ def open_loop_r2(predicted_BTX: torch.Tensor, real_BTX: torch.Tensor) -> torch.T
     return torch.where(variance > 1e-8, 1 - error / variance, torch.nan).nanmean(-1)
 
 
+def count_sign_changes(gradient_XG: torch.Tensor) -> torch.Tensor:
+    """How often gradients [..., G] turn round from one point of a line to the next, [...]."""
+    signs = torch.sign(gradient_XG)
+    return (signs[..., 1:] * signs[..., :-1] < 0).sum(-1)
+
+
 @dataclass(frozen=True)
 class Landscape:
     """A function along a line, and its gradient along it."""
@@ -130,9 +136,8 @@ class Landscape:
 
     @property
     def sign_changes(self) -> int:
-        """How often the gradient turns round from one point to the next: the hills and valleys on the line."""
-        signs = torch.sign(self.gradient_G)
-        return int((signs[1:] * signs[:-1] < 0).sum())
+        """The hills and valleys on the line."""
+        return int(count_sign_changes(self.gradient_G))
 
     @property
     def mean_gradient(self) -> float:

@@ -16,7 +16,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.awm.config import BpoConfig, OnlineConfig, SequenceModelConfig
 from orrery.stages.awm.episodes import correlated_actions, simulate
-from orrery.stages.awm.gradient_record import jacobian_norm_by_probes, return_norms
+from orrery.stages.awm.gradient_record import jacobian_norm_by_probes, return_norms, return_sign_changes
 from orrery.stages.awm.networks import load_model
 from orrery.stages.bpo import Bpo, BpoStageConfig
 from orrery.stages.bpo_online import BpoOnline, BpoOnlineConfig
@@ -183,7 +183,7 @@ def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):
     assert stage.run(here).endswith("at 10 decisions (medians over tasks)")
     table = pd.read_csv(here.folder / "gradients.csv")
     assert list(zip(table.task, table.horizon, strict=True)) == [(task, h) for task in TASKS for h in (2, 5, 10)]
-    assert table[["norm", "r2", "cosine", "return_norm"]].notna().all().all()
+    assert table[["norm", "r2", "cosine", "return_norm", "sign_changes"]].notna().all().all()
     assert (table.norm > 0).all()
     assert table.cosine.abs().max() <= 1 + 1e-6
     assert (here.folder / "myriad.cancer@10.svg").is_file()
@@ -194,7 +194,7 @@ def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):
     there = context(tmp_path / "of_latent", world_model=tmp_path / "latent", store=folder / "store")
     stage.run(there)
     table = pd.read_csv(there.folder / "gradients.csv")
-    assert table[["norm", "r2", "return_norm"]].notna().all().all()
+    assert table[["norm", "r2", "return_norm", "sign_changes"]].notna().all().all()
     assert table.cosine.isna().all()
     with pytest.raises(ConfigError, match=r"allows 10 decisions .* found only \[50\]"):
         Gradients(GradientsConfig(horizons=[50])).run(here)
@@ -213,7 +213,19 @@ def test_a_norm_from_probes_is_unbiased():
 
 def test_return_norms_by_hand():
     # r_t = a_1 t for one component: the return up to t has derivative t (t + 1) / 2.
-    def rewards(action):
+    def rewards(first, action):
         return action[:, :1, 0] * torch.arange(1.0, 5.0)
 
-    assert return_norms(rewards, torch.zeros(3, 4, 2), (1, 2, 4)).tolist() == [1, 3, 10]
+    assert return_norms(rewards, torch.zeros(3, 1), torch.zeros(3, 4, 2), (1, 2, 4)).tolist() == [1, 3, 10]
+
+
+def test_sign_changes_by_hand():
+    # Of the two trajectories one has rewards 0, 0, and the other sin(pi x), then sin(4 pi x) on top of -sin(pi x).
+    def rewards(first, action):
+        wave = torch.sin(torch.pi * action[:, 0].sum(-1) / 2)
+        faster = torch.sin(4 * torch.pi * action[:, 1].sum(-1) / 2 * action[:, 0, 0])
+        return first * torch.stack([wave, faster - wave], 1)
+
+    first, action = torch.tensor([[0.0], [1.0]]), torch.ones(2, 2, 2)
+    # cos(pi x) has two zeros in [-1, 1], cos(4 pi x) eight.
+    assert return_sign_changes(rewards, first, action, (1, 2)).tolist() == [2 / 2, 8 / 2]

@@ -263,11 +263,15 @@ def test_gradients_are_shown_beside_their_skill_where_they_were_measured(full: S
         {"task": CUP, "horizon": 5, "norm": 0.5, "return_norm": 0.0, "r2": 0.9, "cosine": None},
         {"task": CUP, "horizon": 50, "norm": 123.456, "return_norm": 2.0, "r2": 0.2, "cosine": 0.75},
     ]
-    pd.DataFrame(rows).to_csv(folder / "gradients.csv", index=False)
-    page = write_report(tmp_path, make_inputs(tmp_path, "store") | {"gradients": [folder]})
+    inputs = make_inputs(tmp_path, "store") | {"gradients": [folder]}
+    pd.DataFrame(rows).to_csv(folder / "gradients.csv", index=False)  # of before signs were counted
+    assert '<td class="n">0</td><td class="n">–</td>' in write_report(folder, inputs)
+    pd.DataFrame([row | {"sign_changes": 2.5} for row in rows]).to_csv(folder / "gradients.csv", index=False)
+    page = write_report(tmp_path, inputs)
     shown = page[page.index('id="model_gradients"') :]
     assert f"Gradient of the state by the first action for {CUP}: 0.5 at 5 (R2 0.90)" in shown
     assert "123</td>" in shown
+    assert '<td class="n">2</td><td class="n">2.50</td>' in shown
     assert re.search(r'class="n weak">0.2\d*</td><td class="n">0.75', shown)
     assert len(re.findall("weak", shown[: shown.index("</table>")])) == 1
 
