@@ -81,7 +81,7 @@ def test_offline_from_random_actions(tmp_path):
         training.advance()
     training.save_policies(tmp_path, "mrq")
     for seed in (0, 1):
-        policy = load_policy(tmp_path / spec.slug / f"seed_{seed}")
+        policy = load_policy(tmp_path / "mrq" / spec.slug / f"seed_{seed}")
         found = mean_return(lambda s, p=policy: p.act(torch.from_numpy(s)).numpy()[:, 0])
         assert found > ENOUGH, (seed, found, BEST, RANDOM)
 
