@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ def play_episodes(
     record: bool = False,
     lanes: int = LANES,
     pool: list[Decisions] | None = None,
+    heard: Callable[[Episode], None] | None = None,
 ) -> Iterator[tuple[int, EpisodeResult]]:
     """Play one episode per seed; yield (position in `seeds`, result) as episodes end.
 
@@ -79,6 +80,8 @@ def play_episodes(
         lanes: most environments that advance together.
         pool: environments of this task left by an earlier call; used first, and refilled as episodes end. Building one
             takes as long as some hundred decisions.
+        heard: called after every decision that did not fail, with the piece of its episode that is this decision, for
+            those who learn while episodes are under way.
 
     Raises:
         TaskError: an environment cannot be built.
@@ -97,6 +100,8 @@ def play_episodes(
             actions = act(observation, np.array([running.index for running in started]))
             for running, action in zip(started, actions, strict=True):
                 running.step(np.asarray(action, np.float32))
+                if heard is not None and running.error is None:
+                    heard(running.latest())
         for running in [running for running in playing if running.over]:
             playing.remove(running)
             if running.error is None:
@@ -180,6 +185,11 @@ class _Running:
         if not np.isfinite(observation).all():
             column = int(np.flatnonzero(~np.isfinite(observation))[0])
             self._stop(f"observation column {column} is {observation[column]}")
+
+    def latest(self) -> Episode:
+        """The last decision alone."""
+        reward = np.array(self.rewards[-1:], np.float32)
+        return Episode(np.stack(self.observations[-2:]), np.stack(self.actions[-1:]), reward, self.terminated)
 
     def _fail(self, error: Exception) -> None:
         self._stop(" ".join(f"{type(error).__name__}: {error}".split()))

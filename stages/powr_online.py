@@ -18,7 +18,7 @@ from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_cur
 from .policy_index import write_index
 
 if TYPE_CHECKING:
-    from ..datasets.schema import TaskSpec
+    from ..datasets.schema import Episode, TaskSpec
 
 ALGORITHM = "powr_online"
 
@@ -45,8 +45,13 @@ class PowrOnlineConfig:
     """Played by the uniform policy before the first epoch."""
     episodes: int = 3
     """Collected per epoch."""
+    replan_every: int = 0
+    """Improve the policy within episodes too, after this many transitions, if a state and action among them is new:
+    exploration by optimism would otherwise try it again until the episode ends. 0 improves between epochs alone."""
     evaluation_episodes: int = 10
-    """Per epoch, once greedily and once with sampled actions; learning never sees them."""
+    """Per evaluation, once greedily and once with sampled actions; learning never sees them."""
+    evaluate_every: int = 1
+    """Evaluate after the first epoch that is at least this many transitions later than the last evaluated one."""
     threshold: float | None = None
     """Return at which the environment counts as solved; a dashed line in the figure."""
     seeds: int = 5
@@ -55,9 +60,11 @@ class PowrOnlineConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        for name in ("transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "seeds"):
+        for name in ("transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.replan_every < 0:
+            raise ConfigError(f"replan_every must not be negative, found {self.replan_every}")
         if self.kernel not in KERNELS:
             raise ConfigError(f"kernel: expected one of {', '.join(KERNELS)}, found {self.kernel!r}")
         if not self.scale or min(self.scale) <= 0:
@@ -147,7 +154,7 @@ def _learn(job: _Job) -> list[str]:
     from ..datasets.tasks import make_environment
     from .kernel_planning.features import index_features, raw_features
     from .kernel_planning.kernels import StateKernel
-    from .kernel_planning.online import OnlineLearner, completed, greedy_act, sampled_act
+    from .kernel_planning.online import Epoch, OnlineLearner, completed, greedy_act, sampled_act
     from .kernel_planning.policy import KernelPolicy
     from .kernel_planning.stability import radius_warning
 
@@ -166,23 +173,36 @@ def _learn(job: _Job) -> list[str]:
     def returns(act: Any, chosen: list[int]) -> list[float]:
         return [r.return_ for _, r in play_episodes(spec, act, chosen, pool=pool, lanes=len(chosen))]
 
+    planned: list[Epoch] = []
+    heard: list[Episode] = []
+
+    def hear(decision: Episode) -> None:
+        heard.append(decision)
+        if len(heard) == config.replan_every:
+            if learner.add(heard):
+                planned.append(learner.improve())
+            heard.clear()
+
     rows: list[CurveRow] = []
-    unstable: list[float] = []
-    transitions = 0
+    trained: list[float] = []
+    transitions, epoch, reported = 0, 0, 0
     while transitions < config.transitions:
-        epoch = len(rows)
         chosen = seeds("collect", epoch, config.episodes if epoch else config.warm_up_episodes)
-        played = play_episodes(spec, sampled_act(learner, chosen), chosen, record=True, pool=pool)
+        listener = hear if config.replan_every else None
+        played = play_episodes(spec, sampled_act(learner, chosen), chosen, record=True, pool=pool, heard=listener)
         results = [result for _, result in sorted(played, key=lambda one: one[0])]
         episodes = completed(results)
         if not episodes:
             raise StageError(f"every episode of epoch {epoch} failed; the first: {results[0].error}")
         transitions += sum(map(len, episodes))
-        learner.add(episodes)
-        done = learner.improve()
-        if radius_warning(done.radius):
-            unstable.append(done.radius)
-        chosen = seeds("evaluate", epoch, config.evaluation_episodes)
+        trained += [result.return_ for result in results]
+        epoch += 1
+        learner.add(heard if config.replan_every else episodes)
+        heard.clear()
+        planned.append(learner.improve())
+        if rows and transitions < min(rows[-1].transitions + config.evaluate_every, config.transitions):
+            continue
+        chosen = seeds("evaluate", epoch - 1, config.evaluation_episodes)
         greedy, sampled = returns(greedy_act(learner), chosen), returns(sampled_act(learner, chosen), chosen)
         rows.append(
             CurveRow(
@@ -190,20 +210,22 @@ def _learn(job: _Job) -> list[str]:
                 task=spec.name,
                 seed=job.seed,
                 transitions=transitions,
-                train_return=math.fsum(result.return_ for result in results) / len(results),
+                train_return=math.fsum(trained) / len(trained),
                 greedy_return=math.fsum(greedy) / len(greedy),
                 greedy_min=min(greedy),
                 greedy_max=max(greedy),
                 sampled_return=math.fsum(sampled) / len(sampled),
-                centres=done.num_centres,
-                spectral_radius=done.radius,
-                seconds=done.seconds,
+                centres=planned[-1].num_centres,
+                spectral_radius=planned[-1].radius,
+                seconds=math.fsum(one.seconds for one in planned[reported:]),
             )
         )
+        trained, reported = [], len(planned)
     centre_MD, weight_MU = learner.compressed()
     trained_by = {"algorithm": ALGORITHM, "seed": job.seed}
     KernelPolicy.of(spec, features, kernel, centre_MD, weight_MU, trained_by).save(job.folder / "policy")
     write_curves(job.folder / CURVES_FILE, rows)
+    unstable = [one.radius for one in planned if radius_warning(one.radius)]
     if not unstable:
         return []
-    return [f"in {len(unstable)} of {len(rows)} epochs {radius_warning(max(unstable))}"]
+    return [f"in {len(unstable)} of {len(planned)} improvements {radius_warning(max(unstable))}"]

@@ -14,7 +14,10 @@ import numpy as np
 
 CURVES_FILE = "curves.csv"
 FIGURE_FILE = "curves.svg"
-GRID_POINTS = 200
+GRID_POINTS = 400
+PANEL = (176, 220)
+SINGLE = (480, 270)
+"""Width and height of a panel among several, and alone."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +88,33 @@ def by_seed(rows: Sequence[CurveRow]) -> dict[str, list[list[CurveRow]]]:
 
 
 def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -> None:
-    """Write the figure: per algorithm the mean over seeds and the band between the worst and the best of them."""
-    from ..reporting.drawing import GREY, PALETTE, drawing_style, new_panel
+    """Write the figure, a panel per algorithm: mean over seeds, and the band between the worst and the best of them.
+
+    The first algorithm's mean stands in the other panels too.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    from ..reporting.drawing import GREY, PALETTE, drawing_style, new_row
 
     curves: Mapping[str, list[list[CurveRow]]] = by_seed(rows)
-    last = max(row.transitions for row in rows)
-    grid = np.linspace(0, last, GRID_POINTS)
+    grid = np.linspace(0, max(row.transitions for row in rows), GRID_POINTS)
+    bands = {name: band(seeds, grid) for name, seeds in curves.items()}
+    first = next(iter(bands))
     with drawing_style():
-        figure, axes = new_panel(560, 320, left=60)
-        for index, (name, seeds) in enumerate(curves.items()):
-            mean, low, high = band(seeds, grid)
+        figure, panels = new_row(len(bands), *(PANEL if len(bands) > 1 else SINGLE), left=62, top=28)
+        for axes, (index, (name, (mean, low, high))) in zip(panels, enumerate(bands.items()), strict=True):
             colour = PALETTE[index % len(PALETTE)]
-            axes.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(grid, mean, color=colour, label=f"{name} ({len(seeds)} seeds)")
-            # An algorithm that was evaluated only once, at the end, has no line.
-            axes.plot(grid[-1:], mean[-1:], "o", color=colour, markersize=5, clip_on=False)
-        if threshold is not None:
-            axes.axhline(threshold, color=GREY, linestyle="--", label="solved")
-        axes.set_xlabel("transitions")
-        axes.set_ylabel("return, greedy")
-        axes.legend(frameon=False, fontsize=10)
+            if name != first:
+                axes.plot(grid, bands[first][0], color=GREY, linewidth=1, label=first)
+            if threshold is not None:
+                axes.axhline(threshold, color=GREY, linestyle="--", linewidth=1, label="solved")
+            axes.fill_between(grid, low, high, color=colour, alpha=0.25, linewidth=0, step="post")
+            axes.plot(grid, mean, color=colour, drawstyle="steps-post")
+            axes.set_title(f"{name}, {len(curves[name])} seeds")
+            axes.set_xlabel("transitions")
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+        panels[0].set_ylabel("return, greedy")
+        if len(bands) > 1 or threshold is not None:
+            panels[-1].legend(frameon=False, fontsize=9)
         figure.savefig(path, format=path.suffix[1:])

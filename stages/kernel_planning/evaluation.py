@@ -157,9 +157,35 @@ class Fit:
         return found_MM
 
     @cached_property
-    def cholesky_MM(self) -> torch.Tensor:
-        """Lower factor of G. Raises SingularSystemError where G has none."""
-        return cholesky(self.regression_MM, self.centre_kernel_MM, self.centres.row_M, self._weights)
+    def factors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(centres, lower factor of their block of G). Outside G is zero; one block per action where they are discrete.
+
+        Raises SingularSystemError where a block has no factor.
+        """
+        penalty, found = self.statistics.num_rows * self.ridge, []
+        action, state_MO = self.centres.action, self.centres.state_MO
+        for centre, _ in self.actions.partition(action, action):
+            kernel_BB = self.actions.within(
+                self.kernel(state_MO[centre], state_MO[centre]), action[centre], action[centre]
+            )
+            system_BB = self.statistics.gram_MM[centre[:, None], centre] + penalty * kernel_BB
+            system_BB.diagonal().add_(self.jitter)
+            found.append((centre, cholesky(system_BB, kernel_BB, centre, self.centres.row_M, self._weights)))
+        return found
+
+    def solve(self, target_MX: torch.Tensor) -> torch.Tensor:
+        """G^-1 target: [M, X]."""
+        found_MX = torch.empty_like(target_MX)
+        for centre, factor_BB in self.factors:
+            found_MX[centre] = torch.cholesky_solve(target_MX[centre], factor_BB)
+        return found_MX
+
+    def inverse(self) -> torch.Tensor:
+        """G^-1: [M, M]."""
+        found_MM = torch.zeros_like(self.statistics.gram_MM)
+        for centre, factor_BB in self.factors:
+            found_MM[centre[:, None], centre] = torch.cholesky_inverse(factor_BB)
+        return found_MM
 
     @property
     def _weights(self) -> str:
@@ -167,7 +193,7 @@ class Fit:
 
     def reward_weights(self) -> torch.Tensor:
         """b = G^-1 K'r: the weights of the reward's regression, [M]."""
-        return torch.cholesky_solve(self.statistics.target_M[:, None], self.cholesky_MM)[:, 0]
+        return self.solve(self.statistics.target_M[:, None])[:, 0]
 
     def value_weights(self, successor_MM: torch.Tensor, discount: float) -> torch.Tensor:
         """c of (G - discount K'M) c = K'r: [M]. Raises SingularSystemError."""

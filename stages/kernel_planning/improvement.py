@@ -7,7 +7,7 @@
 Every q_t is a combination of kernels at its centres, which are rows; so W, one number per row and zero for most, is all
 that a policy is, however many fits with other centres have added to it.
 
-Dimension letters: N rows, b rows of one block, M centres, U actions to choose from, O state.
+Dimension letters: N rows, b rows of one block, M centres, Y distinct next states, U actions to choose from, O state.
 Source: POWR (arXiv 2406.19861) section 3; policy mirror descent, Xiao (2022).
 """
 
@@ -22,8 +22,12 @@ import torch
 from .actions import ActionKernel
 from .evaluation import Fit, KernelBlocks, successor_part
 from .kernels import StateKernel
+from .repeated import NextStateModel, next_state_model
 from .stability import spectral_radius
 from .transitions import Transitions
+
+BLOCK_BYTES = 2**27
+"""Of a kernel matrix that is made to be summed over."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,17 @@ def mirror_descent(
 
     Args:
         blocks: the rows over which K'M is summed; their centres are the model's.
-        next_logits_NU: log pi_0 at the rows' next states, up to a constant per row.
+        next_logits_NU: log pi_0 at the rows' next states, up to a constant per row; a function of the state, as is
+            the penalty, so that equal next states have equal ones.
         sizes: step size of each step.
         penalty_NU: taken off the action values at the next states when the policy is improved.
         watch_radius: compute the spectral radius of the last step.
     """
+    process = next_state_model(blocks, model)
+    if process is not None:
+        found = _descend_process(process, next_logits_NU, sizes, discount, penalty_NU, watch_radius)
+        if found is not None:
+            return found
     choice_UM = model.actions.of_choices(model.centres.action)
     logits_NU = next_logits_NU.clone()
     weight_M = torch.zeros_like(model.statistics.target_M)
@@ -86,8 +96,43 @@ def mirror_descent(
             weight_M += size * value_weight_M
             before = size
             if watch_radius and step == len(sizes) - 1:
-                radius = spectral_radius(model.cholesky_MM, successor_MM, discount)
+                radius = transition_radius(model, successor_MM, discount)
     return Improvement(weight_M, value_weight_M, logits_NU, radius)
+
+
+def _descend_process(
+    process: NextStateModel,
+    next_logits_NU: torch.Tensor,
+    sizes: Sequence[float],
+    discount: float,
+    penalty_NU: torch.Tensor | None,
+    watch_radius: bool,
+) -> Improvement | None:
+    """`mirror_descent` where next states repeat; None where a system is singular, whose centres the other way names."""
+    logits_YU = next_logits_NU[process.first_Y]
+    penalty_YU = torch.zeros_like(logits_YU) if penalty_NU is None else penalty_NU[process.first_Y]
+    weight_M = torch.zeros_like(process.reward_weight_M)
+    for size in sizes:
+        transition_YY = process.transition(torch.softmax(logits_YU, 1))
+        evaluated = process.evaluate(torch.softmax(logits_YU, 1), transition_YY, discount)
+        if evaluated is None:
+            return None
+        value_weight_M, q_YU = evaluated
+        weight_M += size * value_weight_M
+        logits_YU = logits_YU + size * (q_YU - penalty_YU)
+    radius = math.nan
+    if watch_radius:
+        radius = spectral_radius(lambda x_Y: discount * transition_YY @ x_Y, len(logits_YU), logits_YU.device)
+    return Improvement(weight_M, value_weight_M, logits_YU[process.row_N], radius)
+
+
+def transition_radius(model: Fit, successor_MM: torch.Tensor, discount: float) -> float:
+    """Spectral radius of discount G^-1 K'M = discount B M."""
+
+    def apply(x_M: torch.Tensor) -> torch.Tensor:
+        return discount * model.solve((successor_MM @ x_M)[:, None])[:, 0]
+
+    return spectral_radius(apply, len(successor_MM), successor_MM.device)
 
 
 def uncertainty_form(model: Fit) -> torch.Tensor:
@@ -95,7 +140,7 @@ def uncertainty_form(model: Fit) -> torch.Tensor:
     prior_MM = model.centre_kernel_MM.clone()
     prior_MM.diagonal().add_(1e-8 * float(prior_MM.diagonal().mean()))
     ridge = model.statistics.num_rows * model.ridge
-    return torch.cholesky_inverse(torch.linalg.cholesky(prior_MM)) - ridge * torch.cholesky_inverse(model.cholesky_MM)
+    return torch.cholesky_inverse(torch.linalg.cholesky(prior_MM)) - ridge * model.inverse()
 
 
 def uncertainty(
@@ -122,21 +167,30 @@ def uncertainty(
     return torch.stack(found, 1)
 
 
-def policy_logits(
-    kernel: StateKernel,
-    actions: ActionKernel,
-    rows: Transitions,
-    weight_N: torch.Tensor,
-    state_BO: torch.Tensor,
-    block_bytes: int = 2**27,
-) -> torch.Tensor:
-    """sum_i kk((x, u), row i) W_i over rows of non-zero weight: [B, U]."""
+def policy_weights(
+    actions: ActionKernel, rows: Transitions, weight_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(states [M, O], weight per choice [M, U]) of sum_i kk((x, u), row i) W_i = sum_j k(x, x_j) weight_ju.
+
+    M distinct states of rows whose weight is not zero: all that a policy is.
+    """
     active = weight_N.nonzero()[:, 0]
+    state_MO, of = torch.unique(rows.state_NO[active], dim=0, return_inverse=True)
     choice_MU = actions.of_choices(rows.action[active]).T * weight_N[active, None]
-    state_MO = rows.state_NO[active]
-    size = max(block_bytes // (8 * max(len(active), 1)), 1)
-    parts = [kernel(part_bO, state_MO) @ choice_MU for part_bO in state_BO.split(size)]
-    return torch.cat(parts) if parts else state_BO.new_zeros(0, actions.num)
+    return state_MO, choice_MU.new_zeros(len(state_MO), actions.num).index_add_(0, of, choice_MU)
+
+
+def kernel_sum(
+    kernel: StateKernel,
+    state_MO: torch.Tensor,
+    weight_MU: torch.Tensor,
+    state_BO: torch.Tensor,
+    block_bytes: int = BLOCK_BYTES,
+) -> torch.Tensor:
+    """sum_j k(x, x_j) weight_j: [B, U], some rows at a time."""
+    size = max(block_bytes // (8 * max(len(state_MO), 1)), 1)
+    parts = [kernel(part_bO, state_MO) @ weight_MU for part_bO in state_BO.split(size)]
+    return torch.cat(parts) if parts else state_BO.new_zeros(0, weight_MU.shape[1])
 
 
 def behaviour_logits(

@@ -25,7 +25,7 @@ from .centres import choose_centres
 from .config import PlannerConfig
 from .evaluation import Centres, KernelBlocks, fit
 from .features import Features
-from .improvement import mirror_descent, policy_logits, step_sizes
+from .improvement import kernel_sum, mirror_descent, policy_weights, step_sizes
 from .kernels import StateKernel
 from .transitions import Transitions, concatenate, with_sinks
 
@@ -60,14 +60,27 @@ class OnlineLearner:
         self._next_logits_NU = torch.zeros(0, num_actions, dtype=torch.float64)
         self._epochs = 0
         self._kept: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+        self._compressed: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._tried: set[tuple[bytes, int]] = set()
 
-    def add(self, episodes: Sequence[Episode]) -> None:
-        """Append episodes: sink rows after terminations, none after time limits."""
+    def add(self, episodes: Sequence[Episode]) -> bool:
+        """Append episodes, or none: sink rows after terminations, none after time limits.
+
+        Returns:
+            Whether a state and action is among them that were not in the buffer yet.
+        """
+        if not episodes:
+            return False
         new = concatenate([self._rows_of(episode) for episode in episodes])
+        states, actions = new.state_NO.numpy(), new.action.tolist()
+        pairs = {(state.tobytes(), action) for state, action in zip(states, actions, strict=True)}
+        untried = not pairs <= self._tried
+        self._tried |= pairs
         logits_NU = self.logits(new.next_state_NO)
         self.rows = new if self.rows is None else concatenate([self.rows, new])
         self.weight_N = torch.cat([self.weight_N, self.weight_N.new_zeros(len(new))])
         self._next_logits_NU = torch.cat([self._next_logits_NU, logits_NU])
+        return untried
 
     def _rows_of(self, episode: Episode) -> Transitions:
         offset = self.config.reward_offset
@@ -92,6 +105,7 @@ class OnlineLearner:
         sizes = step_sizes(config.step_size, config.steps, config.step_growth)
         found = mirror_descent(blocks, model, self._next_logits_NU, sizes, self.discount)
         self.weight_N[index_M] += found.weight_M
+        self._compressed = None
         self._next_logits_NU = found.next_logits_NU
         self._kept.append((index_M, found.weight_M))
         self._epochs += 1
@@ -107,22 +121,21 @@ class OnlineLearner:
             self.weight_N[index_M] -= weight_M
         if not self._kept:
             self.weight_N.zero_()
+        self._compressed = None
         self._next_logits_NU = self.logits(self.rows.next_state_NO)
 
     def logits(self, state_BD: torch.Tensor) -> torch.Tensor:
         """log pi(u | state) up to a constant per row: [B, U]."""
         if self.rows is None:
             return state_BD.new_zeros(len(state_BD), self.actions.num)
-        return policy_logits(self.kernel, self.actions, self.rows, self.weight_N, state_BD)
+        return kernel_sum(self.kernel, *self.compressed(), state_BD)
 
     def compressed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(centres [M, D], weight per choice [M, U]): distinct states of non-zero weight, for a policy file."""
-        assert self.rows is not None
-        active = self.weight_N.nonzero()[:, 0]
-        state_MD, inverse = torch.unique(self.rows.state_NO[active], dim=0, return_inverse=True)
-        weight_MU = self.weight_N.new_zeros(len(state_MD), self.actions.num)
-        weight_MU.index_put_((inverse, self.rows.action[active]), self.weight_N[active], accumulate=True)
-        return state_MD, weight_MU
+        """(centres [M, D], weight per choice [M, U]): all that the policy is."""
+        if self._compressed is None:
+            assert self.rows is not None
+            self._compressed = policy_weights(self.actions, self.rows, self.weight_N)
+        return self._compressed
 
 
 def episode_rows(

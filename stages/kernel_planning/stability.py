@@ -1,9 +1,11 @@
 """When the closed form can be trusted: singular systems, and the spectral radius of the policy's transition operator.
 
-Dimension letters: M centres.
+Dimension letters: M centres, B centres of one block of G.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -14,16 +16,18 @@ class SingularSystemError(OrreryError):
     """The linear system of the action values has no unique solution."""
 
 
-def cholesky(system_MM: torch.Tensor, kernel_MM: torch.Tensor, row_M: torch.Tensor, weights: str) -> torch.Tensor:
-    """Lower Cholesky factor of G.
+def cholesky(
+    system_BB: torch.Tensor, kernel_BB: torch.Tensor, centre_B: torch.Tensor, row_M: torch.Tensor, weights: str
+) -> torch.Tensor:
+    """Lower Cholesky factor of the block of G that belongs to the centres `centre_B`.
 
     Raises:
         SingularSystemError: names the first centre that depends on those before it, and the one it is closest to.
     """
-    factor_MM, info = torch.linalg.cholesky_ex(system_MM)
+    factor_BB, info = torch.linalg.cholesky_ex(system_BB)
     if int(info):
-        raise _singular("K'K + n ridge Kc + jitter I", int(info) - 1, kernel_MM, row_M, weights)
-    return factor_MM
+        raise _singular("K'K + n ridge Kc + jitter I", int(info) - 1, kernel_BB, centre_B, row_M, weights)
+    return factor_BB
 
 
 def solve_general(
@@ -39,40 +43,43 @@ def solve_general(
     floor = torch.finfo(system_MM.dtype).eps * len(system_MM) * float(system_MM.abs().max())
     smallest = int(diagonal_M.argmin())
     if not float(diagonal_M[smallest]) > floor:
-        raise _singular("G - discount K'M", smallest, kernel_MM, row_M, weights)
+        everyone = torch.arange(len(row_M), device=row_M.device)
+        raise _singular("G - discount K'M", smallest, kernel_MM, everyone, row_M, weights)
     return torch.linalg.lu_solve(factor_MM, pivots_M, target_M[:, None])[:, 0]
 
 
 def _singular(
-    system: str, centre: int, kernel_MM: torch.Tensor, row_M: torch.Tensor, weights: str
+    system: str, which: int, kernel_BB: torch.Tensor, centre_B: torch.Tensor, row_M: torch.Tensor, weights: str
 ) -> SingularSystemError:
-    scale_M = kernel_MM.diagonal().clamp(min=1e-300).sqrt()
-    likeness_M = kernel_MM[centre] / (scale_M * scale_M[centre])
-    likeness_M[centre] = -torch.inf
-    nearest = int(likeness_M.argmax())
+    scale_B = kernel_BB.diagonal().clamp(min=1e-300).sqrt()
+    likeness_B = kernel_BB[which] / (scale_B * scale_B[which])
+    likeness_B[which] = -torch.inf
+    closest = int(likeness_B.argmax())
+    centre, nearest = int(centre_B[which]), int(centre_B[closest])
     return SingularSystemError(
         f"the system {system} of {len(row_M)} centres is singular at centre {centre} (row {int(row_M[centre])} of the "
         f"data), which depends on the others; the most alike is centre {nearest} (row {int(row_M[nearest])}), with a "
-        f"correlation of {float(likeness_M[nearest]):.6g}. Choose distinct centres or fewer of them, or raise {weights}"
+        f"correlation of {float(likeness_B[closest]):.6g}. Choose distinct centres or fewer of them, or raise {weights}"
     )
 
 
 def spectral_radius(
-    cholesky_MM: torch.Tensor, successor_MM: torch.Tensor, discount: float, dimension: int = 40
+    apply: Callable[[torch.Tensor], torch.Tensor], size: int, device: str | torch.device = "cpu", dimension: int = 40
 ) -> float:
-    """Spectral radius of discount G^-1 K'M = discount B M: below 1, evaluation is the limit of a Neumann series.
+    """Largest absolute eigenvalue of the linear map `apply`: [size] -> [size], float64.
 
-    By Arnoldi's iteration from a fixed start, exact where `dimension` reaches M; each step costs two triangular solves.
+    Of discount B M: where it is below 1, evaluation is the limit of a Neumann series.
+
+    By Arnoldi's iteration from a fixed start, exact where `dimension` reaches the size.
     """
-    size = len(successor_MM)
     dimension = min(dimension, size)
-    basis_DM = successor_MM.new_zeros(dimension + 1, size)
-    hessenberg_DD = successor_MM.new_zeros(dimension + 1, dimension)
+    basis_DM = torch.zeros(dimension + 1, size, dtype=torch.float64, device=device)
+    hessenberg_DD = basis_DM.new_zeros(dimension + 1, dimension)
     generator = torch.Generator().manual_seed(0)
-    start_M = torch.randn(size, generator=generator, dtype=torch.float64).to(successor_MM)
+    start_M = torch.randn(size, generator=generator, dtype=torch.float64).to(device)
     basis_DM[0] = start_M / start_M.norm()
     for d in range(dimension):
-        image_M = discount * torch.cholesky_solve((successor_MM @ basis_DM[d])[:, None], cholesky_MM)[:, 0]
+        image_M = apply(basis_DM[d])
         norm = image_M.norm()
         for _ in range(2):  # once more, against rounding
             overlap_D = basis_DM[: d + 1] @ image_M

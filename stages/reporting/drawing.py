@@ -85,6 +85,34 @@ def new_panel(
     return figure, figure.add_axes(box)
 
 
+def new_row(
+    count: int,
+    width: int,
+    height: int,
+    *,
+    left: int = 46,
+    gap: int = 14,
+    right: int = 16,
+    top: int = 10,
+    bottom: int = 40,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` plots side by side, each `width` wide, that share the axes of the first."""
+    total = left + count * width + (count - 1) * gap + right
+    figure = Figure(figsize=(total / 72, height / 72), dpi=72)
+    panels: list[Axes] = []
+    for number in range(count):
+        box = (
+            (left + number * (width + gap)) / total,
+            bottom / height,
+            width / total,
+            (height - top - bottom) / height,
+        )
+        first = panels[0] if panels else None
+        panels.append(figure.add_axes(box, sharex=first, sharey=first))
+        panels[-1].tick_params(labelleft=number == 0)
+    return figure, panels
+
+
 def to_svg(figure: Figure, description: str) -> Markup:
     """The figure as an inline <svg> with `description` as its text alternative."""
     buffer = io.StringIO()

@@ -76,7 +76,7 @@ def test_cartpole(name, cache_bytes):
     k_nm = kernel(rows.state_NO, centres.state_MO) * actions.between(rows.action, centres.action)
     close(k_nm, values["K_nm"], 1e-12)
     # The published B and b are 1e-10 of their own reference at the smaller ridge: condition 6e5.
-    relative(torch.cholesky_solve(k_nm.T, model.cholesky_MM), values["B"], 1e-9)
+    relative(model.solve(k_nm.T.contiguous()), values["B"], 1e-9)
     relative(model.reward_weights(), values["b"], 1e-9)
     logits = uniform_logits(2, rows.next_state_NO)
     test, total = values["test_states"], torch.zeros(len(centres), dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_cartpole(name, cache_bytes):
         relative(step.value_weight_M, values["c_iters"][t], 1e-9)
         # identity 2: one solve against (I - gamma B M)^-1 b
         successor = successor_matrix(blocks, torch.softmax(logits, 1))
-        system = torch.eye(len(centres)) - meta["gamma"] * torch.cholesky_solve(successor, model.cholesky_MM)
+        system = torch.eye(len(centres)) - meta["gamma"] * model.solve(successor)
         two_solves = torch.linalg.solve(system, model.reward_weights())
         close(model.features(test, two_solves), q, 1e-9)
         logits, total = step.next_logits_NU, total + step.weight_M

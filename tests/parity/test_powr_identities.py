@@ -18,9 +18,14 @@ from orrery.stages.kernel_planning.evaluation import (
     statistics,
     successor_matrix,
 )
-from orrery.stages.kernel_planning.improvement import mirror_descent, policy_logits, uniform_logits
+from orrery.stages.kernel_planning.improvement import (
+    kernel_sum,
+    mirror_descent,
+    policy_weights,
+    transition_radius,
+    uniform_logits,
+)
 from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.stability import spectral_radius
 from orrery.stages.kernel_planning.transitions import Transitions, with_sinks
 from orrery.stages.tabular_planning.counts import MDP, empirical_mdp
 from orrery.stages.tabular_planning.solve import (
@@ -65,7 +70,7 @@ def test_identity_5_delta_kernels_are_always_solvable():
     assert mdp.transition_SAS.sum(2).max() < 1
     policy = random_policy(6, 3)
     successor = successor_matrix(blocks, torch.from_numpy(policy)[rows.next_state_NO[:, 0].long()])
-    radius = spectral_radius(model.cholesky_MM, successor, 0.99)
+    radius = transition_radius(model, successor, 0.99)
     next_SASA = (mdp.transition_SAS[..., None] * policy).reshape(18, 18)
     assert radius == pytest.approx(0.99 * np.abs(np.linalg.eigvals(next_SASA)).max(), abs=1e-8)
     assert radius < 1
@@ -135,12 +140,13 @@ def test_identity_9_one_weight_array_is_the_sum_of_all_epochs():
         stored.append((model, step.weight_M))
     query = torch.linspace(-1, 7, 30, dtype=torch.float64)[:, None]
     summed = sum(model.features(query, weights) for model, weights in stored)
-    together = policy_logits(kernel, actions, rows, weight, query, block_bytes=1000)
+    merged = policy_weights(actions, rows, weight)
+    together = kernel_sum(kernel, *merged, query, block_bytes=1000)
     relative(together, summed, 1e-12)
     close(torch.softmax(together, 1), torch.softmax(summed, 1), 1e-12)
     # what mirror descent kept for the next states is that policy, too
-    close(torch.softmax(logits, 1), torch.softmax(policy_logits(kernel, actions, rows, weight, rows.next_state_NO), 1),
-          1e-12)  # fmt: skip
+    at_next = kernel_sum(kernel, *merged, rows.next_state_NO)
+    close(torch.softmax(logits, 1), torch.softmax(at_next, 1), 1e-12)
 
 
 def test_identity_10_without_a_future_values_are_the_reward_regression():

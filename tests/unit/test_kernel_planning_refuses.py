@@ -88,7 +88,7 @@ def test_refuses_a_singular_system_and_names_the_centres():
     with pytest.raises(SingularSystemError, match=r"row 5 of the data\).*row 60|row 60 of the data\).*row 5\b"):
         mirror_descent(blocks, model, uniform_logits(2, twice.next_state_NO), [0.1], 0.9, watch_radius=False)
     with pytest.raises(SingularSystemError, match=r"raise ridge \(now 0\) or jitter \(now 0\)"):
-        _ = model.cholesky_MM
+        _ = model.factors
     # the published jitter is enough
     blocks, model = model_of(twice, index, ridge=0.0, jitter=1e-6)
     mirror_descent(blocks, model, uniform_logits(2, twice.next_state_NO), [0.1], 0.9)

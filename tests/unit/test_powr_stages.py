@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import logging
 
@@ -10,16 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from orrery.datasets.rollout import play_episodes
 from orrery.datasets.schema import Episode, TaskSpec
 from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
+from orrery.stages.kernel_planning.online import OnlineLearner
 from orrery.stages.policy import load_policy
 from orrery.stages.powr import Powr, PowrConfig
 from orrery.stages.powr_baselines import PowrBaselines, PowrBaselinesConfig
-from orrery.stages.powr_online import PowrOnline, PowrOnlineConfig
+from orrery.stages.powr_online import PowrOnline, PowrOnlineConfig, discrete_task
 from orrery.stages.tabular import Tabular, TabularConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
@@ -248,6 +251,46 @@ def test_powr_online_writes_policies_and_curves_and_continues(tmp_path):
     assert "ppo" in (tmp_path / "out" / "curves.svg").read_text()
 
 
+def test_powr_online_improves_within_episodes(tmp_path, monkeypatch):
+    """Every 4 transitions if a pair among them is new, and at the end of each epoch; no transition is lost."""
+    learners, improvements = [], []
+    improve = OnlineLearner.improve
+
+    def counting(learner):
+        learners.append(learner)
+        improvements.append(len(learner.rows))
+        return improve(learner)
+
+    monkeypatch.setattr(OnlineLearner, "improve", counting)
+    config = PowrOnlineConfig(**{**ONLINE, "seeds": 1, "replan_every": 4, "transitions": 150, "evaluate_every": 60})
+    PowrOnline(config).run(context_of(tmp_path))
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    transitions = curves["transitions"].tolist()
+    assert all(later - earlier >= 60 for earlier, later in itertools.pairwise(transitions[:-1]))
+    assert transitions[-1] >= 150
+    assert improvements[0] == 4
+    assert len(improvements) > 2 * len(transitions)
+    (learner,) = set(learners)
+    sinks = (learner.rows.state_NO == learner.rows.next_state_NO)[:, 0] & (learner.rows.reward_N == 0)
+    ends = sinks & torch.isin(learner.rows.state_NO[:, 0], torch.tensor([5.0, 7, 11, 12, 15], dtype=torch.float64))
+    assert len(learner.rows) - int(ends.sum()) == transitions[-1]
+
+
+def test_decisions_heard_are_the_episode():
+    spec = discrete_task("gymnasium/CartPole-v1", {})
+    heard = []
+
+    def right(observation, _):
+        return np.eye(2, dtype=np.float32)[[1] * len(observation)]
+
+    ((_, result),) = play_episodes(spec, right, [3], record=True, heard=heard.append)
+    assert len(heard) == result.length > 1
+    np.testing.assert_array_equal(np.stack([one.observations[0] for one in heard]), result.episode.observations[:-1])
+    np.testing.assert_array_equal(heard[-1].observations[1], result.episode.observations[-1])
+    assert [len(one) for one in heard] == [1] * len(heard)
+    assert [one.terminated for one in heard] == [False] * (len(heard) - 1) + [True]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -267,6 +310,8 @@ def test_powr_online_checks_its_task(changes, message):
         ({"discount": 1.0}, r"discount must lie in \[0, 1\)"),
         ({"kernel": "rbf"}, "kernel: expected one of delta"),
         ({"episodes": 0}, "episodes must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
+        ({"replan_every": -1}, "replan_every must not be negative"),
     ],
 )
 def test_powr_online_refuses_settings(changes, message):
