@@ -139,9 +139,13 @@ class TaskTable(Sequence[TaskSpec]):
         return tuple(task.name for task in self._tasks)
 
     def id_of(self, name: str) -> int:
+        """Raises TaskError where the table has no such task."""
         if name not in self.names:
             raise TaskError(f"task {name!r} is not in this table, which holds: {', '.join(self.names)}")
         return self.names.index(name)
+
+    def spec_of(self, name: str) -> TaskSpec:
+        return self[self.id_of(name)]
 
     @property
     def observation_dim(self) -> int:

@@ -196,6 +196,10 @@ class TaskStore:
         """Of all rows."""
         return sum(task.rows.numel() * task.rows.element_size() for task in self.tasks)
 
+    def rows_of(self, name: str) -> TaskRows:
+        """Of the task of this name; raises TaskError where there is none."""
+        return self.tasks[self.table.id_of(name)]
+
     def load(self, device: str | torch.device = "cpu") -> TaskStore:
         """A store with the same rows in one tensor in the memory of `device`: a batch is then one gather there."""
         import torch

@@ -4,13 +4,17 @@ where a task has a differentiable simulator, through that instead."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
+from .pack import SIMULATED, PackConfig
 from .policy_index import policy_entry, write_index
+from .pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskRows, TaskStore
@@ -58,6 +62,52 @@ class Bpo(Stage):
     output_kind = "policies"
     config: BpoStageConfig
 
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        if name == "world_model" and "model" in self.config.gradients:
+            if isinstance(maker, PretrainConfig):
+                self._check_model(maker, folder)
+            elif maker is None:
+                _check_is_sequence((folder / "sequence_model.json").is_file(), folder)
+        if name == "store" and isinstance(maker, PackConfig):
+            self._check_tasks(self.config.tasks or maker.names)
+
+    def _check_model(self, maker: PretrainConfig, folder: Path) -> None:
+        _check_is_sequence(maker.world_model == "sequence", folder)
+        config, model = self.config.bpo, maker.sequence
+        limit = model.longest_prediction()
+        if limit is not None and config.horizon > limit:
+            raise ConfigError(
+                f"bpo.bpo.horizon is {config.horizon}, but the {model.kind} model is to learn {limit} decisions; use at "
+                f"most {limit}, or pretrain with pretrain.sequence.horizon={config.horizon}"
+            )
+        if config.reward == "learned" and not model.reward_head:
+            raise ConfigError(
+                "bpo.bpo.reward is learned, but the model is to have no reward head; set pretrain.sequence.reward_head"
+                "=true"
+            )
+
+    def _check_tasks(self, names: Sequence[str]) -> None:
+        from ..datasets.tasks import task_spec
+
+        config = self.config
+        others = [name for name in names if name.startswith(SIMULATED) and not name.startswith("myriad/")]
+        asked = "bpo.gradients has simulator" if "simulator" in config.gradients else ""
+        asked = asked or ("bpo.bpo.reward is simulator" if config.bpo.reward == "simulator" else "")
+        if asked and others:
+            raise ConfigError(
+                f"{asked}, but {', '.join(others)} has no differentiable simulator; the tasks of the suite myriad have "
+                "one. Use bpo.gradients=[model] bpo.bpo.reward=learned, or name tasks in bpo.tasks"
+            )
+        for name in names:
+            if not name.startswith("myriad/"):
+                continue
+            length = task_spec(name).episode_length
+            if config.bpo.horizon > length:
+                raise ConfigError(
+                    f"bpo.bpo.horizon is {config.bpo.horizon}, but episodes of task {name!r} have {length} decisions; "
+                    f"use at most {length}"
+                )
+
     def run(self, context: Context) -> str:
         import pandas as pd
         import torch
@@ -71,7 +121,7 @@ class Bpo(Stage):
         names = config.tasks or list(store.table.names)
         units = [(name, gradient) for name in names for gradient in config.gradients]
         # Everything that can be refused is, before the first update.
-        plans = [self._plan(store.tasks[store.table.id_of(name)], model, gradient) for name, gradient in units]
+        plans = [self._plan(store.rows_of(name), model, gradient) for name, gradient in units]
         total = config.iterations * len(units)
         entries, curves = [], []
         with context.progress("bpo", total=total) as progress:
@@ -126,14 +176,18 @@ def _load_model(context: Context, store: TaskStore) -> SequenceModel:
             "bpo.gradients has `model`, but the run has no world model: run pretrain before it, give one as "
             "inputs.world_model=RUN/pretrain, or set bpo.gradients=[simulator]"
         )
-    if not (folders[0] / "sequence_model.json").is_file():
-        raise CheckpointError(
-            f"{folders[0]} holds no sequence model (sequence_model.json): policies for a latent world model come from "
-            "the stage extract; for this stage, pretrain with pretrain.world_model=sequence"
-        )
+    _check_is_sequence((folders[0] / "sequence_model.json").is_file(), folders[0])
     model = load_model(folders[0])
     check_same_tables(model.table, store.table, context)
     return model
+
+
+def _check_is_sequence(is_sequence: bool, folder: Path) -> None:
+    if not is_sequence:
+        raise CheckpointError(
+            f"{folder} holds no sequence model (sequence_model.json): policies for a latent world model come from "
+            "the stage extract; for this stage, pretrain with pretrain.world_model=sequence"
+        )
 
 
 def _finish_one(
@@ -165,10 +219,12 @@ def _finish_one(
                 for m, seed in enumerate(trained.seeds)
             ]
     policies = []
-    for m, (seed, imagined) in enumerate(zip(trained.seeds, trained.imagined_return().tolist(), strict=True)):
+    imagined, noise = trained.imagined_return().tolist(), trained.gradient_noise().tolist()
+    for m, seed in enumerate(trained.seeds):
         trained_by = {"algorithm": algorithm, "seed": seed}
         policy = StatePolicy.from_member(trained.policy, m, trained.spec, config.bpo.units, trained_by)
-        entry = policy_entry(algorithm, trained.spec, seed, imagined_return_per_step=imagined, horizon=trained.horizon)
+        facts = {"imagined_return_per_step": imagined[m], "gradient_noise": noise[m], "horizon": trained.horizon}
+        entry = policy_entry(algorithm, trained.spec, seed, **facts)
         policy.save(context.folder / entry["path"])
         policies.append(entry)
     finished = {"policies": policies, "curves": curves}

@@ -148,7 +148,7 @@ class Extract(Stage):
             if unknown := [task for task in wanted if task not in models]:
                 raise CheckpointError(f"{root} holds models of {', '.join(models)}, not of {', '.join(unknown)}")
             plans = [self._plan(models[task], [task], context) for task in wanted]
-            table = TaskTable([plan.table[plan.table.id_of(task)] for plan, task in zip(plans, wanted, strict=True)])
+            table = TaskTable([plan.table.spec_of(task) for plan, task in zip(plans, wanted, strict=True)])
         else:
             plans = [self._plan(root, expand_names(config.tasks, keep=read_table(root).names), context)]
             table = plans[0].table
@@ -190,7 +190,7 @@ class Extract(Stage):
         for folder in context.inputs.get("store", ()):
             store = TaskStore.open(folder)
             names = check_common_tasks(table, store.table, wanted, context)
-            return {name: store.tasks[store.table.id_of(name)].summary.behaviour for name in names}
+            return {name: store.rows_of(name).summary.behaviour for name in names}
         if "bc" in self.config.algorithms:
             raise ConfigError(
                 "extract.algorithms has bc, which clones the actions of a store, and this run has none. Leave it out, "
@@ -250,7 +250,7 @@ def check_common_tasks(model: TaskTable, store: TaskTable, names: Sequence[str],
         elif name not in store.names:
             problems.append(f"{name} is not in the store")
         else:
-            left, right = (table[table.id_of(name)] for table in (model, store))
+            left, right = (table.spec_of(name) for table in (model, store))
             differing = [field for field in MATCHED if getattr(left, field) != getattr(right, field)]
             problems += [
                 f"{name}: {field} {getattr(left, field)} of the model, {getattr(right, field)} of the store"

@@ -71,8 +71,7 @@ class Gradients(Stage):
         with context.progress("gradients", total=len(names)) as progress:
             for name in names:
                 k = store.table.id_of(name)
-                limit = model.longest_prediction() if is_sequence else model.config.longest_prediction()
-                horizons = self._horizons(store, k, limit)
+                horizons = self._horizons(store, k, model.config.longest_prediction())
                 batch = self._windows(store, name, max(horizons))
                 generator = torch.Generator().manual_seed(self.config.seed)
                 if is_sequence:
@@ -108,7 +107,7 @@ class Gradients(Stage):
     def _windows(self, store: TaskStore, name: str, length: int) -> dict[str, torch.Tensor]:
         from ..datasets.windows import WindowIndex, WindowSampler
 
-        available = int(WindowIndex.build([store.tasks[store.table.id_of(name)]], length, "all", 0.0).counts[0])
+        available = int(WindowIndex.build([store.rows_of(name)], length, "all", 0.0).counts[0])
         weights = {other: float(other == name) for other in store.table.names}
         size = max(min(self.config.trajectories, available - 1), 1)
         batch = WindowSampler(store, length=length, batch_size=size, seed=self.config.seed, weights=weights).batch(0)

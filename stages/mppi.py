@@ -106,7 +106,7 @@ class Mppi(Stage):
             model = WorldModel.load(source, frozen=False)
             self._check(False, model.config.num_q, model.config.dynamics, f"the world model in {source}")
         names = config.tasks or list(model.table.names)
-        specs = [model.table[model.table.id_of(name)] for name in names]
+        specs = [model.table.spec_of(name) for name in names]
         shared = context.folder / "world_model"
         model.save(shared)
         digest = world_model_digest(shared)

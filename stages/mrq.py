@@ -97,9 +97,7 @@ class Mrq(Stage):
         entries, curves = [], []
         for name, payload in payloads.items():
             for member in payload["members"]:
-                entry = policy_entry(
-                    payload["algorithm"], store.table[store.table.id_of(member["task"])], member["seed"]
-                )
+                entry = policy_entry(payload["algorithm"], store.table.spec_of(member["task"]), member["seed"])
                 shutil.copytree(results[name] / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
                 entries.append(entry)
             curves.append(pd.read_csv(results[name] / "curve.csv"))

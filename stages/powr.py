@@ -94,7 +94,7 @@ class Powr(Stage):
         entries, facts = [], []
         with context.progress("powr", total=len(members)) as progress:
             for name, seed in members:
-                entries.append(policy_entry(ALGORITHM, store.table[store.table.id_of(name)], seed))
+                entries.append(policy_entry(ALGORITHM, store.table.spec_of(name), seed))
                 record = context.folder / entries[-1]["path"] / "fit.json"
                 if not record.is_file():
                     record.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ class Powr(Stage):
 
         config, start = self.config, time.perf_counter()
         own = derive_seed(config.seed, "powr", name, seed) % 2**31
-        task = store.tasks[store.table.id_of(name)]
+        task = store.rows_of(name)
         assert task.spec.discount is not None
         features, repeats = self._features(store, model, name)
         data = read_rows(task, features, store.table.observation_dim, config.offline, own)

@@ -120,7 +120,7 @@ class Sac(Stage):
     def _job(self, store: Any, name: str, seed: int, artifact: Path) -> _Job:
         from .awm.losses import observation_statistics
 
-        rows = store.tasks[store.table.id_of(name)]
+        rows = store.rows_of(name)
         spec = rows.spec
         if spec.action_kind != "continuous":
             raise ConfigError(f"sac needs continuous actions; task {name!r} has {spec.action_dim} choices")

@@ -65,7 +65,7 @@ class Tabular(Stage):
         states, pairs = 0, 0
         with context.progress("tabular", total=len(names)) as progress:
             for name in names:
-                rows = store.tasks[store.table.id_of(name)]
+                rows = store.rows_of(name)
                 found = self._solve(rows, store.table.observation_dim)
                 entries.append(policy_entry(ALGORITHM, rows.spec, 0))
                 found.save(context.folder / entries[-1]["path"])

@@ -97,7 +97,7 @@ def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[Tas
             f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
             f"{', '.join(table.names)}. Name tasks of the model; finetune adds others to it"
         )
-    return [table[table.id_of(name)] for name in wanted]
+    return [table.spec_of(name) for name in wanted]
 
 
 def mt_set(name: str) -> list[TaskSpec]:

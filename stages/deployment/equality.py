@@ -54,7 +54,7 @@ def recorded(policy: Policy, spec: TaskSpec, store: Path | None) -> Observations
         opened = TaskStore.open(store)
         if spec.name not in opened.table.names:
             raise DatasetError(f"{store} has no data of {spec.name}; it has {', '.join(opened.table.names)}")
-        rows = opened.tasks[opened.table.id_of(spec.name)].rows
+        rows = opened.rows_of(spec.name).rows
         at = torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()
         return Observations(f"recorded in {store}", rows[at, : spec.observation_dim].numpy())
     if not spec.environment.get("kind"):

@@ -127,7 +127,7 @@ def _write_policies(
             progress.advance(1)
             noise = group.gradient_noise().tolist()
             for m, (member, imagined) in enumerate(zip(group.members, imagined_returns.tolist(), strict=True)):
-                task = model.table[model.table.id_of(member.task)]
+                task = model.table.spec_of(member.task)
                 trained_by: dict[str, Any] = {
                     "algorithm": member.algorithm,
                     "seed": member.seed,

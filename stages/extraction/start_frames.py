@@ -73,7 +73,7 @@ def draw_frames(store: TaskStore, name: str, count: int, initial: int, seed: int
 
     The draw depends on (seed, task name) alone, so a task gets the same frames whichever others it runs with.
     """
-    rows = store.tasks[store.table.id_of(name)]
+    rows = store.rows_of(name)
     random = np.random.default_rng(derive_seed("starts", name, seed))
     index = WindowIndex.build([rows], 1, "all", 0.0)
     total = int(index.counts[0])

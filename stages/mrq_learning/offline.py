@@ -170,7 +170,7 @@ class OfflineTraining:
     def save_policies(self, folder: Path, algorithm: str) -> None:
         learner = self.learner
         for m, member in enumerate(self.members):
-            task = self.table[self.table.id_of(member.task)]
+            task = self.table.spec_of(member.task)
             policy_of_member(
                 learner.encoder,
                 learner.policy,
@@ -202,6 +202,6 @@ def split_members(members: Sequence[OfflineMember], table: TaskTable, per_job: i
     """Members as programs of at most `per_job`, those with the same kind of action together."""
     groups = []
     for kind in ("continuous", "discrete"):
-        own = [member for member in members if table[table.id_of(member.task)].action_kind == kind]
+        own = [member for member in members if table.spec_of(member.task).action_kind == kind]
         groups += [own[i : i + per_job] for i in range(0, len(own), per_job)]
     return groups

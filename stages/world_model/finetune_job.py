@@ -65,11 +65,11 @@ def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, 
     torch.set_num_threads(place.threads)
     old = WorldModel.load(inputs["world_model"])
     store = TaskStore.open(inputs["store"])
-    specs = [store.table[store.table.id_of(name)] for name in names]
+    specs = [store.table.spec_of(name) for name in names]
     model, fresh = expand_model(old, specs)
     if model.config.normalize_observations:
         for k, name in enumerate(names, len(old.table)):
-            summary = store.tasks[store.table.id_of(name)].summary
+            summary = store.rows_of(name).summary
             model.set_observation_statistics(k, *torch.tensor([summary.observation_mean, summary.observation_std]))
     data = _data(config, names, inputs, model)
     initial = [_windows(config, store, name, model) for name in names]

@@ -243,7 +243,7 @@ def test_a_saved_policy_acts_like_the_member(setting, tmp_path, name):
     extraction = make(setting, members_of([spec.name for spec in SPECS], seeds=1))
     train(extraction, 0, 2)
     m = next(i for i, member in enumerate(extraction.members) if member.task == name)
-    task: TaskSpec = store.table[store.table.id_of(name)]
+    task: TaskSpec = store.table.spec_of(name)
     LatentPolicy.from_member(model, extraction.actor, m, task, NETWORKS, {"algorithm": "pwm"}).save(tmp_path)
     policy = load_policy(tmp_path)
     assert policy.task == task
