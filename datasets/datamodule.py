@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
 
-from .store import TaskStore
+from .store import TaskRows, TaskStore
 from .windows import Split, WindowIndex, WindowSampler
 
 
@@ -31,7 +32,7 @@ class WindowSettings:
     held_out: float
     """Fraction of the episodes of each task kept for validation."""
     validation_length: int
-    """Decisions per validation window."""
+    """Decisions per validation window; fewer where the held-out episodes of a task are shorter."""
     validation_batches: int
     weights: dict[str, float] = field(default_factory=dict)
     """Mixture weights by task; uniform where empty."""
@@ -109,29 +110,39 @@ class WindowData(lightning.LightningDataModule):
         settings = self._settings
         return self._sampler("train", settings.horizon, batch_size or settings.batch_size)
 
-    def validation_windows(self) -> Windows:
-        """The same of the held-out episodes."""
-        return self._sampler("held_out", self._settings.validation_length, self._validation_batch_size())
+    def validation_windows(self, length: int | None = None) -> Windows:
+        """The same of the held-out episodes, of `length` decisions; None is `validation_length()`."""
+        length = length or self.validation_length()
+        return self._sampler("held_out", length, self._validation_batch_size(length))
 
-    def _validation_batch_size(self) -> int:
+    def validation_length(self) -> int:
+        """Decisions of a validation window: as set, or what the held-out episodes of every task reach."""
+        settings, store = self._settings, TaskStore.open(self._folder)
+        weights = self._weights(store, "held_out")
+        reached = [_reach(task, settings.held_out) for task in store.tasks if weights[task.spec.name]]
+        return int(min(settings.validation_length, *reached))
+
+    def _validation_batch_size(self, length: int) -> int:
         """That of training, or what the fewest held-out windows of a task allow: there are few of whole episodes."""
         store, settings = self._opened(), self._settings
-        index = WindowIndex.build(store.tasks, settings.validation_length, "held_out", settings.held_out)
+        index = WindowIndex.build(store.tasks, length, "held_out", settings.held_out)
         shared = np.array([weight > 0 for weight in self._weights(store, "held_out").values()])
         fewest = int(index.counts[shared].min())
         ranks = self.trainer.world_size if self.trainer else 1
         return max(min(settings.batch_size, (fewest - 1) * int(shared.sum()) // ranks), 1)
 
     def has_held_out(self) -> bool:
-        """Whether there is anything to validate on: no episode of a task is held out where it has only one."""
+        """Whether there is anything to validate on: no episode of a task is held out where it has only one, and those
+        that are may be shorter than a training window."""
         return any(self._weights(TaskStore.open(self._folder), "held_out").values())
 
     def _weights(self, store: TaskStore, split: Split) -> dict[str, float]:
-        """Of every task of the store. In validation all count the same that have held-out episodes."""
+        """Of every task of the store. In validation all count the same whose held-out episodes hold a window."""
         settings = self._settings
         found = {name: settings.weights.get(name, 1.0) for name in store.table.names}
         if split == "held_out":
-            found = {task.spec.name: float(task.held_out(settings.held_out).any()) for task in store.tasks}
+            shortest = min(settings.horizon, settings.validation_length)
+            found = {task.spec.name: float(_reach(task, settings.held_out) >= shortest) for task in store.tasks}
         return {name: weight * (not settings.tasks or name in settings.tasks) for name, weight in found.items()}
 
     def _opened(self) -> TaskStore:
@@ -158,3 +169,10 @@ class WindowData(lightning.LightningDataModule):
             split=split,
             held_out=settings.held_out,
         )
+
+
+def _reach(task: TaskRows, held_out: float) -> float:
+    """Decisions of the longest window in a task's held-out episodes: 0 where there are none, and without a limit where
+    one terminated, whose windows are padded."""
+    chosen = task.held_out(held_out)
+    return math.inf if task.terminated[chosen].any() else task.lengths[chosen].max(initial=0)

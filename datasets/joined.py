@@ -75,9 +75,13 @@ class JoinedWindowData(WindowData):
         drawn = [(part, share) for part, share in zip(self._attached(), self._shares, strict=True) if share.windows]
         return self._joined([(part.training_windows(share.windows), share) for part, share in drawn])
 
-    def validation_windows(self) -> Windows:
+    def validation_windows(self, length: int | None = None) -> Windows:
+        length = length or self.validation_length()
         drawn = [pair for pair in zip(self._attached(), self._shares, strict=True) if pair[0].has_held_out()]
-        return self._joined([(part.validation_windows(), share) for part, share in drawn])
+        return self._joined([(part.validation_windows(length), share) for part, share in drawn])
+
+    def validation_length(self) -> int:
+        return min(part.validation_length() for part in self._parts if part.has_held_out())
 
     def _attached(self) -> list[WindowData]:
         for part in self._parts:

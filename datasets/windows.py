@@ -137,7 +137,8 @@ class WindowSampler:
                     f"task {task.spec.name!r} has no window of {length} decisions in its {split} episodes "
                     f"(longest: {task.lengths.max()}); use a shorter horizon, or weight 0 for this task"
                 )
-            slots = int(np.ceil(share * batch_size * world_size)) + 1
+            # One more than the share for rounding, and never more than there are.
+            slots = min(int(np.ceil(share * batch_size * world_size)) + 1, batch_size * world_size)
             if share > 0 and count < slots:
                 raise ConfigError(
                     f"task {task.spec.name!r} has {count} windows of {length} decisions, but a global batch draws up "
