@@ -77,8 +77,8 @@ class Bpo(Stage):
         limit = model.longest_prediction()
         if limit is not None and config.horizon > limit:
             raise ConfigError(
-                f"bpo.bpo.horizon is {config.horizon}, but the {model.kind} model is to learn {limit} decisions; use at "
-                f"most {limit}, or pretrain with pretrain.sequence.horizon={config.horizon}"
+                f"bpo.bpo.horizon is {config.horizon}, but the {model.kind} model is to learn {limit} decisions; use "
+                f"at most {limit}, or pretrain with pretrain.sequence.horizon={config.horizon}"
             )
         if config.reward == "learned" and not model.reward_head:
             raise ConfigError(

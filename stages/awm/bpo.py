@@ -39,19 +39,23 @@ def bpo_objective(
     return returns_M + entropy_weight * entropy_HMB.mean((0, 2))
 
 
-def imagined_horizon(config: BpoConfig, spec: TaskSpec, model: SequenceModel | None) -> int:
+def imagined_horizon(
+    config: BpoConfig, spec: TaskSpec, model: SequenceModel | None, setting: str = "bpo.bpo.horizon"
+) -> int:
     """Decisions to imagine for a task.
 
+    Args:
+        setting: the key of `config.horizon`, for the message.
     Raises:
         ConfigError: more than the model has learned positions for, or than an episode has.
     """
     longest = spec.episode_length
     if model is not None:
-        longest = min(longest, model.longest_prediction() or longest)
+        longest = min(longest, model.config.longest_prediction() or longest)
     horizon = config.horizon or (longest if model is None else min(longest, model.config.horizon))
     if horizon > longest:
         raise ConfigError(
-            f"bpo.horizon {horizon} for task {spec.name!r}: its episodes have {spec.episode_length} decisions"
+            f"{setting} is {horizon}, but episodes of task {spec.name!r} have {spec.episode_length} decisions"
             + ("" if model is None else f" and the {model.config.kind} model learned {model.config.horizon} of them")
             + f"; use at most {longest}"
         )
@@ -165,6 +169,16 @@ class PolicyOptimisation:
         """Gradient of the mean return alone, one tensor per parameter; for diagnostics."""
         returns = self._imagine(start_MBS, noise_HMBX).reward_HMB.sum(0).mean(1).sum()
         return list(torch.autograd.grad(returns, list(self.policy.parameters())))
+
+    def gradient_noise(self, draws: int = 8) -> torch.Tensor:
+        """[M] variance of the gradient of the mean return over batches, relative to its squared mean, as
+        `FirstOrderExtraction.gradient_noise` has it."""
+        gradients = []
+        for draw in range(draws):
+            found = self.gradient(*self._draw(f"gradient noise {draw}", self._config.batch_size))
+            gradients.append(torch.cat([part.flatten(1) for part in found], 1))
+        stacked_NMX = torch.stack(gradients)
+        return stacked_NMX.var(0).sum(1) / stacked_NMX.mean(0).square().sum(1)
 
     def _imagine(self, start_MBS: torch.Tensor, noise_HMBX: torch.Tensor) -> Imagined:
         share = self._config.policy_input_gradient

@@ -13,7 +13,7 @@ every `stride` decisions from its own prediction."""
 
 NOISY_KINDS = ("awm", "rnn", "ssm")
 
-REWARDS = ("auto", "true", "learned")
+REWARDS = ("auto", "simulator", "learned")
 TARGETS = ("difference", "next_state")
 LIKELIHOODS = ("mse", "gaussian")
 
@@ -72,6 +72,10 @@ class SequenceModelConfig:
         if not 0 <= self.feedback_gradient <= 1:
             raise ConfigError(f"feedback_gradient must lie in [0, 1], found {self.feedback_gradient}")
 
+    def longest_prediction(self) -> int | None:
+        """Decisions that the model can look ahead; None where there is no limit."""
+        return self.horizon if self.kind in ("awm", "hwm") else None
+
 
 @dataclass(frozen=True)
 class SequenceLossConfig:
@@ -109,7 +113,8 @@ class BpoConfig:
     """Share of the gradient that reaches a predicted state through the policy that reads it. 0 cuts that path, which is
     what keeps the gradient paths of an AWM short."""
     reward: str = "auto"
-    """true: of the task's simulator. learned: the model's reward head. auto: true where there is a simulator."""
+    """simulator: the true one, which the task's simulator gives. learned: the model's reward head. auto: the true one
+    where there is a simulator."""
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:

@@ -58,7 +58,7 @@ class ModelDynamics:
 
     def __init__(self, model: SequenceModel, task: str, reward: str) -> None:
         """Args:
-            reward: `true` of the task's simulator, `learned`, or `auto`: true where there is one.
+            reward: `simulator`, the true one; `learned`; or `auto`, the true one where there is a simulator.
         Raises:
             ConfigError: the reward asked for does not exist.
         """
@@ -69,7 +69,7 @@ class ModelDynamics:
         if self.true_reward is None and not model.config.reward_head:
             raise ConfigError(
                 f"task {task!r} has no differentiable reward and the sequence model no reward head: train one with "
-                "reward_head: true, or take a task of the suite `myriad`"
+                "pretrain.sequence.reward_head=true, or take a task of the suite `myriad`"
             )
 
     def begin(self, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -141,9 +141,10 @@ def _true_reward(spec: TaskSpec, reward: str) -> DifferentiableTask | None:
     try:
         return simulator(spec)
     except TaskError as error:
-        if reward == "true":
+        if reward == "simulator":
             raise ConfigError(
-                f"reward: true was asked for, but {error}; use `learned` with a model that has a reward head"
+                f"the simulator's reward was asked for, but {error}; use bpo.bpo.reward=learned with a model that has "
+                "a reward head"
             ) from error
         return None
 

@@ -233,16 +233,12 @@ class SequenceModel(nn.Module, ABC):
 
     def check_horizon(self, decisions: int) -> None:
         """Raise a ConfigError if the model cannot look this far ahead."""
-        limit = self.longest_prediction()
+        limit = self.config.longest_prediction()
         if limit is not None and decisions > limit:
             raise ConfigError(
                 f"a prediction over {decisions} decisions was asked of a {self.config.kind} model that has learned "
                 f"{limit} positions; use a horizon of at most {limit}, or train with a larger model horizon"
             )
-
-    def longest_prediction(self) -> int | None:
-        """Decisions; None where there is no limit."""
-        return None
 
     def save(self, folder: Path) -> None:
         """Write sequence_model.safetensors, sequence_model.json and tasks.json."""

@@ -47,7 +47,7 @@ class OnlineLoop:
         self._world = SimulatorDynamics(spec)
         model = dataclasses.replace(model, horizon=max(model.horizon, spec.episode_length))
         self._fit = ModelFit(spec, model, config.model_lr, derive_seed("online model", seed, spec.name) % 2**31)
-        self.horizon = imagined_horizon(config.bpo, spec, self._fit.model)
+        self.horizon = imagined_horizon(config.bpo, spec, self._fit.model, "bpo_online.online.bpo.horizon")
         self._policy_updates = max(config.decisions - config.warm_up, 0) // config.policy_every
         self._optimisation: PolicyOptimisation | None = None
 

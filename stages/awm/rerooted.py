@@ -51,6 +51,3 @@ class ReRootedModel(ActionModel):
             return observation_BO, (inner, root_BO, steps + 1)
         root_BO = scale_gradient(observation_BO, self.config.feedback_gradient)
         return observation_BO, self._begin(root_BO, task_B)
-
-    def longest_prediction(self) -> None:
-        return None

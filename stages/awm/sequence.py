@@ -67,6 +67,3 @@ class ActionModel(SequenceModel):
     def _advance(self, carry: Any, action_BA: torch.Tensor, task_B: torch.Tensor) -> tuple[torch.Tensor, Any]:
         output, carry = self.backbone.step(self.embed_action(action_BA), carry)
         return self.decoder(output), carry
-
-    def longest_prediction(self) -> int | None:
-        return self.config.horizon if self.config.kind == "awm" else None

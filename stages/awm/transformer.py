@@ -147,6 +147,3 @@ class HistoryModel(SequenceModel):
         output, cache = self.backbone.step(self.embed(torch.cat([observation_BO, action_BA], -1)), cache)
         following_BO = self.complete(self.decoder(output), observation_BO, 1, task_B)
         return following_BO, (cache, scale_gradient(following_BO, self.config.feedback_gradient))
-
-    def longest_prediction(self) -> int:
-        return self.config.horizon

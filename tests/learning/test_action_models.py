@@ -140,7 +140,10 @@ def test_policies_from_a_smooth_task_come_near_those_of_the_simulator(seed):
     statistics = model.observation_mean_KO[0], model.observation_scale_KO[0]
     settings = BpoConfig(batch_size=8, lr=1e-3, entropy=0.0)
     returns, true = {}, SimulatorDynamics(spec)
-    worlds = {"awm": (ModelDynamics(model, spec.name, "true"), data.observation_NTO[:, 0]), "simulator": (true, None)}
+    worlds = {
+        "awm": (ModelDynamics(model, spec.name, "simulator"), data.observation_NTO[:, 0]),
+        "simulator": (true, None),
+    }
     for name, (world, starts) in worlds.items():
         scale = float(data.reward_NT.sum(1).std())
         trained = PolicyOptimisation(world, spec, starts, statistics, scale, [seed], 50, 150, settings, seed=0)

@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_frozen_actions_put_through_the_policy(kind):
 
 
 @pytest.mark.parametrize("kind", ["awm", "rnn", "ssm"])
-@pytest.mark.parametrize("reward", ["true", "learned"])
+@pytest.mark.parametrize("reward", ["simulator", "learned"])
 def test_one_parallel_pass_is_the_unroll(kind, reward):
     world, policy = dynamics(kind, reward=reward), policies(CANCER)
     start, noise = draws(CANCER)
@@ -138,6 +138,22 @@ def test_policies_trained_together_are_those_trained_alone_and_resume_exactly():
         assert torch.equal(one, other)
 
 
+def test_gradient_noise_is_the_spread_of_single_gradients_and_of_each_member():
+    starts = torch.rand(40, CANCER.observation_dim, dtype=torch.float64)
+    both = optimisation(dynamics("awm"), CANCER, [0, 7], starts)
+    before = copy.deepcopy(both.state_dict())
+    noise = both.gradient_noise(draws=4)
+    gradients = []
+    for draw in range(4):
+        found = both.gradient(*both._draw(f"gradient noise {draw}", 4))
+        gradients.append(torch.cat([part[1].flatten() for part in found]))
+    spread = torch.stack(gradients)
+    assert noise[1].item() == pytest.approx((spread.var(0).sum() / spread.mean(0).square().sum()).item(), rel=1e-5)
+    alone = optimisation(dynamics("awm"), CANCER, [7], starts)
+    torch.testing.assert_close(alone.gradient_noise(draws=4), noise[1:], rtol=1e-3, atol=0)
+    assert all(torch.equal(value, before["policy"][name]) for name, value in both.state_dict()["policy"].items())
+
+
 def test_the_simulator_gradient_finds_the_optimum_of_a_problem_with_a_known_one():
     # Timber without a terminal value: at the end nothing is gained by growing, so u -> 0 (action -1) pays x dt.
     spec = task_spec("myriad/timber@1")
@@ -168,7 +184,7 @@ def test_horizons_are_checked_against_episodes_and_positions():
     assert imagined_horizon(BpoConfig(), spec, model) == 8
     assert imagined_horizon(BpoConfig(), CANCER, None) == 8
     assert imagined_horizon(BpoConfig(horizon=5), CANCER, model) == 5
-    with pytest.raises(ConfigError, match=r"bpo.horizon 20 .* the awm model learned 8 of them; use at most 8"):
+    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 20.* the awm model learned 8 of them; use at most 8"):
         imagined_horizon(BpoConfig(horizon=20), spec, model)
     with pytest.raises(ConfigError, match="have 8 decisions; use at most 8"):
         imagined_horizon(BpoConfig(horizon=9), CANCER, None)
@@ -198,7 +214,7 @@ def test_what_bpo_cannot_do_is_refused():
     blind = build_model(SequenceModelConfig(horizon=8, reward_head=False), toy)
     with pytest.raises(ConfigError, match="no differentiable reward and the sequence model no reward head"):
         ModelDynamics(blind, "toy/plain", "auto")
-    with pytest.raises(ConfigError, match="`learned` with a model that has a reward head"):
-        ModelDynamics(blind, "toy/plain", "true")
+    with pytest.raises(ConfigError, match=r"no differentiable simulator.*bpo.bpo.reward=learned with a model"):
+        ModelDynamics(blind, "toy/plain", "simulator")
     with pytest.raises(TaskError, match="no differentiable simulator"):
         SimulatorDynamics(toy[0])

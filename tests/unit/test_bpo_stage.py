@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -21,6 +22,7 @@ from orrery.stages.awm.networks import load_model
 from orrery.stages.bpo import Bpo, BpoStageConfig
 from orrery.stages.bpo_online import BpoOnline, BpoOnlineConfig
 from orrery.stages.gradients import Gradients, GradientsConfig
+from orrery.stages.pack import PackConfig
 from orrery.stages.policy import load_policy
 from orrery.stages.pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
@@ -88,6 +90,7 @@ def test_bpo_trains_a_policy_per_task_seed_and_gradient_and_resumes(run, tmp_pat
     ]
     policy = load_policy(whole.folder / index["policies"][0]["path"])
     assert policy.act(torch.rand(5, 2)).shape == (5, 1)
+    assert all(entry["gradient_noise"] > 0 for entry in index["policies"])
     curves = pd.read_csv(whole.folder / "training.csv")
     assert len(curves) == 8 * 2
     assert {"imagined_reward", "imagined_return", "entropy", "grad_norm"} <= set(curves)
@@ -136,6 +139,39 @@ def test_bpo_says_what_it_lacks(run, tmp_path):
         Bpo(BpoStageConfig()).run(context(tmp_path / "c", store=tmp_path / "other", world_model=folder / "model"))
     with pytest.raises(ConfigError, match=r"expected some of model, simulator, found \['sim'\]"):
         BpoStageConfig(gradients=["sim"])
+
+
+def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
+    def check(name, maker, folder=tmp_path, **config):
+        Bpo(BpoStageConfig(**config)).check_input(name, folder, maker)
+
+    made = PretrainConfig(world_model="sequence", sequence=SMALL, horizon=10)
+    with pytest.raises(CheckpointError, match=r"holds no sequence model.*pretrain.world_model=sequence"):
+        check("world_model", PretrainConfig())
+    with pytest.raises(CheckpointError, match="holds no sequence model"):
+        check("world_model", None)
+    check("world_model", None, run[0] / "model")
+    check("world_model", PretrainConfig(), gradients=["simulator"])  # which reads no model
+    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*awm model.*use at most 10, or pretrain"):
+        check("world_model", made, bpo=BpoConfig(horizon=11))
+    check("world_model", made, bpo=BpoConfig(horizon=10))
+    recurrent = dataclasses.replace(made, sequence=dataclasses.replace(SMALL, kind="rnn"))
+    check("world_model", recurrent, bpo=BpoConfig(horizon=11))
+    headless = dataclasses.replace(made, sequence=dataclasses.replace(SMALL, reward_head=False))
+    with pytest.raises(ConfigError, match=r"bpo.bpo.reward is learned.*pretrain.sequence.reward_head=true"):
+        check("world_model", headless, bpo=BpoConfig(reward="learned"))
+    check("world_model", headless)
+
+    mixed = PackConfig(tasks=["myriad/cancer@10", "dmc/cartpole-balance"])
+    with pytest.raises(ConfigError, match=r"bpo.gradients has simulator, but dmc/cartpole-balance has no .* simulator"):
+        check("store", mixed, gradients=["model", "simulator"])
+    with pytest.raises(ConfigError, match=r"bpo\.bpo\.reward is simulator, but dmc/cartpole-balance has"):
+        check("store", mixed, bpo=BpoConfig(reward="simulator"))
+    check("store", mixed, gradients=["simulator"], tasks=["myriad/cancer@10"])
+    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*'myriad/cancer@10' have 10 decisions"):
+        check("store", mixed, bpo=BpoConfig(horizon=11))
+    check("store", mixed, bpo=BpoConfig(horizon=10))
+    check("store", None, gradients=["simulator"])
 
 
 def test_a_horizon_beyond_the_model_is_refused_before_training():

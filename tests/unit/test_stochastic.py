@@ -138,7 +138,7 @@ def test_policies_are_imagined_with_noise_of_the_model_and_of_the_simulator():
     spec = task_spec(f"myriad/cancer@{T}+0.05")
     assert dict(spec.environment)["noise"] == 0.05
     built = model(spec=spec).eval().requires_grad_(False)
-    dynamics, world = ModelDynamics(built, spec.name, "true"), SimulatorDynamics(spec)
+    dynamics, world = ModelDynamics(built, spec.name, "simulator"), SimulatorDynamics(spec)
     assert (dynamics.noise_dim, world.noise_dim) == (E, 1)
     policy = StackedPolicy(2, 2, 1, (8,))
     for m in range(2):
