@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from .errors import StageError
+from .errors import OrreryError, StageError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -40,9 +40,10 @@ class JobFailure(Generic[Job]):
 
     job: Job
     error: str
-    """One line: the exception's type and message, or that the process died."""
+    """One line: the exception's type and message (its message alone where it is an OrreryError), or that the process
+    died."""
     traceback: str
-    """Empty when the process died and left none."""
+    """Empty when the process died and left none, and after an OrreryError, whose message says all."""
 
 
 def run_jobs(
@@ -101,7 +102,8 @@ def run_all(
     for index, outcome in run_jobs(function, jobs, workers=workers):
         if isinstance(outcome, JobFailure):
             hint = f"; {kept} are kept, so the same command continues" if kept else ""
-            raise StageError(f"{jobs[index]}: {outcome.error}{hint}\n{outcome.traceback}")
+            trace = f"\n{outcome.traceback}" if outcome.traceback else ""
+            raise StageError(f"{jobs[index]}: {outcome.error}{hint}{trace}")
         yield jobs[index], outcome
 
 
@@ -157,5 +159,7 @@ def _guarded(function: Callable[[Job], Result], job: Job) -> Result | JobFailure
 def _failure(job: Job, error: BaseException) -> JobFailure[Job]:
     if isinstance(error, BrokenProcessPool):
         return JobFailure(job, "the process died (killed, out of memory, or a crash in native code)", "")
+    if isinstance(error, OrreryError):
+        return JobFailure(job, " ".join(str(error).split()), "")
     message = " ".join(f"{type(error).__name__}: {error}".split())
     return JobFailure(job, message, "".join(traceback.format_exception(error)))

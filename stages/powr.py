@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import ConfigError
+from ..pipeline.errors import ConfigError, OrreryError
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, OfflineConfig
@@ -98,7 +98,10 @@ class Powr(Stage):
                 record = context.folder / entries[-1]["path"] / "fit.json"
                 if not record.is_file():
                     record.parent.mkdir(parents=True, exist_ok=True)
-                    found = self._plan(store, model, name, seed, record.parent, device)
+                    try:
+                        found = self._plan(store, model, name, seed, record.parent, device)
+                    except OrreryError as error:
+                        raise type(error)(f"{name}: {error}") from error
                     record.write_text(json.dumps(found))
                 found = json.loads(record.read_text())
                 self._warn(context, name, seed, found)

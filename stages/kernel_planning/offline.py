@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ...datasets.store import TaskRows
-from ...pipeline.errors import DatasetError
 from ...pipeline.seeding import derive_seed
 from .actions import ActionKernel, CandidateActions, DiscreteActions, grid_candidates, kmeans_candidates
 from .centres import choose_centres
@@ -63,15 +62,12 @@ def read_rows(task: TaskRows, features: Features, observation_dim: int, config: 
         following = task.rows[torch.from_numpy(row + 1)]
         action = data[:, observation_dim : observation_dim + spec.action_dim]
         ended = task.terminated[episode_of[row]] & last[np.minimum(row + 1, len(last) - 1)]
-        try:
-            found = Transitions(
-                features(data[:, : spec.observation_dim]),
-                action.argmax(1) if spec.action_kind == "discrete" else action.double(),
-                features(following[:, : spec.observation_dim]),
-                data[:, -1].double(),
-            )
-        except DatasetError as error:
-            raise DatasetError(f"{spec.name}: {error}") from error
+        found = Transitions(
+            features(data[:, : spec.observation_dim]),
+            action.argmax(1) if spec.action_kind == "discrete" else action.double(),
+            features(following[:, : spec.observation_dim]),
+            data[:, -1].double(),
+        )
         return found, torch.from_numpy(ended)
 
     train, ended = take(~held & ~last, config.max_rows)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.errors import StageError
+from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.pool import JobFailure, run_all, run_jobs
 
 
@@ -61,6 +61,15 @@ def test_where_all_jobs_must_succeed_the_first_failure_says_which_and_what_is_ke
 
     assert ended == [(2, 0.5)]
     assert dict(run_all(lambda job: 1 / job, [2, 1], workers=1)) == {2: 0.5, 1: 1.0}
+
+
+def test_an_error_written_for_the_user_comes_alone() -> None:
+    def refuse(job: int) -> None:
+        raise ConfigError(f"{job} is too large")
+
+    with pytest.raises(StageError) as raised:
+        list(run_all(refuse, [7], workers=1))
+    assert str(raised.value) == "7: 7 is too large"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

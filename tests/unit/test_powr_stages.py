@@ -14,7 +14,7 @@ import torch
 from orrery.datasets.rollout import play_episodes
 from orrery.datasets.schema import Episode, TaskSpec
 from orrery.pipeline.config import discover_stages, load_config
-from orrery.pipeline.errors import ConfigError, DatasetError
+from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
@@ -176,13 +176,13 @@ def test_powr_on_continuous_actions(point_mass, tmp_path, changes):
 
 
 def test_powr_refuses_continuous_actions_without_candidates(point_mass, tmp_path):
-    with pytest.raises(ConfigError, match="no candidate set is given; choose candidates: kmeans"):
+    with pytest.raises(ConfigError, match=r"^toy/point: .* no candidate set is given; choose candidates: kmeans"):
         Powr(PowrConfig(offline=small(candidates="none"))).run(context_of(tmp_path, store=point_mass))
 
 
 def test_powr_refuses_more_centres_than_rows(point_mass, tmp_path):
     offline = small(planner=PlannerConfig(centres=5000))
-    with pytest.raises(ConfigError, match=r"5000 centres of 400 rows"):
+    with pytest.raises(ConfigError, match=r"^toy/point: 5000 centres of 400 rows"):
         Powr(PowrConfig(offline=offline)).run(context_of(tmp_path, store=point_mass))
 
 
@@ -317,6 +317,16 @@ def test_powr_online_checks_its_task(changes, message):
 def test_powr_online_refuses_settings(changes, message):
     with pytest.raises(ConfigError, match=message):
         PowrOnlineConfig(**{**ONLINE, **changes})
+
+
+def test_powr_online_says_what_makes_its_system_singular_and_no_more(tmp_path):
+    planner = PlannerConfig(ridge=0.0, jitter=0.0, selection="uniform", centres=500)
+    with pytest.raises(StageError, match=r"^powr_online on gymnasium/FrozenLake-v1, seed 0: the system K'K") as raised:
+        PowrOnline(PowrOnlineConfig(**ONLINE, planner=planner)).run(context_of(tmp_path))
+    message = str(raised.value)
+    assert "is singular at centre" in message
+    assert "raise ridge (now 0) or jitter (now 0)" in message
+    assert "\n" not in message
 
 
 def test_baselines_say_what_to_install(monkeypatch):
