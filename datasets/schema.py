@@ -97,6 +97,11 @@ class TaskSpec:
             return math.nan
         return (return_mean - self.score_random) / (self.score_expert - self.score_random)
 
+    def check_observation(self, width: int) -> None:
+        """Raise a TaskError unless an observation of the task has so many numbers."""
+        if width != self.observation_dim:
+            raise TaskError(f"task {self.name!r} has observations of {self.observation_dim} numbers, found {width}")
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -58,6 +58,7 @@ class MrqPolicy(nn.Module):
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
+        self.task.check_observation(observation.shape[-1])  # it would be padded or cut
         if self.features is not None:
             observation = self.features(observation)
         shape = self.config.observation
