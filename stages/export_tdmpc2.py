@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ..pipeline.errors import ConfigError
+from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.stage import Context, Input, Stage
+from .pretrain import PretrainConfig
+from .world_model.tdmpc2_limits import check_tdmpc2_can_hold
 
 FILE = "model.pt"
 
@@ -29,6 +33,17 @@ class ExportTdmpc2(Stage):
     inputs = {"world_model": Input("world_model")}
     output_kind = "tdmpc2_checkpoint"
     config: ExportTdmpc2Config
+
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        if not isinstance(maker, PretrainConfig):
+            return
+        if maker.world_model == "sequence":
+            raise CheckpointError(
+                "export_tdmpc2 writes a latent world model, and stage pretrain is to make a sequence model; set "
+                "pretrain.world_model=latent"
+            )
+        where = "the world model that stage pretrain is to make"
+        check_tdmpc2_can_hold(maker.model.complete(), where, scaled=maker.model.normalize_observations)
 
     def run(self, context: Context) -> str:
         from .world_model.networks import WorldModel

@@ -31,6 +31,7 @@ from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.torch_file import read_torch_file
 from .config import SIZES, WorldModelConfig
 from .networks import WorldModel
+from .tdmpc2_limits import check_tdmpc2_can_hold
 
 FORMS = ("new", "old")
 
@@ -198,8 +199,10 @@ def to_tdmpc2(model: WorldModel, form: str = "new") -> dict[str, Any]:
     """
     if form not in FORMS:
         raise CheckpointError(f"form: expected {' or '.join(FORMS)}, found {form!r}")
-    if reasons := _not_publishable(model):
-        raise CheckpointError("TD-MPC2 cannot hold this model: " + "; ".join(reasons))
+    scaled = bool((model.observation_mean_KO != 0).any() or (model.observation_scale_KO != 1).any())
+    check_tdmpc2_can_hold(
+        model.config, "this model", scaled=scaled, tasks=len(model.table), terminates=model.models_termination
+    )
     ours = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     state: dict[str, Any] = {}
     if form == "new":
@@ -358,20 +361,3 @@ def _check_table(published: Published, table: TaskTable, where: str) -> None:
             + "\n  ".join(problems)
             + "\nGive its tasks in its order (mt30 and mt80 are TD-MPC2's sets), or none, to name them by number"
         )
-
-
-def _not_publishable(model: WorldModel) -> list[str]:
-    """Why TD-MPC2's code could not load a model, or would compute other numbers with it."""
-    config = model.config
-    scaled = bool((model.observation_mean_KO != 0).any() or (model.observation_scale_KO != 1).any())
-    reasons = {
-        "it has no values and policy prior (num_q 0)": not config.num_q,
-        f"its activation is {config.activation}, not mish": config.activation != "mish",
-        f"its latent ends in {config.latent}, not simnorm": config.latent != "simnorm",
-        "it has disagreement_heads": config.disagreement_heads > 0,
-        "it scales observations (normalize_observations)": scaled,
-        "its encoder has one layer, fewer than two": config.encoder_layers < 2,
-        "it has several tasks but no task embedding": len(model.table) > 1 and not config.task_dim,
-        "it predicts terminations with a task embedding": model.models_termination and bool(config.task_dim),
-    }
-    return [reason for reason, holds in reasons.items() if holds]

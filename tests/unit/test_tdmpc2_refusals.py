@@ -9,6 +9,8 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import CheckpointError
+from orrery.stages.export_tdmpc2 import ExportTdmpc2, ExportTdmpc2Config
+from orrery.stages.pretrain import PretrainConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.tdmpc2_checkpoint import (
@@ -153,6 +155,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
         ({"num_q": 0}, False, "no values and policy prior"),
         ({"activation": "silu"}, False, "activation is silu, not mish"),
         ({"latent": "relu"}, False, "latent ends in relu"),
+        ({"dynamics": "awm", "awm_horizon": 5}, False, "dynamics are awm, not step"),
         ({"disagreement_heads": 2}, False, "disagreement_heads"),
         ({"encoder_layers": 1}, False, "one layer"),
         ({"task_dim": 0}, False, "no task embedding"),
@@ -164,6 +167,17 @@ def test_a_model_that_td_mpc2_cannot_hold_is_not_written(changes, terminates, re
     table = TaskTable([TaskSpec("toy/a", 3, 1, 50, terminates=terminates), TaskSpec("toy/b", 3, 1, 50)])
     with pytest.raises(CheckpointError, match=reason):
         to_tdmpc2(WorldModel(WorldModelConfig(**config | changes), table))
+
+
+def test_a_model_that_td_mpc2_cannot_hold_is_refused_before_it_is_trained():
+    stage, folder = ExportTdmpc2(ExportTdmpc2Config()), Path("pretrain")
+    with pytest.raises(CheckpointError, match=r"it scales observations\. Pretrain one with pretrain\.model\.num_q=5 "):
+        stage.check_input("world_model", folder, PretrainConfig())
+    with pytest.raises(CheckpointError, match=r"pretrain\.world_model=latent"):
+        stage.check_input("world_model", folder, PretrainConfig(world_model="sequence", horizon=50))
+    stage.check_input(
+        "world_model", folder, PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False))
+    )
 
 
 def test_a_model_that_scales_observations_is_not_written():
