@@ -174,7 +174,7 @@ def test_a_model_that_td_mpc2_cannot_hold_is_refused_before_it_is_trained():
     with pytest.raises(CheckpointError, match=r"it scales observations\. Pretrain one with pretrain\.model\.num_q=5 "):
         stage.check_input("world_model", folder, PretrainConfig())
     with pytest.raises(CheckpointError, match=r"pretrain\.world_model=latent"):
-        stage.check_input("world_model", folder, PretrainConfig(world_model="sequence", horizon=50))
+        stage.check_input("world_model", folder, PretrainConfig(world_model="sequence", horizon=100))
     stage.check_input(
         "world_model", folder, PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False))
     )
