@@ -61,8 +61,9 @@ class DiscreteActions:
 
     def check(self, action: torch.Tensor) -> None:
         if action.is_floating_point() or action.ndim != 1:
+            width = action.shape[1] if action.ndim == 2 else 1
             raise ConfigError(
-                f"actions are continuous ({list(action.shape[1:]) or 1} components) and no candidate set is given; "
+                f"actions are continuous (of {width} component{'s' * (width > 1)}) and no candidate set is given; "
                 "choose candidates: kmeans (of the data's actions) or grid"
             )
         if len(action) and not 0 <= int(action.min()) <= int(action.max()) < self.num:

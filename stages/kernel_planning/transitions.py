@@ -35,10 +35,10 @@ class Transitions:
             wrong = ~torch.isfinite(values)
             wrong = wrong if wrong.ndim == 1 else wrong.any(1)
             if wrong.any():
-                row = int(wrong.nonzero()[0])
+                row, count = int(wrong.nonzero()[0]), int(wrong.sum())
                 raise DatasetError(
-                    f"the {name} of row {row} is {values[row].tolist()}, as are {int(wrong.sum()) - 1} others: values "
-                    "must be finite. Drop those episodes or correct the file they came from"
+                    f"the {name} of row {row} is {values[row].tolist()} ({count} of {len(values)} rows are like it): "
+                    "values must be finite. Drop those episodes or correct the file they came from"
                 )
 
     def __len__(self) -> int:
