@@ -61,19 +61,26 @@ class Bpo(Stage):
     inputs = {"world_model": Input("world_model", optional=True), "store": Input("store")}
     output_kind = "policies"
     config: BpoStageConfig
+    _has_reward_head = True
+    """Of the model, as far as `check_input` has seen."""
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if name == "world_model" and "model" in self.config.gradients:
             if isinstance(maker, PretrainConfig):
-                self._check_model(maker, folder)
+                self._check_model(maker)
             elif maker is None:
-                _check_is_sequence((folder / "sequence_model.json").is_file(), folder)
+                _check_is_sequence(folder)
         if name == "store" and isinstance(maker, PackConfig):
             self._check_tasks(self.config.tasks or maker.names)
 
-    def _check_model(self, maker: PretrainConfig, folder: Path) -> None:
-        _check_is_sequence(maker.world_model == "sequence", folder)
+    def _check_model(self, maker: PretrainConfig) -> None:
+        if maker.world_model != "sequence":
+            raise ConfigError(
+                "bpo needs a sequence model, and pretrain is to make a latent one, whose policies come from the stage "
+                "extract; set pretrain.world_model=sequence"
+            )
         config, model = self.config.bpo, maker.sequence
+        self._has_reward_head = model.reward_head
         limit = model.longest_prediction()
         if limit is not None and config.horizon > limit:
             raise ConfigError(
@@ -97,6 +104,11 @@ class Bpo(Stage):
             raise ConfigError(
                 f"{asked}, but {', '.join(others)} has no differentiable simulator; the tasks of the suite myriad have "
                 "one. Use bpo.gradients=[model] bpo.bpo.reward=learned, or name tasks in bpo.tasks"
+            )
+        if others and not self._has_reward_head:
+            raise ConfigError(
+                f"{', '.join(others)} has no differentiable simulator, and the model is to have no reward head; set "
+                "pretrain.sequence.reward_head=true, or name tasks of the suite myriad in bpo.tasks"
             )
         for name in names:
             if not name.startswith("myriad/"):
@@ -176,14 +188,14 @@ def _load_model(context: Context, store: TaskStore) -> SequenceModel:
             "bpo.gradients has `model`, but the run has no world model: run pretrain before it, give one as "
             "inputs.world_model=RUN/pretrain, or set bpo.gradients=[simulator]"
         )
-    _check_is_sequence((folders[0] / "sequence_model.json").is_file(), folders[0])
+    _check_is_sequence(folders[0])
     model = load_model(folders[0])
     check_same_tables(model.table, store.table, context)
     return model
 
 
-def _check_is_sequence(is_sequence: bool, folder: Path) -> None:
-    if not is_sequence:
+def _check_is_sequence(folder: Path) -> None:
+    if not (folder / "sequence_model.json").is_file():
         raise CheckpointError(
             f"{folder} holds no sequence model (sequence_model.json): policies for a latent world model come from "
             "the stage extract; for this stage, pretrain with pretrain.world_model=sequence"

@@ -146,7 +146,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
         Bpo(BpoStageConfig(**config)).check_input(name, folder, maker)
 
     made = PretrainConfig(world_model="sequence", sequence=SMALL, horizon=10)
-    with pytest.raises(CheckpointError, match=r"holds no sequence model.*pretrain.world_model=sequence"):
+    with pytest.raises(ConfigError, match=r"bpo needs a sequence model.*a latent one.*pretrain.world_model=sequence"):
         check("world_model", PretrainConfig())
     with pytest.raises(CheckpointError, match="holds no sequence model"):
         check("world_model", None)
@@ -160,7 +160,13 @@ def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
     headless = dataclasses.replace(made, sequence=dataclasses.replace(SMALL, reward_head=False))
     with pytest.raises(ConfigError, match=r"bpo.bpo.reward is learned.*pretrain.sequence.reward_head=true"):
         check("world_model", headless, bpo=BpoConfig(reward="learned"))
-    check("world_model", headless)
+    stage = Bpo(BpoStageConfig())
+    stage.check_input("world_model", tmp_path, headless)
+    stage.check_input("store", tmp_path, PackConfig(tasks=["myriad/cancer@10"]))
+    with pytest.raises(
+        ConfigError, match=r"dmc/cartpole-balance has no .* simulator, and the model is to have no reward"
+    ):
+        stage.check_input("store", tmp_path, PackConfig(tasks=["myriad/cancer@10", "dmc/cartpole-balance"]))
 
     mixed = PackConfig(tasks=["myriad/cancer@10", "dmc/cartpole-balance"])
     with pytest.raises(ConfigError, match=r"bpo.gradients has simulator, but dmc/cartpole-balance has no .* simulator"):
