@@ -13,7 +13,8 @@ ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
 DYNAMICS = ("step", "awm")
 ACCELERATORS = ("cpu", "gpu", "auto")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Lightning's that keep weights in float32, as the files and whatever reads them have them."""
 
 _WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
 SIZES = {
@@ -203,7 +204,7 @@ class TrainerConfig:
     strategy: str = "auto"
     """As Lightning names them; auto is ddp_spawn for several devices."""
     precision: str = "32-true"
-    """32-true, 16-mixed, bf16-mixed, bf16-true, ... On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
+    """32-true, 16-mixed or bf16-mixed. On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
     compile: bool = False
     """Compile the model's losses with torch.compile, as one graph. For a GPU: on a CPU the first step takes minutes and
     the others hardly less than without."""

@@ -32,6 +32,7 @@ REFUSED = {
         "pretrain.optimizer.clip_norm=0",
         "pretrain.optimizer.final_lr_scale=2",
         "pretrain.trainer.precision=half",
+        "pretrain.trainer.precision=bf16-true",
         "pretrain.trainer.accelerator=cuda",
         "extract.first_order.networks.num_critics=0",
         "extract.first_order.networks.actor_units=[400,0]",
