@@ -19,6 +19,7 @@ from .policy_index import write_index
 
 if TYPE_CHECKING:
     from ..datasets.schema import Episode, TaskSpec
+    from .kernel_planning.online import Epoch
 
 ALGORITHM = "powr_online"
 
@@ -154,7 +155,7 @@ def _learn(job: _Job) -> list[str]:
     from ..datasets.tasks import make_environment
     from .kernel_planning.features import index_features, raw_features
     from .kernel_planning.kernels import StateKernel
-    from .kernel_planning.online import Epoch, OnlineLearner, completed, greedy_act, sampled_act
+    from .kernel_planning.online import OnlineLearner, completed, greedy_act, sampled_act
     from .kernel_planning.policy import KernelPolicy
     from .kernel_planning.stability import radius_warning
 
@@ -204,22 +205,7 @@ def _learn(job: _Job) -> list[str]:
             continue
         chosen = seeds("evaluate", epoch - 1, config.evaluation_episodes)
         greedy, sampled = returns(greedy_act(learner), chosen), returns(sampled_act(learner, chosen), chosen)
-        rows.append(
-            CurveRow(
-                algorithm=ALGORITHM,
-                task=spec.name,
-                seed=job.seed,
-                transitions=transitions,
-                train_return=math.fsum(trained) / len(trained),
-                greedy_return=math.fsum(greedy) / len(greedy),
-                greedy_min=min(greedy),
-                greedy_max=max(greedy),
-                sampled_return=math.fsum(sampled) / len(sampled),
-                centres=planned[-1].num_centres,
-                spectral_radius=planned[-1].radius,
-                seconds=math.fsum(one.seconds for one in planned[reported:]),
-            )
-        )
+        rows.append(_row(job, transitions, trained, greedy, sampled, planned[reported:]))
         trained, reported = [], len(planned)
     centre_MD, weight_MU = learner.compressed()
     trained_by = {"algorithm": ALGORITHM, "seed": job.seed}
@@ -229,3 +215,28 @@ def _learn(job: _Job) -> list[str]:
     if not unstable:
         return []
     return [f"in {len(unstable)} of {len(planned)} improvements {radius_warning(max(unstable))}"]
+
+
+def _row(
+    job: _Job,
+    transitions: int,
+    trained: Sequence[float],
+    greedy: Sequence[float],
+    sampled: Sequence[float],
+    planned: Sequence[Epoch],
+) -> CurveRow:
+    """What is said of the time since the last row: returns of episodes, and each improvement."""
+    return CurveRow(
+        algorithm=ALGORITHM,
+        task=job.spec.name,
+        seed=job.seed,
+        transitions=transitions,
+        train_return=math.fsum(trained) / len(trained),
+        greedy_return=math.fsum(greedy) / len(greedy),
+        greedy_min=min(greedy),
+        greedy_max=max(greedy),
+        sampled_return=math.fsum(sampled) / len(sampled),
+        centres=planned[-1].num_centres,
+        spectral_radius=planned[-1].radius,
+        seconds=math.fsum(one.seconds for one in planned),
+    )

@@ -114,7 +114,7 @@ def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -
             axes.set_xlabel("transitions")
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.xaxis.set_major_formatter("{x:,.0f}")
-        panels[0].set_ylabel("return, greedy")
+        panels[0].set(xlim=(0, None), ylabel="return, greedy")
         if len(bands) > 1 or threshold is not None:
             panels[-1].legend(frameon=False, fontsize=9)
         figure.savefig(path, format=path.suffix[1:])
