@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.executors import FanoutConfig
+from ..pipeline.ranges import check_accelerator
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -65,6 +66,7 @@ class MrqConfig:
                 raise ConfigError(f"mrq.{name} must not be negative, found {getattr(self, name)}")
         if self.freeze_encoder and not self.encoder_updates:
             raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
+        check_accelerator(self)
         check_variants(self.variants, "mrq")
 
 

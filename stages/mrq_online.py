@@ -14,6 +14,7 @@ from ..datasets.schema import TaskSpec
 from ..datasets.tasks import resolve_name, task_spec
 from ..pipeline.errors import ConfigError
 from ..pipeline.executors import FanoutConfig
+from ..pipeline.ranges import check_accelerator
 from ..pipeline.stage import Context, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -74,6 +75,7 @@ class MrqOnlineConfig:
         longest = max(self.learn.horizons)
         if self.warmup < longest + 1:
             raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
+        check_accelerator(self)
         check_variants(self.variants, "mrq_online")
 
 

@@ -34,6 +34,7 @@ REFUSED = {
         "pretrain.trainer.precision=half",
         "pretrain.trainer.precision=bf16-true",
         "pretrain.trainer.accelerator=cuda",
+        "extract.accelerator=gpu",
         "extract.first_order.networks.num_critics=0",
         "extract.first_order.networks.actor_units=[400,0]",
         "extract.first_order.networks.lr=-1",
@@ -41,7 +42,9 @@ REFUSED = {
         "extract.first_order.networks.beta1=1",
         "extract.first_order.networks.critic_clip_norm=0",
     ],
+    "mrq_offline": ["mrq.accelerator=gpu"],
     "mrq_dmc": [
+        "mrq_online.accelerator=gpu",
         "mrq_online.learn.networks.bin_limit=0",
         "mrq_online.learn.value_lr=0",
         "mrq_online.learn.weight_decay=-1",
