@@ -122,7 +122,8 @@ class Learner:
     # Steps
 
     def train(self, sources: Sequence[Source], *, update_encoder: bool = True) -> dict[str, torch.Tensor]:
-        """One training step. Returns [M] tensors: value_loss, value, policy_loss, and after a copy the model's losses.
+        """One training step. Returns [M] tensors: value_loss, value, policy_loss, reward_scale (rbar, environment
+        units), and after a copy the model's losses.
 
         Args:
             sources: of each member.
@@ -135,6 +136,7 @@ class Learner:
             if update_encoder and self.config.design.model_based:
                 metrics |= self._train_encoder(sources, self.config.period)
         self.steps += 1
+        metrics["reward_scale"] = self._scale_M
         start_MB = self._starts(sources, self.config.return_horizon, 1)[0]
         z, state_part, values, target, more = self._update_values(sources, start_MB)
         metrics |= more

@@ -1,0 +1,25 @@
+"""What MR.Q logs beside its losses."""
+
+from __future__ import annotations
+
+import pytest
+from orrery.stages.mrq import MrqConfig
+from orrery.stages.mrq_learning.config import LearnConfig, NetworkConfig
+from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
+
+from .stores import numbered_episode, point_mass_spec, write_store
+
+
+def test_the_reward_scale_of_fixed_data_is_logged_for_every_policy(tmp_path):
+    """A constant added to all rewards, as D4RL's tasks have it, changes the scale and with it the targets."""
+    specs = [point_mass_spec("toy/a"), point_mass_spec("toy/b")]
+    episodes = [[numbered_episode(specs[0], 0, 9)], [numbered_episode(specs[1], 1, 9)]]
+    store = write_store(tmp_path, list(zip(specs, episodes, strict=True)))
+    widths = NetworkConfig(8, 8, 4, 8, 8, 8)
+    learn = LearnConfig(networks=widths, batch_size=4, period=3)
+    config = MrqConfig(learn=learn, encoder_updates=0, updates=4, log_every=2, accelerator="cpu")
+    training = OfflineTraining(store, [OfflineMember(spec.name, 0) for spec in specs], config, "mrq")
+    for _ in range(4):
+        training.advance()
+    found = [(row["iteration"], row["task"], row["reward_scale"]) for row in training.curve]
+    assert found == [(2, "toy/a", 4.0), (2, "toy/b", pytest.approx(1004.0)), (4, "toy/a", 4.0), (4, "toy/b", 1004.0)]
