@@ -132,6 +132,8 @@ class OfflineTraining:
         """Periods of the first phase, then updates of the second, so far."""
         self.curve: list[dict[str, Any]] = []
         self.note = ""
+        self._metrics: dict[str, torch.Tensor] = {}
+        """Latest of each: the encoder's are of its last burst."""
 
     @property
     def completed(self) -> int:
@@ -146,21 +148,21 @@ class OfflineTraining:
     def advance(self) -> None:
         """One period of the encoder alone, or one training step."""
         if self.done < self.encoder_periods:
-            metrics = self.learner.pretrain_encoder(self._sources)
+            self._metrics |= self.learner.pretrain_encoder(self._sources)
             self.done += 1
-            self._log(-(self.encoder_periods - self.done) * self.learner.config.period, metrics)
+            self._log(-(self.encoder_periods - self.done) * self.learner.config.period)
             return
         update_encoder = not self.config.freeze_encoder
-        metrics = self.learner.train(self._sources, update_encoder=update_encoder)
+        self._metrics |= self.learner.train(self._sources, update_encoder=update_encoder)
         self.done += 1
         updates = self.done - self.encoder_periods
         if updates % self.config.log_every == 0 or updates == self.config.updates:
-            self._log(updates, metrics)
+            self._log(updates)
 
-    def _log(self, iteration: int, metrics: dict[str, torch.Tensor]) -> None:
+    def _log(self, iteration: int) -> None:
         """One row per member; iterations before 0 are of the encoder alone."""
-        self.learner.check_finite(metrics)
-        values = {name: value.tolist() for name, value in metrics.items()}
+        self.learner.check_finite(self._metrics)
+        values = {name: value.tolist() for name, value in self._metrics.items()}
         for m, member in enumerate(self.members):
             row = {name: column[m] for name, column in values.items()}
             self.curve.append({"iteration": iteration, "task": member.task, "seed": member.seed, **row})
@@ -189,13 +191,14 @@ class OfflineTraining:
             "priorities": [source.priorities.state_dict(source.used) for source in self._sources],
             "done": self.done,
             "curve": self.curve,
+            "metrics": self._metrics,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         for source, saved in zip(self._sources, state["priorities"], strict=True):
             source.priorities.load_state_dict(saved)
-        self.done, self.curve = state["done"], state["curve"]
+        self.done, self.curve, self._metrics = state["done"], state["curve"], state["metrics"]
 
 
 def split_members(members: Sequence[OfflineMember], table: TaskTable, per_job: int) -> list[list[OfflineMember]]:

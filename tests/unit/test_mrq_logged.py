@@ -22,4 +22,5 @@ def test_the_reward_scale_of_fixed_data_is_logged_for_every_policy(tmp_path):
     for _ in range(4):
         training.advance()
     found = [(row["iteration"], row["task"], row["reward_scale"]) for row in training.curve]
+    assert all(row["model_dynamics"] > 0 for row in training.curve), "of the last burst, made between two rows"
     assert found == [(2, "toy/a", 4.0), (2, "toy/b", pytest.approx(1004.0)), (4, "toy/a", 4.0), (4, "toy/b", 1004.0)]
