@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_not_negative, check_positive
+from ...pipeline.ranges import check_not_negative, check_positive, check_shares
 from ..world_model.config import ACTIVATION_NAMES
 
 ALGORITHMS = ("pwm", "bc")
@@ -92,6 +92,8 @@ class FirstOrderConfig:
     """Imagined rollouts per policy and iteration."""
     lambda_: float = 0.95
     """TD(lambda) of the critic's targets; 0 is the one-step target that the released multi-task code uses."""
+    policy_input_gradient: float = 0.0
+    """Share of the gradient that reaches an imagined latent through the policy that reads it; PWM cuts that path."""
     critic_passes: int = 8
     """Passes of the critic over each imagined batch."""
     critic_minibatches: int = 4
@@ -108,8 +110,7 @@ class FirstOrderConfig:
         for name in ("horizon", "batch_size", "critic_passes", "critic_minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.lambda_ <= 1:
-            raise ConfigError(f"lambda_ must lie in [0, 1], found {self.lambda_}")
+        check_shares(self, "lambda_", "policy_input_gradient")
         if (self.horizon * self.batch_size) % self.critic_minibatches:
             raise ConfigError(
                 f"horizon x batch_size ({self.horizon} x {self.batch_size}) must divide into "

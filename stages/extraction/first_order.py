@@ -173,8 +173,17 @@ class FirstOrderExtraction:
 
     def _imagine(self, z_PBD: torch.Tensor, noise_HPBA: torch.Tensor) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
         """A rollout from z, its objective per decision [H, P, B] and its bootstrapped return [P, B]."""
-        released, members = self._config.released, slice(0, self.num_imagining)
-        rollout = imagine(self.model, self.actor, z_PBD, noise_HPBA, self._imagining, members, released.reward_space)
+        config, released, members = self._config, self._config.released, slice(0, self.num_imagining)
+        rollout = imagine(
+            self.model,
+            self.actor,
+            z_PBD,
+            noise_HPBA,
+            self._imagining,
+            members,
+            released.reward_space,
+            config.policy_input_gradient,
+        )
         final_value_PB = self._value(rollout.next_z_HMBD[-1])
         if released.extra_bootstrap_discount:
             final_value_PB = final_value_PB * self._imagining.discount_M1

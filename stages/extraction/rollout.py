@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..awm.networks import scale_gradient
 from ..world_model.losses import two_hot_mean
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedActor, straight_through_one_hot
@@ -103,17 +104,19 @@ def imagine(
     tasks: MemberTasks,
     members: slice,
     reward_space: str = "raw",
+    policy_input_gradient: float = 0.0,
 ) -> Rollout:
     """Roll the policies out through the model. Gradients flow along the latents and rewards into the actions.
 
-    The policy reads a detached latent: PWM leaves out the gradient path through the policy's input.
+    Of the gradient that reaches a latent through the policy that reads it, only the share `policy_input_gradient` is
+    kept: PWM leaves that path out.
     """
     M, B, _ = start_MBD.shape
     task = tasks.task_M1.expand(M, B)
-    if model.in_parallel:
+    if model.in_parallel and policy_input_gradient == 0:
         z, action = _roll_out_in_parallel(model, actor, start_MBD, noise_HMBA, tasks, members)
     else:
-        z, action = _roll_out(model, actor, start_MBD, noise_HMBA, tasks, members)
+        z, action = _roll_out(model, actor, start_MBD, noise_HMBA, tasks, members, policy_input_gradient)
     task_HMB = task.expand(len(action), M, B)
     logits = model.reward_logits(z[:-1], action, task_HMB)
     reward_HMB = model.decode_reward(logits) if reward_space == "raw" else two_hot_mean(logits, model.bins_M)
@@ -127,12 +130,13 @@ def _roll_out(
     noise_HMBA: torch.Tensor,
     tasks: MemberTasks,
     members: slice,
+    policy_input_gradient: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents [H + 1, M, B, D] and actions [H, M, B, A], decision by decision."""
     task = tasks.task_M1.expand(start_MBD.shape[:2])
     carry, latents, actions = model.start(start_MBD, task), [start_MBD], []
     for noise_MBA in noise_HMBA:
-        actions.append(act(actor, latents[-1].detach(), noise_MBA, tasks, members))
+        actions.append(act(actor, scale_gradient(latents[-1], policy_input_gradient), noise_MBA, tasks, members))
         z, carry = model.advance(carry, actions[-1], task)
         latents.append(z)
     return torch.stack(latents), torch.stack(actions)

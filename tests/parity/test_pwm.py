@@ -129,6 +129,19 @@ def test_actor_gradient(golden, actor, critic, rollout):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_actor_gradient_through_the_policys_input(golden, model, actor, critic):
+    """PWM's `detach: false`: the policy's dependence on the latents that it reads is differentiated, too."""
+    start = model.encode(golden["in/obs"][0], golden["in/task"])[:, None]
+    tasks = member_tasks(model, golden["in/task"].tolist(), torch.device("cpu"))
+    noise = golden["in/eps"][:, :, None]
+    rollout = imagine(model, actor, start, noise, tasks, slice(0, 8), policy_input_gradient=1.0)
+    loss = objective(critic, rollout, GAMMA).mean() / len(rollout.reward_HMB)
+    assert float(loss.detach()) == pytest.approx(golden["out/actor_loss_div_H(detach=False,no ret_rms)"], rel=1e-5)
+    gradients = torch.autograd.grad(loss, list(actor.parameters()))
+    norm = torch.stack([g.sum(0).square().sum() for g in gradients]).sum().sqrt()
+    assert float(norm) == pytest.approx(golden["out/actor_grad_norm(detach=False,no ret_rms)"], rel=1e-4)
+
+
 @pytest.mark.parametrize("mask", ["released_all_ones", "last_only"])
 def test_value_targets(golden, mask):
     """With done everywhere, as released, the published recursion is the one-step target; last only, TD(lambda)."""
