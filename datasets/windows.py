@@ -108,7 +108,8 @@ class WindowSampler:
             length: L, decisions per window; a batch carries L + 1 observations.
             batch_size: B, windows per rank and batch.
             weights: share of each task by name, any positive scale; a task not named gets 1. None is uniform.
-            held_out: fraction of the episodes of each task that `split="train"` leaves out.
+            held_out: fraction of the episodes of each task that `split="train"` leaves out. Of a task with fewer
+                held-out windows than slots, some are drawn twice.
         Raises:
             ConfigError: a weight for an unknown task, or negative, or all zero; more slots than windows.
             DatasetError: a task without a single window.
@@ -139,7 +140,7 @@ class WindowSampler:
                 )
             # One more than the share for rounding, and never more than there are.
             slots = min(int(np.ceil(share * batch_size * world_size)) + 1, batch_size * world_size)
-            if share > 0 and count < slots:
+            if share > 0 and count < slots and split != "held_out":
                 raise ConfigError(
                     f"task {task.spec.name!r} has {count} windows of {length} decisions, but a global batch draws up "
                     f"to {slots} ({batch_size} per rank x {world_size} ranks); use a smaller batch_size or fewer ranks"

@@ -6,6 +6,7 @@ import pytest
 from orrery.datasets.datamodule import WindowData, WindowSettings
 from orrery.datasets.joined import JoinedWindowData, StoreShare
 from orrery.datasets.schema import TaskTable
+from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
 
 from .stores import numbered_episode, point_mass_spec, write_store
@@ -55,6 +56,16 @@ def test_a_task_whose_held_out_episodes_hold_no_training_window_is_left_out(data
 def test_a_single_window_is_enough(data, tasks):
     batch = data(*[[16] * 5] * tasks).validation_windows().batch(0)
     assert len(batch) == 1
+
+
+def test_ranks_share_a_single_held_out_window(data):
+    folder = data([16] * 5)._folder
+    for rank in (0, 1):
+        sampler = WindowSampler(
+            TaskStore.open(folder), length=16, batch_size=1, seed=0, rank=rank, world_size=2, split="held_out",
+            held_out=0.2,
+        )  # fmt: skip
+        assert sampler.batch(0)["valid"].all()
 
 
 def test_a_task_never_takes_more_than_the_batch(tmp_path):
