@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .runner import Outcome
 
 LINE_SECONDS = 10.0
+SPEED_LINES = 12
+"""Lines over which the speed is measured that tells the time left: work may become slower on its way."""
 
 LOGGER_NAME = "orrery"
 
@@ -130,18 +133,19 @@ class _Lines:
         self._console = console
         self._description = description
         self._total = total
-        self._first = self._completed = completed
+        self._completed = completed
         self._note = ""
-        self._started = self._printed = time.monotonic()
+        # Time and what was completed at the last lines, and before them where this attempt began, not a former one.
+        self._marks = deque([(time.monotonic(), completed)], maxlen=SPEED_LINES)
 
     def advance(self, amount: float = 1) -> None:
         self._completed += amount
         now = time.monotonic()
-        if now - self._printed < LINE_SECONDS:
+        if now - self._marks[-1][0] < LINE_SECONDS:
             return
-        self._printed = now
-        # Only what this attempt did tells the speed; `completed` may have been given by a resumed one.
-        rate = (self._completed - self._first) / (now - self._started)
+        since, before = self._marks[0]
+        rate = (self._completed - before) / (now - since)
+        self._marks.append((now, self._completed))
         left = f", {duration((self._total - self._completed) / rate)} left" if rate > 0 else ""
         note = f" {self._note}" if self._note else ""
         self._console.print(

@@ -29,6 +29,17 @@ def test_into_a_file_progress_is_a_line_now_and_then(monkeypatch) -> None:
     assert out.getvalue() == "  pack 60/100, 20 s left loss 0.5\n  pack 80/100, 10 s left loss 0.5\n"
 
 
+def test_the_time_left_follows_work_that_becomes_slower(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(run_logging.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with run_logging.ConsoleProgress(Console(file=out, width=80))("mrq", total=1000) as task:
+        for step in range(600):  # the first 500 in ten seconds, then one in two seconds
+            now[0] += 0.02 if step < 500 else 2
+            task.advance(1)
+    assert out.getvalue().splitlines()[-1] == "  mrq 597/1000, 13 min 26 s left"
+
+
 def test_the_console_gets_our_messages_and_the_file_those_of_libraries_too(tmp_path: Path) -> None:
     out = io.StringIO()
     with run_logging.logging_to(Console(file=out, width=80), tmp_path / "log.txt") as log:
