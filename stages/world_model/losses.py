@@ -60,17 +60,21 @@ def soft_cross_entropy(logits: torch.Tensor, value: torch.Tensor, bins_M: torch.
     return -(two_hot(value, bins_M) * F.log_softmax(logits, -1)).sum(-1)
 
 
-def horizon_mean(loss_TB: torch.Tensor, weight_TB: torch.Tensor, rho: float) -> torch.Tensor:
+def horizon_mean(
+    loss_TB: torch.Tensor, weight_TB: torch.Tensor, rho: float, count_T: torch.Tensor | None = None
+) -> torch.Tensor:
     """(1 / T) sum_t rho^t mean_b(loss) over valid, weighted entries.
 
     Args:
         loss_TB: [T, B].
         weight_TB: [T, B], 0 where the window is padded, otherwise the weight of its task.
         rho: in (0, 1]; later, less certain steps count less.
+        count_T: what the entries of a step are divided by; None is how many of them are valid.
     Returns:
         Scalar. Each step is averaged over its valid entries, so padding changes the weight of nothing else.
     """
     T = len(loss_TB)
     rho_T = rho ** torch.arange(T, device=loss_TB.device, dtype=loss_TB.dtype)
-    valid_T = (weight_TB > 0).sum(1).clamp(min=1)
-    return (rho_T * (loss_TB * weight_TB).sum(1) / valid_T).sum() / T
+    if count_T is None:
+        count_T = (weight_TB > 0).sum(1)
+    return (rho_T * (loss_TB * weight_TB).sum(1) / torch.where(count_T > 0, count_T, 1)).sum() / T

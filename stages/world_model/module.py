@@ -68,7 +68,8 @@ class WorldModelTraining(lightning.LightningModule):
 
     def training_step(self, batch: TensorDict, batch_index: int) -> torch.Tensor:
         draws = self._draw(batch) if self._has_values else None
-        losses, z = self._losses(self.model, batch, self._loss, self.reward_weight_K, draws)
+        count_T = self._count(batch["valid"].T)
+        losses, z = self._losses(self.model, batch, self._loss, self.reward_weight_K, draws, count_T)
         if draws is not None:
             self._rollouts.append((z, batch, draws))
         # Not at every step, since reading a loss waits for the device; at those that Lightning writes down at once.
@@ -111,7 +112,8 @@ class WorldModelTraining(lightning.LightningModule):
             valids.append(torch.cat([valid_TB, goes_on_B[None]]).to(value_SB.dtype))
         value_SB, entropy_SB, valid_SB = (torch.cat(parts, 1) for parts in (values, entropies, valids))
         self.value_range.lerp_(percentile_range(_of_every_rank(value_SB[0].detach())), config.scale_rate)
-        loss = prior_loss(value_SB / self.value_range, entropy_SB, valid_SB, config.entropy, config.rho)
+        count_S = self._count(valid_SB)
+        loss = prior_loss(value_SB / self.value_range, entropy_SB, valid_SB, config.entropy, config.rho, count_S)
         parameters = list(prior.parameters())
         loss, *gradients = _mean_over_ranks([loss.detach(), *torch.autograd.grad(loss, parameters)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -125,6 +127,13 @@ class WorldModelTraining(lightning.LightningModule):
         prior.requires_grad_(False)
         # The same on all ranks: the next logged step shows them, and may follow a checkpoint, which one rank writes.
         self._prior_metrics = {"prior": loss, "prior_grad_norm": norm, "value_range": self.value_range.clone()}
+
+    def _count(self, valid_TB: torch.Tensor) -> torch.Tensor | None:
+        """Valid entries of each step, mean over ranks. None where every rank has as many: alone, or where nothing
+        terminates."""
+        if not (distributed.is_initialized() and self.model.models_termination):
+            return None
+        return _mean_over_ranks([valid_TB.sum(1, dtype=torch.float32)])[0]
 
     def configure_optimizers(self) -> Any:
         config = self._optimizer

@@ -50,6 +50,7 @@ def rollout_losses(
     config: LossConfig,
     reward_weight_K: torch.Tensor,
     draws: Draws | None = None,
+    count_T: torch.Tensor | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Losses of one batch of windows, unrolled open loop from the first observation.
 
@@ -61,6 +62,8 @@ def rollout_losses(
         batch: as `WindowSampler.batch` gives it.
         reward_weight_K: [K].
         draws: needed where the model has values.
+        count_T: [T], of `horizon_mean`; that of all ranks, divided by their number, makes the mean of their losses the
+            loss of all their windows.
     Returns:
         Scalars: consistency, reward, value (with values), disagreement_heads (with these), continuation (0 where
         nothing terminates), total; and the latents [T + 1, B, D] of the rollout, detached, which the policy prior
@@ -79,14 +82,14 @@ def rollout_losses(
     consistency_TB = (z[1:] - target_z).square().mean(-1)
     reward_loss_TB = soft_cross_entropy(model.reward_logits(z[:-1], action, task_TB), reward_TB, model.bins_M)
     losses = {
-        "consistency": horizon_mean(consistency_TB, valid_TB, config.rho),
-        "reward": horizon_mean(reward_loss_TB, valid_TB * reward_weight_K[task], config.rho),
+        "consistency": horizon_mean(consistency_TB, valid_TB, config.rho, count_T),
+        "reward": horizon_mean(reward_loss_TB, valid_TB * reward_weight_K[task], config.rho, count_T),
         "continuation": consistency_TB.new_zeros(()),
     }
     continue_TB = model.continue_logits(z[1:], task_TB)
     if continue_TB is not None:
         bce_TB = F.binary_cross_entropy_with_logits(continue_TB, goes_on_TB, reduction="none")
-        losses["continuation"] = horizon_mean(bce_TB, valid_TB, config.rho)
+        losses["continuation"] = horizon_mean(bce_TB, valid_TB, config.rho, count_T)
     losses["total"] = (
         config.consistency * losses["consistency"]
         + config.reward * losses["reward"]
@@ -95,12 +98,12 @@ def rollout_losses(
     if model.config.disagreement_heads:
         # One decision ahead of each latent, which is detached: these heads look on.
         error_TB = (model.head_latents(z[:-1].detach(), action, task_TB) - target_z).square().mean((0, -1))
-        losses["disagreement_heads"] = horizon_mean(error_TB, valid_TB, config.rho)
+        losses["disagreement_heads"] = horizon_mean(error_TB, valid_TB, config.rho, count_T)
         losses["total"] = losses["total"] + config.consistency * losses["disagreement_heads"]
     if draws is not None:
         target_TB = td_target(model, target_z, reward_TB, goes_on_TB, task_TB, draws)
         logits_NTB = model.value_logits(z[:-1], action, task_TB)
-        losses["value"] = horizon_mean(value_loss(logits_NTB, target_TB, model.bins_M), valid_TB, config.rho)
+        losses["value"] = horizon_mean(value_loss(logits_NTB, target_TB, model.bins_M), valid_TB, config.rho, count_T)
         losses["total"] = losses["total"] + config.value * losses["value"]
     return losses, z.detach()
 

@@ -57,17 +57,24 @@ def value_loss(logits_NTB: torch.Tensor, target_TB: torch.Tensor, bins_M: torch.
 
 
 def prior_loss(
-    value_TB: torch.Tensor, scaled_entropy_TB: torch.Tensor, valid_TB: torch.Tensor, entropy: float, rho: float
+    value_TB: torch.Tensor,
+    scaled_entropy_TB: torch.Tensor,
+    valid_TB: torch.Tensor,
+    entropy: float,
+    rho: float,
+    count_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """mean_t rho^t mean_b -(value / scale + entropy * scaled_entropy), over valid entries.
 
     Args:
         value_TB: [T, B], of the prior's actions, divided by the running scale.
         valid_TB: [T, B], 1 where the latent is of a state that the data reached.
+        count_T: [T], what the entries of a step are divided by; None is how many of them are valid.
     """
     rho_T = rho ** torch.arange(len(value_TB), device=value_TB.device, dtype=value_TB.dtype)
     gain_TB = (value_TB + entropy * scaled_entropy_TB) * valid_TB
-    return -(rho_T * gain_TB.sum(1) / valid_TB.sum(1).clamp(min=1)).mean()
+    count_T = valid_TB.sum(1) if count_T is None else count_T
+    return -(rho_T * gain_TB.sum(1) / torch.where(count_T > 0, count_T, 1)).mean()
 
 
 def percentile_range(value_B: torch.Tensor) -> torch.Tensor:

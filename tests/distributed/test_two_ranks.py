@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -72,6 +73,25 @@ def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
     found, expected = (pd.read_csv(tmp_path / n / "validation.csv") for n in ("two", "one"))
     assert (found[["step", "task", "horizon"]] == expected[["step", "task", "horizon"]]).all(axis=None)
     assert found.latent_mse.notna().all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_two_ranks_equal_one_where_windows_end_early(tmp_path):
+    """Padded windows: the ranks have different numbers of valid decisions at each step of a batch."""
+    spec = point_mass_spec("toy/ends", terminates=True)
+    episodes = [
+        replace(episode, terminated=True)
+        for length in (3, 6, 9)
+        for episode in point_mass_episodes(spec, 7, seed=length, length=length)
+    ]
+    named = [replace(episode, label=f"e{number}") for number, episode in enumerate(episodes)]
+    write_store(tmp_path / "store", [(spec, named)])
+    torch.manual_seed(0)
+    one = pretrain(tmp_path / "one", tmp_path / "store")
+    two = pretrain(tmp_path / "two", tmp_path / "store", devices=2)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

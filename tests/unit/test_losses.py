@@ -15,6 +15,7 @@ from orrery.stages.world_model.losses import (
     two_hot,
     two_hot_decode,
 )
+from orrery.stages.world_model.values import prior_loss
 
 BINS = torch.linspace(-2, 2, 5)  # -2, -1, 0, 1, 2 in symlog units
 
@@ -73,3 +74,19 @@ def test_horizon_mean_averages_valid_entries_of_each_step():
     weight_TB = torch.tensor([[1.0, 2.0], [1.0, 0.0]])
     # step 0: (1 * 1 + 2 * 3) / 2 entries, step 1: 5 / 1 entry, at rho = 0.5, over two steps
     assert float(horizon_mean(loss_TB, weight_TB, 0.5)) == pytest.approx((3.5 + 0.5 * 5) / 2)
+
+
+def test_ranks_that_share_their_counts_have_the_mean_of_all_windows():
+    """Where windows end early, the ranks have different numbers of valid entries: a mean of means is another number."""
+    generator = torch.Generator().manual_seed(0)
+    loss_TB = torch.rand(4, 6, generator=generator)
+    valid_TB = (torch.arange(4)[:, None] < torch.tensor([4, 1, 2, 1, 3, 1])).float()
+    whole = horizon_mean(loss_TB, valid_TB, 0.9)
+    count_T = valid_TB.sum(1) / 2
+    parts = [(loss_TB[:, rank::2], valid_TB[:, rank::2]) for rank in range(2)]
+    torch.testing.assert_close(sum(horizon_mean(*part, 0.9, count_T) for part in parts) / 2, whole)
+    assert abs(float(sum(horizon_mean(*part, 0.9) for part in parts) / 2 - whole)) > 0.01
+    entropy_TB = torch.rand(4, 6, generator=generator)
+    whole = prior_loss(loss_TB, entropy_TB, valid_TB, 0.1, 0.9)
+    split = [prior_loss(loss_TB[:, r::2], entropy_TB[:, r::2], valid_TB[:, r::2], 0.1, 0.9, count_T) for r in range(2)]
+    torch.testing.assert_close(sum(split) / 2, whole)
