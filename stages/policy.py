@@ -9,12 +9,14 @@ import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
+from torch import nn
 
 from ..datasets.schema import TaskSpec
 from ..pipeline.artifact import verify
+from ..pipeline.checkpoint import load_weights, read_config, save_weights
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hub import find_artifact
 from .policy_index import PolicyIndex
@@ -58,6 +60,41 @@ class Policy(Protocol):
         if (folder / "policy.json").is_file():
             return load_policy(folder)
         return load_policy(folder / _choose(folder, task, algorithm, seed))
+
+
+class StoredPolicy(nn.Module):
+    """A Policy that is its tensors, in policy.safetensors, and a config of theirs, in policy.json. A subclass gives
+    `Config`, what it builds of one, and `act`."""
+
+    Config: ClassVar[type]
+    """Has at least kind (as in _KINDS), task (of the TaskSpec) and trained_by."""
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.task = TaskSpec.from_dict(config.task)
+
+    def save(self, folder: Path) -> None:
+        """Write policy.safetensors and policy.json."""
+        save_weights(folder, "policy", self.state_dict(), self.config)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote; raises CheckpointError where it does not fit."""
+        policy = cls(read_config(Path(folder), "policy", cls.Config, cls.upgrade_config))
+        load_weights(Path(folder), "policy", policy, cls.upgrade_weights)
+        return policy.eval().requires_grad_(False)
+
+    @staticmethod
+    def upgrade_config(values: dict[str, Any]) -> dict[str, Any]:
+        """What an older version wrote to policy.json, as this one does."""
+        return values
+
+    @staticmethod
+    def upgrade_weights(tensors: dict[str, Any]) -> dict[str, Any]:
+        """The same for policy.safetensors."""
+        return tensors
 
 
 class StatefulPolicy(Policy, Protocol):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ..policy import StoredPolicy
 from .networks import mlp
 
 
@@ -31,16 +30,17 @@ class MlpPolicyConfig:
     """Algorithm and seed, for the record."""
 
 
-class MlpPolicy(nn.Module):
+class MlpPolicy(StoredPolicy):
     """tanh of a perceptron of scaled observations."""
 
     mean_O: torch.Tensor
     scale_O: torch.Tensor
 
+    Config = MlpPolicyConfig
+    config: MlpPolicyConfig
+
     def __init__(self, config: MlpPolicyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.task = TaskSpec.from_dict(config.task)
+        super().__init__(config)
         self.layers = mlp(self.task.observation_dim, config.units, self.task.action_dim, nn.ReLU)
         self.register_buffer("mean_O", torch.zeros(self.task.observation_dim))
         self.register_buffer("scale_O", torch.ones(self.task.observation_dim))
@@ -71,14 +71,3 @@ class MlpPolicy(nn.Module):
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1]."""
         return torch.tanh(self.layers((observation - self.mean_O) / self.scale_O))
-
-    def save(self, folder: Path) -> None:
-        """Write policy.safetensors and policy.json."""
-        save_weights(folder, "policy", self.state_dict(), self.config)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> MlpPolicy:
-        """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", MlpPolicyConfig))
-        load_weights(Path(folder), "policy", policy)
-        return policy.eval().requires_grad_(False)

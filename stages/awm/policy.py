@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from ..extraction.actor_critic import StackedMLP
+from ..policy import StoredPolicy
 
 MIN_STD = 0.001
 """Of the Gaussian before the squash."""
@@ -76,13 +75,14 @@ class StatePolicyConfig:
     """Algorithm and seed, for the record."""
 
 
-class StatePolicy(nn.Module):
+class StatePolicy(StoredPolicy):
     """One policy on the raw observations of its task."""
 
+    Config = StatePolicyConfig
+    config: StatePolicyConfig
+
     def __init__(self, config: StatePolicyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.task = TaskSpec.from_dict(config.task)
+        super().__init__(config)
         self.network = StackedPolicy(1, self.task.observation_dim, self.task.action_dim, tuple(config.units))
 
     @classmethod
@@ -102,14 +102,3 @@ class StatePolicy(nn.Module):
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1]."""
         return self.network.act(observation[None])[0]
-
-    def save(self, folder: Path) -> None:
-        """Write policy.safetensors and policy.json."""
-        save_weights(folder, "policy", self.state_dict(), self.config)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> StatePolicy:
-        """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", StatePolicyConfig))
-        load_weights(Path(folder), "policy", policy)
-        return policy.eval().requires_grad_(False)

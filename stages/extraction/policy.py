@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ..policy import StoredPolicy
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
 from .actor_critic import StackedActor
@@ -36,13 +34,14 @@ class LatentPolicyConfig:
     """Algorithm, seed and anchor weight, for the record."""
 
 
-class LatentPolicy(nn.Module):
+class LatentPolicy(StoredPolicy):
     """encode, then tanh(mean) of the actor; argmax where actions are discrete."""
 
+    Config = LatentPolicyConfig
+    config: LatentPolicyConfig
+
     def __init__(self, config: LatentPolicyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.task = TaskSpec.from_dict(config.task)
+        super().__init__(config)
         self.encoder = TaskEncoder(**config.encoder)
         latent_dim = self.encoder.config.latent_dim
         self.actor = StackedActor(1, latent_dim, config.action_dim, ActorCriticConfig(**config.actor))
@@ -82,27 +81,16 @@ class LatentPolicy(nn.Module):
             return F.one_hot(head.argmax(-1), self.task.action_dim).to(head)
         return torch.tanh(head)
 
-    def save(self, folder: Path) -> None:
-        """Write policy.safetensors and policy.json."""
-        save_weights(folder, "policy", self.state_dict(), self.config)
+    @staticmethod
+    def upgrade_config(values: dict[str, Any]) -> dict[str, Any]:
+        """Before policies had a TaskEncoder, policy.json held its parts."""
+        if "observation_dim" not in values:
+            return values
+        encoder = {"config": values.get("encoder"), "observation_dim": values["observation_dim"]}
+        return {**{name: value for name, value in values.items() if name != "observation_dim"}, "encoder": encoder}
 
-    @classmethod
-    def load(cls, folder: str | Path) -> LatentPolicy:
-        """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", LatentPolicyConfig, _nested_encoder))
-        load_weights(Path(folder), "policy", policy, _nested_encoder_weights)
-        return policy.eval().requires_grad_(False)
-
-
-def _nested_encoder(values: dict[str, Any]) -> dict[str, Any]:
-    """What policy.json held before policies had a TaskEncoder, as it is now."""
-    if "observation_dim" not in values:
-        return values
-    encoder = {"config": values.get("encoder"), "observation_dim": values["observation_dim"]}
-    return {**{name: value for name, value in values.items() if name != "observation_dim"}, "encoder": encoder}
-
-
-def _nested_encoder_weights(tensors: dict[str, Any]) -> dict[str, Any]:
-    if "task_embedding" not in tensors:
-        return tensors
-    return {name if name.startswith("actor.") else f"encoder.{name}": value for name, value in tensors.items()}
+    @staticmethod
+    def upgrade_weights(tensors: dict[str, Any]) -> dict[str, Any]:
+        if "task_embedding" not in tensors:
+            return tensors
+        return {name if name.startswith("actor.") else f"encoder.{name}": value for name, value in tensors.items()}

@@ -6,15 +6,13 @@ Dimension letters: B batch, M centres, D state, U actions to choose from, A acti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ..policy import StoredPolicy
 from .features import Features, describe, restore
 from .improvement import behaviour_logits, uncertainty
 from .kernels import StateKernel
@@ -67,7 +65,7 @@ class KernelPolicyConfig:
     """Algorithm and seed, for the record."""
 
 
-class KernelPolicy(nn.Module):
+class KernelPolicy(StoredPolicy):
     """softmax of log pi_0 + k(state, centres) @ weights - penalty; acts by its mode or mean."""
 
     scale: torch.Tensor
@@ -79,10 +77,11 @@ class KernelPolicy(nn.Module):
     penalty_choice_UM: torch.Tensor
     penalty_form_MM: torch.Tensor
 
+    Config = KernelPolicyConfig
+    config: KernelPolicyConfig
+
     def __init__(self, config: KernelPolicyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.task = TaskSpec.from_dict(config.task)
+        super().__init__(config)
         self.features = restore(config.features)
         sizes, width = config.sizes, config.features["width"][1]
         shapes = {
@@ -168,14 +167,3 @@ class KernelPolicy(nn.Module):
             return (torch.softmax(logits_BU, 1) @ self.choice_UA).to(observation.dtype)
         share_BU = F.one_hot(logits_BU.argmax(1), logits_BU.shape[1]).double()
         return (share_BU @ self.choice_UA).to(observation.dtype)
-
-    def save(self, folder: Path) -> None:
-        """Write policy.safetensors and policy.json."""
-        save_weights(folder, "policy", self.state_dict(), self.config)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> KernelPolicy:
-        """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", KernelPolicyConfig))
-        load_weights(Path(folder), "policy", policy)
-        return policy.eval().requires_grad_(False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
+from ..policy import StoredPolicy
 from ..world_model.task_encoder import TaskEncoder
 from .config import NetworkConfig
 from .networks import ImageLayers, PolicyNetwork, StackedMLP
@@ -39,13 +38,14 @@ class MrqPolicyConfig:
     """Algorithm and seed, for the record."""
 
 
-class MrqPolicy(nn.Module):
+class MrqPolicy(StoredPolicy):
     """tanh of the policy's output, or the most likely choice; no noise."""
 
+    Config = MrqPolicyConfig
+    config: MrqPolicyConfig
+
     def __init__(self, config: MrqPolicyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.task = TaskSpec.from_dict(config.task)
+        super().__init__(config)
         widths = NetworkConfig(**config.networks)
         self.features = None if config.world_model is None else TaskEncoder(**config.world_model)
         self.state: nn.Module
@@ -69,17 +69,6 @@ class MrqPolicy(nn.Module):
         if self.task.action_kind == "discrete":
             return F.one_hot(head.argmax(-1), self.task.action_dim).to(head)
         return torch.tanh(head)
-
-    def save(self, folder: Path) -> None:
-        """Write policy.safetensors and policy.json."""
-        save_weights(folder, "policy", self.state_dict(), self.config)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> MrqPolicy:
-        """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", MrqPolicyConfig))
-        load_weights(Path(folder), "policy", policy)
-        return policy.eval().requires_grad_(False)
 
 
 def policy_of_member(
