@@ -29,4 +29,5 @@ def reward_weights(entropy_K: torch.Tensor, limit: float) -> torch.Tensor:
 
     With these, every task's loss counts as the share of its reward that is left unexplained. limit 1 turns it off.
     """
-    return (entropy_K.max() / entropy_K.clamp(min=1e-6)).clamp(max=limit)
+    entropy_K = entropy_K.clamp(min=1e-6)
+    return (entropy_K.max() / entropy_K).clamp(max=limit)

@@ -229,6 +229,8 @@ def test_reward_weights_raise_sparse_tasks(tmp_path):
     weights = reward_weights(entropy, 100.0)
     torch.testing.assert_close(weights, torch.stack([torch.tensor(1.0), entropy[0] / entropy[1]]))
     assert reward_weights(entropy, 1.0).tolist() == [1.0, 1.0]
+    # Where every task's reward is always the same there is nothing to balance, and the loss still counts.
+    assert reward_weights(torch.zeros(2), 100.0).tolist() == [1.0, 1.0]
 
 
 def test_mixture_weights_by_task_before_behaviour():
