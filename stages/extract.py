@@ -76,6 +76,9 @@ class ExtractConfig:
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
         if not self.uncertainty or min([*self.anchor, *self.task_anchor.values(), *self.uncertainty], default=0) < 0:
             raise ConfigError("extract.anchor, task_anchor and uncertainty (one or more) must not be negative")
+        for key in ("anchor", "uncertainty"):
+            if len(set(weights := getattr(self, key))) < len(weights):
+                raise ConfigError(f"extract.{key} has a weight twice: {weights}")
 
 
 IMAGINED_EPISODES = 16
