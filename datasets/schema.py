@@ -73,6 +73,8 @@ class TaskSpec:
                 raise TaskError(f"task {self.name!r}: {size} must be at least 1, found {getattr(self, size)}")
         if self.discount is None:
             object.__setattr__(self, "discount", heuristic_discount(self.episode_length))
+        elif not 0 <= self.discount < 1:
+            raise TaskError(f"task {self.name!r}: discount must lie in [0, 1), found {self.discount}")
         object.__setattr__(self, "environment", dict(self.environment))
 
     @property

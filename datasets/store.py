@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pipeline.errors import DatasetError
-from .schema import Behaviour, Episode, TaskSpec, TaskTable
+from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -224,12 +224,15 @@ class TaskStore:
                 f"{folder} is not a packed store: expected store.json and tasks.json in it. "
                 "Pack datasets with a run that has the stage `pack`, and give its folder RUN/pack"
             )
-        described = json.loads((folder / "store.json").read_text())
+        try:
+            described = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DatasetError(f"{folder}/store.json is not JSON ({error}); restore the file, or pack again") from error
         if described.get("format") != FORMAT:
             raise DatasetError(
                 f"{folder}/store.json: format {described.get('format')!r}, this version reads {FORMAT}; pack again"
             )
-        table = TaskTable.from_json((folder / "tasks.json").read_text())
+        table = read_table(folder)
         tasks = []
         for spec, values in zip(table, described["tasks"], strict=True):
             tasks.append(_map_task(folder / spec.slug, spec, TaskSummary(**values), table))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..datasets.schema import TaskSpec, TaskTable
+from ..datasets.schema import TaskSpec, read_table
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import JobFailure, run_jobs
 from ..pipeline.seeding import derive_seed
@@ -268,7 +268,7 @@ def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, 
     for store in stores:
         data |= {entry["task"]: entry for entry in json.loads((store / "store.json").read_text())["tasks"]}
         if not specs:
-            specs |= {spec.name: spec for spec in TaskTable.from_json((store / "tasks.json").read_text())}
+            specs |= {spec.name: spec for spec in read_table(store)}
     return data
 
 

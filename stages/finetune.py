@@ -128,11 +128,11 @@ class Finetune(Stage):
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if name == "world_model" and maker is None:
-            from ..datasets.schema import TaskTable
+            from ..datasets.schema import read_table
             from ..datasets.tasks import expand_names
 
-            _model_file(folder, "model.json")
-            table = TaskTable.from_json(_model_file(folder, "tasks.json").read_text())
+            _check_is_model(folder)
+            table = read_table(folder)
             check_unknown(table.names, expand_names(self.config.tasks), folder)
 
     def run(self, context: Context) -> str:
@@ -154,14 +154,14 @@ class Finetune(Stage):
 
     def _check(self, new: Sequence[TaskSpec], context: Context) -> None:
         """Refuse what cannot be trained, before any of it is."""
-        from ..datasets.schema import TaskTable
+        from ..datasets.schema import read_table
         from ..datasets.store import TaskStore
         from ..pipeline.checkpoint import read_config
         from .world_model.config import WorldModelConfig
 
         folder = context.input("world_model")
         model = read_config(folder, "model", WorldModelConfig)
-        table = TaskTable.from_json(_model_file(folder, "tasks.json").read_text())
+        table = read_table(folder)
         model.check_horizon(self.config.horizon, "finetune.horizon")
         check_unknown(table.names, [task.name for task in new], folder)
         check_can_join(table, new, model.complete().task_dim, folder)
@@ -225,9 +225,9 @@ def check_replayed(model: TaskTable, store: TaskTable, model_folder: Path, store
         )
 
 
-def _model_file(folder: Path, name: str) -> Path:
-    if (folder / name).is_file():
-        return folder / name
+def _check_is_model(folder: Path) -> None:
+    if (folder / "model.json").is_file():
+        return
     found = ", ".join(sorted(path.name for path in folder.iterdir()))
     raise CheckpointError(
         f"finetune: {folder} holds no latent world model: expected model.json, model.safetensors and tasks.json, "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..datasets.schema import TaskTable
+from ..datasets.schema import TaskTable, read_table
 from ..datasets.tasks import expand_names, task_spec
 from ..pipeline.errors import ConfigError
 from ..pipeline.stage import Context, Input, Stage
@@ -88,7 +88,7 @@ class ImportTdmpc2(Stage):
 
     def _table(self, published: Published, context: Context) -> TaskTable:
         for folder in context.inputs["store"]:
-            return TaskTable.from_json((folder / "tasks.json").read_text())
+            return read_table(folder)
         if self.config.tasks:
             return TaskTable([task_spec(name) for name in expand_names(self.config.tasks)])
         context.log.warning(

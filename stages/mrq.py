@@ -134,7 +134,7 @@ class Mrq(Stage):
         return payloads
 
     def _check_world_model(self, context: Context, store: TaskStore) -> None:
-        from ..datasets.schema import TaskTable
+        from ..datasets.schema import read_table
         from .extract import check_same_tables
 
         if not context.inputs["world_model"]:
@@ -142,5 +142,4 @@ class Mrq(Stage):
                 "mrq.start_from_world_model needs a world model: list the stage pretrain before mrq, or give "
                 "inputs.world_model=FOLDER"
             )
-        table = TaskTable.from_json((context.input("world_model") / "tasks.json").read_text())
-        check_same_tables(table, store.table, context)
+        check_same_tables(read_table(context.input("world_model")), store.table, context)

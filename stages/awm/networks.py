@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...datasets.schema import TaskTable
+from ...datasets.schema import TaskTable, read_table
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from ...pipeline.errors import ConfigError
 from .config import SequenceModelConfig
@@ -341,7 +341,7 @@ def load_model(folder: str | Path) -> SequenceModel:
     """
     folder = Path(folder)
     config = read_config(folder, "sequence_model", SequenceModelConfig)
-    table = TaskTable.from_json((folder / "tasks.json").read_text())
+    table = read_table(folder)
     model = build_model(config, table)
     load_weights(folder, "sequence_model", model)
     return model.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore, TaskWriter
-from orrery.pipeline.errors import DatasetError
+from orrery.pipeline.errors import CheckpointError, DatasetError, TaskError
 
 from .stores import numbered_episode, write_store
 
@@ -67,3 +67,21 @@ def test_a_cut_file_is_named_with_both_sizes(tmp_path):
 def test_another_folder_is_not_a_store(tmp_path):
     with pytest.raises(DatasetError, match=r"is not a packed store: expected store\.json and tasks\.json"):
         TaskStore.open(tmp_path)
+
+
+def test_damaged_descriptions_are_named(tmp_path):
+    write_store(tmp_path, [(SPEC, [numbered_episode(SPEC, 0, 4)])])
+    described = (tmp_path / "store.json").read_text()
+    (tmp_path / "store.json").write_text(described[:50])
+    with pytest.raises(DatasetError, match=r"store\.json is not JSON .* pack again"):
+        TaskStore.open(tmp_path)
+    (tmp_path / "store.json").write_text(described)
+    (tmp_path / "tasks.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"tasks\.json: expected a list of task specs"):
+        TaskStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("discount", [1.0, -0.1, float("nan")])
+def test_a_discount_that_sums_no_returns_is_refused(discount):
+    with pytest.raises(TaskError, match=r"discount must lie in \[0, 1\)"):
+        TaskSpec("toy/a", 2, 1, 50, discount=discount)
