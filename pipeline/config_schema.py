@@ -43,6 +43,8 @@ def build(hint: Any, value: Any, key: str) -> Any:
             return hint(**values)
         except (OrreryError, ValueError, TypeError) as error:
             message = str(error)
+            if message.split(" ", 1)[0].rstrip(":") in {field.name for field in dataclasses.fields(hint)}:
+                raise ConfigError(f"{key}.{message}") from error
             raise ConfigError(message if message.startswith(f"{key}.") else f"{key}: {message}") from error
     if get_origin(hint) is dict:
         return {name: build(arguments[1], inner, f"{key}.{name}") for name, inner in value.items()}

@@ -22,6 +22,7 @@ from .errors import ConfigError, StageError
 from .job_process import JobProcess
 from .jobs import LOG, State, describe_error, execute, read_status, write_status
 from .pool import THREAD_VARIABLES
+from .ranges import check_choices, check_counts, check_not_negative
 
 EXECUTORS = ("inline", "local", "slurm", "ray")
 CLUSTERS = ("slurm", "local", "debug")
@@ -74,15 +75,13 @@ class FanoutConfig:
     """What is asked of SLURM."""
 
     def __post_init__(self) -> None:
-        if self.executor not in EXECUTORS:
-            raise ConfigError(f"executor: expected one of {', '.join(EXECUTORS)}, found {self.executor!r}")
+        check_choices(self, executor=EXECUTORS)
         if self.slurm.cluster not in CLUSTERS:
             raise ConfigError(f"slurm.cluster: expected one of {', '.join(CLUSTERS)}, found {self.slurm.cluster!r}")
-        for name in ("members_per_job", "memory_gb", "parallel_jobs", "cpus_per_job", "time_limit_min", "retries"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
-        if self.jobs_per_gpu < 1:
-            raise ConfigError(f"jobs_per_gpu must be at least 1, found {self.jobs_per_gpu}")
+        check_not_negative(
+            self, "members_per_job", "memory_gb", "parallel_jobs", "cpus_per_job", "time_limit_min", "retries"
+        )
+        check_counts(self, "jobs_per_gpu")
         if self.executor == "slurm" and not self.time_limit_min:
             raise ConfigError("time_limit_min: SLURM needs the longest time that a job may take, in minutes")
         if self.executor == "inline" and self.time_limit_min:

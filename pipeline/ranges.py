@@ -1,8 +1,9 @@
-"""Ranges of settings, checked where a config dataclass is built. NaN lies in none of them."""
+"""Ranges and choices of settings, checked where a config dataclass is built. NaN lies in no range."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from .errors import ConfigError
@@ -11,28 +12,36 @@ ACCELERATORS = ("cpu", "cuda", "auto")
 """Of everything that is no training by Lightning, which says gpu."""
 
 
+def check_counts(config: Any, *names: str) -> None:
+    """Raise a ConfigError for the first of these fields that is below 1."""
+    for name in names:
+        if not getattr(config, name) >= 1:
+            raise ConfigError(f"{name} must be at least 1, found {getattr(config, name)}")
+
+
 def check_positive(config: Any, *names: str) -> None:
-    """Raise a ConfigError for the first of these fields that is not finite and above 0."""
+    """The same for numbers that are not finite and above 0."""
     for name in names:
         if not 0 < getattr(config, name) < math.inf:
             raise ConfigError(f"{name} must be positive, found {getattr(config, name)}")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
-    """The same for 0 and above."""
+    """The same for those that are not finite, or below 0."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"{name} must not be negative, found {getattr(config, name)}")
 
 
-def check_accelerator(config: Any) -> None:
-    """Raise a ConfigError unless its `accelerator` is cpu, cuda or auto."""
-    if config.accelerator not in ACCELERATORS:
-        raise ConfigError(f"accelerator: expected {', '.join(ACCELERATORS)}, found {config.accelerator!r}")
-
-
 def check_shares(config: Any, *names: str) -> None:
-    """The same for [0, 1]."""
+    """The same for those outside [0, 1]."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name} must lie in [0, 1], found {getattr(config, name)}")
+
+
+def check_choices(config: Any, **known: Iterable[str]) -> None:
+    """Raise a ConfigError for the first of these fields that has none of its known values."""
+    for name, values in known.items():
+        if getattr(config, name) not in values:
+            raise ConfigError(f"{name}: expected {', '.join(values)}, found {getattr(config, name)!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
 from .pack import SIMULATED, PackConfig
@@ -47,9 +48,7 @@ class BpoStageConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "iterations", "starts_per_task", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"bpo.{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, "seeds", "iterations", "starts_per_task", "log_every")
         if not self.gradients or set(self.gradients) - set(GRADIENTS):
             raise ConfigError(f"bpo.gradients: expected some of {', '.join(GRADIENTS)}, found {self.gradients}")
 

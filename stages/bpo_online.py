@@ -9,6 +9,7 @@ from typing import Any
 
 from ..datasets.tasks import resolve_name, task_spec
 from ..pipeline.errors import ConfigError
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Stage
 from .awm.config import OnlineConfig, SequenceModelConfig
 from .policy_index import policy_entry, write_index
@@ -30,8 +31,7 @@ class BpoOnlineConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"bpo_online.seeds must be at least 1, found {self.seeds}")
+        check_counts(self, "seeds")
 
 
 class BpoOnline(Stage):

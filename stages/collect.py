@@ -14,6 +14,7 @@ from ..datasets.schema import Behaviour, TaskSpec
 from ..datasets.tasks import expand_names, resolve_name, task_spec
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
+from ..pipeline.ranges import check_counts, check_shares
 from ..pipeline.stage import Context, Stage
 from .policy_index import POLICIES_FILE, PolicyIndex
 
@@ -50,15 +51,12 @@ class CollectConfig:
     """Share of their episodes that explore at random instead, as where there is no policy."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ConfigError(f"episodes must be at least 1, found {self.episodes}")
+        check_counts(self, "episodes")
         for name in ("expert_noise", "policy_noise"):
             noise = getattr(self, name)
             if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:
                 raise ConfigError(f"{name} must be two numbers 0 <= low <= high, found {noise}")
-        for name in ("random_share", "policy_random_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+        check_shares(self, "random_share", "policy_random_share")
 
 
 @dataclass(frozen=True)

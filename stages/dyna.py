@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.ranges import check_choices
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
@@ -48,8 +49,7 @@ class DynaConfig:
     def __post_init__(self) -> None:
         if self.share <= 0 or self.length < 1:
             raise ConfigError(f"share must be positive and length at least 1, found {self.share} and {self.length}")
-        if self.actions not in ACTIONS:
-            raise ConfigError(f"actions: expected one of {', '.join(ACTIONS)}, found {self.actions!r}")
+        check_choices(self, actions=ACTIONS)
         if len(self.noise) != 2 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ConfigError(f"noise must be two numbers 0 <= low <= high, found {self.noise}")
 

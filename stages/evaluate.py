@@ -15,6 +15,7 @@ import numpy as np
 from ..datasets.schema import TaskSpec, read_table
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
@@ -44,8 +45,7 @@ class EvaluateConfig:
     """cpu, cuda, or auto: where policies compute. Only planning through a large model gains from a GPU."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ConfigError(f"episodes must be at least 1, found {self.episodes}")
+        check_counts(self, "episodes")
         if unknown := sorted(set(self.baselines) - set(BASELINES)):
             raise ConfigError(f"unknown baselines {', '.join(unknown)}; expected {', '.join(BASELINES)}")
         if self.accelerator not in ("cpu", "cuda", "auto"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from ..pipeline.ranges import check_accelerator
+from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 from .finetune import finetune_folders
@@ -68,10 +68,8 @@ class ExtractConfig:
     """How policies are split into jobs, and where these run. Changes speed and float rounding, nothing else."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "iterations", "groups", "starts_per_task", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"extract.{name} must be at least 1, found {getattr(self, name)}")
-        check_accelerator(self)
+        check_counts(self, "seeds", "iterations", "groups", "starts_per_task", "log_every", "checkpoint_every")
+        check_choices(self, accelerator=ACCELERATORS)
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
         if not self.uncertainty or min([*self.anchor, *self.task_anchor.values(), *self.uncertainty], default=0) < 0:

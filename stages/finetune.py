@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError, StageError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
+from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.stage import Context, Input, Stage
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig
 
@@ -84,12 +85,8 @@ class FinetuneConfig:
     """Where the jobs of `per_task` run."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"finetune.{name} must be at least 1, found {getattr(self, name)}")
-        for name, known in (("initial", INITIAL), ("scaling", SCALING), ("train", TRAIN)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"finetune.{name}: expected {', '.join(known)}, found {getattr(self, name)!r}")
+        check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
+        check_choices(self, initial=INITIAL, scaling=SCALING, train=TRAIN)
         if not 0 < self.held_out < 1:
             raise ConfigError(f"finetune.held_out must lie between 0 and 1, found {self.held_out}")
         if not 0 <= self.replay < 1:
@@ -100,8 +97,7 @@ class FinetuneConfig:
             )
         if self.trainer.nodes > 1:
             raise ConfigError("finetune.trainer.nodes: finetuning runs on one node; use finetune.trainer.devices")
-        if self.reward_balance < 1:
-            raise ConfigError(f"finetune.reward_balance must be at least 1, found {self.reward_balance}")
+        check_counts(self, "reward_balance")
 
     @property
     def replayed_windows(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..datasets.schema import TaskTable, read_table
 from ..datasets.tasks import expand_names, task_spec
 from ..pipeline.errors import ConfigError
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 from .world_model.config import WorldModelConfig
 
@@ -38,8 +39,7 @@ class ImportTdmpc2Config:
     """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
 
     def __post_init__(self) -> None:
-        if self.episode_length < 1:
-            raise ConfigError(f"import_tdmpc2.episode_length must be at least 1, found {self.episode_length}")
+        check_counts(self, "episode_length")
 
     @property
     def unseen(self) -> WorldModelConfig:

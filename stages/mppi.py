@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import policy_entry, write_index
@@ -41,10 +42,7 @@ class MppiConfig:
     """Base of all randomness of the planners."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ConfigError(f"mppi.seeds must be at least 1, found {self.seeds}")
-        if self.state_horizon < 1:
-            raise ConfigError(f"mppi.state_horizon must be at least 1, found {self.state_horizon}")
+        check_counts(self, "seeds", "state_horizon")
         if unknown := sorted(set(self.algorithms) - set(Mppi.algorithms)):
             raise ConfigError(f"mppi.algorithms: unknown {unknown}, this stage has: {', '.join(Mppi.algorithms)}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.executors import FanoutConfig
-from ..pipeline.ranges import check_accelerator
+from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts, check_not_negative
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -58,15 +58,11 @@ class MrqConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "updates", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"mrq.{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("encoder_updates", "behaviour_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"mrq.{name} must not be negative, found {getattr(self, name)}")
+        check_counts(self, "seeds", "updates", "log_every", "checkpoint_every")
+        check_not_negative(self, "encoder_updates", "behaviour_weight")
         if self.freeze_encoder and not self.encoder_updates:
             raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
-        check_accelerator(self)
+        check_choices(self, accelerator=ACCELERATORS)
         check_variants(self.variants, "mrq")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import BEHAVIOURS
-from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.errors import StageError
+from ..pipeline.ranges import check_choices
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
 
@@ -30,8 +31,7 @@ class MrqDatasetsConfig:
     which is as wide as exploration; policy or unknown anchor extraction to it."""
 
     def __post_init__(self) -> None:
-        if self.behaviour not in BEHAVIOURS:
-            raise ConfigError(f"behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}")
+        check_choices(self, behaviour=BEHAVIOURS)
 
 
 class MrqDatasets(Stage):

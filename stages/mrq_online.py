@@ -14,7 +14,7 @@ from ..datasets.schema import TaskSpec
 from ..datasets.tasks import resolve_name, task_spec
 from ..pipeline.errors import ConfigError
 from ..pipeline.executors import FanoutConfig
-from ..pipeline.ranges import check_accelerator
+from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts
 from ..pipeline.stage import Context, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -69,13 +69,11 @@ class MrqOnlineConfig:
             "evaluation_episodes",
             "checkpoint_every",
         )
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"mrq_online.{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, *names)
         longest = max(self.learn.horizons)
         if self.warmup < longest + 1:
             raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
-        check_accelerator(self)
+        check_choices(self, accelerator=ACCELERATORS)
         check_variants(self.variants, "mrq_online")
 
 

@@ -13,6 +13,7 @@ from ..datasets.schema import BEHAVIOURS
 from ..datasets.tasks import expand_names
 from ..datasets.tasks.tdmpc2 import SETS
 from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 
 
@@ -92,8 +93,7 @@ class PackConfig:
     """At most so many of each task, the first ones of its dataset; 0 takes all."""
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"pack.window must be at least 1, found {self.window}")
+        check_counts(self, "window")
         if self.episodes < 0:
             raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
         for name, source in self.sources.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, OrreryError
+from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, OfflineConfig
@@ -52,13 +53,10 @@ class PowrConfig:
     """cpu, cuda, or auto."""
 
     def __post_init__(self) -> None:
-        for name, known in (("states", STATES), ("kernel", KERNELS), ("action", ACTIONS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
+        check_choices(self, states=STATES, kernel=KERNELS, action=ACTIONS)
         if self.scale <= 0:
             raise ConfigError(f"scale: a kernel's scale must be positive, found {self.scale}")
-        if self.seeds < 1 or self.components < 1:
-            raise ConfigError("seeds and components must be at least 1")
+        check_counts(self, "seeds", "components")
 
 
 class Powr(Stage):

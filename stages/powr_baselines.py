@@ -12,6 +12,7 @@ from typing import Any
 from ..datasets.schema import TaskSpec
 from ..pipeline.errors import ConfigError
 from ..pipeline.fanout import run_all
+from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Stage
 from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
@@ -45,9 +46,7 @@ class PowrBaselinesConfig:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.algorithms) - set(LIBRARIES)):
             raise ConfigError(f"algorithms: unknown {unknown}, this stage has: {', '.join(LIBRARIES)}")
-        for name in ("transitions", "evaluate_every", "evaluation_episodes", "seeds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, "transitions", "evaluate_every", "evaluation_episodes", "seeds")
 
 
 @dataclass(frozen=True)

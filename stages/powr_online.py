@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
+from ..pipeline.ranges import check_choices, check_counts, check_not_negative
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, PlannerConfig
@@ -61,13 +62,11 @@ class PowrOnlineConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        for name in ("transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.replan_every < 0:
-            raise ConfigError(f"replan_every must not be negative, found {self.replan_every}")
-        if self.kernel not in KERNELS:
-            raise ConfigError(f"kernel: expected one of {', '.join(KERNELS)}, found {self.kernel!r}")
+        check_counts(
+            self, "transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"
+        )
+        check_not_negative(self, "replan_every")
+        check_choices(self, kernel=KERNELS)
         if not self.scale or min(self.scale) <= 0:
             raise ConfigError(f"scale: a kernel's scales must be positive, found {self.scale}")
         if not 0 <= self.discount < 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.hub import find_artifact
+from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.ranks import launched
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
@@ -75,9 +76,7 @@ class PretrainConfig:
     """Of initial weights and window order."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"pretrain.{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")
         if unknown := sorted(set(self.behaviour_mixture) - set(BEHAVIOURS)):
@@ -85,8 +84,7 @@ class PretrainConfig:
         for key in ("mixture", "behaviour_mixture"):
             if negative := [name for name, weight in getattr(self, key).items() if not weight >= 0]:
                 raise ConfigError(f"pretrain.{key}: weights must not be negative, found one for {', '.join(negative)}")
-        if self.world_model not in WORLD_MODELS:
-            raise ConfigError(f"world_model: expected {', '.join(WORLD_MODELS)}, found {self.world_model!r}")
+        check_choices(self, world_model=WORLD_MODELS)
         if self.world_model == "sequence" and self.horizon > self.sequence.horizon:
             raise ConfigError(
                 f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} decisions of "
@@ -105,8 +103,7 @@ class PretrainConfig:
             )
         if self.world_model == "sequence" and self.trainer.compile:
             raise ConfigError("pretrain.trainer.compile is for world_model=latent; leave it out for a sequence model")
-        if self.reward_balance < 1:
-            raise ConfigError(f"pretrain.reward_balance must be at least 1, found {self.reward_balance}")
+        check_counts(self, "reward_balance")
 
     @property
     def latent_model(self) -> WorldModelConfig:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..datasets.schema import TaskSpec
 from ..pipeline.errors import ConfigError
 from ..pipeline.fanout import run_all
+from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import policy_entry, write_index
@@ -50,9 +51,7 @@ class SacConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "decisions", "update_every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sac.{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, "seeds", "decisions", "update_every", "batch_size")
         if not 0 <= self.warm_up < self.decisions:
             raise ConfigError(f"sac.warm_up must be less than the {self.decisions} decisions, found {self.warm_up}")
 

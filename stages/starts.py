@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.errors import StageError
 from ..pipeline.fanout import run_all
+from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:
@@ -38,10 +39,8 @@ class StartsConfig:
     """Of the episodes and of the choice of frames."""
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ConfigError(f"starts.source: expected {', '.join(SOURCES)}, found {self.source!r}")
-        if self.episodes < 1 or self.frames < 1:
-            raise ConfigError("starts.episodes and starts.frames must be at least 1")
+        check_choices(self, source=SOURCES)
+        check_counts(self, "episodes", "frames")
 
 
 @dataclass(frozen=True)

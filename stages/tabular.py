@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError, DatasetError
+from ..pipeline.ranges import check_choices, check_counts, check_positive
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import policy_entry, write_index
 
@@ -41,11 +42,9 @@ class TabularConfig:
     """Refuse data with more distinct observations: the model takes 8 x states^2 x actions bytes."""
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("unseen", UNSEEN)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
-        if self.steps < 1 or self.max_states < 1 or self.step_size <= 0:
-            raise ConfigError("steps and max_states must be at least 1, step_size positive")
+        check_choices(self, method=METHODS, unseen=UNSEEN)
+        check_counts(self, "steps", "max_states")
+        check_positive(self, "step_size")
 
 
 class Tabular(Stage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_shares
 
 KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
 """markov: s' = s + f(s, a) or f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent
@@ -55,11 +56,8 @@ class SequenceModelConfig:
     """Learn the reward of a transition. Without it, policies need a task whose simulator gives the true one."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"kind: expected {', '.join(KINDS)}, found {self.kind!r}")
-        for name in ("horizon", "width", "layers", "heads", "states", "stride", "task_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_choices(self, kind=KINDS)
+        check_counts(self, "horizon", "width", "layers", "heads", "states", "stride", "task_dim")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         for name, known in (("target", TARGETS), ("likelihood", LIKELIHOODS)):
@@ -69,8 +67,7 @@ class SequenceModelConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is for kind markov; kind is {self.kind}")
         if self.noise and self.kind not in NOISY_KINDS:
             raise ConfigError(f"noise is for kinds {', '.join(NOISY_KINDS)}; kind is {self.kind}")
-        if not 0 <= self.feedback_gradient <= 1:
-            raise ConfigError(f"feedback_gradient must lie in [0, 1], found {self.feedback_gradient}")
+        check_shares(self, "feedback_gradient")
 
     def longest_prediction(self) -> int | None:
         """Decisions that the model can look ahead; None where there is no limit."""
@@ -87,8 +84,7 @@ class SequenceLossConfig:
     """Probability that the reward head learns from a predicted transition rather than from the data's."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.reward_on_predictions <= 1:
-            raise ConfigError(f"reward_on_predictions must lie in [0, 1], found {self.reward_on_predictions}")
+        check_shares(self, "reward_on_predictions")
 
 
 @dataclass(frozen=True)
@@ -117,12 +113,10 @@ class BpoConfig:
     where there is a simulator."""
 
     def __post_init__(self) -> None:
-        if self.reward not in REWARDS:
-            raise ConfigError(f"reward: expected {', '.join(REWARDS)}, found {self.reward!r}")
-        if self.horizon < 0 or self.batch_size < 1:
-            raise ConfigError("horizon must not be negative and batch_size at least 1")
-        if self.entropy < 0 or not 0 <= self.policy_input_gradient <= 1:
-            raise ConfigError("entropy must not be negative and policy_input_gradient must lie in [0, 1]")
+        check_choices(self, reward=REWARDS)
+        check_counts(self, "batch_size")
+        check_not_negative(self, "horizon", "entropy")
+        check_shares(self, "policy_input_gradient")
 
 
 @dataclass(frozen=True)

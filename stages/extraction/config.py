@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_not_negative, check_positive, check_shares
+from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ..world_model.config import ACTIVATION_NAMES
 
 ALGORITHMS = ("pwm", "bc")
@@ -42,8 +42,7 @@ class ActorCriticConfig:
     """Gradient norm of each policy's critics is clipped to this."""
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATION_NAMES:
-            raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
+        check_choices(self, activation=ACTIVATION_NAMES)
         check_positive(self, "num_critics", "lr", "actor_clip_norm", "critic_clip_norm")
         check_not_negative(self, "final_lr")
         for name in ("actor_units", "critic_units"):
@@ -76,8 +75,7 @@ class ReleasedConfig:
     """Critic minibatches of consecutive time steps, not shuffled."""
 
     def __post_init__(self) -> None:
-        if self.reward_space not in REWARD_SPACES:
-            raise ConfigError(f"reward_space: expected {' or '.join(REWARD_SPACES)}, found {self.reward_space!r}")
+        check_choices(self, reward_space=REWARD_SPACES)
         if not 0 <= self.constant_discount < 1:
             raise ConfigError(f"constant_discount must lie in [0, 1), found {self.constant_discount}")
 
@@ -107,9 +105,7 @@ class FirstOrderConfig:
     """Switches back to the released code's behaviour, for comparisons."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "batch_size", "critic_passes", "critic_minibatches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, "horizon", "batch_size", "critic_passes", "critic_minibatches")
         check_shares(self, "lambda_", "policy_input_gradient")
         if (self.horizon * self.batch_size) % self.critic_minibatches:
             raise ConfigError(

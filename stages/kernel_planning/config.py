@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive
 
 KERNELS = ("delta", "laplace", "gaussian", "product_laplace", "linear")
 """Kernels of states, see `kernels`."""
@@ -47,18 +48,10 @@ class PlannerConfig:
     """Epochs whose action values the policy sums; 0 is all, as published."""
 
     def __post_init__(self) -> None:
-        if self.selection not in SELECTIONS:
-            raise ConfigError(f"selection: expected one of {', '.join(SELECTIONS)}, found {self.selection!r}")
-        if self.sinks not in SINKS:
-            raise ConfigError(f"sinks: expected one of {', '.join(SINKS)}, found {self.sinks!r}")
-        for name in ("centres", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("ridge", "jitter", "memory"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, found {getattr(self, name)}")
-        if self.step_size <= 0 or self.step_growth <= 0:
-            raise ConfigError(f"step_size and step_growth must be positive, found {self.step_size}, {self.step_growth}")
+        check_choices(self, selection=SELECTIONS, sinks=SINKS)
+        check_counts(self, "centres", "steps")
+        check_not_negative(self, "ridge", "jitter", "memory")
+        check_positive(self, "step_size", "step_growth")
 
 
 @dataclass(frozen=True)
@@ -97,17 +90,10 @@ class OfflineConfig:
     """Taken off the value of a pair per posterior standard deviation, in units of the spread of values over choices."""
 
     def __post_init__(self) -> None:
-        for name, known in (("candidates", CANDIDATES), ("start", STARTS), ("shift", SHIFTS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {getattr(self, name)!r}")
-        for name in ("max_rows", "num_candidates", "behaviour_points"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("action_scale", "behaviour_scale", "behaviour_floor"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, found {getattr(self, name)}")
-        if self.penalty < 0:
-            raise ConfigError(f"penalty must not be negative, found {self.penalty}")
+        check_choices(self, candidates=CANDIDATES, start=STARTS, shift=SHIFTS)
+        check_counts(self, "max_rows", "num_candidates", "behaviour_points")
+        check_positive(self, "action_scale", "behaviour_scale", "behaviour_floor")
+        check_not_negative(self, "penalty")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out must lie in [0, 1), found {self.held_out}")
         if not self.grid or max(map(abs, self.grid)) > 1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_not_negative, check_positive, check_shares
+from ...pipeline.ranges import check_choices, check_not_negative, check_positive, check_shares
 
 IMAGE_SIZE = 84
 """Height and width in pixels that the convolutions are made for: they end in 32 x 7 x 7 = 1568 numbers."""
@@ -91,8 +91,7 @@ class ReleasedConfig:
     at 1 until a reward other than zero was seen."""
 
     def __post_init__(self) -> None:
-        if self.return_form not in RETURN_FORMS:
-            raise ConfigError(f"return_form: expected {', '.join(RETURN_FORMS)}, found {self.return_form!r}")
+        check_choices(self, return_form=RETURN_FORMS)
 
 
 @dataclass(frozen=True)

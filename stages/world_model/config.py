@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_not_negative, check_positive, check_shares
+from ...pipeline.ranges import check_choices, check_not_negative, check_positive, check_shares
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
@@ -83,18 +83,12 @@ class WorldModelConfig:
     """Bins span [-limit, limit] in symlog units; 10 covers rewards up to 22025 per decision."""
 
     def __post_init__(self) -> None:
-        if self.size not in SIZES:
-            raise ConfigError(f"model.size: expected {', '.join(SIZES)}, found {self.size!r}")
+        check_choices(self, size=SIZES)
         check_positive(self, "simnorm_dim", "bin_limit")
         widths = self._widths()
         if widths["latent_dim"] % self.simnorm_dim:
             raise ConfigError(f"latent_dim {widths['latent_dim']} is not a multiple of simnorm_dim {self.simnorm_dim}")
-        if self.activation not in ACTIVATION_NAMES:
-            raise ConfigError(f"activation: expected {', '.join(ACTIVATION_NAMES)}, found {self.activation!r}")
-        if self.latent not in LATENT_NAMES:
-            raise ConfigError(f"latent: expected {', '.join(LATENT_NAMES)}, found {self.latent!r}")
-        if self.dynamics not in DYNAMICS:
-            raise ConfigError(f"model.dynamics: expected {', '.join(DYNAMICS)}, found {self.dynamics!r}")
+        check_choices(self, activation=ACTIVATION_NAMES, latent=LATENT_NAMES, dynamics=DYNAMICS)
         if min(self.awm_width, self.awm_layers, self.awm_heads) < 1 or self.awm_width % self.awm_heads:
             raise ConfigError(
                 f"model.awm_width ({self.awm_width}) must be a multiple of awm_heads ({self.awm_heads}), and both and "
@@ -216,10 +210,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if min(self.devices, self.nodes, self.accumulate, self.log_every) < 1:
             raise ConfigError("devices, nodes, accumulate and log_every must be at least 1")
-        if self.accelerator not in ACCELERATORS:
-            raise ConfigError(f"accelerator: expected {', '.join(ACCELERATORS)}, found {self.accelerator!r}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision: expected {', '.join(PRECISIONS)}, found {self.precision!r}")
+        check_choices(self, accelerator=ACCELERATORS, precision=PRECISIONS)
         if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
             raise ConfigError(
                 f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "

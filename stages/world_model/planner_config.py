@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.ranges import check_counts, check_not_negative
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -50,9 +51,7 @@ class PlannerConfig:
     TD-MPC2 runs with high, which is TF32 on a GPU; medium is bfloat16 on CPUs that have it."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "iterations", "samples", "elites"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_counts(self, "horizon", "iterations", "samples", "elites")
         if not 0 <= self.prior_trajectories < self.samples:
             raise ConfigError(
                 f"prior_trajectories must be at least 0 and less than samples ({self.samples}), "
@@ -62,8 +61,7 @@ class PlannerConfig:
             raise ConfigError(f"elites ({self.elites}) must not be more than samples ({self.samples})")
         if not 0 <= self.min_std <= self.max_std:
             raise ConfigError(f"expected 0 <= min_std <= max_std, found {self.min_std} and {self.max_std}")
-        if self.temperature < 0:
-            raise ConfigError(f"temperature must not be negative, found {self.temperature}")
+        check_not_negative(self, "temperature")
         if self.matmul_precision not in MATMUL_PRECISIONS:
             raise ConfigError(
                 f"matmul_precision: expected {', '.join(MATMUL_PRECISIONS)}, found {self.matmul_precision!r}"

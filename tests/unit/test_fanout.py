@@ -255,7 +255,7 @@ def test_pruned_jobs_keep_their_logs_and_cleared_ones_nothing(bench: Bench) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "slrum"}, "expected one of inline, local, slurm, ray, found 'slrum'"),
+        ({"executor": "slrum"}, "expected inline, local, slurm, ray, found 'slrum'"),
         ({"executor": "slurm"}, "SLURM needs the longest time that a job may take"),
         ({"time_limit_min": 5.0}, "a job in this process cannot be stopped"),
         ({"executor": "local", "detach": True}, "only slurm's go on"),

@@ -87,7 +87,7 @@ def test_data_without_a_kept_replay_is_refused(tmp_path):
     ("make", "message"),
     [
         (lambda: MrqOnlineConfig(warmup=5), "warmup must be at least 6, one window, found 5"),
-        (lambda: MrqOnlineConfig(steps=0), "mrq_online.steps must be at least 1"),
+        (lambda: MrqOnlineConfig(steps=0), "steps must be at least 1"),
         (lambda: MrqOnlineConfig(variants=["no_lpa"]), r"unknown \['no_lpa'\]; known: mrq, linear_value"),
         (lambda: MrqConfig(variants=[]), "must name each variant once, and at least one"),
         (lambda: MrqConfig(freeze_encoder=True, encoder_updates=0), "would leave the encoder untrained"),
