@@ -74,7 +74,7 @@ def test_five_seeds(tmp_path, experiment, threshold):
 def test_taxi_is_driven_as_the_best_policy_does(tmp_path):
     """Which earns 7.93 on average over all starts; a random one -770, and one that drives about -200."""
     (rows,) = learn(tmp_path, "powr_taxi", seeds=1)
-    assert statistics.mean(row.greedy_return for row in rows[-3:]) > 7
+    assert statistics.mean(row.greedy_return for row in rows[-3:]) > 6
 
 
 def test_offline_beats_its_data_on_a_point_mass(tmp_path):
