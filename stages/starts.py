@@ -33,7 +33,7 @@ class StartsConfig:
     """Tasks of the world model; all of them where empty."""
     episodes: int = 40
     """Per task, where they are played."""
-    frames: int = 4096
+    frames: int = 16384
     """Kept per task, at most, of what was played."""
     seed: int = 0
     """Of the episodes and of the choice of frames."""

@@ -26,8 +26,9 @@ from ...pipeline.seeding import derive_seed
 
 STARTS = "starts"
 """starts.safetensors and starts.json in a folder."""
-SAVED_FRAMES = 1024
-"""Per task: 0.3 MB where observations and actions have 60 numbers together."""
+SAVED_FRAMES = 16384
+"""Per task, as many as extraction draws from a store by default: fewer make worse policies (docs/pages/results.md).
+1.2 MB where observations and actions have 18 numbers together."""
 SAVED_INITIAL = 64
 
 

@@ -15,7 +15,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extract import Extract, ExtractConfig
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
-from orrery.stages.extraction.start_frames import draw_frames, load_frames, save_store_frames
+from orrery.stages.extraction.start_frames import SAVED_FRAMES, draw_frames, load_frames, save_store_frames
 from orrery.stages.policy import Policy
 from orrery.stages.starts import Starts, StartsConfig
 from orrery.stages.world_model.config import WorldModelConfig
@@ -122,9 +122,9 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
     store = TaskStore.open(folder)
     save_store_frames(store, with_frames)
     saved = load_frames(with_frames, list(SPECS.values()))["toy/b"]
-    assert saved.observation_NO.shape == (1024, 4)
-    assert saved.action_NA.shape == (1024, 2)
-    drawn = draw_frames(store, "toy/b", 1024, 64, 0)
+    assert saved.observation_NO.shape == (SAVED_FRAMES, 4)
+    assert saved.action_NA.shape == (SAVED_FRAMES, 2)
+    drawn = draw_frames(store, "toy/b", SAVED_FRAMES, 64, 0)
     assert torch.equal(saved.observation_NO, drawn.observation_NO)
     assert saved.reward_rms == drawn.reward_rms > 0
     # Each frame is one of the data, with the action taken there.
@@ -135,7 +135,7 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
     assert list(policies) == ["toy/b"]
     # The stage starts hands the same frames on; what comes of them is the same.
     given = context_of(tmp_path / "starts", world_model=with_frames)
-    assert "1,024 frames of each of 1 tasks" in Starts(StartsConfig(tasks=["toy/b"])).run(given)
+    assert f"{SAVED_FRAMES:,} frames of each of 1 tasks" in Starts(StartsConfig(tasks=["toy/b"])).run(given)
     again = extract(tmp_path / "again", config(tasks=["toy/b"]), world_model=model, starts=tmp_path / "starts")
     assert same(policies["toy/b"], again["toy/b"])
     with pytest.raises(CheckpointError, match="has no start frames of toy/a; it has those of toy/b"):

@@ -353,7 +353,7 @@ def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
     assert "| toy/b | 3 | 1 continuous | 25 | 1 | 0.95 | no | normalised |" in card
     assert "| toy/a | exploration | 6 | 150 |" in card
     assert f"Hash of the packed data: `{artifact.digest_of(run / 'pack')}`" in card
-    assert "1,024 frames of each task's data" in card
+    assert "16,384 frames of each task's data" in card
     assert "| toy/a | 0.75 |" in card
     assert "Fewer than 20 episodes: toy/a, toy/b." in card
     assert "Open-loop R2 not defined, since the held-out data does not vary: toy/b." in card
