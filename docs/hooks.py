@@ -20,6 +20,7 @@ GUIDES = {
     "Tasks": "tasks.md",
     "Scores and metrics": "scores.md",
     "Results": "results.md",
+    "Results of the alternatives": "alternatives.md",
     "Devices and jobs": "jobs.md",
     "Beside the released code": "differences.md",
     "Notebooks": "notebooks.md",
