@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ..datasets.store import TaskStore
 
 WORLD_MODELS = ("latent", "sequence")
-POSITIONAL = ("awm", "hwm")
-"""Sequence models with a learned position for every decision."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,11 @@ class PretrainConfig:
                 f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} decisions of "
                 "pretrain.sequence.horizon"
             )
-        if self.world_model == "sequence" and self.sequence.kind in POSITIONAL and self.horizon < self.sequence.horizon:
+        positions = self.sequence.longest_prediction() or 0
+        if self.world_model == "sequence" and self.horizon < positions:
             raise ConfigError(
-                f"pretrain.horizon {self.horizon} would leave {self.sequence.horizon - self.horizon} of the "
-                f"{self.sequence.horizon} positions of the {self.sequence.kind} model untrained; set pretrain.horizon "
+                f"pretrain.horizon {self.horizon} would leave {positions - self.horizon} of the {positions} positions "
+                f"of the {self.sequence.kind} model untrained; set pretrain.horizon "
                 "and pretrain.sequence.horizon alike"
             )
         if self.model.dynamics == "awm" and self.model.awm_horizon not in (-1, self.horizon):
