@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 
 from ..pipeline.errors import DatasetError
+from ..pipeline.paths import user_path
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "observation": ("observations", "observation", "obs"),
@@ -64,7 +65,7 @@ class ColumnMap:
 
             where = f"column map {given}"
             try:
-                given = OmegaConf.to_container(OmegaConf.load(given))  # type: ignore[assignment]
+                given = OmegaConf.to_container(OmegaConf.load(user_path(given)))  # type: ignore[assignment]
             except (OSError, YAMLError, OmegaConfBaseException) as error:
                 raise DatasetError(f"{where} cannot be read: {error}") from error
         names = [f.name for f in dataclasses.fields(cls)]

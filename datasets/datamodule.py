@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..pipeline.paths import user_path
 from .store import TaskRows, TaskStore
 from .windows import Split, WindowIndex, WindowSampler
 
@@ -88,7 +89,7 @@ class WindowData(lightning.LightningDataModule):
 
     def __init__(self, store: str | Path, settings: WindowSettings) -> None:
         super().__init__()
-        self._folder, self._settings = Path(store), settings
+        self._folder, self._settings = user_path(store), settings
         self._store: TaskStore | None = None
 
     def train_dataloader(self) -> DataLoader:

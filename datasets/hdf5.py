@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from ..pipeline.errors import DatasetError
+from ..pipeline.paths import user_path
 from .columns import ColumnMap, detect_columns
 from .schema import Behaviour, Episode, TaskSpec
 from .task_from_data import (
@@ -86,7 +87,7 @@ class Hdf5Reader:
         Raises:
             DatasetError: the file is missing or damaged, a column is missing, or no end of an episode can be found.
         """
-        self._path = Path(path).expanduser()
+        self._path = user_path(path)
         fields, bounds = split_overrides(overrides, str(self._path))
         with _open(self._path) as file:
             given = detect_columns(file) if columns is None else ColumnMap.load(columns)

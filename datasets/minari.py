@@ -18,6 +18,7 @@ import gymnasium.spaces as gs
 import numpy as np
 
 from ..pipeline.errors import DatasetError, TaskError
+from ..pipeline.paths import user_path
 from .schema import Behaviour, Episode, TaskSpec
 from .spaces import Space, flat_columns, flat_dim, flatten_observation
 from .task_from_data import (
@@ -213,7 +214,7 @@ def minari_root() -> Path:
     """Where Minari keeps its datasets: `MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
     # Minari's own get_dataset_path also creates the folder, which reading should not do.
     given = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(given) if given else Path.home() / ".minari" / "datasets"
+    return user_path(given) if given else Path.home() / ".minari" / "datasets"
 
 
 def is_minari_folder(folder: Path) -> bool:
@@ -226,7 +227,7 @@ def find_minari(dataset: str | Path) -> Path:
     Raises:
         DatasetError: there is none; names the nearest ids that are there, and how to fetch one.
     """
-    given = Path(dataset).expanduser()
+    given = user_path(dataset)
     if given.name == "data" and is_minari_folder(given.parent):
         given = given.parent
     for folder in (given, minari_root() / dataset):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.errors import DatasetError
+from ..pipeline.paths import user_path
 from .chain import ChainReader
 from .columns import ColumnMap
 from .hdf5 import Hdf5Reader
@@ -47,7 +48,7 @@ def open_reader(
     """
     if isinstance(source, list):
         return ChainReader([open_reader(part) for part in source])
-    path = Path(source).expanduser()
+    path = user_path(source)
     if task_set is not None:
         return Tdmpc2Reader(path, task_set=task_set, name=name or "", rows=rows, behaviour=behaviour)
     if is_chunk_folder(path):
@@ -69,7 +70,7 @@ def dataset_files(source: str | Path) -> list[Path]:
     Raises:
         DatasetError: there is no such dataset.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.suffix in HDF5_SUFFIXES and not is_minari_folder(path.parent.parent):
         return [path]
     return sorted(file for file in (_minari_folder(str(source), path) / "data").iterdir() if file.is_file())

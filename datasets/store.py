@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pipeline.errors import DatasetError
+from ..pipeline.paths import user_path
 from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class TaskStore:
         Raises:
             DatasetError: not a store, written in another format, or a row file of the wrong size.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         if not (folder / "store.json").is_file() or not (folder / "tasks.json").is_file():
             raise DatasetError(
                 f"{folder} is not a packed store: expected store.json and tasks.json in it. "

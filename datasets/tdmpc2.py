@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.errors import DatasetError
+from ..pipeline.paths import user_path
 from .schema import Behaviour, Episode, TaskSpec
 from .tasks import task_spec
 from .tasks.tdmpc2 import SETS
@@ -106,7 +107,7 @@ def chunk_files(folder: str | Path) -> list[Path]:
     Raises:
         DatasetError: there are none.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     numbered = {int(found[1]): path for path in folder.glob("chunk_*.pt") if (found := _NAME.match(path.name))}
     if not numbered:
         raise DatasetError(
@@ -177,7 +178,7 @@ class Tdmpc2Reader:
         if name not in SETS[task_set]:
             raise DatasetError(f"TD-MPC2's {task_set} has no task {name!r}; it has: {', '.join(SETS[task_set])}")
         self.behaviour: Behaviour = behaviour or BEHAVIOUR
-        self._folder, self._set, self._name = Path(folder), task_set, name
+        self._folder, self._set, self._name = user_path(folder), task_set, name
         self._rows = find_rows(folder, task_set, [name])[name] if rows is None else tuple(rows)
 
     @cached_property

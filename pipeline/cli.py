@@ -28,6 +28,7 @@ from .errors import ConfigError, OrreryError, StageError
 from .fanout import Detached
 from .iterate import is_iteration
 from .logging import ConsoleProgress, duration, end_line, start_line
+from .paths import user_path
 from .plan import Decision, plan
 from .ranks import Launch, check_launch, follow, launched
 from .run_folder import locked
@@ -131,12 +132,12 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         if name in ("study", "iterate"):
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
     command = commands.add_parser("status", help="how far a run, a study or an iteration is")
-    command.add_argument("path", type=Path, metavar="RUN_DIR")
+    command.add_argument("path", type=user_path, metavar="RUN_DIR")
     command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
-    command.add_argument("path", type=Path, metavar="PATH")
+    command.add_argument("path", type=user_path, metavar="PATH")
     push_command.add_parser(commands)
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
-    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
     for name, other in others.items():
         other.add_arguments(commands.add_parser(name, help=other.help, description=other.help))
     return parser

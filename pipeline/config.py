@@ -14,10 +14,12 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+import re
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -30,6 +32,7 @@ from yaml import YAMLError
 from .algorithms import select_stages
 from .config_schema import build, declared_type, make_schema, spell
 from .errors import ConfigError
+from .paths import user_path
 from .stage import Stage
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
@@ -148,8 +151,7 @@ def load_config(
 
     Args:
         experiment: name of a file in `config_dir`/experiments, or path of a YAML file.
-        overrides: `key=value` in Hydra's syntax; the value of `run_dir`, `world_model` and `inputs.NAME` is taken as it
-            is.
+        overrides: `key=value` in Hydra's syntax; where a key is text, such as a path, the value is taken as it is.
         stages: the stages that have a key in the config, as `discover_stages` returns them.
     Raises:
         ConfigError: naming the key, what was expected and what was found.
@@ -161,7 +163,7 @@ def load_config(
         node = _compose(experiment, hydra_overrides, schema, config_dir)
         resolved: Any = OmegaConf.to_container(node, resolve=True)
     settings = Settings(**{f.name: resolved[f.name] for f in dataclasses.fields(Settings)})
-    path = Path(experiment)
+    path = user_path(experiment)
     if not settings.name:
         resolved["name"] = path.stem
         settings = dataclasses.replace(settings, name=path.stem)
@@ -175,7 +177,7 @@ def load_config(
     return RunConfig(
         experiment=str(path.resolve()) if _is_path(experiment) else experiment,
         overrides=tuple(override for override in overrides if not override.startswith("run_dir=")),
-        run_dir=Path(run_dir) if run_dir is not None else Path("runs") / path.stem,
+        run_dir=user_path(run_dir) if run_dir is not None else Path("runs") / path.stem,
         settings=settings,
         stage_configs=stage_configs,
         resolved=resolved,
@@ -192,7 +194,7 @@ def dotted_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """Separate run_dir, and rewrite what Hydra's grammar does not allow: free text in paths, task names in keys."""
+    """Separate run_dir, and rewrite what Hydra's grammar does not allow: free text as a value, task names in keys."""
     run_dir, rest = None, []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -206,18 +208,18 @@ def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tupl
             if not value:
                 raise ConfigError("run_dir= needs a path")
             run_dir = value
-        elif (key == "world_model" or key.startswith("inputs.")) and not value.startswith(("'", '"')):
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            rest.append(f"{key}='{escaped}'")
         elif (entry := declared_type(parts, key)[1]) and get_origin(declared_type(parts, key)[0]) is dict:
             # An entry of a mapping, by its name; only a mapping as the value may have any name and be new.
             mapping = key.removesuffix(f".{entry}")
-            if dataclasses.is_dataclass(get_args(declared_type(parts, mapping)[0])[1]) and "." in entry:
+            hint = get_args(declared_type(parts, mapping)[0])[1]
+            if dataclasses.is_dataclass(hint) and "." in entry:
                 entry, _, inner = entry.rpartition(".")
-                value = f"{{{inner}: {value}}}"
+                value = f"{{{inner}: {_grammatical(value, get_type_hints(hint).get(inner))}}}"
+            else:
+                value = _grammatical(value, hint)
             rest.append(f"{mapping}={{{entry}: {value}}}")
         else:
-            rest.append(override)
+            rest.append(f"{key}={_grammatical(value, declared_type(parts, key)[0])}")
     for override in rest:
         try:
             OverridesParser.create().parse_overrides([override])
@@ -228,6 +230,16 @@ def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tupl
                 "other text, inside those of the shell: key='\"a=b\"'"
             ) from error
     return run_dir, rest
+
+
+def _grammatical(value: str, hint: Any) -> str:
+    """A value as Hydra's grammar wants it: text, which may be any path, in quotes; of lists, what begins with `~`."""
+    if value.startswith(("'", '"')) or value == "null":
+        return value
+    if hint is str or (get_origin(hint) in (Union, types.UnionType) and str in get_args(hint)):
+        # In quotes a backslash is itself, unless a quote follows.
+        return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"
+    return re.sub(r"(?<=[\[{,:])(\s*)(~[^\]},]*)", r"\1'\2'", value)
 
 
 @functools.lru_cache(maxsize=4)
@@ -254,7 +266,7 @@ def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_d
     store.store(name="schema", node=schema)
     config_name = f"experiments/{experiment}"
     if _is_path(experiment):
-        path = Path(experiment)
+        path = user_path(experiment)
         if not path.is_file():
             raise ConfigError(f"there is no experiment file {path.resolve()}")
         node: Any = OmegaConf.load(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import artifact
 from .errors import CheckpointError, StageError
+from .paths import user_path
 
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """user/name, or user/name@revision with a branch, tag or commit."""
@@ -46,7 +47,7 @@ def find_artifact(reference: str | Path, kind: str) -> Path:
         StageError: it is no such artifact, or damaged.
         CheckpointError: it cannot be downloaded.
     """
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     if path.is_dir():
         return artifact_in(path, kind)
     if path.exists():

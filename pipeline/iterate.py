@@ -24,6 +24,7 @@ from rich.console import Console
 from . import artifact
 from .config import CONFIG_DIR, RunConfig, load_config
 from .errors import ConfigError, StageError
+from .paths import user_path
 from .plan import Decision, plan
 from .run_folder import disk_errors, locked
 from .runner import Outcome, run_on_console
@@ -86,7 +87,7 @@ def load_iteration(
         raise ConfigError(f"rounds must be a number of rounds, at least 1, found {own['rounds']!r}")
     if own["warm_start"] not in ("true", "false"):
         raise ConfigError(f"warm_start: expected true or false, found {own['warm_start']!r}")
-    run_dir = Path(own["run_dir"]).absolute()
+    run_dir = user_path(own["run_dir"]).absolute()
     if os.pathsep in str(run_dir):
         raise ConfigError(f"the folder of an iteration must not have {os.pathsep!r} in its path, found {run_dir}")
 

@@ -24,6 +24,7 @@ from .config import CONFIG_DIR, RunConfig, discover_stages
 from .config_schema import build
 from .errors import OrreryError, StageError
 from .fanout import Detached
+from .paths import user_path
 from .plan import Decision
 from .run_folder import disk_errors, locked
 from .runner import Outcome, run_on_console
@@ -171,7 +172,7 @@ def read_study(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = Path(folder) / COMPARE_STAGE / TABLE
+    path = user_path(folder) / COMPARE_STAGE / TABLE
     if not path.is_file():
         raise StageError(
             f"{folder} has no {COMPARE_STAGE}/{TABLE}; `orrery study` makes it when a variant is evaluated"

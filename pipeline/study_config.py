@@ -26,6 +26,7 @@ import yaml
 
 from .config import CONFIG_DIR, RunConfig, describe_files, load_config, nearest
 from .errors import ConfigError
+from .paths import user_path
 from .stage import Stage
 
 STUDY_KEYS = ("experiment", "overrides", "grid", "variants")
@@ -85,7 +86,7 @@ def load_study(source: str, overrides: Sequence[str] = (), *, config_dir: Path =
     Raises:
         ConfigError: there is no such study, or its file is not one.
     """
-    path = Path(source)
+    path = user_path(source)
     given_path = source.endswith((".yaml", ".yml"))
     if not given_path:
         known = list_studies(config_dir)
@@ -105,14 +106,14 @@ def load_study(source: str, overrides: Sequence[str] = (), *, config_dir: Path =
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "run_dir" and value:
-            run_dir = Path(value)
+            run_dir = user_path(value)
         elif key.startswith("grid."):
             grid[key.removeprefix("grid.")] = _parse(value, override)
         else:
             shared.append(override)
     experiment = values["experiment"]
     if experiment.endswith((".yaml", ".yml")):
-        experiment = str(path.parent / experiment)
+        experiment = str(path.parent / user_path(experiment))
     return Study(
         name=path.stem,
         source=str(path.resolve()) if given_path else source,

@@ -27,6 +27,7 @@ from typing import IO, Any
 import torch
 
 from .errors import CheckpointError, OrreryError
+from .paths import user_path
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first pickle of a file that torch wrote before 1.6, or with `_use_new_zipfile_serialization=False`."""
@@ -70,7 +71,7 @@ def read_torch_file(path: str | Path, mmap: bool = True, *, error: type[OrreryEr
         OrreryError, of the class `error`: there is no such file, it is not torch's or is cut short, or it holds
             something else; the message then names that as `module.name`.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise error(f"no file at {path}: expected one written by torch.save (.pt, .pth)")
     try:

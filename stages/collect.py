@@ -14,6 +14,7 @@ from ..datasets.schema import Behaviour, TaskSpec
 from ..datasets.tasks import expand_names, resolve_name, task_spec
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
+from ..pipeline.paths import user_path
 from ..pipeline.ranges import check_counts, check_shares
 from ..pipeline.stage import Context, Stage
 from .policy_index import POLICIES_FILE, PolicyIndex
@@ -90,7 +91,7 @@ class Collect(Stage):
             _policy_folders(self.config, names)
 
     def reads(self) -> Sequence[Path]:
-        return [] if self.config.policy is None else [Path(self.config.policy) / POLICIES_FILE]
+        return [] if self.config.policy is None else [user_path(self.config.policy) / POLICIES_FILE]
 
     def run(self, context: Context) -> str:
         from ..datasets.collect import read_record, write_dataset
@@ -191,7 +192,7 @@ def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, li
     """The folders of the policies that act in each task, one per seed; empty where none is to."""
     if config.policy is None:
         return {}
-    artifact = Path(config.policy)
+    artifact = user_path(config.policy)
     if not (artifact / POLICIES_FILE).is_file():
         raise ConfigError(f"collect.policy: expected a policies artifact, found no {artifact / POLICIES_FILE}")
     return PolicyIndex.read(artifact).folders(tasks, config.policy_algorithm, "collect.policy_algorithm")

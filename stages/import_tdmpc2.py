@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..datasets.schema import TaskTable, read_table
 from ..datasets.tasks import expand_names, task_spec
 from ..pipeline.errors import ConfigError
+from ..pipeline.paths import user_path
 from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 from .world_model.config import WorldModelConfig
@@ -84,7 +85,7 @@ class ImportTdmpc2(Stage):
 
     @property
     def _path(self) -> Path:
-        return Path(self.config.checkpoint).expanduser()
+        return user_path(self.config.checkpoint)
 
     def _table(self, published: Published, context: Context) -> TaskTable:
         for folder in context.inputs["store"]:

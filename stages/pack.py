@@ -13,6 +13,7 @@ from ..datasets.schema import BEHAVIOURS
 from ..datasets.tasks import expand_names
 from ..datasets.tasks.tdmpc2 import SETS
 from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.paths import user_path
 from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 
@@ -169,7 +170,7 @@ class Pack(Stage):
         from ..datasets.sources import dataset_files
         from ..datasets.tdmpc2 import chunk_files
 
-        files = [Path(source.columns) for source in self.config.sources.values() if source.columns]
+        files = [user_path(source.columns) for source in self.config.sources.values() if source.columns]
         if self.config.task_set:
             files += chunk_files(self.config.sources[self.config.task_set].path)
         external = [_external(self.config, name)["source"] for name in self._external_names()]

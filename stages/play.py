@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ..pipeline.command import Command, read_words
 from ..pipeline.errors import ConfigError
+from ..pipeline.paths import user_path
 from .deployment.arguments import add_policy_arguments
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ class Play(Command):
         )
         parser.add_argument("--episodes", type=int, default=1, metavar="N", help="default: 1")
         parser.add_argument(
-            "--out", type=Path, metavar="FILE", help=".gif, .mp4 or .png; default: TASK.gif, or TASK.png of equations"
+            "--out",
+            type=user_path,
+            metavar="FILE",
+            help=".gif, .mp4 or .png; default: TASK.gif, or TASK.png of equations",
         )
         parser.add_argument("--size", type=int, default=240, metavar="PIXELS", help="edge of a picture; default: 240")
         parser.add_argument(

@@ -19,6 +19,7 @@ from ..pipeline.artifact import verify
 from ..pipeline.checkpoint import load_weights, read_config, save_weights
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hub import find_artifact
+from ..pipeline.paths import user_path
 from .policy_index import PolicyIndex
 
 _KINDS = {
@@ -82,8 +83,9 @@ class StoredPolicy(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote; raises CheckpointError where it does not fit."""
-        policy = cls(read_config(Path(folder), "policy", cls.Config, cls.upgrade_config))
-        load_weights(Path(folder), "policy", policy, cls.upgrade_weights)
+        folder = user_path(folder)
+        policy = cls(read_config(folder, "policy", cls.Config, cls.upgrade_config))
+        load_weights(folder, "policy", policy, cls.upgrade_weights)
         return policy.eval().requires_grad_(False)
 
     @staticmethod
@@ -117,7 +119,7 @@ def load_policy(folder: str | Path) -> Policy:
     Raises:
         CheckpointError: no policy there, of a kind unknown to this version, or weights that do not fit.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     path = folder / "policy.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected a policy folder with policy.json, which is not there")

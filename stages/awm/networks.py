@@ -29,6 +29,7 @@ from torch import nn
 from ...datasets.schema import TaskTable, read_table
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from ...pipeline.errors import ConfigError
+from ...pipeline.paths import user_path
 from .config import SequenceModelConfig
 
 LOG_STD = (-3.0, 1.0)
@@ -339,7 +340,7 @@ def load_model(folder: str | Path) -> SequenceModel:
     Raises:
         CheckpointError: files missing, or weights that do not fit the config and task table, each named.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config = read_config(folder, "sequence_model", SequenceModelConfig)
     table = read_table(folder)
     model = build_model(config, table)

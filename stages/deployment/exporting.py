@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ...pipeline.errors import ExportError
+from ...pipeline.paths import user_path
 from ..policy import Policy
 from . import equality, formats
 from .function import DeployedPolicy
@@ -68,7 +69,7 @@ def export_policy(
     """
     formats.check_available(list(formats_wanted))
     _check_exportable(policy)
-    out = Path(out)
+    out = user_path(out)
     interface = Interface.of(policy.task)
     function = DeployedPolicy(policy, interface).eval()
     with _writable(out) as folder, one_thread():

@@ -11,6 +11,7 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks import task_spec
 from ...datasets.tasks.decisions import Decisions
 from ...pipeline.errors import TaskError
+from ...pipeline.paths import user_path
 from ..evaluate import evaluation_seed
 from ..policy import Policy
 from .choice import made_by
@@ -63,7 +64,7 @@ def play(
         ConfigError: `out` cannot be written.
     """
     spec = policy.task if task is None else _task_of_the_same_shape(policy.task, task)
-    out = default_file(spec) if out is None else out
+    out = default_file(spec) if out is None else user_path(out)
     film = out.suffix.lower() in VIDEOS
     check_writable(out, (*VIDEOS, *CURVES))
     seeds = [evaluation_seed(seed, spec.name, int(made_by(policy)["seed"]), episode) for episode in range(episodes)]

@@ -14,6 +14,7 @@ from typing import Any
 from ...pipeline import artifact
 from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.hub import HUB_ID, SIGNS, upload
+from ...pipeline.paths import user_path
 from ..extraction.start_frames import STARTS, saved_count
 from .card import NOT_GIVEN, model_card
 from .provenance import Provenance, trace
@@ -91,7 +92,7 @@ def push_to_hub(source: Any, name: str, *, private: bool = False, licence: str =
         if not isinstance(source, str | Path):
             source.save(folder / "object")
             source = _origin(source, folder / "object") or folder / "object"
-        write_publication(Path(source), folder / "publication", name, licence=licence, starts=starts)
+        write_publication(user_path(source), folder / "publication", name, licence=licence, starts=starts)
         return upload(folder / "publication", name, private=private)
 
 

@@ -23,6 +23,7 @@ from ...pipeline.artifact import verify
 from ...pipeline.checkpoint import load_weights, read_config, save_weights
 from ...pipeline.errors import ConfigError
 from ...pipeline.hub import find_artifact
+from ...pipeline.paths import user_path
 from .activations import ACTIVATIONS, Activation, simnorm
 from .config import WorldModelConfig
 from .ensemble import HeadEnsemble
@@ -341,7 +342,7 @@ class WorldModel(nn.Module):
         Raises:
             CheckpointError: files missing, or weights that do not fit the config and task table, each named.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         config = read_config(folder, "model", WorldModelConfig)
         model = cls(config, read_table(folder))
         load_weights(folder, "model", model)

@@ -31,6 +31,7 @@ from ...datasets.schema import TaskSpec
 from ...pipeline.artifact import hash_json, write_json
 from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
+from ...pipeline.paths import user_path
 from ...pipeline.seeding import derive_seed
 from ..awm.networks import SequenceModel, load_model
 from ..awm.planning import StateModel
@@ -217,7 +218,7 @@ class Planner(nn.Module):
         Raises:
             CheckpointError: the world model is not there, is another one, or has no values.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         stored = read_config(folder, "policy", PlannerPolicyConfig)
         source = (folder / stored.world_model).resolve()
         if not source.is_dir():

@@ -45,8 +45,26 @@ def test_nested_dataclasses_arrive_frozen_and_typed(load) -> None:
     assert load("report.frame.sides=[7]").stage_configs["report"].frame.sides == (7,)
 
 
-def test_paths_of_inputs_need_no_quotes(load) -> None:
-    assert load("inputs.numbers=/a b/c=d,'e'").settings.inputs == {"numbers": "/a b/c=d,'e'"}
+@pytest.mark.parametrize(
+    "text", ["~/x", "/a b/c=d,'e'", "50%_d#1 (2)", "größe", "it's", "a\\b", "end\\", "a\\'b", "[a", "step=9:10", ""]
+)
+def test_text_needs_no_quotes(load, text: str) -> None:
+    assert load(f"inputs.numbers={text}").settings.inputs == {"numbers": text}
+    assert load(f"world_model={text}").settings.world_model == text
+
+
+def test_home_folders_in_lists_and_mappings_need_no_quotes(load) -> None:
+    assert load("tasks=[~/a.h5, ~me/b c.h5,'~/d.h5']").settings.tasks == ["~/a.h5", "~me/b c.h5", "~/d.h5"]
+    assert load("inputs={numbers: ~/a}").settings.inputs == {"numbers": "~/a"}
+
+
+def test_a_tilde_is_the_home_folder(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("stages: [make]\n")
+    config = load("run_dir=~/my run", experiment="~/mine.yaml")
+    assert (config.run_dir, config.experiment) == (tmp_path / "my run", str(tmp_path / "mine.yaml"))
+    with pytest.raises(ConfigError, match=r"~nobody-of-that-name/x: no home folder of that user.*in full"):
+        load("run_dir=~nobody-of-that-name/x")
 
 
 @pytest.mark.parametrize(
