@@ -31,7 +31,11 @@ def _as_it_is(values: dict[str, Any]) -> dict[str, Any]:
 def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], config: Any) -> None:
     """Write `<name>.safetensors` and `<name>.json` (the config dataclass) into `folder`, which is made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    weights = folder / f"{name}.safetensors"
+    weights.touch()
+    permissions = weights.stat().st_mode  # the umask's; those of the temporary file that safetensors renames are 0600
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, weights)
+    weights.chmod(permissions)
     (folder / f"{name}.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
 
 

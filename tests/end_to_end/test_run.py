@@ -60,6 +60,11 @@ def test_every_stage_leaves_what_it_promises(finished):
     assert policy.task.action_kind == "discrete"
 
 
+def test_every_file_may_be_read_by_whom_the_umask_says(finished):
+    usual = (finished / "run.json").stat().st_mode
+    assert not [path for path in finished.rglob("*") if path.is_file() and path.stat().st_mode != usual]
+
+
 def test_a_second_run_does_nothing_within_three_seconds(finished):
     start = time.perf_counter()
     result = orrery("run", TINY, f"run_dir={finished}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -22,6 +24,17 @@ def test_a_policy_acts_the_same_after_it_was_written_and_read(tmp_path, make):
     assert read.task == policy.task
     assert torch.equal(read.act(observation), policy.act(observation))
     assert not any(parameter.requires_grad for parameter in read.parameters())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_policy_may_be_read_by_whom_the_umask_says(tmp_path, umask):
+    former = os.umask(umask)
+    try:
+        for _ in range(2):  # also where it is written again
+            perceptron(arm_task()).save(tmp_path)
+            assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~umask}
+    finally:
+        os.umask(former)
 
 
 def test_a_latent_policy_from_before_there_was_a_task_encoder_is_read(tmp_path):
