@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pipeline.artifact import unfinished
 from ..pipeline.seeding import derive_seed
 from .minari import BEHAVIOUR_KEY, TASK_KEY
 from .rollout import Act, EpisodeResult
@@ -236,7 +237,7 @@ def write_dataset(
         "success_rate": float(np.mean([result.success_any for result in completed])) if spec.reports_success else None,
     }
     root = root.resolve()  # Minari joins a relative path to itself
-    aside = root.parent / f"{root.name}.partial"
+    aside = unfinished(root)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     with _minari_root(aside), warnings.catch_warnings():

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..pipeline.artifact import unfinished
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
 from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
@@ -72,7 +73,7 @@ class TaskWriter:
         """
         self._folder, self._spec = folder, spec
         self._observation_dim, self._action_dim = observation_dim, action_dim
-        self._partial = folder.with_name(folder.name + ".partial")
+        self._partial = unfinished(folder)
 
     def write(
         self,

@@ -7,6 +7,8 @@ were downloaded, say); it is then identified by the names, sizes and times of it
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +16,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +26,7 @@ from typing import Any
 from .errors import StageError
 
 MANIFEST = "manifest.json"
+UNFINISHED_SUFFIX = ".tmp"
 RECORDED_PACKAGES = (
     "orrery", "torch", "lightning", "numpy", "mujoco", "dm-control", "metaworld", "gymnasium", "minari",
     "tensordict", "torchrl", "hydra-core",
@@ -78,7 +81,8 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def package_versions() -> dict[str, str]:
+@functools.cache  # 20 ms, and every decision about a stage asks
+def package_versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that decide a result, without importing them."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for package in RECORDED_PACKAGES:
@@ -100,8 +104,12 @@ def finish(
     seconds: float,
     summary: str,
 ) -> Manifest:
-    """Hash the files of a finished folder and write its manifest."""
+    """Hash the files of a finished folder and write its manifest.
+
+    What interrupted attempts left unfinished is removed: a manifest must name nothing that is about to be renamed.
+    """
     (folder / MANIFEST).unlink(missing_ok=True)
+    remove_unfinished(folder)
     files = _hash_files(folder, _files_of(folder))
     manifest = Manifest(
         kind=kind,
@@ -235,14 +243,41 @@ def verify_quick(folder: Path, kind: str) -> None:
             )
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file or folder is written that is then renamed to `path`; `finish` removes what a kill leaves there."""
+    return path.with_name(path.name + UNFINISHED_SUFFIX)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path to write a file to; it replaces `path` when the block ends, so a reader sees all of it or what was
+    there before."""
+    temporary = unfinished(path)
+    yield temporary
+    temporary.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader sees all of it or what was there before."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill left in `folder` under names that `unfinished` gives, or safetensors (.tmp and letters)."""
+    leftovers = {*folder.rglob(f"*{UNFINISHED_SUFFIX}"), *folder.rglob(f"{UNFINISHED_SUFFIX}*")}
+    for leftover in sorted(leftovers, reverse=True):  # what is in a folder before it
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _aside(final: Path) -> Path:

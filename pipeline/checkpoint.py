@@ -36,7 +36,7 @@ def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], con
     permissions = weights.stat().st_mode  # the umask's; those of the temporary file that safetensors renames are 0600
     save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, weights)
     weights.chmod(permissions)
-    (folder / f"{name}.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+    artifact.write_json(folder / f"{name}.json", dataclasses.asdict(config))  # last: with it the weights are complete
 
 
 def read_config(folder: Path, name: str, config_type: type[T], upgrade: Upgrade = _as_it_is) -> T:

@@ -209,11 +209,15 @@ class _Fanout:
     def _is_done(self, folder: Path) -> bool:
         """Whether the job's result is there and sound; one that is damaged is removed."""
         try:
-            return is_done(folder)
+            done = is_done(folder)
         except StageError as error:
             self.context.log.warning("%s: its result is damaged, so it runs again (%s)", folder.name, error)
             discard_result(folder)
             return False
+        status = read_status(folder)
+        if done and status.state != "done":  # it was killed before it could say so
+            write_status(folder, replace(status, state="done", seconds=seconds_spent(folder, status), started=None))
+        return done
 
     def _alive(self, folders: Sequence[Path]) -> set[Path]:
         """Jobs that an earlier command submitted to SLURM and that have not ended."""

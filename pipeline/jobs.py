@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -163,8 +162,8 @@ def is_done(folder: Path) -> bool:
 def discard_result(folder: Path) -> None:
     """Remove what the job wrote; its log and status stay."""
     for path in (folder / RESULT, partial_folder(folder / RESULT)):
-        if path.exists():
-            shutil.rmtree(path)
+        artifact.remove(path)
+    artifact.remove_unfinished(folder)
 
 
 def describe_error(error: BaseException) -> str:
@@ -225,9 +224,8 @@ class _FileProgressTask:
             "completed": self._completed,
             "note": self._note,
         }
-        temporary = self._path.with_name(f"{PROGRESS}.tmp")
-        temporary.write_text(json.dumps(values))
-        temporary.replace(self._path)
+        with artifact.replacing(self._path) as temporary:
+            temporary.write_text(json.dumps(values))
 
 
 def read_progress(folder: Path) -> str:

@@ -6,7 +6,6 @@ The state of a run is what is on disk, so the same call continues after Ctrl-C, 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -101,10 +100,7 @@ def run(
     outcomes = {name: Outcome(name, "waiting") for name in config.settings.stages}
     verified: set[Source] = set()
     for name in outcomes:
-        final = config.run_dir / name
-        artifact.recover(partial_folder(final), final)
-        if not attempt_file(final).exists():
-            fanout.prune(jobs_folder(final))
+        _recover(config.run_dir / name)
     if only is not None:
         return [_run_only(config, stages, only, sources[only], log, progress)]
     for decision in decide_all(config, stages, sources):
@@ -175,9 +171,9 @@ def _run_stage(
         attempt = read_attempt(final) if decision.action == "resume" else None
         if attempt is None:
             attempt = Attempt(key, 0.0)
+            attempt_file(final).unlink(missing_ok=True)  # first: half of an attempt must not be continued
             fanout.clear(jobs_folder(final))
-            if partial.exists():
-                shutil.rmtree(partial)
+            artifact.remove(partial)
         # Named before its folder exists, so that no folder can be taken for one of another key.
         write_attempt(final, attempt, running=True)
         partial.mkdir(exist_ok=True)
@@ -219,10 +215,26 @@ def _run_stage(
             seconds=attempt.seconds + time.time() - started,
             summary=summary,
         )
-        artifact.publish(partial, final)
-        attempt_file(final).unlink()
-        fanout.prune(jobs_folder(final))
+        _publish(final)
     return manifest
+
+
+def _publish(final: Path) -> None:
+    """Put a finished attempt in the place of its artifact."""
+    attempt_file(final).unlink(missing_ok=True)  # before its folder moves, so that it never stands beside the artifact
+    artifact.publish(partial_folder(final), final)
+    fanout.prune(jobs_folder(final))
+
+
+def _recover(final: Path) -> None:
+    """Complete or undo what an interrupted command left of a stage; an attempt that can be continued stays."""
+    if (partial_folder(final) / artifact.MANIFEST).exists():
+        _publish(final)
+    artifact.recover(partial_folder(final), final)
+    artifact.remove(artifact.unfinished(attempt_file(final)))
+    if not attempt_file(final).exists():
+        artifact.remove(partial_folder(final))
+        fanout.prune(jobs_folder(final))
 
 
 def _run_only(

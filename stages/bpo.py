@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.artifact import write_json
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
@@ -239,7 +240,5 @@ def _finish_one(
         policy.save(context.folder / entry["path"])
         policies.append(entry)
     finished = {"policies": policies, "curves": curves}
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps(finished))
-    partial.replace(record)
+    write_json(record, finished)
     return finished

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.tasks import resolve_name, task_spec
+from ..pipeline.artifact import write_json
 from ..pipeline.errors import ConfigError
 from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Stage
@@ -92,7 +93,5 @@ class BpoOnline(Stage):
                 for row in rows
             ],
         }
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(finished))
-        partial.replace(record)
+        write_json(record, finished)
         return finished

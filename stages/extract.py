@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.artifact import write_json
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts
@@ -223,7 +224,7 @@ class Extract(Stage):
         if not path.is_file():
             model_bytes = (folder / "model.safetensors").stat().st_size
             number = members_per_job(len(members), self.config, model, model_bytes, table.action_dim, context.workers)
-            path.write_text(json.dumps({"members_per_job": number}))
+            write_json(path, {"members_per_job": number})
         return int(json.loads(path.read_text())["members_per_job"])
 
 

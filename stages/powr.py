@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.artifact import write_json
 from ..pipeline.errors import ConfigError, OrreryError
 from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.seeding import derive_seed
@@ -100,7 +101,7 @@ class Powr(Stage):
                         found = self._plan(store, model, name, seed, record.parent, device)
                     except OrreryError as error:
                         raise type(error)(f"{name}: {error}") from error
-                    record.write_text(json.dumps(found))
+                    write_json(record, found)
                 found = json.loads(record.read_text())
                 self._warn(context, name, seed, found)
                 facts.append({"task": name, "seed": seed, **found})

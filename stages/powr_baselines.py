@@ -162,6 +162,4 @@ def _learn(job: _Job) -> None:
     # One call: the exploration of DQN falls over a tenth of all decisions, and would over a tenth of each part's.
     model.learn(config.transitions, callback=watch)
     evaluate()
-    partial = job.file.with_suffix(".partial")
-    write_curves(partial, rows)
-    partial.replace(job.file)
+    write_curves(job.file, rows)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...pipeline import termination
+from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
 from ..extract import IMAGINED_EPISODES, ExtractConfig
@@ -96,9 +97,8 @@ def _train(groups: MemberGroups, config: ExtractConfig, context: JobContext) -> 
             stopping = termination.requested()
             if done % config.checkpoint_every == 0 or done == config.iterations or stopping:
                 state = {"groups": groups.state_dict(), "iteration": done, "curves": curves}
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(state, partial)
-                partial.replace(checkpoint)
+                with replacing(checkpoint) as temporary:
+                    torch.save(state, temporary)
             if stopping:
                 break
     return curves

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...pipeline.artifact import replacing
+
 CURVES_FILE = "curves.csv"
 FIGURE_FILE = "curves.svg"
 GRID_POINTS = 400
@@ -44,8 +46,8 @@ class CurveRow:
 
 
 def write_curves(path: Path, rows: Sequence[CurveRow]) -> None:
-    """Write rows as CSV, a header first."""
-    with path.open("w", newline="") as file:
+    """Write rows as CSV, a header first; a reader sees all of them or what was there before."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(CurveRow)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

@@ -18,6 +18,7 @@ import torch
 from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...pipeline import termination
+from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
@@ -74,8 +75,8 @@ def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
                 progress.note(training.note)
             due = training.completed // config.checkpoint_every > before // config.checkpoint_every
             if due or termination.requested():
-                torch.save(training.state_dict(), checkpoint.with_suffix(".partial"))
-                checkpoint.with_suffix(".partial").replace(checkpoint)
+                with replacing(checkpoint) as temporary:
+                    torch.save(training.state_dict(), temporary)
     rows = [{"algorithm": payload["algorithm"], **row} for row in training.curve]
     pd.DataFrame(rows).to_csv(job.folder / "curve.csv", index=False)
     training.save_policies(job.folder, payload["algorithm"])

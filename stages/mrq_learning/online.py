@@ -24,6 +24,7 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
 from ...datasets.tasks.decisions import Decisions
 from ...pipeline import termination
+from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs import JobContext
@@ -65,9 +66,8 @@ def learn_online(payload: Mapping[str, Any], job: JobContext) -> None:
             if _passed(before, training.steps, config.evaluate_every):
                 pd.DataFrame(training.curve).to_csv(job.folder / "curve.csv", index=False)
             if _passed(before, training.steps, config.checkpoint_every) or termination.requested():
-                partial = checkpoint.with_suffix(".partial")
-                torch.save(training.state_dict(), partial)
-                partial.replace(checkpoint)
+                with replacing(checkpoint) as temporary:
+                    torch.save(training.state_dict(), temporary)
     curve = [
         {"algorithm": payload["algorithm"], "task": spec.name, "seed": payload["seed"], **r} for r in training.curve
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 
 from ...pipeline import termination
+from ...pipeline.artifact import unfinished
 
 
 class Checkpoints(lightning.Callback):
@@ -21,12 +22,8 @@ class Checkpoints(lightning.Callback):
     """
 
     def __init__(self, file: Path, every: int) -> None:
-        self._file, self._every = file, every
+        self._file, self._unfinished, self._every = file, unfinished(file), every
         self._saved = self._ending = False
-
-    @property
-    def _unfinished(self) -> Path:
-        return self._file.with_name(f"unfinished-{self._file.name}")
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         termination.answer_again()

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from orrery.pipeline.seeding import derive_seed
 
 
 def make(folder: Path, text: str = "0123456789") -> artifact.Manifest:
-    (folder / "deep").mkdir(parents=True)
+    (folder / "deep").mkdir(parents=True, exist_ok=True)
     (folder / "deep" / "rows.bin").write_text(text)
     (folder / "names.txt").write_text("a b")
     return artifact.finish(
@@ -65,6 +66,27 @@ def test_a_missing_file_a_wrong_kind_and_a_broken_manifest(tmp_path: Path) -> No
         artifact.verify(tmp_path / "a", "store")
     with pytest.raises(StageError, match="no artifact folder"):
         artifact.verify(tmp_path / "none", "store")
+
+
+def test_a_manifest_names_nothing_that_a_kill_left_unfinished(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    artifact.unfinished(folder / artifact.MANIFEST).write_text("{")
+    artifact.unfinished(folder / "last.ckpt").write_text("half")
+    (folder / ".tmprEgHyy").write_text("half of what safetensors writes")
+    artifact.unfinished(folder / "rows").mkdir()
+    (artifact.unfinished(folder / "rows") / "part.f32").write_text("half")
+    assert set(make(folder).files) == {"deep/rows.bin", "names.txt"}
+    assert sorted(path.name for path in folder.iterdir()) == ["deep", artifact.MANIFEST, "names.txt"]
+    artifact.verify(folder, "store")
+
+
+def test_a_file_that_is_replaced_keeps_its_content_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    artifact.write_json(path, {"n": 1})
+    with pytest.raises(TypeError, match="set"):
+        artifact.write_json(path, {"n": {1}})
+    assert json.loads(path.read_text()) == {"n": 1}
 
 
 def test_publishing_replaces_the_old_artifact(tmp_path: Path) -> None:

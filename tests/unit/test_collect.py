@@ -116,11 +116,11 @@ def test_an_interrupted_collect_keeps_finished_tasks_and_replaces_half_written_o
     finished = tmp_path / "minari" / dataset_id("gymnasium/Pendulum-v1") / "data" / "main_data.hdf5"
     before = finished.stat().st_mtime_ns
     (tmp_path / "minari" / dataset_id("gymnasium/CartPole-v1") / "data" / "metadata.json").unlink()
-    (tmp_path / "minari" / dataset_id("gymnasium/CartPole-v1")).rename(tmp_path / "minari.partial")
+    (tmp_path / "minari" / dataset_id("gymnasium/CartPole-v1")).rename(tmp_path / "minari.tmp")
     _, records = collect(tmp_path, **settings)
     assert finished.stat().st_mtime_ns == before
     assert [record["episodes"] for record in records.values()] == [2, 2]
-    assert not (tmp_path / "minari.partial").exists()
+    assert not (tmp_path / "minari.tmp").exists()
 
 
 def test_wrong_settings_are_refused_before_anything_runs():

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orrery.pipeline.artifact import replacing
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context, Input, Stage
 
@@ -53,7 +54,8 @@ class Add(Stage):
         if half.exists():
             note = "continued"
         else:
-            half.write_text("1")
+            with replacing(half) as temporary:
+                temporary.write_text("1")
             note = "from the start"
         if os.environ.get("TOY_FAILURE") == "kill":
             os._exit(9)
