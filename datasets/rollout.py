@@ -25,6 +25,9 @@ LANES = 8
 
 A constant, because a policy's matrix products round differently for other batch sizes, and simulators amplify that."""
 
+OF_THE_MACHINE = (MemoryError, OSError, EOFError)
+"""What an environment raises for lack of memory or files, or when a process that it talks to is gone."""
+
 
 class Act(Protocol):
     """Chooses the next action of several episodes at once."""
@@ -70,7 +73,8 @@ def play_episodes(
     """Play one episode per seed; yield (position in `seeds`, result) as episodes end.
 
     An environment that raises, or whose reward or observation is not finite, ends only its own episode; it is thrown
-    away and built anew. What `act` raises is not caught, since it concerns every episode.
+    away and built anew. What `act` raises is not caught, since it concerns every episode; nor is what says that the
+    machine fails, since the same episode may be played later.
 
     Args:
         spec: the task, whose environments `make_environment` builds.
@@ -85,6 +89,7 @@ def play_episodes(
 
     Raises:
         TaskError: an environment cannot be built.
+        MemoryError, OSError, EOFError: memory, files or a process of the simulator are gone.
     """
     pool = [] if pool is None else pool
     waiting = deque(enumerate(seeds))
@@ -156,6 +161,8 @@ class _Running:
         # Simulators raise what they like, and one broken episode must not end the others.
         try:
             observation, _ = self.environment.reset(seed=self.seed)
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:
             self._fail(error)
             return
@@ -167,6 +174,8 @@ class _Running:
             return
         try:
             observation, reward, self.terminated, truncated, info = self.environment.step(action)
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:
             self._fail(error)
             return

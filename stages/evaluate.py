@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..datasets.schema import TaskSpec, read_table
 from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import JobFailure, run_jobs
+from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from ..datasets.tasks.decisions import Decisions
 
 BASELINES = ("behaviour", "random")
+FINISHED = "finished.jsonl"
+"""Episodes by run, a line each, until all are played."""
 
 Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
@@ -60,6 +61,10 @@ class _Job:
     policy: Path | None
     """None for the random policy."""
 
+    def __str__(self) -> str:
+        algorithm, task, seed = self.run
+        return f"evaluating {algorithm} on {task}, seed {seed}"
+
 
 def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int:
     """Environment seed of an evaluation episode: 2**31 and above, where collected data has none."""
@@ -83,6 +88,7 @@ class Evaluate(Stage):
         jobs = self._jobs(policies, specs, skipped)
         rows = self._play(context, jobs)
         if jobs and all(row.error is not None for row in rows):
+            (context.folder / FINISHED).unlink()  # what is wrong with all of them may be put right
             raise StageError(f"every episode of the evaluation failed; the first: {rows[0].error}")
         return self._write(context.folder, specs, policies, data, skipped, [job.run for job in jobs], rows)
 
@@ -102,8 +108,13 @@ class Evaluate(Stage):
         return jobs
 
     def _play(self, context: Context, jobs: Sequence[_Job]) -> list[EpisodeRow]:
-        """The episodes of all jobs in order. A finished job is on disk at once, so a kill costs only the others."""
-        log = context.folder / "finished.jsonl"
+        """The episodes of all jobs in order. A finished job is on disk at once, so a kill costs only the others.
+
+        Raises:
+            StageError: a policy cannot be loaded or raises, a worker was killed, or an environment cannot be built or
+                runs out of memory or files: no property of a policy, so it is no failed episode.
+        """
+        log = context.folder / FINISHED
         finished = _read_finished(log)
         remaining = [job for job in jobs if job.run not in finished]
         count = self.config.episodes
@@ -111,15 +122,10 @@ class Evaluate(Stage):
             log.open("a") as file,
             context.progress("evaluate", total=count * len(jobs), completed=count * len(finished)) as progress,
         ):
-            for index, outcome in run_jobs(_evaluate, remaining, workers=context.workers):
-                job = remaining[index]
-                if isinstance(outcome, JobFailure):
-                    context.log.warning("evaluating %s on %s, seed %d: %s", *job.run, outcome.error)
-                    outcome = _failed(job, outcome.error)
-                else:
-                    file.write(json.dumps([asdict(row) for row in outcome]) + "\n")
-                    file.flush()
-                finished[job.run] = outcome
+            for job, rows in run_all(_evaluate, remaining, workers=context.workers, kept="finished policies"):
+                file.write(json.dumps([asdict(row) for row in rows]) + "\n")
+                file.flush()
+                finished[job.run] = rows
                 progress.advance(count)
                 progress.note(f"{job.run[0]} {job.run[1]}")
         return [row for job in jobs for row in finished[job.run]]
@@ -177,7 +183,7 @@ class Evaluate(Stage):
             ],
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-        (folder / "finished.jsonl").unlink()
+        (folder / FINISHED).unlink()
         return self._headline(algorithms, len(specs) - len(skipped), policies)
 
     def _headline(self, algorithms: Mapping[str, Mapping[str, Any]], tasks: int, policies: Mapping[Run, Any]) -> str:
@@ -229,15 +235,6 @@ def _random_act(spec: TaskSpec, seeds: Sequence[int]) -> Act:
         return np.stack([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
 
     return act
-
-
-def _failed(job: _Job, error: str) -> list[EpisodeRow]:
-    algorithm, task, seed = job.run
-    return [
-        EpisodeRow(algorithm, task, seed, episode, evaluation_seed(job.config.seed, task, seed, episode),
-                   math.nan, 0, None, None, error)
-        for episode in range(job.config.episodes)
-    ]  # fmt: skip
 
 
 def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]], dict[str, TaskSpec]]:

@@ -170,7 +170,7 @@ def test_a_task_without_references_or_environment_is_shown_as_such(tmp_path):
 def test_an_environment_that_raises_costs_its_episode_only(tmp_path):
     broken = task("test/broken", kwargs={"breaks_every": 2}, score_kind="return_per_1000")
     fine = task("test/fine", score_kind="return_per_1000")
-    policies = [("pwm", broken.name, 0, 0.5), ("pwm", fine.name, 0, 0.5), ("bc", fine.name, 0, "damaged")]
+    policies = [("pwm", broken.name, 0, 0.5), ("pwm", fine.name, 0, 0.5)]
     headline, summary, scores, episodes = evaluate(tmp_path, setup(tmp_path, [broken, fine], policies), episodes=6)
     failed = episodes[episodes.task.eq(broken.name) & episodes.algorithm.eq("pwm") & episodes.error.notna()]
     assert 0 < len(failed) < 6
@@ -178,18 +178,46 @@ def test_an_environment_that_raises_costs_its_episode_only(tmp_path):
     assert failed.error.str.startswith("RuntimeError: the simulator has no licence (decision 0").all()
     assert scores.loc["pwm", broken.name, 0].episodes == 6 - len(failed)
     assert scores.loc["pwm", fine.name, 0].episodes == 6
-    # A policy that cannot be loaded has no score, and is not left out of the table.
-    assert scores.loc["bc", fine.name, 0].episodes == 0
-    assert np.isnan(scores.loc["bc", fine.name, 0].score)
-    assert summary["algorithms"]["bc"]["failed_episodes"] == 6
-    assert {failure["error"] for failure in summary["failures"]} >= {"OSError: weights are gone", failed.error.iloc[0]}
-    assert headline.endswith(f"{6 + 2 * len(failed)} episodes failed")
+    assert {failure["error"] for failure in summary["failures"]} >= {failed.error.iloc[0]}
+    assert headline.endswith(f"{2 * len(failed)} episodes failed")
+
+
+def test_a_policy_that_is_gone_fails_the_stage_and_is_played_when_it_is_back(tmp_path):
+    spec = task(score_kind="return_per_1000")
+    inputs = setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5), ("bc", spec.name, 0, "damaged")])
+    with pytest.raises(
+        StageError, match=r"evaluating bc on test/target, seed 0: .*weights are gone; finished policies"
+    ):
+        evaluate(tmp_path, inputs)
+    assert not (tmp_path / "out" / "scores.csv").exists()
+    index = inputs["policies"][0] / "policies.json"
+    index.write_text(index.read_text().replace("damaged", "0.25"))
+    _, summary, scores, _ = evaluate(tmp_path, inputs)
+    assert summary["failures"] == []
+    assert scores.loc["bc", spec.name, 0].episodes == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(24, "Too many open files"), EOFError("simulator")])
+def test_a_machine_that_fails_is_no_failed_episode(tmp_path, monkeypatch, error):
+    def step(self, action):
+        raise error
+
+    spec = task()
+    inputs = setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "step", step)
+        with pytest.raises(StageError, match=f"evaluating pwm on test/target, seed 0: {type(error).__name__}: "):
+            evaluate(tmp_path, inputs)
+    _, summary, *_ = evaluate(tmp_path, inputs)
+    assert summary["failures"] == []
 
 
 def test_an_evaluation_in_which_nothing_works_is_an_error(tmp_path):
     spec = task(kwargs={"breaks_every": 1})
     with pytest.raises(StageError, match=r"every episode of the evaluation failed.*no licence"):
         evaluate(tmp_path, setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)]))
+    # The next attempt plays them again, for the licence may be back.
+    assert not (tmp_path / "out" / "finished.jsonl").exists()
 
 
 def test_a_killed_evaluation_continues_with_what_is_missing(tmp_path, monkeypatch):
