@@ -101,12 +101,23 @@ def fan_out(
         limit_seconds=60 * config.time_limit_min,
     )
     inputs = {name: artifacts[0] for name, artifacts in context.inputs.items() if artifacts}
-    for job in jobs:
-        if folders[job.name].exists() and not holds(folders[job.name], job, function):
-            _discard(folders[job.name])
-        prepare(folders[job.name], job, function, inputs, needs.cpus)
-    _Fanout(context, config, needs, accelerator).run(list(folders.values()))
-    return {name: folder / RESULT for name, folder in folders.items()}
+    fanout = _Fanout(context, config, needs, accelerator)
+    missing = list(jobs)
+    for _ in range(2):
+        for job in missing:
+            if folders[job.name].exists() and not holds(folders[job.name], job, function):
+                _discard(folders[job.name])
+            prepare(folders[job.name], job, function, inputs, needs.cpus)
+        fanout.run([folders[job.name] for job in missing])
+        # Again, since hours may have passed since a job ended, and what is wrong now would be published.
+        missing = [job for job in jobs if not fanout.is_done(folders[job.name])]
+        if not missing:
+            return {name: folder / RESULT for name, folder in folders.items()}
+    raise StageError(
+        f"results of {_stage(context)} were removed or changed after their jobs had ended, twice: "
+        f"{', '.join(job.name for job in missing)} in {context.jobs}. Check the disk, and whether another program "
+        "writes there; then run the same command again"
+    )
 
 
 @dataclass
@@ -127,7 +138,7 @@ class _Fanout:
     def run(self, folders: Sequence[Path]) -> None:
         log, stage = self.context.log, _stage(self.context)
         alive = self._alive(folders)
-        self.waiting.extend(folder for folder in folders if folder not in alive and not self._is_done(folder))
+        self.waiting.extend(folder for folder in folders if folder not in alive and not self.is_done(folder))
         self.done = len(folders) - len(self.waiting) - len(alive)
         if not self.waiting and not alive:
             return
@@ -193,7 +204,7 @@ class _Fanout:
         if status.state not in ENDED:
             error = reason or "what watched over it died"
             status = replace(status, state="died", error=error, seconds=seconds_spent(folder, status), started=None)
-        if status.state == "done" and not self._is_done(folder):
+        if status.state == "done" and not self.is_done(folder):
             status = replace(status, state="failed", error="its result is missing or damaged")
         write_status(folder, status)
         if status.state == "done":
@@ -206,7 +217,7 @@ class _Fanout:
             self.context.log.warning("%s: %s", folder.name, status.error)
             self.failed.append(folder)
 
-    def _is_done(self, folder: Path) -> bool:
+    def is_done(self, folder: Path) -> bool:
         """Whether the job's result is there and sound; one that is damaged is removed."""
         try:
             done = is_done(folder)

@@ -188,6 +188,25 @@ def test_a_damaged_result_is_found_and_made_again(bench: Bench) -> None:
     assert "square.json was changed" in damaged[0]
 
 
+def test_what_happens_to_a_result_while_other_jobs_run_is_found(bench: Bench) -> None:
+    bench.order(e="damage a")
+    assert contents(bench.run(FanoutConfig())) == EXPECTED
+    assert bench.attempts() == {"a": 2, "b": 1, "c": 1, "d": 1, "e": 1}
+    assert any("a: its result is damaged" in message for message in bench.messages)
+
+
+def test_a_job_folder_that_is_removed_while_other_jobs_run_is_made_again(bench: Bench) -> None:
+    bench.order(e="remove a")
+    assert contents(bench.run(FanoutConfig())) == EXPECTED
+    assert bench.attempts() == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
+
+
+def test_results_that_do_not_stay_whole_are_an_error(bench: Bench) -> None:
+    bench.order(e="damage a", a="damage e")
+    with pytest.raises(StageError, match=r"results of squares were removed or changed .* twice: e in .*squares\.jobs"):
+        bench.run(FanoutConfig())
+
+
 def test_finished_jobs_are_not_run_again_on_another_executor(bench: Bench) -> None:
     bench.order(b="raise")
     bench.fails(FanoutConfig())
