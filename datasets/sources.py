@@ -54,7 +54,8 @@ def open_reader(
     if is_chunk_folder(path):
         raise DatasetError(
             f"{source}: a folder of TD-MPC2's chunks, which hold many tasks; pack them with pack.sources.mt30.path="
-            f"{source}, or mt80, and choose among their tasks with tasks=[...]"
+            f"{source}, or mt80, and choose among their tasks with tasks=[...]. Only chunks that TD-MPC2 published are "
+            "read: write episodes of your own tasks to HDF5 or Minari"
         )
     # Minari's own data file is HDF5 too, but its spaces are in the metadata beside it.
     if path.suffix in HDF5_SUFFIXES and not is_minari_folder(path.parent.parent):

@@ -266,27 +266,41 @@ def _open_chunk(path: Path, task_set: str) -> _Chunk:
 
     layout = LAYOUTS[task_set]
     content = read_torch_file(path, error=DatasetError)
-    integers = (torch.int32, torch.int64)
-    expected = {
-        "obs": ((torch.float32,), (layout.row_length, layout.observation_dim)),
-        "action": ((torch.float32,), (layout.row_length, ACTION_DIM)),
-        "reward": ((torch.float32,), (layout.row_length,)),
-        "task": (integers, (layout.row_length,)),
-    }
-    keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    if keys != sorted(expected):
-        raise DatasetError(f"{path}: expected a TensorDict with the keys {sorted(expected)}, found {keys}")
-    for key, (dtypes, shape) in expected.items():
-        value = content[key]
-        if not isinstance(value, torch.Tensor) or value.dtype not in dtypes or tuple(value.shape[1:]) != shape:
-            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            wanted = f"{dtypes[0]} [rows, {', '.join(map(str, shape))}]"
-            raise DatasetError(f"{path}: {key} is {found}, expected {wanted} in {task_set}; is it a chunk of that set?")
-        if len(value) != len(content["obs"]):
+    rest = {"obs": (layout.row_length, layout.observation_dim), "action": (layout.row_length, ACTION_DIM)}
+    dtypes = {"task": (torch.int32, torch.int64)}
+    expected = {key: rest.get(key, (layout.row_length,)) for key in ("obs", "action", "reward", "task")}
+    found = content if isinstance(content, dict) else {}
+    if sorted(map(str, found)) != sorted(expected) or any(
+        not isinstance(found[key], torch.Tensor)
+        or found[key].dtype not in dtypes.get(key, (torch.float32,))
+        or tuple(found[key].shape[1:]) != shape
+        for key, shape in expected.items()
+    ):
+        wanted = (f"{key} [{', '.join(map(str, ('rows', *shape)))}]" for key, shape in expected.items())
+        raise DatasetError(
+            f"{path}: is not a chunk of {task_set}: expected {', '.join(wanted)}, task in int32 and the others in "
+            f"float32; found {_shapes(content)}. Only the chunks that TD-MPC2 published, mt30 and mt80, are read: "
+            "write episodes of your own tasks to HDF5 or Minari, and pack them with tasks=[FILE.hdf5]"
+        )
+    for key, value in found.items():
+        if len(value) != len(found["obs"]):
             raise DatasetError(
-                f"{path}: {key} has {len(value):,} rows and obs has {len(content['obs']):,}; expected as many"
+                f"{path}: {key} has {len(value):,} rows and obs has {len(found['obs']):,}; expected as many"
             )
-    return _Chunk(*(content[key].numpy() for key in expected))
+    return _Chunk(*(found[key].numpy() for key in expected))
+
+
+def _shapes(content: Any) -> str:
+    """What a file holds, in words: shape and dtype of each tensor, the type of anything else."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    entries = [
+        f"{key} {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if hasattr(value, "dtype")
+        else f"{key} ({type(value).__name__})"
+        for key, value in content.items()
+    ]
+    return ", ".join(entries[:12]) or "nothing"
 
 
 def _task_ids(path: Path, task_set: str) -> np.ndarray:

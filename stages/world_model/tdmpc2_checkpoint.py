@@ -6,6 +6,10 @@ A file is `{"model": state_dict}`. Two forms are in circulation, which differ in
 TensorDict adds (`__batch_size`, `__device`), and constants: `_action_masks`, `log_std_min`, `log_std_dif`. Models of a
 single task have neither task embedding nor masks, and those of episodes that end have `_termination`.
 
+Users' training loops wrap it: names gain `_orig_mod.` (torch.compile), `module.` (DistributedDataParallel) or `model.`
+(the agent's attribute), the state dict lies in Lightning's `state_dict`, weights are in half precision. `read_tdmpc2`
+undoes all of these without a loss: half precision is exact in float32.
+
 Neither form holds optimisers, the names of the tasks, or the settings that leave no trace in shapes; the last two are
 arguments here.
 
@@ -55,6 +59,11 @@ _LAYER = ("weight", "bias", "ln.weight", "ln.bias")
 
 _CONSTANTS = ("log_std_min", "log_std_dif")
 
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module)\.")
+"""Parts of a name that wrapping a module adds, wherever the wrapped module was."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
 _NEGATED = ("continue_head.2.weight", "continue_head.2.bias")
 """Ours is the logit that an episode goes on, theirs that it ends."""
 
@@ -91,20 +100,43 @@ class Published:
 
 
 def read_tdmpc2(path: str | Path) -> dict[str, Any]:
-    """The state dict in a file, under its published names. Nothing in the file is run.
+    """The state dict in a file, under its published names and in float32. Nothing in the file is run.
 
     Raises:
         CheckpointError: the file is missing, damaged, not TD-MPC2's, or holds more than tensors and plain containers.
     """
-    content = read_torch_file(path)
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not any(str(key).startswith(("_encoder.", "_dynamics.")) for key in state):
-        found = ", ".join(map(str, list(state)[:8])) if isinstance(state, dict) else type(state).__name__
+    state = read_torch_file(path)
+    while isinstance(state, dict) and isinstance(inner := state.get("model", state.get("state_dict")), dict):
+        state = inner
+    named = _unwrapped(state, f"{path}") if isinstance(state, dict) else {}
+    if not any(key.startswith(("_encoder.", "_dynamics.")) for key in named):
+        inside = next((key.partition("_encoder.")[0] for key in named if "._encoder." in key), None)
+        found = ", ".join(list(named)[:4]) if isinstance(state, dict) else type(state).__name__
+        advice = f"; remove the prefix {inside!r} from its names and save it again" if inside else ""
         raise CheckpointError(
             f"{path}: is not a TD-MPC2 checkpoint: expected {{'model': state}} with entries such as "
-            f"_encoder.state.0.weight and _dynamics.0.weight, found {found}"
+            f"_encoder.state.0.weight and _dynamics.0.weight, found {found or 'nothing'}{advice}"
         )
-    return state
+    return {
+        key: value.float() if torch.is_tensor(value) and value.dtype in _HALF else value for key, value in named.items()
+    }
+
+
+def _unwrapped(state: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The state under the names it had before modules were wrapped.
+
+    Raises:
+        CheckpointError: two entries would have one name.
+    """
+    found: dict[str, str] = {}
+    for key in map(str, state):
+        name = _WRAPPERS.sub("", key).removeprefix("model.")
+        if name in found:
+            raise CheckpointError(
+                f"{where}: holds {name} twice, as {found[name]} and as {key}; save the state dict of one model"
+            )
+        found[name] = key
+    return dict(zip(found, state.values(), strict=True))
 
 
 def save_tdmpc2(model: WorldModel, path: str | Path, form: str = "new") -> None:

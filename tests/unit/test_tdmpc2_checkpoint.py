@@ -231,3 +231,39 @@ def test_import_stage_knows_tasks_by_name_and_says_what_does_not_fit(tmp_path, c
     assert "number of tasks 30 in the file, 1 by the tasks" in capsys.readouterr().err
     assert main(["run", "import_tdmpc2", f"run_dir={tmp_path / 'other'}"]) == 2
     assert "import_tdmpc2.checkpoint is empty" in capsys.readouterr().err
+
+
+def prefixed(prefix):
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("form", ["old", "new"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        prefixed("_orig_mod."),
+        prefixed("module."),
+        prefixed("module._orig_mod."),
+        prefixed("model."),
+        prefixed("model._orig_mod."),
+        lambda state: {name.replace("_encoder.", "_encoder._orig_mod."): value for name, value in state.items()},
+        lambda state: {"state_dict": prefixed("model.")(state), "epoch": 3},
+        lambda state: {"model": state},
+    ],
+)
+def test_what_a_training_loop_wraps_around_a_model_is_removed(tmp_path, form, wrap):
+    state = random_state(form, tasks=3)
+    for content in (wrap(state), {"model": wrap(state)}):
+        assert_identical(read_tdmpc2(write(tmp_path / "in.pt", content)), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_float32_without_a_loss(tmp_path, dtype):
+    state = random_state("new", tasks=3)
+    half = {
+        name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in state.items()
+    }
+    model = from_tdmpc2(read_tdmpc2(write(tmp_path / "half.pt", {"model": half})), frozen=False)
+    assert model.dynamics[0].linear.weight.dtype == torch.float32
+    assert torch.equal(model.dynamics[0].linear.weight.to(dtype), half["_dynamics.0.weight"])

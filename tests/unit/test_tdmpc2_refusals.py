@@ -129,6 +129,19 @@ def test_files_that_are_not_checkpoints(tmp_path):
         read_tdmpc2(write(tmp_path / "list.pt", [torch.zeros(2)]))
 
 
+def test_prefixes_that_are_unknown_or_make_two_of_a_name_are_named(tmp_path):
+    state = golden_state("old")
+    named = write(tmp_path / "named.pt", {f"agent.net.{name}": value for name, value in state.items()})
+    with pytest.raises(CheckpointError, match=r"named\.pt: .* remove the prefix 'agent\.net\.' from its names"):
+        read_tdmpc2(named)
+    both = write(tmp_path / "both.pt", state | {"module._pi.0.weight": state["_pi.0.weight"]})
+    with pytest.raises(CheckpointError, match=r"_pi\.0\.weight twice, as _pi\.0\.weight and as module\._pi\.0\.weight"):
+        read_tdmpc2(both)
+    double = write(tmp_path / "double.pt", {name: value.double() for name, value in state.items()})
+    with pytest.raises(CheckpointError, match=r"_encoder\.state\.0\.weight: expected .*float32, found .*float64"):
+        from_tdmpc2(read_tdmpc2(double), where=str(double))
+
+
 class Executing:
     """Writes a file when it is unpickled."""
 
