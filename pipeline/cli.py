@@ -28,6 +28,7 @@ from .errors import ConfigError, OrreryError, StageError
 from .fanout import Detached
 from .iterate import is_iteration
 from .logging import ConsoleProgress, duration, end_line, start_line
+from .overrides import SWEEP
 from .paths import user_path
 from .plan import Decision, plan
 from .ranks import Launch, check_launch, follow, launched
@@ -59,8 +60,11 @@ def main(
     commands = discover_commands()
     parser = _parser(commands)
     arguments, rest = parser.parse_known_args(argv)
-    if rest and (any(word.startswith("-") for word in rest) or "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    flags = [word for word in rest if word.startswith("-")]
+    if rest and (flags or "overrides" not in arguments):
+        parser.error(
+            f"unrecognized arguments: {' '.join(rest)}{_explain_flag(flags if 'overrides' in arguments else ())}"
+        )
     if rest:  # argparse takes no more of them behind an option: orrery study NAME --plan key=value
         arguments.overrides += rest
     # Into a file or a pipe, tables may be as wide as they need, and a bar that redraws itself is noise, whatever
@@ -109,6 +113,30 @@ def main(
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
+
+
+HYDRA_FLAGS = {
+    ("-m", "--multirun"): SWEEP.format(key="seed", values="0,1,2"),
+    ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "--experimental-rerun"): (
+        "The experiment, or the path of a YAML file, is the first word: orrery run quickstart"
+    ),
+    ("-c", "--cfg", "-p", "--package", "--resolve", "--info", "-hh", "--hydra-help"): (
+        "Every key and its value: orrery run EXPERIMENT --help"
+    ),
+}
+"""What serves here the purpose of an option of Hydra's."""
+
+
+def _explain_flag(flags: Sequence[str]) -> str:
+    """What to write in place of the first option that is none, as the end of a message."""
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        for known, instead in HYDRA_FLAGS.items():
+            if name in known:
+                return f"\n{instead}"
+        if name.startswith("--"):
+            return f"\nSettings have no dashes: {name.lstrip('-').replace('-', '_')}={value if equals else 'VALUE'}"
+    return ""
 
 
 def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:

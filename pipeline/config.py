@@ -9,29 +9,31 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
 import pkgutil
-import re
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError
 
 from .algorithms import select_stages
-from .config_schema import build, declared_type, make_schema, spell
+from .config_schema import build, describe_type, find_key, make_schema, nearest, plain_type, unknown_key
 from .errors import ConfigError
+from .overrides import Override, read_overrides
 from .paths import user_path
 from .stage import Stage
 
@@ -151,18 +153,20 @@ def load_config(
 
     Args:
         experiment: name of a file in `config_dir`/experiments, or path of a YAML file.
-        overrides: `key=value` in Hydra's syntax; where a key is text, such as a path, the value is taken as it is.
+        overrides: `key=value`, as `overrides.read_overrides` takes them.
         stages: the stages that have a key in the config, as `discover_stages` returns them.
     Raises:
         ConfigError: naming the key, what was expected and what was found.
     """
-    parts, schema = _schema(tuple(stages.items()))
-    run_dir, hydra_overrides = _split_overrides(overrides, parts)
-    typed_keys = [override.partition("=")[0] for override in overrides]
-    with _readable_errors(schema, parts, typed_keys):
-        node = _compose(experiment, hydra_overrides, schema, config_dir)
+    types, schema = _schema(tuple(stages.items()))
+    run_dir, read = read_overrides(overrides, types)
+    with _readable_errors(types, f"{experiment}: " if _is_path(experiment) else ""):
+        node = _compose(experiment, schema, config_dir)
+    for override in read:
+        _apply(node, override, types)
+    with _readable_errors(types):
         resolved: Any = OmegaConf.to_container(node, resolve=True)
-    settings = Settings(**{f.name: resolved[f.name] for f in dataclasses.fields(Settings)})
+    settings = Settings(**{name: build(hint, resolved[name], name) for name, hint in get_type_hints(Settings).items()})
     path = user_path(experiment)
     if not settings.name:
         resolved["name"] = path.stem
@@ -193,60 +197,11 @@ def dotted_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def _split_overrides(overrides: Sequence[str], parts: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """Separate run_dir, and rewrite what Hydra's grammar does not allow: free text as a value, task names in keys."""
-    run_dir, rest = None, []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key.strip("+~"):
-            raise ConfigError(f"expected key=value, found {override!r}; for example pretrain.steps=500")
-        if override[0] in "+~":
-            raise ConfigError(
-                f"{override!r}: every key exists already; write {override.lstrip('+~')!r}, without {override[0]!r}"
-            )
-        if key == "run_dir":
-            if not value:
-                raise ConfigError("run_dir= needs a path")
-            run_dir = value
-        elif (entry := declared_type(parts, key)[1]) and get_origin(declared_type(parts, key)[0]) is dict:
-            # An entry of a mapping, by its name; only a mapping as the value may have any name and be new.
-            mapping = key.removesuffix(f".{entry}")
-            hint = get_args(declared_type(parts, mapping)[0])[1]
-            if dataclasses.is_dataclass(hint) and "." in entry:
-                entry, _, inner = entry.rpartition(".")
-                value = f"{{{inner}: {_grammatical(value, get_type_hints(hint).get(inner))}}}"
-            else:
-                value = _grammatical(value, hint)
-            rest.append(f"{mapping}={{{entry}: {value}}}")
-        else:
-            rest.append(f"{key}={_grammatical(value, declared_type(parts, key)[0])}")
-    for override in rest:
-        try:
-            OverridesParser.create().parse_overrides([override])
-        except OverrideParseException as error:
-            reason = " ".join(str(error).split()).partition(" See https")[0]
-            raise ConfigError(
-                f"cannot read {override!r}: {reason}. Lists are [a,b], mappings {{a: 1}}; put quotes around "
-                "other text, inside those of the shell: key='\"a=b\"'"
-            ) from error
-    return run_dir, rest
-
-
-def _grammatical(value: str, hint: Any) -> str:
-    """A value as Hydra's grammar wants it: text, which may be any path, in quotes; of lists, what begins with `~`."""
-    if value.startswith(("'", '"')) or value == "null":
-        return value
-    if hint is str or (get_origin(hint) in (Union, types.UnionType) and str in get_args(hint)):
-        # In quotes a backslash is itself, unless a quote follows.
-        return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"
-    return re.sub(r"(?<=[\[{,:])(\s*)(~[^\]},]*)", r"\1'\2'", value)
-
-
 @functools.lru_cache(maxsize=4)
 def _schema(stages: tuple[tuple[str, type[Stage]], ...]) -> tuple[dict[str, Any], DictConfig]:
-    """{key: (type, default)} of everything that a run's config holds, and the schema; the slower half of composing."""
+    """The type of everything that a run's config holds, by key, and the schema; the slower half of composing."""
     parts = _parts(dict(stages))
-    return parts, make_schema(parts)
+    return {key: hint for key, (hint, _) in parts.items()}, make_schema(parts)
 
 
 def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:
@@ -261,7 +216,7 @@ def _is_path(experiment: str) -> bool:
     return experiment.endswith((".yaml", ".yml"))
 
 
-def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_dir: Path) -> DictConfig:
+def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfig:
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     config_name = f"experiments/{experiment}"
@@ -277,6 +232,10 @@ def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_d
         config_name = "experiment_file"
         store.store(name=config_name, node=node)
     elif experiment not in (known := list_experiments(config_dir)):
+        if "=" in experiment:
+            raise ConfigError(
+                f"expected an experiment before the settings, found {experiment!r}; for example quickstart"
+            )
         lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
         raise ConfigError(
             f"there is no experiment {experiment!r}.{nearest(experiment, known)} Known experiments:\n"
@@ -284,7 +243,7 @@ def _compose(experiment: str, overrides: list[str], schema: DictConfig, config_d
             + "\nYour own: give the path of a .yaml file."
         )
     with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-        return compose(config_name=config_name, overrides=overrides)
+        return compose(config_name=config_name)
 
 
 def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> None:
@@ -313,8 +272,21 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
             )
 
 
+def _apply(node: DictConfig, override: Override, types: Mapping[str, Any]) -> None:
+    """Set a key of the composed config."""
+    value = override.value
+    for name in reversed(override.path[1:]):
+        value = {name: value}
+    try:
+        OmegaConf.update(node, override.path[0], value, merge=True)
+    except OmegaConfBaseException as error:
+        if (error.full_key and error.full_key.startswith(f"{override.key}.")) or isinstance(error, _UNKNOWN):
+            raise _readable(error, types) from error
+        raise _wrong_type(override.key, override.hint, override.text) from error
+
+
 @contextlib.contextmanager
-def _readable_errors(schema: DictConfig, parts: Mapping[str, Any], typed_keys: Sequence[str]) -> Iterator[None]:
+def _readable_errors(types: Mapping[str, Any], where: str = "") -> Iterator[None]:
     """Turn errors of Hydra, OmegaConf and YAML into a ConfigError that names the key or the place."""
     try:
         yield
@@ -323,28 +295,28 @@ def _readable_errors(schema: DictConfig, parts: Mapping[str, Any], typed_keys: S
         while cause is not None and not isinstance(cause, OmegaConfBaseException):
             cause = cause.__cause__ or cause.__context__
         if cause is None or not cause.full_key:
-            raise ConfigError(" ".join(str(error).split())) from error
-        key = cause.full_key
-        if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-            # OmegaConf stops at the first part that it does not know; show what the user typed.
-            key = next((typed for typed in typed_keys if f"{typed}.".startswith(f"{key}.")), key)
-            raise ConfigError(f"there is no config key {key!r}.{_nearest_key(key, schema)}") from error
-        reason = (cause.msg or str(cause)).splitlines()[0]
-        expected = spell(declared_type(parts, key)[0])
-        raise ConfigError(f"config key {key}: expected {expected}; {reason}") from error
+            raise ConfigError(where + " ".join(str(error).split())) from error
+        raise ConfigError(f"{where}{_readable(cause, types)}") from error
 
 
-def _nearest_key(key: str, schema: DictConfig) -> str:
-    owner, _, last = key.rpartition(".")
-    node = OmegaConf.select(schema, owner) if owner else schema
-    if isinstance(node, DictConfig):
-        prefix = f"{owner}." if owner else ""
-        guess = nearest(last, map(str, node), prefix)
-        return guess or f" Keys of {owner or 'a run'}: {', '.join(map(str, node))}"
-    everything: Any = OmegaConf.to_container(schema)
-    return nearest(key, [known for known, _ in dotted_keys(everything)])
+_UNKNOWN = (ConfigAttributeError, ConfigKeyError)
 
 
-def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {prefix + close[0]!r}?" if close else ""
+def _readable(error: OmegaConfBaseException, types: Mapping[str, Any]) -> ConfigError:
+    key = str(error.full_key)
+    if isinstance(error, _UNKNOWN):
+        return unknown_key(types, key)
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(f"{key}: {(error.msg or str(error)).splitlines()[0]}")
+    name, bracket, _ = key.partition("[")
+    hint = find_key(types, name, "{")[1]
+    if bracket and get_origin(plain_type(hint)) in (list, tuple):
+        hint = get_args(plain_type(hint))[0]
+    return _wrong_type(key, hint, error.value)
+
+
+def _wrong_type(key: str, hint: Any, found: Any) -> ConfigError:
+    is_list = get_origin(plain_type(hint)) in (list, tuple)
+    brackets = f"; write {key}=[{found}]" if is_list and not str(found).startswith(("[", "{")) else ""
+    empty = f"; for none write {key}=" if hint is str and found == "null" else ""
+    return ConfigError(f"{key}: expected {describe_type(hint)}, found {found!r}{brackets}{empty}")

@@ -7,15 +7,20 @@ their fields. The schema is therefore made of plain copies of them, and the real
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import operator
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
 from .errors import ConfigError, OrreryError
+
+SHOWN_KEYS = 6
+"""Keys of the same name that a message lists."""
 
 
 def make_schema(parts: Mapping[str, Any]) -> DictConfig:
@@ -43,29 +48,112 @@ def build(hint: Any, value: Any, key: str) -> Any:
             return hint(**values)
         except (OrreryError, ValueError, TypeError) as error:
             message = str(error)
-            if message.split(" ", 1)[0].rstrip(":") in {field.name for field in dataclasses.fields(hint)}:
+            if re.split(r"\W", message, maxsplit=1)[0] in {field.name for field in dataclasses.fields(hint)}:
                 raise ConfigError(f"{key}.{message}") from error
             raise ConfigError(message if message.startswith(f"{key}.") else f"{key}: {message}") from error
     if get_origin(hint) is dict:
         return {name: build(arguments[1], inner, f"{key}.{name}") for name, inner in value.items()}
+    if get_origin(hint) in (list, tuple) and not dataclasses.is_dataclass(arguments[0]):
+        # OmegaConf checks the items of a list, but not that they are no lists themselves.
+        for index, inner in enumerate(value):
+            if isinstance(inner, list | dict):
+                raise ConfigError(f"{key}[{index}]: expected one value, found {inner}")
     if get_origin(hint) is list:
         return [build(arguments[0], inner, f"{key}[{index}]") for index, inner in enumerate(value)]
     return tuple(value) if get_origin(hint) is tuple else value
 
 
-def declared_type(parts: Mapping[str, Any], key: str) -> tuple[Any, str]:
-    """Return the type declared for a dotted key, and the rest of the key where it leads into a mapping."""
+def find_key(types: Mapping[str, Any], key: str, value: str = "") -> tuple[tuple[str, ...], Any]:
+    """Return the parts of a dotted key, and its declared type; None for the type where there is no such key.
+
+    The name of a mapping's entry is one part and may hold dots. Where entries are dataclasses, the last word of the key
+    that is a field of theirs ends the name; unless `value`, what the key is set to, is a whole entry: {a: 1}.
+
+    Args:
+        types: by key, of the root.
+    """
     name, _, rest = key.partition(".")
-    hint = parts[name][0] if name in parts else None
-    while rest and dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        name, _, rest = rest.partition(".")
-        hint = get_type_hints(hint).get(name)
-    return hint, rest
+    if name not in types:
+        return tuple(key.split(".")), None
+    if not rest:
+        return (name,), types[name]
+    path, hint = _find_inside(plain_type(types[name]), rest, value)
+    return (name, *path), hint
 
 
-def spell(hint: Any) -> str:
-    """A type as its author wrote it."""
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+def _find_inside(owner: Any, key: str, value: str) -> tuple[tuple[str, ...], Any]:
+    words = key.split(".")
+    if dataclasses.is_dataclass(owner):
+        return find_key(get_type_hints(owner), key, value)
+    if get_origin(owner) is not dict:
+        return tuple(words), None
+    entry = get_args(owner)[1]
+    hints = get_type_hints(entry) if dataclasses.is_dataclass(entry) else {}
+    end = next((i for i in range(len(words) - 1, 0, -1) if words[i] in hints), None)
+    if end is None and hints and len(words) > 1 and not value.startswith("{"):
+        end = len(words) - 1
+    if end is None:
+        return (key,), entry
+    path, hint = find_key(hints, ".".join(words[end:]), value)
+    return (".".join(words[:end]), *path), hint
+
+
+def unknown_key(types: Mapping[str, Any], key: str) -> ConfigError:
+    """The error for a key that is none; names where there is one of that name, the nearest one, or those beside it."""
+    path, _ = find_key(types, key)
+    owner, names = "", list(types)
+    for depth in range(1, len(path)):
+        hint = plain_type(find_key(types, ".".join(path[:depth]), "{")[1])
+        if dataclasses.is_dataclass(hint):
+            owner, names = ".".join(path[:depth]), list(get_type_hints(hint))
+    known = list(_all_keys(types))
+    guess = nearest(key.removeprefix(f"{owner}."), names if owner or "." not in key else known, owner and f"{owner}.")
+    if same := [other for other in known if other.startswith(owner) and other.endswith(f".{path[-1]}")]:
+        guess = f" Did you mean {', '.join(map(repr, sorted(same, key=_depth)[:SHOWN_KEYS]))}?"
+    guess = guess or f" Keys of {owner or 'a run'}: {', '.join(names)}"
+    return ConfigError(f"there is no config key {key!r}.{guess}")
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
+
+
+def _all_keys(types: Mapping[str, Any]) -> Iterator[str]:
+    for name, hint in types.items():
+        yield name
+        if dataclasses.is_dataclass(hint):
+            yield from (f"{name}.{key}" for key in _all_keys(get_type_hints(hint)))
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A question that ends a message about a name that is none; empty where nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {prefix + close[0]!r}?" if close else ""
+
+
+def plain_type(hint: Any) -> Any:
+    """A type without `| None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(one for one in get_args(hint) if one is not type(None))
+    return hint
+
+
+def describe_type(hint: Any) -> str:
+    """What a key of this type is set to, in words."""
+    plain, arguments = plain_type(hint), get_args(plain_type(hint))
+    if plain is not hint:
+        return f"{describe_type(plain)}, or null"
+    if plain in _WORDS:
+        return _WORDS[plain]
+    if get_origin(plain) in (list, tuple):
+        return f"a list of {_PLURALS.get(arguments[0], 'values')}"
+    if get_origin(plain) is dict:
+        return f"a mapping to {_PLURALS.get(arguments[1], 'mappings')}"
+    return "a mapping of its keys" if dataclasses.is_dataclass(plain) else "a value"
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_PLURALS = {int: "whole numbers", float: "numbers", bool: "true and false", str: "text"}
 
 
 @functools.cache

@@ -44,6 +44,9 @@ class SlurmConfig:
     """slurm; or, to try things out without one, submitit's local (processes of this machine that outlive the command)
     or debug (in this process)."""
 
+    def __post_init__(self) -> None:
+        check_choices(self, cluster=CLUSTERS)
+
 
 @dataclass(frozen=True)
 class FanoutConfig:
@@ -76,8 +79,6 @@ class FanoutConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, executor=EXECUTORS)
-        if self.slurm.cluster not in CLUSTERS:
-            raise ConfigError(f"slurm.cluster: expected one of {', '.join(CLUSTERS)}, found {self.slurm.cluster!r}")
         check_not_negative(
             self, "members_per_job", "memory_gb", "parallel_jobs", "cpus_per_job", "time_limit_min", "retries"
         )

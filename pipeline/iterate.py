@@ -108,12 +108,12 @@ def load_iteration(
         given = first.settings.inputs.get("datasets")
         collected = [*([given] if given else []), *(str(run_dir / folder_of(k) / COLLECT) for k in range(number))]
         links = [
-            f"collect.policy={_quoted(before / maker)}",
+            f"collect.policy={before / maker}",
             f"collect.seed={seed}",
             f"inputs.datasets={os.pathsep.join(collected)}",
         ]
         if own["warm_start"] == "true":
-            links.append(f"pretrain.start_from={_quoted(before / PRETRAIN)}")
+            links.append(f"pretrain.start_from={before / PRETRAIN}")
         rounds.append(compose(number, [*EXPLORATION, *shared, *links, *later]))
     typed = tuple(one for one in overrides if not one.startswith("run_dir="))
     return Iteration(first.experiment, typed, run_dir, maker, tuple(rounds))
@@ -195,11 +195,6 @@ def _maker_of_policies(config: RunConfig, stages: Mapping[str, type[Stage]], ask
     if asked and asked not in makers:
         raise ConfigError(f"policies={asked}: expected a stage that makes policies: {', '.join(makers)}")
     return asked or makers[0]
-
-
-def _quoted(path: Path) -> str:
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
 
 
 def _compare(iteration: Iteration, finished: int, stages: Mapping[str, type[Stage]], console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from .artifact import InputRecord, Manifest
 from .config import RunConfig, dotted_keys
 from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
+from .paths import user_path
 from .run_folder import partial_folder, read_attempt
 from .stage import Stage
 
@@ -123,8 +124,9 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
             if stages[other].output_kind == wanted.kind and not wanted.outside
         ]
         if (value := config.settings.inputs.get(input_name)) is not None:
-            named = value.split(os.pathsep) if wanted.many else [value]
-            given = [_given(one, f"inputs.{input_name}", wanted.kind) for one in named]
+            named = _several(value) if wanted.many else [value]
+            note = f" (inputs.{input_name} lists several, with {os.pathsep!r} between them)" if len(named) > 1 else ""
+            given = [_given(one, f"inputs.{input_name}", wanted.kind, note) for one in named]
             found[input_name] = [*earlier, *given] if wanted.many else given
         elif config.settings.world_model and wanted.kind == "world_model" and not earlier:
             found[input_name] = [_given(config.settings.world_model, "world_model", wanted.kind)]
@@ -145,11 +147,23 @@ def _key_of(input_name: str, kind: str) -> str:
     return "world_model" if kind == "world_model" else f"inputs.{input_name}"
 
 
-def _given(reference: str, key: str, kind: str) -> Source:
+def _several(value: str) -> list[str]:
+    """The folders and Hub ids of a list whose separator may also be part of a folder's name: the longest that exist."""
+    words = value.split(os.pathsep)
+    found = []
+    while words:
+        ends = range(len(words), 0, -1)
+        end = next((n for n in ends if user_path(os.pathsep.join(words[:n])).is_dir()), 1)
+        found.append(os.pathsep.join(words[:end]))
+        del words[:end]
+    return found
+
+
+def _given(reference: str, key: str, kind: str, note: str = "") -> Source:
     try:
         return Source(find_artifact(reference, kind), kind, None)
     except OrreryError as error:
-        raise type(error)(f"{key}: {error}") from error
+        raise type(error)(f"{key}: {error}{note}") from error
 
 
 def input_records(
@@ -190,7 +204,7 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     if manifest is None:
         return Decision(name, "run", "it has not run yet", key)
     return Decision(
-        name, "run", _what_changed(manifest, keyed(manifest.config, stage), stage_config, digests, version), key
+        name, "run", _what_changed(manifest, keyed(manifest.config, stage), stage_config, records, version), key
     )
 
 
@@ -203,7 +217,7 @@ def _what_changed(
     manifest: Manifest,
     former: Mapping[str, Any],
     config: Mapping[str, Any],
-    digests: Mapping[str, list[str]],
+    records: Mapping[str, Sequence[InputRecord]],
     version: str,
 ) -> str:
     before, after = dict(dotted_keys(former)), dict(dotted_keys(config))
@@ -214,9 +228,11 @@ def _what_changed(
     ]
     if manifest.versions.get("orrery") != version:
         changes.append(f"orrery {manifest.versions.get('orrery')} -> {version}")
-    recorded = {name: [one.digest for one in many] for name, many in manifest.inputs.items()}
-    changes += [
-        f"input {name} changed" for name in sorted(recorded.keys() | digests.keys())
-        if recorded.get(name, []) != digests.get(name, [])
-    ]  # fmt: skip
+    for name in sorted(manifest.inputs.keys() | records.keys()):
+        recorded = {one.path: one.digest for one in manifest.inputs.get(name, ())}
+        now = {one.path: one.digest for one in records.get(name, ())}
+        if list(recorded.values()) == list(now.values()):
+            continue
+        files = [path for path in {**recorded, **now} if recorded.get(path) != now.get(path)]
+        changes += [f"{path} changed" for path in files] if name == OUTSIDE else [f"input {name} changed"]
     return ", ".join(changes) or "its definition changed"

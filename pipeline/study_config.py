@@ -24,7 +24,8 @@ from typing import Any
 
 import yaml
 
-from .config import CONFIG_DIR, RunConfig, describe_files, load_config, nearest
+from .config import CONFIG_DIR, RunConfig, describe_files, load_config
+from .config_schema import nearest
 from .errors import ConfigError
 from .paths import user_path
 from .stage import Stage

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.ranges import check_choices
+from ..pipeline.ranges import check_choices, check_counts, check_positive
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
@@ -47,8 +47,8 @@ class DynaConfig:
     """Base of all randomness of this stage."""
 
     def __post_init__(self) -> None:
-        if self.share <= 0 or self.length < 1:
-            raise ConfigError(f"share must be positive and length at least 1, found {self.share} and {self.length}")
+        check_positive(self, "share")
+        check_counts(self, "length")
         check_choices(self, actions=ACTIONS)
         if len(self.noise) != 2 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ConfigError(f"noise must be two numbers 0 <= low <= high, found {self.noise}")

@@ -48,7 +48,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_counts(self, "episodes")
         if unknown := sorted(set(self.baselines) - set(BASELINES)):
-            raise ConfigError(f"unknown baselines {', '.join(unknown)}; expected {', '.join(BASELINES)}")
+            raise ConfigError(f"baselines: expected some of {', '.join(BASELINES)}, found {', '.join(unknown)}")
         if self.accelerator not in ("cpu", "cuda", "auto"):
             raise ConfigError(f"accelerator: expected cpu, cuda or auto, found {self.accelerator!r}")
 

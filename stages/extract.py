@@ -73,8 +73,15 @@ class ExtractConfig:
         check_choices(self, accelerator=ACCELERATORS)
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
-        if not self.uncertainty or min([*self.anchor, *self.task_anchor.values(), *self.uncertainty], default=0) < 0:
-            raise ConfigError("extract.anchor, task_anchor and uncertainty (one or more) must not be negative")
+        for name, weights in {
+            "anchor": self.anchor,
+            "task_anchor": self.task_anchor.values(),
+            "uncertainty": self.uncertainty,
+        }.items():
+            if min(weights, default=0) < 0:
+                raise ConfigError(f"{name} must not be negative, found {min(weights)}")
+        if not self.uncertainty:
+            raise ConfigError("uncertainty must have at least one number")
         for key in ("anchor", "uncertainty"):
             if len(set(weights := getattr(self, key))) < len(weights):
                 raise ConfigError(f"extract.{key} has a weight twice: {weights}")

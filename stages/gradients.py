@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..pipeline.errors import ConfigError
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ class GradientsConfig:
     """Of windows and probes."""
 
     def __post_init__(self) -> None:
-        if not self.horizons or min(self.horizons) < 1 or self.trajectories < 2 or self.probes < 1:
-            raise ConfigError("gradients needs horizons of at least 1, at least 2 trajectories and 1 probe")
+        if not self.horizons or min(self.horizons) < 1:
+            raise ConfigError(f"horizons must be numbers of at least 1, found {self.horizons}")
+        if self.trajectories < 2:
+            raise ConfigError(f"trajectories must be at least 2, found {self.trajectories}")
+        check_counts(self, "probes")
 
 
 class Gradients(Stage):

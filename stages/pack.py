@@ -48,7 +48,10 @@ class SourceConfig:
     def check(self, name: str) -> None:
         """Raise a ConfigError where settings of the source `name` contradict each other."""
         if not self.path:
-            raise ConfigError(f"pack.sources.{name}.path is empty; give an HDF5 file, a Minari folder or id")
+            raise ConfigError(
+                f"pack.sources.{name}.path is empty. Settings of a dataset need its path (an HDF5 file, a Minari "
+                f"folder or id) under a task name of your choice: tasks=[lab/arm] pack.sources.lab/arm.path=arm.hdf5"
+            )
         if self.behaviour not in ("", *BEHAVIOURS):
             raise ConfigError(
                 f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}"
@@ -161,8 +164,16 @@ class Pack(Stage):
         from ..datasets.sources import open_reader
         from ..datasets.tdmpc2 import chunk_files
 
+        sources: dict[str, list[str]] = {}
         for name in self._external_names():
-            open_reader(**_external(self.config, name))
+            external = _external(self.config, name)
+            sources.setdefault(open_reader(**external).task.name, []).append(external["source"])
+        for name, same in sources.items():
+            if len(same) > 1:
+                raise ConfigError(
+                    f"{' and '.join(same)} would both be task {name!r}. Name each: tasks=[NAME,...] and, for each, "
+                    f"pack.sources.NAME.path={same[0]}"
+                )
         if self.config.task_set:
             chunk_files(self.config.sources[self.config.task_set].path)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_choices, check_not_negative, check_positive, check_shares
+from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive, check_shares
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
@@ -89,11 +89,9 @@ class WorldModelConfig:
         if widths["latent_dim"] % self.simnorm_dim:
             raise ConfigError(f"latent_dim {widths['latent_dim']} is not a multiple of simnorm_dim {self.simnorm_dim}")
         check_choices(self, activation=ACTIVATION_NAMES, latent=LATENT_NAMES, dynamics=DYNAMICS)
-        if min(self.awm_width, self.awm_layers, self.awm_heads) < 1 or self.awm_width % self.awm_heads:
-            raise ConfigError(
-                f"model.awm_width ({self.awm_width}) must be a multiple of awm_heads ({self.awm_heads}), and both and "
-                f"awm_layers ({self.awm_layers}) at least 1"
-            )
+        check_counts(self, "awm_width", "awm_layers", "awm_heads")
+        if self.awm_width % self.awm_heads:
+            raise ConfigError(f"awm_width ({self.awm_width}) must be a multiple of awm_heads ({self.awm_heads})")
         if self.disagreement_heads == 1 or self.disagreement_heads < 0:
             raise ConfigError(f"disagreement_heads must be 0 or at least 2, found {self.disagreement_heads}")
         if self.num_bins < 2:
@@ -102,9 +100,9 @@ class WorldModelConfig:
             raise ConfigError("num_q must be 0 or at least 2 (targets take the smaller of two), found 1")
         for name, width in widths.items():
             if width < (0 if name in ("task_dim", "num_q") else 1):
-                raise ConfigError(f"model.{name} must be positive, or -1 to take it from size, found {width}")
+                raise ConfigError(f"{name} must be positive, or -1 to take it from size, found {width}")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout must lie in [0, 1), found {self.dropout}")
+            raise ConfigError(f"dropout must lie in [0, 1), found {self.dropout}")
         if not self.log_std_min < self.log_std_max:
             raise ConfigError(f"log_std_min {self.log_std_min} must be below log_std_max {self.log_std_max}")
 
@@ -208,8 +206,7 @@ class TrainerConfig:
     """Steps between logged losses."""
 
     def __post_init__(self) -> None:
-        if min(self.devices, self.nodes, self.accumulate, self.log_every) < 1:
-            raise ConfigError("devices, nodes, accumulate and log_every must be at least 1")
+        check_counts(self, "devices", "nodes", "accumulate", "log_every")
         check_choices(self, accelerator=ACCELERATORS, precision=PRECISIONS)
         if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
             raise ConfigError(

@@ -60,7 +60,9 @@ class PlannerConfig:
         if self.elites > self.samples:
             raise ConfigError(f"elites ({self.elites}) must not be more than samples ({self.samples})")
         if not 0 <= self.min_std <= self.max_std:
-            raise ConfigError(f"expected 0 <= min_std <= max_std, found {self.min_std} and {self.max_std}")
+            raise ConfigError(
+                f"min_std, max_std: expected 0 <= min_std <= max_std, found {self.min_std} and {self.max_std}"
+            )
         check_not_negative(self, "temperature")
         if self.matmul_precision not in MATMUL_PRECISIONS:
             raise ConfigError(

@@ -277,7 +277,7 @@ def test_a_minari_dataset_made_elsewhere_becomes_a_task(tmp_path, monkeypatch):
             "unknown task 'dmc/cartpole-balence': the nearest are dmc/cart",
         ),
         (["quickstart", "pretrain.stepz=3"], "no config key 'pretrain.stepz'. Did you mean 'pretrain.steps'?"),
-        (["quickstart", "pretrain.steps=many"], "config key pretrain.steps: expected int"),
+        (["quickstart", "pretrain.steps=many"], "pretrain.steps: expected a whole number"),
         (["offline", "tasks=[minari/no/such-v0]"], "no Minari dataset 'no/such-v0'"),
         (["offline", "tasks=[{here}/no_rewards.hdf5]"], "no reward column 'rewards' in /"),
         (["offline", "tasks=[{here}/nan.hdf5]"], "observation column 1 (observations[1]) at t = 17 is nan"),

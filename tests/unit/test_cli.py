@@ -59,6 +59,31 @@ def test_a_user_error_is_one_message(orrery, run_dir: Path) -> None:
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--multirun", "seed=1,2"], ["--multirun", "orrery study STUDY 'grid.seed=[0,1,2]'"]),
+        (["-m", "seed=1,2"], ["orrery study STUDY 'grid.seed=[0,1,2]'"]),
+        (["--config-name=x"], ["The experiment, or the path of a YAML file, is the first word"]),
+        (["--cfg", "job"], ["orrery run EXPERIMENT --help"]),
+        (["--make.si-ze=3"], ["Settings have no dashes: make.si_ze=3"]),
+    ],
+)
+def test_an_option_of_hydra_is_answered_with_what_serves_its_purpose(orrery, capsys, words, parts) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        orrery("run", "toy", *words)
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    for part in parts:
+        assert part in err
+
+
+def test_overrides_without_an_experiment(orrery) -> None:
+    code, _, err = orrery("run", "tasks=[a]")
+    assert code == 2
+    assert "expected an experiment before the settings, found 'tasks=[a]'" in err
+
+
 def test_a_file_in_place_of_the_run_folder_is_one_message(orrery, run_dir: Path) -> None:
     run_dir.write_text("not a folder")
     code, _, err = orrery("run", "toy", f"run_dir={run_dir}")

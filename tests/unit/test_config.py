@@ -67,6 +67,41 @@ def test_a_tilde_is_the_home_folder(load, tmp_path: Path, monkeypatch: pytest.Mo
         load("run_dir=~nobody-of-that-name/x")
 
 
+ODD = "/a b/c=d,'e'/2026-11-28_10:30:00/größe 機械腕 50%#1 (v2) {x} [y] & @ $z"
+
+
+def test_odd_characters_need_no_quotes(load) -> None:
+    config = load(f"inputs.numbers={ODD}", f"report.picture={ODD}", f"run_dir={ODD}", f"name={ODD}")
+    assert config.settings.inputs == {"numbers": ODD}
+    assert config.stage_configs["report"].picture == config.settings.name == ODD
+    assert config.run_dir == Path(ODD)
+    assert load("report.title=1e3").stage_configs["report"].title == "1e3", "text, not the number 1000.0"
+    assert load("report.title=").stage_configs["report"].title == ""
+
+
+def test_text_may_have_quotes(load) -> None:
+    config = load("report.title='a \\'b\\''", 'run_dir="x y"', "tasks=['a=b, c', \"d'e\", f/g]")
+    assert config.stage_configs["report"].title == "a 'b'"
+    assert config.run_dir == Path("x y")
+    assert config.settings.tasks == ["a=b, c", "d'e", "f/g"]
+
+
+def test_a_single_item_of_a_list_needs_no_quotes(load) -> None:
+    for item in ("a/my arm (v2).hdf5", "機械腕.hdf5", "50%_data#1", "a&b@c", "a=1.hdf5", "größe"):
+        assert load(f"tasks=[{item}]").settings.tasks == [item]
+
+
+def test_names_of_entries_may_be_anything(load) -> None:
+    name = "my arm (v2).1/機械腕"
+    assert load(f"make.weights.{name}=2").stage_configs["make"].weights == {name: 2.0}
+    assert load(f"report.frames.{name}.width=2").stage_configs["report"].frames == {name: FrameConfig(width=2)}
+    assert load("report.frames.a.b={width: 2}").stage_configs["report"].frames == {"a.b": FrameConfig(width=2)}
+
+
+def test_the_last_value_of_a_key_counts(load) -> None:
+    assert load("make.size=2", "make.size=5").stage_configs["make"].size == 5
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -74,10 +109,12 @@ def test_a_tilde_is_the_home_folder(load, tmp_path: Path, monkeypatch: pytest.Mo
         ("maek.size=3", ["'maek.size'", "Did you mean 'make.size'?"]),
         ("make.volume=3", ["'make.volume'", "Keys of make: seed, size, weights"]),
         ("+make.szie=3", ["without '+'"]),
+        ("make.weights=3", ["make.weights: expected a mapping to numbers, found '3'"]),
+        ("make.weights={a: b}", ["make.weights.a: expected a number, found 'b'"]),
         ("sedes=3", ["'sedes'", "Did you mean 'seeds'?"]),
-        ("make.size=many", ["make.size", "expected int", "'many'"]),
-        ("make.weights.a=b", ["make.weights.a", "float", "'b'"]),
-        ("tasks=5", ["tasks", "expected list[str]", "int"]),
+        ("make.size=many", ["make.size: expected a whole number, found 'many'"]),
+        ("make.weights.a=b", ["make.weights.a: expected a number, found 'b'"]),
+        ("tasks=5", ["tasks: expected a list of text, found '5'; write tasks=[5]"]),
         ("make.size=0", ["make.size must be at least 1, found 0"]),
         ("report.frame.width=-1", ["report.frame.width must not be negative"]),
         ("report.frames.a/b.width=x", ["report.frames.a/b.width", "'x'"]),
@@ -89,6 +126,30 @@ def test_a_tilde_is_the_home_folder(load, tmp_path: Path, monkeypatch: pytest.Mo
         ("tasks=[a/b,a/b]", ["repeated: a/b"]),
         ("inputs.numbres=x", ["inputs.numbres", "Did you mean 'numbers'?"]),
         ("make.seed=${sede}", ["make.seed", "'sede' not found"]),
+        # Habits from Hydra.
+        ("seed=1,2,3", ["seed: expected one value, found 1,2,3", "orrery study STUDY 'grid.seed=[1,2,3]'"]),
+        ("make.size=range(1,3)", ["make.size: expected one value", "orrery study STUDY"]),
+        ("tasks=a/b,c/d", ["tasks: expected a list of text, found a/b,c/d; write tasks=[a/b,c/d]"]),
+        ("tasks=a/b", ["tasks: expected a list of text, found 'a/b'; write tasks=[a/b]"]),
+        ("tasks=[a,]", ["tasks", "ends with a comma"]),
+        ("tasks=[a=1,b=2]", ["unclear", """'tasks=["a=1","b=2"]'""", """'tasks=["a=1,b=2"]'"""]),
+        ("tasks=[a[0]]", ["""'tasks=["a[0]"]'"""]),
+        ("report.frame.sides=4", ["report.frame.sides: expected a list of whole numbers, found '4'", "sides=[4]"]),
+        ("report.frames.a/b.sides=4", ["report.frames.a/b.sides: expected a list of whole numbers", "sides=[4]"]),
+        ("report.frames.a/b.wdith=4", ["'report.frames.a/b.wdith'", "Did you mean 'report.frames.a/b.width'?"]),
+        ("report.frames.a/b=4", ["report.frames.a/b: expected a mapping of its keys"]),
+        ("size=4", ["'size'", "Did you mean 'make.size'?"]),
+        ("make.si-ze=4", ["'make.si-ze'", "Did you mean 'make.size'?"]),
+        ("++make.size=4", ["write make.size=4, without '+'"]),
+        ("~make.size", ["~make.size: no key can be removed"]),
+        ("hydra.run.dir=x", ["hydra.run.dir", "run_dir=PATH"]),
+        ("hydra/launcher=joblib", ["hydra/launcher", "run_dir=PATH"]),
+        ("stages=[[make]]", ["stages[0]: expected one value, found ['make']"]),
+        ("world_model=null", ["world_model: expected text", "write world_model="]),
+        ("run_dir=", ["run_dir= needs a path"]),
+        ("seed=", ["seed: expected a whole number, found ''"]),
+        ("seeds=2,", ["cannot read 'seeds=2,': expected a whole number"]),
+        ("seed.x=3", ["'seed.x'", "Did you mean 'seed'?"]),
     ],
 )
 def test_a_bad_override_is_named(load, override: str, parts: list[str]) -> None:
@@ -96,6 +157,8 @@ def test_a_bad_override_is_named(load, override: str, parts: list[str]) -> None:
         load(override)
     for part in parts:
         assert part in str(caught.value)
+    for word in ("OmegaConf", "ListConfig", "AnyNode", "multirun", "Hydra", "list[str]", "dataclass"):
+        assert word not in str(caught.value).replace("settings of Hydra itself", "")
 
 
 def test_an_unknown_experiment_lists_the_known(load) -> None:

@@ -139,7 +139,7 @@ def test_refuses(tmp_path):
         run(tmp_path, actions="policies")
     with pytest.raises(CheckpointError, match="is a latent model, which predicts none; pretrain one with"):
         Dyna(DynaConfig()).check_input("world_model", tmp_path, PretrainConfig())
-    with pytest.raises(ConfigError, match="share must be positive and length at least 1"):
+    with pytest.raises(ConfigError, match="share must be positive, found 0"):
         DynaConfig(share=0)
     ends = tmp_path / "ends"
     ends.mkdir()

@@ -250,7 +250,7 @@ def test_without_policies_the_baselines_of_the_store_are_scored(tmp_path):
 
 
 def test_wrong_settings_and_inputs_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="unknown baselines expert; expected behaviour, random"):
+    with pytest.raises(ConfigError, match="baselines: expected some of behaviour, random, found expert"):
         EvaluateConfig(baselines=["expert"])
     with pytest.raises(ConfigError, match="accelerator: expected cpu, cuda or auto, found 'tpu'"):
         EvaluateConfig(accelerator="tpu")

@@ -64,3 +64,17 @@ def test_bounds_and_choices_that_cannot_be_meant(packed):
         packed(np.zeros((6, 2)), choices=-2)
     with pytest.raises(DatasetError, match="2 numbers, one per component"):
         packed(np.zeros((6, 2)), action_low=[-1.0, 0, 1], action_high=[1.0])
+
+
+def test_two_files_of_the_same_name_are_refused_with_both_paths(tmp_path):
+    """robomimic#115: every task's file is called low_dim_v141.hdf5."""
+    paths = [tmp_path / task / "low_dim.hdf5" for task in ("lift", "can")]
+    for path in paths:
+        path.parent.mkdir()
+        with h5py.File(path, "w") as file:
+            file["observations"] = np.zeros((6, 2))
+            file["actions"] = np.linspace(-1, 1, 6)[:, None]
+            file["rewards"] = np.ones(6)
+            file["timeouts"] = np.arange(6) % 3 == 2
+    with pytest.raises(ConfigError, match=r"lift/low_dim.*can/low_dim.*task 'hdf5/low_dim'.*pack\.sources\.NAME\.path"):
+        Pack(PackConfig(window=2, tasks=[str(path) for path in paths])).check()

@@ -172,7 +172,7 @@ def test_a_file_outside_the_run_counts_as_an_input(toy: ToyProject, tmp_path: Pa
     toy.run(setting)
     assert toy.statuses(setting) == ["fresh"] * 3
     picture.write_text("another")
-    assert toy.plan(setting)[2] == ("run", "input outside the run changed")
+    assert toy.plan(setting)[2] == ("run", f"{picture} changed")
     picture.unlink()
     with pytest.raises(StageError, match=r"picture\.png is not there any more"):
         toy.run(setting)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import re
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config_schema import build, plain_type
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.awm.config import SequenceModelConfig
 from orrery.stages.pretrain import PretrainConfig
@@ -67,6 +72,41 @@ def test_a_number_out_of_range_is_refused_under_its_key(experiment, override):
         load_config(experiment, [override], stages=discover_stages())
     pattern = r"\b.*\b".join([*parts[:1], last])
     assert re.search(pattern, str(raised.value)), raised.value
+
+
+def _fields(cls, owner):
+    """Every leaf of a config dataclass: (its path, type)."""
+    hints = get_type_hints(cls)
+    for setting in dataclasses.fields(cls):
+        hint = plain_type(hints[setting.name])
+        path = (*owner, setting.name)
+        yield from _fields(hint, path) if dataclasses.is_dataclass(hint) else [(path, hint)]
+
+
+@pytest.mark.parametrize("name", discover_stages())
+def test_every_value_that_a_config_refuses_is_refused_under_its_full_key(name):
+    config = discover_stages()[name].Config
+    default = dataclasses.asdict(config())
+    odd = {int: -7, float: float("nan"), str: "nonsense"}
+    for path, hint in _fields(config, (name,)):
+        of_items = get_origin(hint) in (list, tuple) and get_args(hint)[0]
+        value = [odd[of_items]] if of_items in odd else odd.get(hint)
+        values = copy.deepcopy(default)
+        owner = functools.reduce(lambda node, key: node and node[key], path[1:-1], values)
+        if owner is None or value is None:
+            continue
+        owner[path[-1]] = value
+        message = _refusal(config, values, name)
+        assert message is None or message.startswith(f"{'.'.join(path[:-1])}."), (path, message)
+        assert message is None or path[-1] in message, (path, message)
+
+
+def _refusal(config, values, name):
+    try:
+        build(config, values, name)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def test_positions_of_a_sequence_model_that_no_window_reaches_are_refused():

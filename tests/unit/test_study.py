@@ -278,7 +278,7 @@ def test_a_branch_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
     ("text", "overrides", "message"),
     [
         ("grid: {add.scael: [1, 2]}", [], "scael=1 of study scales: there is no config key 'add.scael'. Did you mean"),
-        ("variants: {a: [], b: [add.scale=x]}", [], "variant b of study scales: config key add.scale: expected int"),
+        ("variants: {a: [], b: [add.scale=x]}", [], "variant b of study scales: add.scale: expected a whole number"),
         ("variants: {a: [], b: [make.size=0]}", [], "b of study scales: make.size must be at least 1"),
         ("variants: {a: [], b: [add.scale=0]}", [], "variant b of study scales: add.scale must not be 0"),
         ("variants: {a: [], b: ['stages=[add]']}", [], "b of study scales: stage 'add' needs an input"),

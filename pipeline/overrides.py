@@ -1,0 +1,143 @@
+"""`key=value` words of the command line, read by the declared type of their key.
+
+Text is taken as it is typed, so that no path needs quotes. Everything else follows Hydra's grammar: lists are [a,b],
+mappings {a: 1}, and interpolations ${key}.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from .config_schema import describe_type, find_key, plain_type, unknown_key
+from .errors import ConfigError
+
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_NEEDS_QUOTES = re.compile(r"[\[\]{}'\"]")
+"""What an item of a list cannot hold without quotes; nor `=` beside a comma, which folders of sweeps have in a name."""
+
+SWEEP = "Several values make a study: orrery study STUDY 'grid.{key}=[{values}]'; orrery study --help says more"
+
+
+@dataclass(frozen=True)
+class Override:
+    """One word, understood."""
+
+    key: str
+    """As typed."""
+    path: tuple[str, ...]
+    """The same by its parts: an entry of a mapping is one part, whatever its name holds."""
+    hint: Any
+    """The declared type."""
+    text: str
+    """The value as typed."""
+    value: Any
+    """Plain Python; still to be checked against the declared type."""
+
+
+def read_overrides(words: Sequence[str], types: Mapping[str, Any]) -> tuple[str | None, list[Override]]:
+    """The value of `run_dir`, if there is one, and all other words.
+
+    Args:
+        types: declared, by key, at the root.
+    Raises:
+        ConfigError: a word is not key=value, or its value cannot be read; says how to write it.
+    """
+    run_dir, found = None, []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key.startswith("~"):
+            raise ConfigError(f"{word}: no key can be removed; set another value, or leave a stage out of `stages`")
+        if not equals or not key.strip("+"):
+            raise ConfigError(f"expected key=value, found {word!r}; for example pretrain.steps=500")
+        if key.startswith("+"):
+            raise ConfigError(f"{word}: no key has to be added; write {word.lstrip('+')}, without {key[0]!r}")
+        if re.match(r"hydra([./]|$)", key):
+            raise ConfigError(f"{key}: settings of Hydra itself do not apply; the folder of a run is run_dir=PATH")
+        if key == "run_dir":
+            run_dir = read_text(value)
+            if not run_dir:
+                raise ConfigError("run_dir= needs a path")
+            continue
+        path, hint = find_key(types, key, value)
+        if hint is None:
+            raise unknown_key(types, key)
+        found.append(Override(key, path, hint, value, _read_value(key, value, hint)))
+    return run_dir, found
+
+
+def read_text(value: str) -> str:
+    """Text as it is typed; in quotes, what they hold."""
+    return str(_hydra(value)) if _QUOTED.fullmatch(value) else value
+
+
+def quoted(text: str) -> str:
+    """Text as an item of a list."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _read_value(key: str, value: str, hint: Any) -> Any:
+    plain = plain_type(hint)
+    if plain is str and value != "null":
+        return read_text(value)
+    texts = get_origin(plain) in (list, tuple) and get_args(plain)[0] is str
+    try:
+        read = _hydra(value)
+    except HydraException:
+        if texts and value.startswith("[") and value.endswith("]"):
+            return _read_items(key, value)
+        grammar = "" if plain in (int, float, bool) else ". Lists are [a,b], mappings {a: 1}"
+        raise ConfigError(f"cannot read '{key}={value}': expected {describe_type(hint)}{grammar}") from None
+    if read is not _SWEEP:
+        return read
+    if get_origin(plain) in (list, tuple):
+        raise ConfigError(f"{key}: expected {describe_type(hint)}, found {value}; write {key}=[{value}]")
+    raise ConfigError(f"{key}: expected one value, found {value}. {SWEEP.format(key=key, values=value)}")
+
+
+def _read_items(key: str, value: str) -> list[str]:
+    """A list of text in which Hydra sees characters that it does not allow outside quotes."""
+    items = list(_split(value[1:-1]))
+    plain = not any(_NEEDS_QUOTES.search(item) for item in items if not _QUOTED.fullmatch(item))
+    if plain and all(items) and (len(items) == 1 or not any("=" in item for item in items)):
+        return [read_text(item) for item in items]
+    if items[-1:] == [""]:
+        raise ConfigError(f"{key}: expected a list of text, found {value}, which ends with a comma; leave it out")
+    whole = shlex.quote(f"{key}=[{quoted(value[1:-1])}]")
+    if len(items) == 1:
+        raise ConfigError(f"{key}: {value} needs quotes: {whole}")
+    each = shlex.quote(f"{key}=[{','.join(item if _QUOTED.fullmatch(item) else quoted(item) for item in items)}]")
+    raise ConfigError(
+        f"{key}: it is unclear where the items of {value} end. Put quotes around each: {each}; or around all of it, if "
+        f"the comma belongs to a name: {whole}"
+    )
+
+
+def _split(text: str) -> Iterator[str]:
+    """The items of a list, at the commas outside quotes."""
+    start = position = 0
+    while position < len(text):
+        if match := _QUOTED.match(text, position):
+            position = match.end()
+            continue
+        if text[position] == ",":
+            yield text[start:position].strip()
+            start = position + 1
+        position += 1
+    yield text[start:].strip()
+
+
+_SWEEP = object()
+
+
+def _hydra(value: str) -> Any:
+    """A value by Hydra's grammar, in which `~` may begin an item; `_SWEEP` for several values."""
+    value = re.sub(r"(?<=[\[{,:])(\s*)(~[^\]},]*)", r"\1'\2'", value)
+    override = OverridesParser.create().parse_override(f"key={value}")
+    return _SWEEP if override.is_sweep_override() else override.value()
