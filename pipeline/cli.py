@@ -1,9 +1,9 @@
 """The command line: `orrery run | plan | study | iterate | status | inspect | push | report`, and those in stages/.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
-with 1 and its traceback. 75 says that the same command has to be run again to go on: after SIGTERM, and while jobs that
-it submitted are on their way. Heavy libraries are imported by the stages when they run, so that a run that is up to
-date says so at once.
+with 1 and its traceback. 75 says that the same command has to be run again to continue: after SIGTERM, SIGUSR1 or
+SIGUSR2, and while jobs that it submitted are queued or running. Heavy libraries are imported by the stages when they
+run, so that a run that is up to date says so at once.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .paths import user_path
 from .plan import Decision, plan
 from .ranks import Launch, check_launch, follow, launched
 from .run_folder import locked
-from .runner import Outcome, StageInterrupted, StageTerminated, run_on_console
+from .runner import Outcome, StageInterrupted, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
 from .study import is_study
 from .study_command import describe_study
-from .termination import EXIT_UNFINISHED, Terminated, handled
+from .termination import EXIT_UNFINISHED, Terminated, handled, ignore
 
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
@@ -56,7 +56,23 @@ def main(
     stages: Mapping[str, type[Stage]] | None = None,
     config_dir: Path = CONFIG_DIR,
 ) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Args:
+        argv: its words; None takes those of this process, which is taken to end with the command.
+    """
+    with handled():
+        try:
+            status = _answer(argv, stages, config_dir)
+        except Terminated as stop:
+            Console(stderr=True, highlight=False).print(f"\n{stop}", style="yellow", soft_wrap=True)
+            status = EXIT_UNFINISHED
+    if argv is None and status == EXIT_UNFINISHED:
+        ignore()
+    return status
+
+
+def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None, config_dir: Path) -> int:
     commands = discover_commands()
     parser = _parser(commands)
     arguments, rest = parser.parse_known_args(argv)
@@ -97,12 +113,6 @@ def main(
         return EXIT_USER_ERROR
     except Detached as detached:
         errors.print(str(detached), style="yellow", soft_wrap=True)
-        return EXIT_UNFINISHED
-    except StageTerminated as stop:
-        errors.print(f"\nstopped by SIGTERM in stage {stop.stage}; the same command continues it", style="yellow")
-        return EXIT_UNFINISHED
-    except Terminated:
-        errors.print("\nstopped by SIGTERM", style="yellow")
         return EXIT_UNFINISHED
     except StageInterrupted as interrupt:
         errors.print(f"\ninterrupted in stage {interrupt.stage}; the same command continues it", style="yellow")
@@ -234,7 +244,7 @@ def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console,
             return _follow(config, stages, launch, console)
     printer = _Printer(console, config.settings.stages)
     started = time.monotonic()
-    with handled(), locked(config.run_dir):
+    with locked(config.run_dir):
         outcomes = run_on_console(config, stages, console, on_start=printer.on_start, on_end=printer.on_end, only=only)
     if all(outcome.status == "fresh" for outcome in outcomes):
         console.print("nothing to do: every stage is up to date")
@@ -248,8 +258,7 @@ def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console,
 def _follow(config: RunConfig, stages: Mapping[str, type[Stage]], launch: Launch, console: Console) -> int:
     me = f"rank {launch.rank} of {launch.world_size}"
     console.print(f"{me} follows the first process in {config.run_dir}", soft_wrap=True)
-    with handled():
-        follow(config, stages, launch, progress=ConsoleProgress(console), on_join=lambda s: console.print(f"{me}: {s}"))
+    follow(config, stages, launch, progress=ConsoleProgress(console), on_join=lambda s: console.print(f"{me}: {s}"))
     console.print(f"{me}: done")
     return 0
 

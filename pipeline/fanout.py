@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import termination
 from .errors import StageError
 from .executors import Executor, FanoutConfig, InlineExecutor, JobNeeds, LocalExecutor, local_slots
 from .jobs import (
@@ -167,6 +168,7 @@ class _Fanout:
 
     def _drive(self, executor: Executor, progress: ProgressTask) -> None:
         while self.waiting or self.running:
+            termination.check()
             free = len(self.waiting) if executor.slots is None else executor.slots - len(self.running)
             if batch := [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]:
                 self._submit(executor, batch)

@@ -150,7 +150,7 @@ def run_rounds(
         Whether anything was done.
     Raises:
         OrreryError: a round failed; those before it are there, and the same call goes on from it.
-        StageInterrupted, StageTerminated: Ctrl-C or SIGTERM; the same call continues.
+        StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
     """
     plan(iteration.rounds[0], stages)  # raises for what is wrong before anything is written
     worked = False

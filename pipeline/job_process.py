@@ -1,8 +1,8 @@
 """A job in a process of its own, and the watch over it: the same for every executor that can lose a job.
 
 `JobProcess` starts `python -m orrery.pipeline.job_process FOLDER`, which does the job and ends with 0 (published),
-1 (raised; the reason is in error.txt) or 75 (SIGTERM; its state is saved). Whatever else happens to it, the
-watcher writes into status.json. When the watcher dies, the process ends, too.
+1 (raised) or 75 (asked to end by a signal; its state is saved), with the reason in error.txt. Whatever else happens to
+it, the watcher writes into status.json. When the watcher dies, the process ends, too.
 """
 
 from __future__ import annotations
@@ -124,9 +124,11 @@ class JobProcess:
             return "done", ""
         if self._reason == "timeout":
             return "timeout", f"reached the time limit of {self._limit / 60:g} min"
-        if self._reason == "stopped" or code == termination.EXIT_UNFINISHED:
-            return "stopped", "stopped by SIGTERM"
         error = self._folder / ERROR
+        if code == termination.EXIT_UNFINISHED and error.is_file():
+            return "stopped", error.read_text(encoding="utf-8")
+        if self._reason == "stopped" or -code in termination.SIGNALS:  # before it could answer
+            return "stopped", str(termination.Terminated(signal.Signals(-code).name if code < 0 else ""))
         if code == 1 and error.is_file():
             return "failed", error.read_text(encoding="utf-8")
         if code < 0:
@@ -144,8 +146,9 @@ def main(folder: Path) -> int:
     try:
         with termination.handled():
             execute(folder, logging.getLogger(LOGGER_NAME), FileProgress(folder))
-    except termination.Terminated:
-        print("stopped by SIGTERM", file=sys.stderr)
+    except termination.Terminated as stop:
+        print(stop, file=sys.stderr)
+        (folder / ERROR).write_text(str(stop), encoding="utf-8")
         return termination.EXIT_UNFINISHED
     except Exception as error:
         traceback.print_exc()

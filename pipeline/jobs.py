@@ -41,7 +41,7 @@ PROGRESS_SECONDS = 1.0
 
 State = Literal["waiting", "submitted", "running", "done", "failed", "died", "timeout", "stopped"]
 ENDED: tuple[State, ...] = ("done", "failed", "died", "timeout", "stopped")
-"""failed: raised. died: its process ended without a word. timeout: reached its time limit. stopped: by SIGTERM, or
+"""failed: raised. died: its process ended without a word. timeout: reached its time limit. stopped: by a signal, or
 with the command that ran it; the last attempt can be continued."""
 
 
@@ -71,8 +71,8 @@ class JobContext:
 
 
 JobFunction = Callable[[Mapping[str, Any], JobContext], None]
-"""A function of a module. It continues from what it finds in the folder, or overwrites it; on SIGTERM it saves its
-state there if it can (see `termination`)."""
+"""A function of a module. It continues from what it finds in the folder, or overwrites it; asked to
+end, it saves its state there if it can (see `termination`)."""
 
 
 @dataclass(frozen=True)

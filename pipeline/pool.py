@@ -7,7 +7,6 @@ forked: torch, MuJoCo and OpenMP hold threads), so `function` must be importable
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -21,6 +20,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from . import termination
 from .errors import OrreryError, StageError
 
 Job = TypeVar("Job")
@@ -72,12 +72,13 @@ def run_jobs(
             while waiting and idle:
                 index, worker = waiting.popleft(), idle.pop()
                 running[worker.submit(function, jobs[index])] = index, worker
+            termination.check()
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 index, worker = running.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
-                    worker.stop()
+                    worker.stop(kill=True)
                     worker = _Worker()
                 idle.append(worker)
                 yield index, future.result() if error is None else _failure(jobs[index], error)
@@ -121,7 +122,8 @@ class _Worker:
         )
 
     def submit(self, function: Callable[[Job], Result], job: Job) -> Future[Any]:
-        return self._pool.submit(_guarded, function, job)
+        with termination.kept_from_children():
+            return self._pool.submit(_guarded, function, job)
 
     def stop(self, *, kill: bool = False) -> None:
         if kill:
@@ -133,7 +135,6 @@ class _Worker:
 
 def _start_worker(lifeline: Connection) -> None:
     """Prepare a spawned process before it imports anything heavy."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
     if not sys.warnoptions:

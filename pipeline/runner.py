@@ -67,11 +67,14 @@ class StageInterrupted(KeyboardInterrupt):
 
 
 class StageTerminated(termination.Terminated):
-    """SIGTERM during a stage."""
+    """One of `termination.SIGNALS` during a stage."""
 
-    def __init__(self, stage: str) -> None:
-        super().__init__(stage)
+    def __init__(self, stage: str, by: str = "") -> None:
+        super().__init__(by)
         self.stage = stage
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} in stage {self.stage}; the same command continues it"
 
 
 def run(
@@ -93,7 +96,7 @@ def run(
         only: run this stage, up to date or not, from what the others have published so far, and no other.
     Raises:
         OrreryError: a check failed (before anything ran) or a stage did.
-        StageInterrupted, StageTerminated: Ctrl-C or SIGTERM; the same call continues.
+        StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
         Detached: jobs of a stage go on in SLURM; the same call gathers them.
     """
     sources = check_all(config, stages)
@@ -107,6 +110,7 @@ def run(
         if decision.action != "fresh":
             stages[decision.stage](config.stage_configs[decision.stage]).check_machine()
     for name in outcomes:
+        termination.check()
         decision = decide(config, stages[name], name, sources[name])
         if decision.action == "fresh":
             outcomes[name] = _outcome(_published(config.run_dir / name), "fresh")
@@ -203,7 +207,7 @@ def _run_stage(
                 raise StageInterrupted(name) from error
             # Also where a process that this one waits for was stopped first, by the same signal.
             if isinstance(error, termination.Terminated) or termination.requested():
-                raise StageTerminated(name) from error
+                raise StageTerminated(name, error.by if isinstance(error, termination.Terminated) else "") from error
             raise
         manifest = artifact.finish(
             partial,

@@ -159,12 +159,14 @@ class _Watch:
         if read_status(folder).attempts != self._attempt:
             return  # it waited in the queue while another command gave it up and submitted the job again
         self._process = process = JobProcess(folder, limit_seconds=self._limit, environment=self._environment)
-        # submitit ignores SIGTERM, which SLURM sends on preemption and scancel.
-        former = signal.signal(signal.SIGTERM, lambda *_: process.stop())
+        # submitit ignores SIGTERM, which SLURM sends on preemption and scancel, and SIGUSR1 would kill it.
+        answered = (signal.SIGTERM, signal.SIGUSR1)
+        former = {number: signal.signal(number, lambda *_: process.stop()) for number in answered}
         try:
             process.wait()
         finally:
-            signal.signal(signal.SIGTERM, former)
+            for number, answer in former.items():
+                signal.signal(number, answer)
 
     def checkpoint(self) -> Any:
         """Called by submitit on its preemption signal: save, and say how to go on."""

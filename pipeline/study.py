@@ -90,7 +90,7 @@ def run_branches(
 
     Raises:
         StageError: the study's folder cannot be written, or another process runs the study.
-        StageInterrupted, StageTerminated: Ctrl-C or SIGTERM; the same call continues.
+        StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
     """
     observer = observer or StudyObserver()
     with handled(), locked(study.run_dir):

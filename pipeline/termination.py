@@ -1,4 +1,5 @@
-"""SIGTERM, which a scheduler sends before it takes the machine away: what is under way is saved, then the process ends.
+"""The signals by which a scheduler says that it will take the machine away: what is under way is saved, then the
+process ends.
 
 By default the main thread raises Terminated where it is, as on Ctrl-C: whatever stages write is fit to be continued
 at any time. A loop that can save its state wraps itself in `deferred()`, asks `requested()` where it can save, and
@@ -23,48 +24,69 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""SIGTERM, and those that clusters send ahead of time (sbatch --signal=USR1@60)."""
+
 EXIT_UNFINISHED = os.EX_TEMPFAIL
 """75, "try again later": the state is kept and the same command continues. A scheduler may requeue the command."""
 
 
 class Terminated(BaseException):
-    """SIGTERM. Not an Exception, so that no job or stage takes it for a failure of its own."""
+    """One of SIGNALS. Not an Exception, so that no job or stage takes it for a failure of its own."""
+
+    def __init__(self, by: str = "") -> None:
+        """Args:
+        by: name of the signal; empty takes that which has come to this process.
+        """
+        super().__init__(by)
+        self.by = by or _State.requested or signal.SIGTERM.name
+
+    def __str__(self) -> str:
+        return f"stopped by {self.by}"
 
 
 class _State:
     handling = False
-    requested = False
+    requested = ""
+    """Name of the signal that has come."""
     deferrals = 0
     on_request: Callable[[], None] | None = None
 
 
 def requested() -> bool:
-    """Whether SIGTERM has come."""
-    return _State.requested
+    """Whether one of SIGNALS has come."""
+    return bool(_State.requested)
+
+
+def check() -> None:
+    """Raise Terminated if one of SIGNALS has come and what it raised was lost, as in a destructor or a library."""
+    if _State.requested and not _State.deferrals:
+        raise Terminated
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Answer SIGTERM as this module says while the block runs; outside the main thread, change nothing."""
-    if threading.current_thread() is not threading.main_thread():
+    """Answer SIGNALS as this module says while the block runs; outside the main thread, change nothing. What a second
+    signal asks for is under way: it changes nothing."""
+    if _State.handling or threading.current_thread() is not threading.main_thread():
         yield
         return
-    former, was_handling = signal.signal(signal.SIGTERM, _handle), _State.handling
+    former = {number: signal.signal(number, _handle) for number in SIGNALS}
     _State.handling = True
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
-        _State.handling = was_handling
-        _State.requested = False
+        for number, answer in former.items():
+            signal.signal(number, answer)
+        _State.handling, _State.requested = False, ""
 
 
 @contextmanager
 def deferred(on_request: Callable[[], None] | None = None) -> Iterator[None]:
-    """Let SIGTERM wait until the block ends, where it raises Terminated; the block should see to that soon.
+    """Let SIGNALS wait until the block ends, where they raise Terminated; the block should see to that soon.
 
     Args:
-        on_request: called when SIGTERM comes, to pass it on to other processes, say.
+        on_request: called when a signal comes, to pass it on to other processes, say.
     """
     _State.deferrals += 1
     former, _State.on_request = _State.on_request, on_request
@@ -73,23 +95,41 @@ def deferred(on_request: Callable[[], None] | None = None) -> Iterator[None]:
     finally:
         _State.deferrals -= 1
         _State.on_request = former
-    if _State.requested and not _State.deferrals:
-        raise Terminated
+    check()
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Processes that are started while the block runs get neither SIGNALS nor Ctrl-C, of which their parent decides
+    what comes of it."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def answer_again() -> None:
-    """Answer SIGTERM as this module says after a library has put its own answer in the place. A process that another
-    one started and ends only notes it, for `requested()`."""
+    """Answer SIGNALS as this module says after a library has put its own answer in the place. A process that another
+    one started and ends only notes them, for `requested()`."""
     if multiprocessing.parent_process() is not None:
         _State.deferrals += 1
     elif not _State.handling:
         return
-    signal.signal(signal.SIGTERM, _handle)
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+
+
+def ignore() -> None:
+    """For a process that is about to end with EXIT_UNFINISHED: another signal must not change that."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    _State.requested = True
+    if _State.requested:
+        return
+    _State.requested = signal.Signals(signum).name
     if _State.on_request is not None:
         _State.on_request()
-    if not _State.deferrals:
-        raise Terminated
+    check()

@@ -13,9 +13,9 @@ from ...pipeline.artifact import unfinished
 
 
 class Checkpoints(lightning.Callback):
-    """Saves the state of the training every `every` optimiser steps, and on SIGTERM, when it also ends the training, on
-    all ranks at the same step. (Lightning's own answer stops without saving, and its ranks may each wait for the
-    others.)
+    """Saves the state of the training every `every` optimiser steps, and when a signal asks for the end, when it also
+    ends the training, on all ranks at the same step. (Lightning's own answer stops without saving, and its ranks may
+    each wait for the others.)
 
     Lightning logs and validates a step after the hook that saves, and a continued training leaves out both. So a
     checkpoint has another name until they are done: killed before that, the training goes on from the one before.

@@ -40,7 +40,7 @@ def started_here() -> Iterator[None]:
     """Name what becomes of ranks that this process starts.
 
     Raises:
-        Terminated: one of them got SIGTERM; all have saved.
+        Terminated: a signal asked one of them to end; all have saved.
         StageError: one of them raised an error that is meant for the user, or was ended from outside.
     """
     try:
@@ -59,7 +59,7 @@ def started_here() -> Iterator[None]:
 
 
 def pass_on_termination() -> None:
-    """Hand SIGTERM on to the ranks that this process has started."""
+    """Send SIGTERM to the ranks that this process has started."""
     for process in multiprocessing.active_children():
         process.terminate()
 

@@ -1,4 +1,4 @@
-"""Training by Lightning as a stage or a job does it: exact resume, a log per attempt, SIGTERM; and what it logged."""
+"""Training by Lightning as a stage or a job does it: exact resume, a log per attempt, signals; and what it logged."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def fit(
         team: the processes that train it together, where they were not started here.
     Raises:
         StageError: one of them is missing, or was lost.
-        Terminated: SIGTERM; what was done is saved, and the same call continues.
+        Terminated: a signal asked for the end; what was done is saved, and the same call continues.
     """
     quiet_lightning()
     torch.set_num_threads(place.threads)

@@ -100,7 +100,8 @@ UNDER_WAY = {
 
 @pytest.mark.parametrize(
     ("stage", "how"),
-    [(stage, signal.SIGKILL) for stage in UNDER_WAY] + [("pretrain", signal.SIGTERM), ("extract", signal.SIGTERM)],
+    [(stage, [signal.SIGKILL]) for stage in UNDER_WAY]
+    + [("pretrain", [signal.SIGTERM] * 3), ("collect", [signal.SIGUSR1]), ("extract", [signal.SIGUSR2])],
 )
 def test_stopped_and_continued_ends_with_the_same_artifact(finished, tmp_path, stage, how):
     folder = tmp_path / "killed"
@@ -121,9 +122,11 @@ def test_stopped_and_continued_ends_with_the_same_artifact(finished, tmp_path, s
     deadline = time.monotonic() + 120
     while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.killpg(process.pid, how)
+    for number in how:  # to all of its processes, as a scheduler does
+        os.killpg(process.pid, number)
+        time.sleep(0.05)
     # 75: to be run again, as a scheduler understands it.
-    assert process.wait() == (75 if how == signal.SIGTERM else -how)
+    assert process.wait() == (-9 if how == [signal.SIGKILL] else 75)
     assert begun.exists(), "it ended before it could be stopped"
     result = orrery("run", TINY, f"run_dir={folder}", f"stages={upto(stage)}")
     assert result.returncode == 0, result.stderr
@@ -163,7 +166,7 @@ def test_two_ranks_end_with_their_command_and_continue_bit_for_bit(finished, tmp
         return code
 
     assert stop(signal.SIGKILL) == -9
-    assert stop(signal.SIGTERM) == 75
+    assert stop(signal.SIGUSR1) == 75
     result = orrery("run", TINY, f"run_dir={killed}", *settings)
     assert result.returncode == 0, result.stderr
     for name in SAME["pretrain"]:

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,17 @@ def test_an_error_written_for_the_user_comes_alone() -> None:
     with pytest.raises(StageError) as raised:
         list(run_all(refuse, [7], workers=1))
     assert str(raised.value) == "7: 7 is too large"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_workers_leave_signals_to_their_parent(jobs, tmp_path: Path, number: signal.Signals) -> None:
+    """Which gets them, too, from a scheduler; what it then does is its affair."""
+    results = run_jobs(jobs.leave_pid_and_sleep, [(tmp_path, 1.0), (tmp_path, 0.0)], workers=2)
+    next(results)
+    assert wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    for path in tmp_path.iterdir():
+        os.kill(int(path.name), number)
+    assert list(results) == [(0, None)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
