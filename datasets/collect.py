@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ from .schema import Behaviour, TaskSpec
 
 COLLECT_KEY = "orrery_collect"
 """Metadata entry that holds the record of `write_dataset` as a JSON string."""
+
+EPISODE_OVERHEAD, FILE_OVERHEAD = 24 * 1024, 256 * 1024
+"""Bytes beside the numbers that a Minari dataset takes at most: 18 kB of HDF5's per episode were measured."""
 
 MEAN_HOLD = (1.0, 32.0)
 """Decisions. Range of the mean time for which held actions last, and of the time scale of correlated noise."""
@@ -196,6 +200,8 @@ def write_dataset(
         results: recorded episodes in order; those that failed are counted and left out. At least one completed.
         settings: JSON of what determined the episodes, for provenance.
 
+    Raises:
+        OSError: the disk is full, found before anything is written.
     Returns:
         The record: dataset_id, behaviour, episodes, transitions, failed_episodes, errors, return_mean, success_rate.
     """
@@ -207,12 +213,14 @@ def write_dataset(
     discrete = spec.action_kind == "discrete"
     completed = []
     buffers = []
+    size = FILE_OVERHEAD
     for result in results:
         episode = result.episode
         if episode is None:
             continue
         completed.append(result)
         length = len(episode)
+        size += episode.observations.nbytes + episode.actions.nbytes + episode.rewards.nbytes + EPISODE_OVERHEAD
         last = np.arange(length) == length - 1
         buffers.append(
             EpisodeBuffer(
@@ -240,6 +248,7 @@ def write_dataset(
     aside = unfinished(root)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    _reserve(aside, size)
     with _minari_root(aside), warnings.catch_warnings():
         # Minari asks for an author and a permalink, which a local run does not have, and for an environment to evaluate
         # in, which the TaskSpec describes.
@@ -265,6 +274,12 @@ def write_dataset(
     (aside / identifier).rename(final)
     shutil.rmtree(aside)
     return record
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Raise the OSError of a disk that has no room for `size` bytes: raised within HDF5 it ends in a segfault."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def read_record(root: Path, task: str) -> dict[str, Any] | None:

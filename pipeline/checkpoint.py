@@ -94,6 +94,7 @@ def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """
     path = folder / f"{name}.safetensors"
     try:
+        path.open("rb").close()  # safetensors says of a file that it may not read that there is none
         return load_file(path)
     except FileNotFoundError:
         pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]

@@ -32,7 +32,7 @@ from .overrides import SWEEP
 from .paths import user_path
 from .plan import Decision, plan
 from .ranks import Launch, check_launch, follow, launched
-from .run_folder import locked
+from .run_folder import disk_errors, locked
 from .runner import Outcome, StageInterrupted, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
@@ -89,25 +89,8 @@ def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None
     console = Console(highlight=False, force_terminal=terminal, width=None if terminal else PIPE_WIDTH)
     errors = Console(stderr=True, highlight=False)
     try:
-        if arguments.command in ("inspect", "status") and is_study(arguments.path):
-            console.print(describe_study(arguments.path))
-            return 0
-        if arguments.command == "status" and is_iteration(arguments.path):
-            console.print(iterate_command.describe_iteration(arguments.path))
-            return 0
-        if arguments.command == "inspect":
-            from .inspect import describe
-
-            console.print(describe(arguments.path))
-            return 0
-        if arguments.command == "push":
-            return push_command.run(arguments, console)
-        if arguments.command == "status":
-            console.print(describe_status(arguments.path))
-            return 0
-        if arguments.command in commands:
-            return commands[arguments.command].run(arguments, console)
-        return _work(arguments, discover_stages() if stages is None else stages, config_dir, console)
+        with disk_errors():
+            return _command(arguments, commands, stages, config_dir, console)
     except OrreryError as error:
         errors.print(Text.assemble(("error: ", "bold red"), (str(error), "red")), soft_wrap=True)
         return EXIT_USER_ERROR
@@ -147,6 +130,34 @@ def _explain_flag(flags: Sequence[str]) -> str:
         if name.startswith("--"):
             return f"\nSettings have no dashes: {name.lstrip('-').replace('-', '_')}={value if equals else 'VALUE'}"
     return ""
+
+
+def _command(
+    arguments: argparse.Namespace,
+    commands: Mapping[str, Command],
+    stages: Mapping[str, type[Stage]] | None,
+    config_dir: Path,
+    console: Console,
+) -> int:
+    if arguments.command in ("inspect", "status") and is_study(arguments.path):
+        console.print(describe_study(arguments.path))
+        return 0
+    if arguments.command == "status" and is_iteration(arguments.path):
+        console.print(iterate_command.describe_iteration(arguments.path))
+        return 0
+    if arguments.command == "inspect":
+        from .inspect import describe
+
+        console.print(describe(arguments.path))
+        return 0
+    if arguments.command == "push":
+        return push_command.run(arguments, console)
+    if arguments.command == "status":
+        console.print(describe_status(arguments.path))
+        return 0
+    if arguments.command in commands:
+        return commands[arguments.command].run(arguments, console)
+    return _work(arguments, discover_stages() if stages is None else stages, config_dir, console)
 
 
 def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from . import termination
 from .errors import ConfigError, StageError
 from .job_process import JobProcess
 from .jobs import LOG, State, describe_error, execute, read_status, write_status
+from .logging import LogFile
 from .pool import THREAD_VARIABLES
 from .ranges import check_choices, check_counts, check_not_negative
 
@@ -164,7 +165,7 @@ class InlineExecutor:
         started = time.time()
         status = replace(read_status(folder), state="running", started=started, place=f"process {os.getpid()}")
         write_status(folder, status)
-        handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+        handler = LogFile(folder / LOG)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(handler)
         state: State = "stopped"

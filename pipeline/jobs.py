@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from . import artifact
 from .errors import OrreryError, StageError
-from .run_folder import partial_folder
+from .run_folder import disk_errors, partial_folder
 from .stage import ProgressTask
 
 SPEC = "job.json"
@@ -129,18 +129,19 @@ def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     partial.mkdir(exist_ok=True)
     started = time.time()
     inputs = {input_name: Path(path) for input_name, path in spec["inputs"].items()}
-    function(spec["payload"], JobContext(partial, inputs, spec["threads"], log, progress))
-    artifact.finish(
-        partial,
-        kind=RESULT_KIND,
-        stage=folder.name,
-        key=spec["key"],
-        config=spec["payload"],
-        inputs={},
-        seconds=time.time() - started,
-        summary="",
-    )
-    artifact.publish(partial, final)
+    with disk_errors(folder):
+        function(spec["payload"], JobContext(partial, inputs, spec["threads"], log, progress))
+        artifact.finish(
+            partial,
+            kind=RESULT_KIND,
+            stage=folder.name,
+            key=spec["key"],
+            config=spec["payload"],
+            inputs={},
+            seconds=time.time() - started,
+            summary="",
+        )
+        artifact.publish(partial, final)
 
 
 def is_done(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 import warnings
 from collections import deque
@@ -42,7 +43,7 @@ def logging_to(console: Console, file: Path) -> Iterator[logging.Logger]:
     logger = logging.getLogger(LOGGER_NAME)
     on_console = _ConsoleHandler(console)
     on_console.setLevel(logging.INFO)
-    in_file = logging.FileHandler(file, encoding="utf-8")
+    in_file = LogFile(file)
     in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     third_party = logging.getLogger("py.warnings")
     former_level, former_propagate = logger.level, (logger.propagate, third_party.propagate)
@@ -76,6 +77,21 @@ def end_line(outcome: Outcome, width: int = 0) -> Text:
     """What is printed when a stage has ended, or was up to date."""
     note = "up to date" if outcome.status == "fresh" else duration(outcome.seconds)
     return Text.assemble((f"{outcome.stage:{width}}", "bold"), f"  {outcome.summary} ", (f"({note})", "dim"))
+
+
+class LogFile(logging.FileHandler):
+    """A log file. What a full disk does not take is lost: the work itself says that the disk is full, or needs none."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from . import termination
 from .errors import OrreryError, StageError
+from .run_folder import disk_errors
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -152,7 +153,8 @@ def _exit_with_parent(lifeline: Connection) -> None:
 def _guarded(function: Callable[[Job], Result], job: Job) -> Result | JobFailure[Job]:
     # Caught where it is raised: an exception that cannot be pickled would take the pool with it.
     try:
-        return function(job)
+        with disk_errors():
+            return function(job)
     except Exception as error:
         return _failure(job, error)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .artifact import write_json
-from .errors import StageError
+from .errors import OrreryError, StageError
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -39,12 +39,13 @@ def locked(run_dir: Path) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir) as probe:
-            probe.write(b"\0" * 4096)
+        _try_to_write(run_dir)
         lock = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
+        broken = run_dir.is_symlink() and not run_dir.is_dir()
+        reason = f"it is a link to {run_dir.readlink()}, which is no folder" if broken else error.strerror
         raise StageError(
-            f"cannot write to the run folder {run_dir.absolute()}: {error.strerror}. Choose another with run_dir=PATH"
+            f"cannot write to the run folder {run_dir.absolute()}: {reason}. Choose another with run_dir=PATH"
         ) from error
     with lock:
         try:
@@ -91,24 +92,78 @@ def lock_holder(run_dir: Path) -> str | None:
     return None
 
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk is full, the user's share of it is, or a file may not become that large."""
+
+
 @contextlib.contextmanager
-def disk_errors(run_dir: Path) -> Iterator[None]:
-    """Turn a full or read-only disk under `run_dir` into a StageError; other errors pass."""
+def disk_errors(folder: Path | None = None) -> Iterator[None]:
+    """Turn what the file system refuses into a StageError that says which file and what to do; other errors pass.
+
+    Args:
+        folder: where the block writes.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(run_dir).free / 2**20
-            raise StageError(
-                f"the disk of {run_dir.absolute()} is full ({error.strerror}; {free:,.0f} MiB free). Free some space "
-                "and run the same command again: it continues. Or choose another folder with run_dir=PATH"
-            ) from error
-        place = Path(os.fsdecode(error.filename or run_dir)).absolute()
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and place.is_relative_to(run_dir.absolute()):
-            raise StageError(
-                f"cannot write {place}: {error.strerror}. Choose another folder with run_dir=PATH"
-            ) from error
+    except OrreryError:
         raise
+    except Exception as error:
+        if reason := _no_space(error, folder):
+            place = (folder or Path.cwd()).absolute()
+            free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.is_dir())).free / 2**20
+            raise StageError(
+                f"the disk of {place} is full ({reason}; {free:,.0f} MiB free). Free some space and run the same "
+                "command again: it continues. Or choose another folder with run_dir=PATH"
+            ) from error
+        # Of a loop of links pathlib makes a RuntimeError.
+        found = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(found, OSError) and found.filename is not None:
+            path = Path(os.fsdecode(found.filename))
+            # shutil.rmtree names an entry by its last part alone.
+            inside = folder is not None and len(path.parts) == 1 and not os.path.lexists(path)
+            where = f"{path} in {folder}" if inside else str(path.absolute())
+            raise StageError(f"{where}: {found.strerror}. {_remedy(found, path.absolute(), folder)}") from error
+        raise
+
+
+def _no_space(error: BaseException, folder: Path | None) -> str:
+    """The system's words for a lack of space if that is what an error comes from; else empty."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for number in NO_SPACE:
+            # Safetensors and HDF5 say so in their text alone.
+            if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
+                return os.strerror(number)
+        cause = cause.__cause__ or cause.__context__
+    try:  # torch and numpy only say that writing failed
+        if folder is not None and folder.is_dir():
+            _try_to_write(folder)
+    except OSError as found:
+        return found.strerror if found.errno in NO_SPACE else ""
+    return ""
+
+
+def _remedy(error: OSError, path: Path, folder: Path | None) -> str:
+    ours = folder is not None and path.is_relative_to(folder.absolute())
+    elsewhere = "choose another folder with run_dir=PATH"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        gone = folder if folder is not None and ours and not folder.is_dir() else path
+        return f"{gone} was deleted or moved; run the same command again, which makes what is missing"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        with contextlib.suppress(OSError, KeyError):
+            return f"It belongs to {path.owner()}: change its permissions" + (f", or {elsewhere}" if ours else "")
+        return f"Change the permissions of its folder, or {elsewhere}"
+    if error.errno == errno.EROFS:
+        return "The file system is mounted read-only: " + (elsewhere if ours else "choose another")
+    if error.errno == errno.ELOOP:
+        return "A link there leads back to itself; remove it"
+    return "Check the file, then run the same command again"
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise the OSError of a disk that is full or cannot be written."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"\0" * 4096)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,8 @@ def run_on_console(
         log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
         try:
             progress = ConsoleProgress(console)
-            return run(config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only)
+            with disk_errors(config.run_dir):
+                return run(config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only)
         except BaseException as error:
             log.debug("stopped: %s", error, exc_info=not isinstance(error, OrreryError))
             raise

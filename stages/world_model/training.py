@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from datetime import timedelta
 from pathlib import Path
@@ -131,11 +132,18 @@ def _strategy(name: str, team: Team | None) -> Any:
     return DDPStrategy(start_method="spawn", forward_sync_buffers=False) if name == "ddp_spawn" else name
 
 
+def _read_log(file: Path) -> pd.DataFrame:
+    """The complete rows of an attempt's metrics. A kill or a full disk may have cut off the last, or all of them."""
+    complete, newline, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    return pd.read_csv(io.StringIO(complete)) if newline else pd.DataFrame()
+
+
 def logged_metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Logged metrics of all attempts: training losses by step, and open-loop errors by (step, task, horizon)."""
     attempts = sorted((folder / "logs").glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+    logs = [log for path in attempts if len(log := _read_log(path))]
     # None where training was shorter than the interval of logging and had nothing to validate on.
-    logged = pd.concat([pd.read_csv(path) for path in attempts] or [pd.DataFrame({"step": []})], ignore_index=True)
+    logged = pd.concat(logs, ignore_index=True) if logs else pd.DataFrame({"step": pd.Series(dtype=int)})
     losses = [column for column in logged if column.startswith("train/")] or ["train/total"]
     # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.
     training = (

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -82,6 +84,78 @@ def test_overrides_without_an_experiment(orrery) -> None:
     code, _, err = orrery("run", "tasks=[a]")
     assert code == 2
     assert "expected an experiment before the settings, found 'tasks=[a]'" in err
+
+
+def only_line(err: str) -> str:
+    [line] = err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_run_folder_deleted_meanwhile_is_one_line(orrery, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "folder deleted")
+    code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
+    assert (code, run_dir.exists()) == (2, False)
+    assert f"{run_dir} was deleted or moved; run the same command again, which makes what is missing" in only_line(err)
+    monkeypatch.delenv("TOY_FAILURE")
+    assert orrery("run", "toy", f"run_dir={run_dir}")[0] == 0
+
+
+def test_links_that_lead_nowhere_are_one_line(orrery, tmp_path: Path) -> None:
+    loop, experiment = tmp_path / "loop", tmp_path / "loop.yaml"
+    loop.symlink_to(loop)
+    experiment.symlink_to(experiment)
+    for words in (
+        ["run", "toy", f"run_dir={loop}"],
+        ["run", "toy", f"run_dir={loop}/below"],
+        ["plan", str(experiment)],
+        ["study", str(experiment)],
+        ["status", str(loop)],
+        ["report", str(loop)],
+    ):
+        code, _, err = orrery(*words)
+        assert code == 2
+        assert "Too many levels of symbolic links. A link there leads back to itself; remove it" in only_line(err)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    _, _, err = orrery("run", "toy", f"run_dir={tmp_path / 'dangling'}")
+    assert f"it is a link to {tmp_path / 'nowhere'}, which is no folder" in only_line(err)
+
+
+@pytest.mark.parametrize(
+    ("file", "mode", "words"),
+    [
+        ("run.json", 0o200, ["status"]),
+        ("log.txt", 0o400, ["run", "add.scale=2"]),
+        (".lock", 0o400, ["run", "add.scale=2"]),
+        ("make/manifest.json", 0o200, ["run", "add.scale=2"]),
+        ("make/numbers.txt", 0o200, ["run", "add.scale=2"]),
+        ("report", 0o500, ["run", "add.scale=2"]),
+    ],
+)
+def test_a_file_that_another_user_keeps_is_one_line(
+    orrery, run_dir: Path, tmp_path: Path, file: str, mode: int, words: list[str]
+) -> None:
+    assert orrery("run", "toy", f"run_dir={run_dir}")[0] == 0
+    (run_dir / file).chmod(mode)
+    words = [words[0], str(run_dir)] if words[0] == "status" else [words[0], "toy", f"run_dir={run_dir}", *words[1:]]
+    script = "import sys; from pathlib import Path; from orrery.pipeline.cli import main; from tests.unit.toy_stages "
+    script += "import STAGES; sys.exit(main(sys.argv[2:], stages=STAGES, config_dir=Path(sys.argv[1])))"
+    command = [sys.executable, "-c", script, str(tmp_path / "configs"), *words]
+    if os.geteuid() == 0:  # whom permissions do not stop, unless it gives up that right
+        if shutil.which("setpriv") is None:
+            pytest.skip("the tests run as root, and there is no setpriv to give up root's right to any file")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert ended.returncode == 2
+    line = only_line(ended.stderr)
+    assert "Permission denied" in line
+    if file == ".lock":
+        assert f"cannot write to the run folder {run_dir}" in line
+    elif file == "report":
+        assert f"index.html in {run_dir}: Permission denied. Change the permissions of its folder" in line
+    else:
+        assert f"error: {run_dir / file}: Permission denied. It belongs to {Path(run_dir).owner()}" in line
+    (run_dir / file).chmod(0o700)  # so that the folder can be removed
 
 
 def test_a_file_in_place_of_the_run_folder_is_one_message(orrery, run_dir: Path) -> None:

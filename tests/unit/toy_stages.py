@@ -1,6 +1,7 @@
 """Stages without any learning, for tests of the runner and the command line."""
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class Add(Stage):
             raise KeyboardInterrupt
         if os.environ.get("TOY_FAILURE") == "disk full":
             raise OSError(28, "No space left on device", str(half))
+        if os.environ.get("TOY_FAILURE") == "folder deleted":
+            shutil.rmtree(context.run.folder)
         if os.environ.get("TOY_FAILURE") == "bug":
             raise ZeroDivisionError("a bug")
         with context.progress("adding", 1) as task:
