@@ -12,13 +12,16 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .schema import Episode, TaskSpec
 from .tasks import make_environment
 from .tasks.decisions import Decisions
+
+if TYPE_CHECKING:
+    import torch
 
 LANES = 8
 """Environments that advance together. A batched policy call costs about the same for 8 rows as for 1.
@@ -114,7 +117,7 @@ def play_episodes(
             yield running.index, running.result(record)
 
 
-def policy_act(policy: Any, device: str = "cpu") -> Act:
+def policy_act(policy: Any, device: str | torch.device = "cpu") -> Act:
     """The action of a Policy (`act(observation [B, O] tensor) -> action [B, A] tensor`) as an Act.
 
     A policy that has `begin` is handed back, with each observation, what it remembers of that row's episode: take a new
@@ -125,7 +128,7 @@ def policy_act(policy: Any, device: str = "cpu") -> Act:
     """
     import torch
 
-    policy = policy if device == "cpu" else policy.to(device)
+    policy = policy if torch.device(device).type == "cpu" else policy.to(device)
     begin = getattr(policy, "begin", None)
     memories: dict[int, Any] = {}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import termination
+from .accelerator import check_gpu, wants_gpu
 from .errors import ConfigError, StageError
 from .job_process import JobProcess
 from .jobs import LOG, State, describe_error, execute, read_status, write_status
@@ -93,12 +94,23 @@ class FanoutConfig:
         if self.ray_address and self.executor != "ray":
             raise ConfigError(f"ray_address is given, but executor is {self.executor}")
 
-    def check_machine(self) -> None:
-        """Raise a StageError if the executor is not installed here, or does not answer."""
+    def check_gpus(self, accelerator: str, key: str) -> None:
+        """Raise a ConfigError if jobs of SLURM need a GPU and none is asked for.
+
+        Args:
+            key: of the accelerator, in full: `extract.accelerator`.
+        """
+        if self.executor == "slurm" and wants_gpu(accelerator) and not self.slurm.gpus:
+            raise ConfigError(f"{key} is {accelerator}, but {_group(key)}slurm.gpus is 0")
+
+    def check_machine(self, accelerator: str = "cpu", key: str = "accelerator") -> None:
+        """Raise a StageError if the executor is not installed here or does not answer, or if jobs that run on this
+        machine need a GPU that it lacks."""
+        setting = f"{_group(key)}executor"
         if self.executor == "ray":
             if find_spec("ray") is None:
                 raise StageError(
-                    "executor=ray needs Ray, which is not installed: pip install 'orrery[ray]', or choose another "
+                    f"{setting}=ray needs Ray, which is not installed: pip install 'orrery[ray]', or choose another "
                     "executor"
                 )
             if ":" in self.ray_address:
@@ -107,12 +119,21 @@ class FanoutConfig:
                 check_reachable(self.ray_address)
         if self.executor == "slurm":
             if find_spec("submitit") is None:
-                raise StageError("executor=slurm needs submitit, which is not installed: pip install submitit")
+                raise StageError(f"{setting}=slurm needs submitit, which is not installed: pip install submitit")
             if self.slurm.cluster == "slurm" and shutil.which("srun") is None:
                 raise StageError(
-                    "executor=slurm: there is no srun on this machine. Run the command on a login node of the cluster, "
-                    "or choose executor=local"
+                    f"{setting}=slurm: there is no srun on this machine. Run the command on a login node of the "
+                    f"cluster, or choose {setting}=local"
                 )
+        elsewhere = self.ray_address or (self.executor == "slurm" and self.slurm.cluster == "slurm")
+        if not elsewhere:
+            check_gpu(accelerator, key)
+
+
+def _group(key: str) -> str:
+    """Where the fan-out of the stage is set that has this key: `extract.fanout.`"""
+    stage, dot, _ = key.partition(".")
+    return f"{stage}.fanout." if dot else ""
 
 
 @dataclass(frozen=True)
@@ -241,7 +262,7 @@ def visible_gpus() -> list[str]:
 def local_slots(config: FanoutConfig, accelerator: str, jobs_for_cores: int) -> list[str]:
     """CUDA_VISIBLE_DEVICES of every job that may run at once on this machine; empty strings where they use no GPU."""
     devices = [] if accelerator == "cpu" else visible_gpus() * config.jobs_per_gpu
-    if accelerator == "cuda" and not devices:
+    if wants_gpu(accelerator) and not devices:
         raise StageError("jobs want a GPU, but this machine shows none; choose accelerator=cpu")
     slots = devices or [""] * max(jobs_for_cores, 1)
     return slots[: config.parallel_jobs or None]

@@ -82,7 +82,7 @@ def fan_out(
         function: of a module that can be imported wherever jobs run.
         context: of the stage. The jobs' folders are `context.jobs`/NAME, and they read `context.inputs`.
         cpus: CPU cores that a job makes good use of, unless `config` says otherwise.
-        accelerator: cpu, cuda, or auto, for a GPU where there is one.
+        accelerator: as in accelerator.py.
     Returns:
         Folder of each job's result by the job's name; checked against its digests.
     Raises:

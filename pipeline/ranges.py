@@ -8,9 +8,6 @@ from typing import Any
 
 from .errors import ConfigError
 
-ACCELERATORS = ("cpu", "cuda", "auto")
-"""Of everything that is no training by Lightning, which says gpu."""
-
 
 def check_counts(config: Any, *names: str) -> None:
     """Raise a ConfigError for the first of these fields that is below 1."""

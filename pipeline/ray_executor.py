@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from .accelerator import wants_gpu
 from .errors import StageError
 from .executors import FanoutConfig, JobNeeds
 from .job_process import GRACE_SECONDS, JobProcess
@@ -33,7 +34,7 @@ class RayExecutor:
         if self._started_here:
             connect(config.ray_address)
         has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        if accelerator == "cuda" and not has_gpu:
+        if wants_gpu(accelerator) and not has_gpu:
             raise StageError("jobs want a GPU, but no node of the Ray cluster has one; choose accelerator=cpu")
         share = 1 / config.jobs_per_gpu if has_gpu and accelerator != "cpu" else 0
         self._needs = needs

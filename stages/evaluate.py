@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..datasets.schema import TaskSpec, read_table
+from ..pipeline.accelerator import check_accelerator, check_gpu, device_of
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
@@ -43,14 +44,13 @@ class EvaluateConfig:
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     """behaviour: the returns in the dataset. random: uniform actions, as many episodes as a policy has."""
     accelerator: str = "cpu"
-    """cpu, cuda, or auto: where policies compute. Only planning through a large model gains from a GPU."""
+    """cpu, cuda (or gpu, the same), or auto. Only planning through a large model gains from a GPU."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")
         if unknown := sorted(set(self.baselines) - set(BASELINES)):
             raise ConfigError(f"baselines: expected some of {', '.join(BASELINES)}, found {', '.join(unknown)}")
-        if self.accelerator not in ("cpu", "cuda", "auto"):
-            raise ConfigError(f"accelerator: expected cpu, cuda or auto, found {self.accelerator!r}")
+        check_accelerator(self)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Evaluate(Stage):
     inputs = {"policies": Input("policies", many=True, optional=True), "store": Input("store", optional=True)}
     output_kind = "scores"
     config: EvaluateConfig
+
+    def check_machine(self) -> None:
+        check_gpu(self.config.accelerator, "evaluate.accelerator")
 
     def run(self, context: Context) -> str:
         policies, specs = _read_policies(context.inputs["policies"])
@@ -203,14 +206,9 @@ def _evaluate(job: _Job) -> list[EpisodeRow]:
     if job.policy is None:
         act = _random_act(job.spec, seeds)
     else:
-        import torch
-
         from .policy import load_policy
 
-        device = job.config.accelerator
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        act = policy_act(load_policy(job.policy), device)
+        act = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
     pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
     results = dict(play_episodes(job.spec, act, seeds, pool=pool))
     return [

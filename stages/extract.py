@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.accelerator import check_accelerator
 from ..pipeline.artifact import write_json
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 from .finetune import finetune_folders
@@ -62,7 +63,7 @@ class ExtractConfig:
     """Groups that the policies of a job are split into and trained side by side, a CPU core each; 1 on a GPU. Changes
     speed and float rounding, nothing else."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
     seed: int = 0
     """Base of all randomness of this stage."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
@@ -70,7 +71,7 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "iterations", "groups", "starts_per_task", "log_every", "checkpoint_every")
-        check_choices(self, accelerator=ACCELERATORS)
+        check_accelerator(self)
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
         for name, weights in {
@@ -126,8 +127,7 @@ class Extract(Stage):
 
     def check(self) -> None:
         fanout = self.config.fanout
-        if fanout.executor == "slurm" and self.config.accelerator == "cuda" and not fanout.slurm.gpus:
-            raise ConfigError("extract.accelerator is cuda, but extract.fanout.slurm.gpus is 0")
+        fanout.check_gpus(self.config.accelerator, "extract.accelerator")
         elsewhere = fanout.executor == "slurm" or fanout.ray_address
         if elsewhere and not (fanout.members_per_job or fanout.memory_gb):
             raise ConfigError(
@@ -145,7 +145,7 @@ class Extract(Stage):
             find_tasks(read_table(folder), self.config.tasks, folder)
 
     def check_machine(self) -> None:
-        self.config.fanout.check_machine()
+        self.config.fanout.check_machine(self.config.accelerator, "extract.accelerator")
 
     def run(self, context: Context) -> str:
         from ..datasets.schema import TaskTable, read_table

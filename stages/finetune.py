@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.accelerator import check_gpu
 from ..pipeline.errors import CheckpointError, ConfigError, StageError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.ranges import check_choices, check_counts
@@ -118,9 +119,16 @@ class Finetune(Stage):
     unkeyed = ("fanout",)
     config: FinetuneConfig
 
-    def check_machine(self) -> None:
+    def check(self) -> None:
         if self.config.per_task:
-            self.config.fanout.check_machine()
+            self.config.fanout.check_gpus(self.config.trainer.accelerator, "finetune.trainer.accelerator")
+
+    def check_machine(self) -> None:
+        trainer, key = self.config.trainer, "finetune.trainer.accelerator"
+        if self.config.per_task:
+            self.config.fanout.check_machine(trainer.accelerator, key)
+        else:
+            check_gpu(trainer.accelerator, key, trainer.devices)
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if name == "world_model" and maker is None:
@@ -144,8 +152,7 @@ class Finetune(Stage):
         settings = dataclasses.asdict(config)
         del settings["fanout"]
         jobs = [FolderJob(task.slug, {"config": settings, "task": task.name}) for task in new]
-        accelerator = {"gpu": "cuda", "auto": "auto"}.get(config.trainer.accelerator, "cpu")
-        results = fan_out(jobs, finetune_task, context, config.fanout, accelerator=accelerator)
+        results = fan_out(jobs, finetune_task, context, config.fanout, accelerator=config.trainer.accelerator)
         return _gather(new, results, context)
 
     def _check(self, new: Sequence[TaskSpec], context: Context) -> None:

@@ -7,9 +7,10 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.accelerator import check_accelerator
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.executors import FanoutConfig
-from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts, check_not_negative
+from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -50,7 +51,7 @@ class MrqConfig:
     checkpoint_every: int = 1_000
     """Updates between checkpoints for resuming."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Where the policies are trained. fanout.members_per_job=0 trains one in a job on a CPU, where stacking them gains
     nothing, and all of them on a GPU."""
@@ -62,7 +63,7 @@ class MrqConfig:
         check_not_negative(self, "encoder_updates", "behaviour_weight")
         if self.freeze_encoder and not self.encoder_updates:
             raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
-        check_choices(self, accelerator=ACCELERATORS)
+        check_accelerator(self)
         check_variants(self.variants, "mrq")
 
 
@@ -76,8 +77,11 @@ class Mrq(Stage):
     unkeyed = ("fanout",)
     config: MrqConfig
 
+    def check(self) -> None:
+        self.config.fanout.check_gpus(self.config.accelerator, "mrq.accelerator")
+
     def check_machine(self) -> None:
-        self.config.fanout.check_machine()
+        self.config.fanout.check_machine(self.config.accelerator, "mrq.accelerator")
 
     def run(self, context: Context) -> str:
         import pandas as pd
@@ -106,7 +110,7 @@ class Mrq(Stage):
 
     def _payloads(self, store: TaskStore) -> dict[str, dict[str, Any]]:
         """Of each job by its name: a program of one or more members."""
-        from .mrq_learning.learner import device_of
+        from ..pipeline.accelerator import device_of
         from .mrq_learning.offline import OfflineMember, split_members
 
         config = self.config
@@ -114,7 +118,7 @@ class Mrq(Stage):
         for name in names:
             store.table.id_of(name)
         members = [OfflineMember(name, seed) for name in names for seed in range(config.seeds)]
-        per_job = config.fanout.members_per_job or (1 if device_of(config.accelerator) == "cpu" else len(members))
+        per_job = config.fanout.members_per_job or (1 if device_of(config.accelerator).type == "cpu" else len(members))
         of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"], fanout=FanoutConfig())
         settings = {key: value for key, value in dataclasses.asdict(of_job).items() if key != "fanout"}
         payloads = {}

@@ -12,9 +12,10 @@ from typing import Any
 
 from ..datasets.schema import TaskSpec
 from ..datasets.tasks import resolve_name, task_spec
+from ..pipeline.accelerator import check_accelerator
 from ..pipeline.errors import ConfigError
 from ..pipeline.executors import FanoutConfig
-from ..pipeline.ranges import ACCELERATORS, check_choices, check_counts
+from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -53,7 +54,7 @@ class MrqOnlineConfig:
     learn: LearnConfig = field(default_factory=LearnConfig)
     """The training step."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Where the policies are trained."""
     seed: int = 0
@@ -73,7 +74,7 @@ class MrqOnlineConfig:
         longest = max(self.learn.horizons)
         if self.warmup < longest + 1:
             raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
-        check_choices(self, accelerator=ACCELERATORS)
+        check_accelerator(self)
         check_variants(self.variants, "mrq_online")
 
 
@@ -87,6 +88,7 @@ class MrqOnline(Stage):
     config: MrqOnlineConfig
 
     def check(self) -> None:
+        self.config.fanout.check_gpus(self.config.accelerator, "mrq_online.accelerator")
         if not self.config.tasks:
             raise ConfigError("mrq_online.tasks is empty: name a task, for example tasks=[dmc/cartpole-balance]")
         names = [resolve_name(name) for name in self.config.tasks]
@@ -103,7 +105,7 @@ class MrqOnline(Stage):
             raise ConfigError("mrq_online.keep_replay: datasets of images are not supported; set it to false")
 
     def check_machine(self) -> None:
-        self.config.fanout.check_machine()
+        self.config.fanout.check_machine(self.config.accelerator, "mrq_online.accelerator")
 
     def run(self, context: Context) -> str:
         import pandas as pd

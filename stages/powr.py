@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..pipeline.accelerator import check_accelerator, check_gpu
 from ..pipeline.artifact import write_json
 from ..pipeline.errors import ConfigError, OrreryError
 from ..pipeline.ranges import check_choices, check_counts
@@ -17,6 +18,8 @@ from .kernel_planning.config import KERNELS, OfflineConfig
 from .policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
+    import torch
+
     from ..datasets.store import TaskStore
     from .kernel_planning.features import Features
     from .world_model.networks import WorldModel
@@ -51,10 +54,11 @@ class PowrConfig:
     seed: int = 0
     """Base of all randomness of this stage."""
     accelerator: str = "auto"
-    """cpu, cuda, or auto."""
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
 
     def __post_init__(self) -> None:
         check_choices(self, states=STATES, kernel=KERNELS, action=ACTIONS)
+        check_accelerator(self)
         if self.scale <= 0:
             raise ConfigError(f"scale: a kernel's scale must be positive, found {self.scale}")
         check_counts(self, "seeds", "components")
@@ -68,19 +72,21 @@ class Powr(Stage):
     output_kind = "policies"
     config: PowrConfig
 
+    def check_machine(self) -> None:
+        check_gpu(self.config.accelerator, "powr.accelerator")
+
     def run(self, context: Context) -> str:
         import pandas as pd
         import torch
 
         from ..datasets.store import TaskStore
+        from ..pipeline.accelerator import device_of
         from .extract import check_same_tables
         from .world_model.networks import WorldModel
 
         config = self.config
         torch.set_num_threads(context.threads)
-        device = config.accelerator
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(config.accelerator)
         store = TaskStore.open(context.input("store"))
         model = None
         if config.states == "latent":
@@ -113,7 +119,7 @@ class Powr(Stage):
         return f"{len(entries)} policies for {len(names)} tasks, {largest} centres, {steps} steps each"
 
     def _plan(
-        self, store: TaskStore, model: WorldModel | None, name: str, seed: int, folder: Path, device: str
+        self, store: TaskStore, model: WorldModel | None, name: str, seed: int, folder: Path, device: torch.device
     ) -> dict[str, Any]:
         """Plan one policy and save it; returns what is said of its fit."""
         from .kernel_planning.actions import CandidateActions

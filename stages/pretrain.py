@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..datasets.schema import BEHAVIOURS
+from ..pipeline.accelerator import check_gpu
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.hub import find_artifact
 from ..pipeline.ranges import check_choices, check_counts
@@ -137,6 +138,9 @@ class Pretrain(Stage):
                 f"each device of each node: srun --nodes={nodes} --ntasks-per-node={devices} orrery run ..., or on "
                 f"each node torchrun --nnodes={nodes} --nproc-per-node={devices} --no-python orrery run ..."
             )
+        # A process that was started beside others may see its own GPU alone.
+        here = trainer.devices if launched() is None else 1
+        check_gpu(trainer.accelerator, "pretrain.trainer.accelerator", here)
 
     def reads(self) -> list[Path]:
         return [find_artifact(self.config.start_from, self.output_kind)] if self.config.start_from else []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...pipeline import termination
+from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
@@ -49,9 +50,7 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     config: ExtractConfig = build(ExtractConfig, payload["config"], "extract")
     members = [Member(**values) for values in payload["members"]]
     torch.set_num_threads(context.threads)
-    device = config.accelerator
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config.accelerator)
     inputs = {**context.inputs, "world_model": context.inputs["world_model"] / payload["model"]}
     model = WorldModel.load(inputs["world_model"]).to(device)
     ids = sorted({model.table.id_of(member.task) for member in members})

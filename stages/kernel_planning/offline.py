@@ -129,7 +129,7 @@ def plan(
     discount: float,
     config: OfflineConfig,
     seed: int,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Plan:
     """Fit once, then take `config.planner.steps` steps of mirror descent.
 
@@ -220,7 +220,7 @@ def _offset(rows: Transitions, offset: float) -> Transitions:
     return Transitions(rows.state_NO, rows.action, rows.next_state_NO, rows.reward_N + offset)
 
 
-def _to(actions: ActionKernel, device: str) -> ActionKernel:
+def _to(actions: ActionKernel, device: str | torch.device) -> ActionKernel:
     if isinstance(actions, CandidateActions):
         return CandidateActions(actions.candidate_UA.to(device), actions.scale_A.to(device))
     return actions

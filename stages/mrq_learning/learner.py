@@ -389,9 +389,4 @@ class Learner:
                 )
 
 
-def device_of(accelerator: str) -> str:
-    """The device that cpu, cuda or auto names here."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if accelerator == "auto" else accelerator
-
-
 _SAVED = ("steps", "_scale_M", "_target_scale_M", "_clamp_M2", "_seen_M2")

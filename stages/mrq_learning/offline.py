@@ -18,6 +18,7 @@ import torch
 from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...pipeline import termination
+from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
@@ -27,7 +28,7 @@ from ..policy_index import policy_entry
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
 from .config import vary
-from .learner import Learner, OfflineTerms, Shapes, device_of
+from .learner import Learner, OfflineTerms, Shapes
 from .policy import policy_of_member
 from .stored import StoredTask
 
@@ -101,7 +102,7 @@ class OfflineTraining:
         self.table: TaskTable = store.table
         learn = vary(config.learn, variant)
         device = device_of(config.accelerator)
-        if store.num_bytes <= config.load_up_to_gb * 1e9 or device != "cpu":
+        if store.num_bytes <= config.load_up_to_gb * 1e9 or device.type != "cpu":
             store = store.load(device)
         ids = [store.table.id_of(member.task) for member in members]
         self._features = [

@@ -24,6 +24,7 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
 from ...datasets.tasks.decisions import Decisions
 from ...pipeline import termination
+from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
@@ -31,7 +32,7 @@ from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
 from ..mrq_online import MrqOnlineConfig
 from .config import vary
-from .learner import Learner, Shapes, device_of
+from .learner import Learner, Shapes
 from .networks import check_image
 from .policy import MrqPolicy, policy_of_member
 from .recorded import write_episodes

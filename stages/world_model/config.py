@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ...pipeline.accelerator import check_accelerator
 from ...pipeline.errors import ConfigError
 from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive, check_shares
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
 DYNAMICS = ("step", "awm")
-ACCELERATORS = ("cpu", "gpu", "auto")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Lightning's that keep weights in float32, as the files and whatever reads them have them."""
 
@@ -187,7 +187,7 @@ class TrainerConfig:
     """Passed to lightning.Trainer."""
 
     accelerator: str = "auto"
-    """cpu, gpu, or auto."""
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
     devices: int = 1
     """Processes of this node, one per GPU or CPU rank."""
     nodes: int = 1
@@ -207,7 +207,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "devices", "nodes", "accumulate", "log_every")
-        check_choices(self, accelerator=ACCELERATORS, precision=PRECISIONS)
+        check_accelerator(self)
+        check_choices(self, precision=PRECISIONS)
         if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
             raise ConfigError(
                 f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
+from ...pipeline.accelerator import device_of
 from ...pipeline.errors import StageError
 from ...pipeline.ranks import Team
 from .checkpoints import Checkpoints
@@ -92,7 +93,7 @@ def fit(
         environment = StartedTogether(team.launch, config.trainer.devices, begin["address"], begin["port"])
     trainer = lightning.Trainer(
         max_steps=config.steps,
-        accelerator=config.trainer.accelerator,
+        accelerator=device_of(config.trainer.accelerator).type,  # Lightning's own auto may take other kinds
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
         plugins=[environment],

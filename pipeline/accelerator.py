@@ -1,0 +1,67 @@
+"""Accelerators by name, the same in every stage's settings: `auto`, `cpu`, and `cuda`, for which `gpu` may stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, StageError
+
+if TYPE_CHECKING:
+    import torch
+
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
+
+
+def check_accelerator(config: Any) -> None:
+    """Raise a ConfigError if `config.accelerator` is none of ACCELERATORS."""
+    if config.accelerator not in ACCELERATORS:
+        raise ConfigError(
+            f"accelerator: expected auto, cpu, or cuda (or gpu, the same), found {config.accelerator!r}; GPUs other "
+            "than those that PyTorch names cuda (NVIDIA, AMD by ROCm) are not supported"
+        )
+
+
+def wants_gpu(accelerator: str) -> bool:
+    """Whether it names a GPU that has to be there."""
+    return accelerator in ("cuda", "gpu")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that an accelerator names on this machine.
+
+    Raises:
+        StageError: it names a GPU, and there is none.
+    """
+    import torch
+
+    check_gpu(accelerator)
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_gpu(accelerator: str, key: str = "accelerator", devices: int = 1) -> None:
+    """Raise a StageError if a GPU is named that this machine lacks.
+
+    Args:
+        key: the setting, for the message.
+        devices: GPUs that are needed; also with `auto`, where there is at least one.
+    """
+    if accelerator == "cpu":
+        return
+    import torch
+
+    if wants_gpu(accelerator) and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        reason = (
+            "PyTorch finds no GPU (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
+            if built
+            else f"PyTorch {torch.__version__} is a build without CUDA"
+        )
+        raise StageError(
+            f"{key} is {accelerator}, but there is no GPU to use: {reason}. Set {key}=cpu, or auto to use a GPU where "
+            "there is one"
+        )
+    if devices > 1 and 0 < torch.cuda.device_count() < devices:
+        raise StageError(
+            f"{key} is {accelerator} with {devices} devices, but PyTorch finds {torch.cuda.device_count()} here; set "
+            f"devices to at most that, or {key}=cpu"
+        )

@@ -1,0 +1,23 @@
+"""What the machine lacks: schedulers, libraries, GPUs."""
+
+import pytest
+
+
+@pytest.mark.slow
+def test_49_missing_machinery_is_said_before_anything_runs(run_case) -> None:
+    sections = run_case("49-missing-machinery")
+    expected = {
+        "slurm executor, no SLURM": ["extract.fanout.executor=slurm: there is no srun on this machine"],
+        "ray executor, no ray": ["extract.fanout.executor=ray needs Ray, which is not installed: pip install 'orrery[ray]'"],
+        "accelerator=gpu, no GPU": ["pretrain.trainer.accelerator is gpu, but there is no GPU to use"],
+        "accelerator=cuda in extract and evaluate": [
+            "extract.accelerator is cuda, but there is no GPU to use",
+            "evaluate.accelerator is cuda, but there is no GPU to use",
+        ],
+    }
+    for title, messages in expected.items():
+        printed = sections[title]
+        assert printed.count("rc=2") == printed.count("error: ") == len(messages), printed
+        assert all(message in printed for message in messages), printed
+        assert "Traceback" not in printed
+        assert "starts" not in printed and "done" not in printed and "running" not in printed, printed

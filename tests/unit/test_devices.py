@@ -1,0 +1,96 @@
+"""Devices, as far as a machine without a GPU can tell."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of
+from orrery.pipeline.config import discover_stages, dotted_keys
+from orrery.pipeline.config_schema import build, make_schema
+from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.executors import FanoutConfig, SlurmConfig
+
+STAGES = discover_stages()
+
+
+def accelerator_keys():
+    """Every setting of every stage that names an accelerator."""
+    for name, stage in STAGES.items():
+        schema = make_schema({name: (stage.Config, stage.Config())})
+        for key, _ in dotted_keys(OmegaConf.to_container(schema)):
+            if key.endswith(".accelerator"):
+                yield name, key
+
+
+KEYS = list(accelerator_keys())
+
+
+def stage_with(name, key, value):
+    schema = make_schema({name: (STAGES[name].Config, STAGES[name].Config())})
+    OmegaConf.update(schema, key, value)
+    return STAGES[name](build(STAGES[name].Config, OmegaConf.to_container(schema)[name], name))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def test_every_stage_that_computes_on_a_device_lets_it_be_chosen():
+    assert {name for name, _ in KEYS} >= {"pretrain", "finetune", "extract", "evaluate", "mrq", "mrq_online", "powr"}
+
+
+@pytest.mark.parametrize(("name", "key"), KEYS)
+def test_a_stage_takes_every_spelling_and_refuses_a_missing_gpu_by_its_key(name, key, no_gpu):
+    for accelerator in ("auto", "cpu"):
+        stage_with(name, key, accelerator).check_machine()
+    for accelerator in ("cuda", "gpu"):
+        with pytest.raises(StageError, match=rf"^{key} is {accelerator}, but there is no GPU to use: .*{key}=cpu"):
+            stage_with(name, key, accelerator).check_machine()
+    with pytest.raises(ConfigError, match=rf"^{key}: expected auto, cpu, or cuda \(or gpu, the same\), found 'mps'"):
+        stage_with(name, key, "mps")
+
+
+def test_an_accelerator_is_the_same_device_by_each_of_its_names(monkeypatch, no_gpu):
+    assert {name: device_of(name).type for name in ("auto", "cpu")} == {"auto": "cpu", "cpu": "cpu"}
+    with pytest.raises(StageError, match="no GPU"):
+        device_of("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {name: device_of(name).type for name in ACCELERATORS}
+    assert found == {"auto": "cuda", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
+
+
+def test_more_devices_than_there_are_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_gpu("gpu", "pretrain.trainer.accelerator", devices=2)
+    check_gpu("cpu", "pretrain.trainer.accelerator", devices=3)
+    for accelerator in ("gpu", "auto"):
+        with pytest.raises(StageError, match=f"is {accelerator} with 4 devices, but PyTorch finds 2 here"):
+            check_gpu(accelerator, "pretrain.trainer.accelerator", devices=4)
+
+
+@pytest.mark.parametrize("name", ["extract", "mrq", "mrq_online"])
+def test_jobs_of_slurm_that_need_a_gpu_ask_for_one(name, no_gpu):
+    fanout = FanoutConfig("slurm", time_limit_min=1.0, members_per_job=1)
+    config = STAGES[name].Config(accelerator="gpu", fanout=fanout)
+    with pytest.raises(ConfigError, match=rf"{name}\.accelerator is gpu, but {name}\.fanout\.slurm\.gpus is 0"):
+        STAGES[name](config).check()
+    fanout = dataclasses.replace(fanout, slurm=SlurmConfig(gpus=1))
+    fanout.check_gpus("gpu", f"{name}.accelerator")
+
+
+def test_a_gpu_is_looked_for_only_where_the_jobs_run(no_gpu, monkeypatch):
+    monkeypatch.setattr("orrery.pipeline.executors.shutil.which", lambda _: "/usr/bin/srun")
+    FanoutConfig("slurm", time_limit_min=1.0, slurm=SlurmConfig(gpus=1)).check_machine("cuda")
+    for fanout in (
+        FanoutConfig("inline"),
+        FanoutConfig("local"),
+        FanoutConfig("slurm", time_limit_min=1.0, slurm=SlurmConfig(gpus=1, cluster="local")),
+    ):
+        with pytest.raises(StageError, match="there is no GPU to use"):
+            fanout.check_machine("cuda", "extract.accelerator")
