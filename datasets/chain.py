@@ -32,6 +32,10 @@ class ChainReader:
         self.behaviour: Behaviour = joint_behaviour([reader.behaviour for reader in self._readers])
 
     @property
+    def name(self) -> str:
+        return self._readers[0].name
+
+    @property
     def task(self) -> TaskSpec:
         return self._readers[0].task
 
@@ -40,6 +44,10 @@ class ChainReader:
         parts = [{**reader.source, "episodes": len(reader)} for reader in self._readers]
         columns = self._readers[0].source.get("columns", ())
         return {"format": "several", "columns": columns, "parts": parts}
+
+    @property
+    def warnings(self) -> list[str]:
+        return list(dict.fromkeys(said for reader in self._readers for said in reader.warnings))
 
     def __len__(self) -> int:
         return sum(map(len, self._readers))

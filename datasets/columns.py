@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -126,6 +126,13 @@ class ColumnMap:
                 f"{list(found.observation)}; expected the same parts in the same order"
             )
         return found
+
+    def reorder(self, order: Sequence[int]) -> ColumnMap:
+        """This map, resolved, with the parts of an observation at these positions, in this order."""
+        following = tuple(self.next_observation[i] for i in order) if self.next_observation else ()
+        return dataclasses.replace(
+            self, observation=tuple(self.observation[i] for i in order), next_observation=following
+        )
 
     def groups(self, file: h5py.File) -> list[str]:
         """Paths of the groups that hold an episode each, numbers in order; `/` alone for a flat file."""

@@ -16,17 +16,12 @@ import numpy as np
 
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
+from .actions import ActionExtent, ActionScale, Choices, read_actions
 from .columns import ColumnMap, detect_columns
 from .schema import Behaviour, Episode, TaskSpec
-from .task_from_data import (
-    ActionScale,
-    as_float32,
-    fit_action_scale,
-    one_hot,
-    scale_from_bounds,
-    split_overrides,
-    success_flags,
-)
+from .spaces import as_float32, flat_parts, order_parts
+from .task_from_data import limit_warnings, split_overrides, success_flags
+from .tasks import recorded_in
 
 _CHUNK = 65536
 """Rows of actions that are looked at together when fitting their scale."""
@@ -81,33 +76,56 @@ class Hdf5Reader:
             columns: where things are, as a ColumnMap, a mapping of its fields, or a YAML file of them; None to detect.
             name: of the task; default `hdf5/<file name without its ending>`.
             behaviour: how the data was made; default `unknown`.
-            overrides: fields of TaskSpec that the file cannot tell (episode_length, environment, score_random, ...),
-                and `action_low` with `action_high`, the native bounds of its actions.
+            overrides: fields of TaskSpec that the file cannot tell (episode_length, score_random, ...; `environment` as
+                `recorded_in` takes it), `action_low` with `action_high`, the native bounds of its actions, and
+                `choices_start`, the number of the first choice.
 
         Raises:
+            TaskError: the environment that is named cannot be built, or is not one that the file was recorded in.
             DatasetError: the file is missing or damaged, a column is missing, or no end of an episode can be found.
         """
         self._path = user_path(path)
-        fields, bounds = split_overrides(overrides, str(self._path))
+        fields, settings = split_overrides(overrides, str(self._path))
+        named = fields.pop("environment", None)
+        environment = recorded_in(named) if named else None
         with _open(self._path) as file:
             given = detect_columns(file) if columns is None else ColumnMap.load(columns)
             self._columns = given.resolve(file)
             self._spans = _find_spans(file, self._columns, fields.get("episode_length"))
-            names = _column_names(file[self._spans[0].group], self._columns.observation)
-            self._scale: ActionScale | None
-            self._scale, action_dim = self._action_scale(file, fields, bounds)
-        if fields.get("environment") and self._scale:
-            fields["environment"] = {**fields["environment"], **self._scale.environment_bounds()}
+            first = file[self._spans[0].group]
+            self.warnings: list[str] = []
+            if environment is not None:
+                parts = [(key, _width(first[key])) for key in self._columns.observation]
+                order, self.warnings = order_parts(parts, flat_parts(environment.observation_space))
+                self._columns = self._columns.reorder(order)
+            names = _column_names(first, self._columns.observation)
+            width = _width(first[self._columns.action])
+            self._actions, said = read_actions(
+                ActionExtent.of(self._action_chunks(file, width), width),
+                fields,
+                settings,
+                None if environment is None else environment.action_space,
+                str(self._path),
+            )
+            self.warnings += said
+        action_dim = self._actions.count if isinstance(self._actions, Choices) else width
+        longest = max(len(span) for span in self._spans)
         derived: dict[str, Any] = {
             "name": name or f"hdf5/{self._path.stem}",
             "observation_dim": len(names),
             "action_dim": action_dim,
-            "action_kind": "continuous" if self._scale else "discrete",
-            "episode_length": max(len(span) for span in self._spans),
+            "action_kind": "discrete" if isinstance(self._actions, Choices) else "continuous",
+            "episode_length": longest,
             "terminates": any(span.terminated for span in self._spans),
             "reports_success": self._columns.success is not None,
         }
+        if environment is not None:
+            derived |= environment.fields
+            if isinstance(self._actions, ActionScale):
+                derived["environment"] = {**derived["environment"], **self._actions.environment_bounds()}
+            self.warnings += limit_warnings(environment.fields, fields, longest)
         self.task = TaskSpec.from_dict(derived | fields)
+        self.name = self.task.name
         self.behaviour: Behaviour = behaviour or "unknown"
         final_stored = all(span.final in ("row", "next") for span in self._spans)
         self.source: Mapping[str, Any] = {
@@ -115,7 +133,7 @@ class Hdf5Reader:
             "path": str(self._path.resolve()),
             "layout": self._columns.to_dict(),
             "columns": names,
-            "actions": self._scale.to_dict() if self._scale else "one-hot",
+            "actions": self._actions.describe(),
             "final_observation": "stored" if final_stored else _FINAL_NOT_STORED,
         }
         if (len(names), action_dim) != (self.task.observation_dim, self.task.action_dim):
@@ -148,31 +166,15 @@ class Hdf5Reader:
         elif span.final == "repeat":
             observations = np.concatenate([observations, observations[-1:]])
         actions = group[self._columns.action][span.start : span.stop]
-        if self._scale:
-            actions = self._scale(actions.reshape(len(span), -1))
+        if isinstance(self._actions, Choices):
+            actions = self._actions(actions, label)
         else:
-            actions = one_hot(actions, 0, self.task.action_dim, label)
+            actions = self._actions(actions.reshape(len(span), -1))
         success = None
         if self.task.reports_success and self._columns.success is not None:
             success = success_flags(group[self._columns.success][span.start : span.stop], len(span), label)
         rewards = _joined(group, (self._columns.reward,), span.start, span.stop).reshape(-1)
         return Episode(observations, actions, rewards, span.terminated, success, label)
-
-    def _action_scale(
-        self, file: h5py.File, fields: Mapping[str, Any], bounds: Mapping[str, Any]
-    ) -> tuple[ActionScale | None, int]:
-        """How actions are scaled (None if they are discrete) and their width. Whole numbers or flags, one each, are
-        choices."""
-        first = file[self._spans[0].group][self._columns.action]
-        width = _width(first)
-        looks_discrete = first.dtype.kind in "biu" and width == 1
-        if fields.get("action_kind", "discrete" if looks_discrete else "continuous") == "discrete":
-            largest = max(int(np.max(chunk, initial=0)) for chunk in self._action_chunks(file, width))
-            return None, int(fields.get("action_dim", largest + 1))
-        if bounds:
-            return scale_from_bounds(bounds, width, str(self._path)), width
-        unbounded = np.full(width, np.inf)
-        return fit_action_scale(-unbounded, unbounded, self._action_chunks(file, width)), width
 
     def _action_chunks(self, file: h5py.File, width: int) -> Iterator[np.ndarray]:
         for group in self._columns.groups(file):

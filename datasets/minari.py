@@ -10,26 +10,42 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium.spaces as gs
+import h5py
 import numpy as np
 
 from ..pipeline.errors import DatasetError, TaskError
 from ..pipeline.paths import user_path
-from .schema import Behaviour, Episode, TaskSpec
-from .spaces import Space, flat_columns, flat_dim, flatten_observation
-from .task_from_data import (
+from .actions import (
+    ACTION_BOUNDS,
+    CHOICES_START,
+    ActionExtent,
     ActionScale,
-    as_float32,
+    Choices,
+    action_bounds,
+    check_action_space,
     fit_action_scale,
-    one_hot,
     scale_from_bounds,
-    split_overrides,
-    success_flags,
+    scale_in_environment,
 )
+from .schema import Behaviour, Episode, TaskSpec
+from .spaces import (
+    Space,
+    as_float32,
+    flat_columns,
+    flat_dim,
+    flat_parts,
+    flatten_observation,
+    looks_like_images,
+    order_parts,
+)
+from .task_from_data import limit_warnings, split_overrides, success_flags
+from .tasks import recorded_in
 
 if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
@@ -59,28 +75,41 @@ class MinariReader:
 
         Args:
             dataset: `mujoco/hopper/medium-v0`, or a folder that holds `data/metadata.json`.
-            name: of the task; default `minari/<id>`, or that of the task stored with the dataset.
+            name: of the task; default `minari/<id>` with the id that was given, or that of the task stored with the
+                dataset.
             behaviour: how the data was made; default as stored with the dataset, else `unknown`.
-            overrides: fields of TaskSpec, and `action_low` with `action_high`, that replace what the dataset says.
+            overrides: fields of TaskSpec (`environment` as `recorded_in` takes it), and `action_low` with
+                `action_high`, that replace what the dataset says.
 
         Raises:
+            TaskError: the environment that is named cannot be built, or is not one that the data was recorded in.
             DatasetError: not found, not readable, or its spaces are not ones that a task can have.
         """
         self._folder = find_minari(dataset)
         self._storage = _open_storage(self._folder)
         self._metadata = json.loads((self._folder / "data" / "metadata.json").read_text())
-        self._id = str(self._metadata.get("dataset_id", self._folder.name))
+        self._id = _id_of(self._folder, str(self._metadata.get("dataset_id", self._folder.name)))
         self._observation_space: Space = self._storage.observation_space
         self._action_space: Space = self._storage.action_space
-        _refuse_images(self._observation_space, self._id)
+        self._refuse_images(self._observation_space)
         try:
             self._columns = flat_columns(self._observation_space)
         except TaskError as error:
             raise DatasetError(f"Minari dataset {self._id}: {error}") from error
-        _refuse_actions(self._action_space, self._id)
-        self._fields, self._bounds = split_overrides(overrides, f"Minari dataset {self._id}")
-        if name is not None:
-            self._fields["name"] = name
+        self._fields, self._settings = split_overrides(overrides, f"Minari dataset {self._id}")
+        self._check_actions()
+        self._said = self._check_episodes()
+        named = self._fields.pop("environment", None)
+        self._environment = recorded_in(named) if named else None
+        self._order: list[int] | None = None
+        """Positions of the columns in the order of the environment that the user names."""
+        if self._environment is not None:
+            self._order_columns(self._environment.observation_space)
+            kind = "continuous" if isinstance(self._action_space, gs.Box) else "discrete"
+            check_action_space(self._environment.action_space, kind, self._action_dim)
+        self.name: str = (
+            name or self._fields.pop("name", None) or (self._stored or {}).get("name", f"minari/{self._id}")
+        )
         self.behaviour: Behaviour = behaviour or self._metadata.get(BEHAVIOUR_KEY, "unknown")
 
     @cached_property
@@ -90,11 +119,15 @@ class MinariReader:
         Raises:
             DatasetError: its dimensions are not those of the dataset, or an episode cannot be read.
         """
-        stored = self._metadata.get(TASK_KEY)
-        values = (self._described if stored is None else json.loads(stored)) | self._fields
-        if self._scale and values.get("environment"):
-            values["environment"] = {**values["environment"], **self._scale.environment_bounds()}
-        task = TaskSpec.from_dict(values)
+        values = self._described if self._stored is None else dict(self._stored)
+        if self._environment is not None:
+            values |= self._environment.fields
+        scale = self._actions[0]
+        # Actions of a stored task are in [-1, 1] already; its environment scales them back.
+        scaled_here = self._stored is None or all(key in self._settings for key in ACTION_BOUNDS)
+        if isinstance(scale, ActionScale) and scaled_here and values.get("environment"):
+            values["environment"] = {**values["environment"], **scale.environment_bounds()}
+        task = TaskSpec.from_dict(values | self._fields | {"name": self.name})
         if (task.observation_dim, task.action_dim) != (len(self._columns), self._action_dim):
             raise DatasetError(
                 f"Minari dataset {self._id}: task {task.name!r} says observation_dim {task.observation_dim} and "
@@ -104,13 +137,21 @@ class MinariReader:
         return task
 
     @cached_property
+    def warnings(self) -> list[str]:
+        """May read every episode, as `task` does."""
+        said = [*self._said, *self._actions[1]]
+        if self._environment is not None:
+            said += limit_warnings(self._environment.fields, self._fields, self._seen.longest)
+        return said
+
+    @cached_property
     def source(self) -> Mapping[str, Any]:
         return {
             "format": "minari",
             "id": self._id,
             "path": str(self._folder.resolve()),
             "columns": self._columns,
-            "actions": self._scale.to_dict() if self._scale else "one-hot",
+            "actions": self._actions[0].describe(),
             "ends": "an episode ends at its first termination; what follows is left out",
         }
 
@@ -138,10 +179,11 @@ class MinariReader:
             observations = flatten_observation(self._observation_space, raw["observations"])
         except (TaskError, KeyError) as error:
             raise DatasetError(f"{label}: {error}") from error
-        actions = self._flat_actions(raw, label)
+        if self._order is not None:
+            observations = observations[:, self._order]
+        recorded, (convert, _) = self._flat_actions(raw, label), self._actions
+        actions = convert(recorded, label) if isinstance(convert, Choices) else convert(recorded)
         length = len(actions)
-        if self._scale:
-            actions = self._scale(actions)
         success = None
         if self.task.reports_success:
             if "success" not in (raw["infos"] or {}):
@@ -163,51 +205,150 @@ class MinariReader:
         return Episode(observations, actions, rewards, bool(raw["terminations"][end - 1 :].any()), success, label)
 
     def _flat_actions(self, raw: Mapping[str, Any], label: str) -> np.ndarray:
-        """[T, A], one-hot or in native units."""
+        """As recorded: [T, A] in native units, or [T] numbers of choices."""
         actions = np.asarray(raw["actions"])
-        if isinstance(self._action_space, gs.Discrete):
-            return one_hot(actions, int(self._action_space.start), self._action_dim, label)
-        if actions.size != len(actions) * self._action_dim:
+        width = 1 if isinstance(self._action_space, gs.Discrete) else self._action_dim
+        if actions.size != len(actions) * width:
             raise DatasetError(f"{label}: actions have shape {actions.shape}, but the space is {self._action_space}")
-        return actions.reshape(len(actions), self._action_dim)
+        return actions.reshape(len(actions), width)
 
     @cached_property
-    def _scale(self) -> ActionScale | None:
-        """How actions are scaled; None where they are discrete."""
-        space = self._action_space
-        if not isinstance(space, gs.Box):
-            return None
-        if self._bounds:
-            return scale_from_bounds(self._bounds, self._action_dim, f"Minari dataset {self._id}")
-        chunks = (self._flat_actions(raw, f"{self._id}:episode_{i}") for i, raw in enumerate(self._raw_episodes()))
-        return fit_action_scale(space.low.reshape(-1), space.high.reshape(-1), chunks)
+    def _actions(self) -> tuple[ActionScale | Choices, list[str]]:
+        """How actions are read, and what to warn of. Reads them where their space does not say, or is not asked."""
+        space, environment = self._action_space, self._environment if self._stored is None else None
+        if isinstance(space, gs.Discrete):
+            start = int(space.start)
+            said = []
+            if environment is not None and int(environment.action_space.start) != start:
+                said.append(f"the first choice is {start} in the data and {environment.action_space.start} in the "
+                            f"environment {environment.action_space}; they are taken for the same")  # fmt: skip
+            return Choices(self._action_dim, start), said
+        low, high = action_bounds(space)
+        if all(key in self._settings for key in ACTION_BOUNDS):
+            return scale_from_bounds(
+                self._settings, self._action_dim, f"Minari dataset {self._id}", environment and environment.action_space
+            )
+        if environment is not None:
+            scale, said = scale_in_environment(environment.action_space, self._extent)
+            if not all(map(np.allclose, action_bounds(space), action_bounds(environment.action_space))):
+                said.append(f"the dataset states actions {space}, the environment {environment.action_space}, which "
+                            "decides how they are scaled")  # fmt: skip
+            return scale, said
+        if np.isfinite(low).all() and np.isfinite(high).all():
+            return ActionScale(low, high, "action space"), []
+        return fit_action_scale(low, high, self._extent, "action space"), []
+
+    @property
+    def _extent(self) -> ActionExtent:
+        episodes = enumerate(self._raw_episodes())
+        chunks = (self._flat_actions(raw, f"{self._id}:episode_{index}") for index, raw in episodes)
+        return ActionExtent.of(chunks, self._action_dim)
 
     @property
     def _action_dim(self) -> int:
         return flat_dim(self._action_space)
 
     @cached_property
-    def _described(self) -> dict[str, Any]:
-        """Fields of a TaskSpec as the data shows them; reads every episode."""
+    def _stored(self) -> dict[str, Any] | None:
+        """The task that was stored with the dataset."""
+        stored = self._metadata.get(TASK_KEY)
+        return None if stored is None else dict(json.loads(stored))
+
+    @cached_property
+    def _seen(self) -> _Seen:
+        """Reads every episode."""
         longest, terminates, reports_success = 1, False, len(self) > 0
         for raw in self._raw_episodes():
             longest = max(longest, _first_termination(raw))
             terminates = terminates or bool(np.any(raw["terminations"]))
             reports_success = reports_success and "success" in (raw["infos"] or {})
+        return _Seen(longest, terminates, reports_success)
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        """Fields of a TaskSpec as the data shows them."""
+        seen = self._seen
         spec = _environment_spec(self._metadata)
         return {
-            "name": f"minari/{self._id}",
             "observation_dim": len(self._columns),
             "action_dim": self._action_dim,
             "action_kind": "continuous" if isinstance(self._action_space, gs.Box) else "discrete",
-            "episode_length": (spec or {}).get("max_episode_steps") or longest,
-            "terminates": terminates,
-            "reports_success": reports_success,
+            "episode_length": (spec or {}).get("max_episode_steps") or seen.longest,
+            "terminates": seen.terminates,
+            "reports_success": seen.reports_success,
             "score_kind": "normalised",
             "score_random": self._metadata.get("ref_min_score"),
             "score_expert": self._metadata.get("ref_max_score"),
             "environment": {"kind": "gymnasium", "spec_json": json.dumps(spec)} if spec else {},
         }
+
+    def _order_columns(self, space: Space) -> None:
+        """Bring the columns into the order of an environment's observation."""
+        parts = flat_parts(self._observation_space)
+        order, said = order_parts(parts, flat_parts(space))
+        self._said += said
+        if order != list(range(len(parts))):
+            ends = np.cumsum([width for _, width in parts])
+            self._order = [column for part in order for column in range(ends[part] - parts[part][1], ends[part])]
+            self._columns = [self._columns[column] for column in self._order]
+
+    def _refuse_images(self, space: Space, where: str = "observation") -> None:
+        if isinstance(space, gs.Dict | gs.Tuple):
+            for key, child in space.spaces.items() if isinstance(space, gs.Dict) else enumerate(space.spaces):
+                self._refuse_images(child, f"{where}.{key}")
+        elif looks_like_images(space.shape or (), space.dtype):
+            raise DatasetError(
+                f"Minari dataset {self._id}: {where} has shape {space.shape}, which looks like images; expected "
+                "vectors. Learning from pixels is not supported: convert the dataset to state observations"
+            )
+
+    def _check_actions(self) -> None:
+        space = self._action_space
+        if not isinstance(space, gs.Box | gs.Discrete):
+            raise DatasetError(
+                f"Minari dataset {self._id}: actions are {space}, expected Box or Discrete; convert the dataset so "
+                "that each action is one vector of numbers or one choice"
+            )
+        if CHOICES_START in self._settings or (isinstance(space, gs.Discrete) and self._settings):
+            raise DatasetError(
+                f"Minari dataset {self._id}: actions are {space}, to which {', '.join(self._settings)} does not apply; "
+                "leave it out"
+            )
+
+    def _check_episodes(self) -> list[str]:
+        """What to warn of where the file holds other episodes than the metadata counts.
+
+        Raises:
+            DatasetError: an episode is missing.
+        """
+        path = self._folder / "data" / "main_data.hdf5"
+        if not path.is_file():
+            return []
+        try:
+            with h5py.File(path) as file:
+                found = {key for key in file if key.startswith("episode_")}
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be opened as HDF5 ({error}); fetch or write it again") from error
+        counted = [f"episode_{index}" for index in range(len(self))]
+        if missing := [name for name in counted if name not in found]:
+            raise DatasetError(
+                f"{path}: {missing[0]} is missing, the first of {len(missing)} out of the {len(counted)} episodes that "
+                "total_episodes in metadata.json counts; the dataset is damaged or incomplete, fetch or write it again"
+            )
+        if further := len(found) - len(counted):
+            return [f"{path} holds {further} more episodes than the {len(counted)} that total_episodes in "
+                    "metadata.json counts; they are left out"]  # fmt: skip
+        return []
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What reading every episode shows."""
+
+    longest: int
+    """Steps of the longest episode."""
+    terminates: bool
+    reports_success: bool
 
 
 def minari_root() -> Path:
@@ -215,6 +356,14 @@ def minari_root() -> Path:
     # Minari's own get_dataset_path also creates the folder, which reading should not do.
     given = os.environ.get("MINARI_DATASETS_PATH")
     return user_path(given) if given else Path.home() / ".minari" / "datasets"
+
+
+def _id_of(folder: Path, stated: str) -> str:
+    """The id under which a dataset lies in `minari_root()`; elsewhere the one it states, unless it was renamed."""
+    root, place = minari_root().absolute(), folder.absolute()
+    if place.is_relative_to(root):
+        return place.relative_to(root).as_posix()
+    return stated if stated.rsplit("/", 1)[-1] == folder.name else folder.name
 
 
 def is_minari_folder(folder: Path) -> bool:
@@ -258,26 +407,6 @@ def _open_storage(folder: Path) -> MinariStorage:
             f"{folder}: cannot be opened as a Minari dataset ({error!r}); it is damaged or of an unsupported version, "
             "fetch or write it again"
         ) from error
-
-
-def _refuse_images(space: Space, dataset_id: str, where: str = "observation") -> None:
-    if isinstance(space, gs.Dict | gs.Tuple):
-        parts = space.spaces.items() if isinstance(space, gs.Dict) else enumerate(space.spaces)
-        for key, child in parts:
-            _refuse_images(child, dataset_id, f"{where}.{key}")
-    elif len(space.shape or ()) >= 3:
-        raise DatasetError(
-            f"Minari dataset {dataset_id}: {where} has shape {space.shape}, which looks like images; expected vectors. "
-            "Learning from pixels is not supported: convert the dataset to state observations"
-        )
-
-
-def _refuse_actions(space: Space, dataset_id: str) -> None:
-    if not isinstance(space, gs.Box | gs.Discrete):
-        raise DatasetError(
-            f"Minari dataset {dataset_id}: actions are {space}, expected Box or Discrete; convert the dataset so "
-            "that each action is one vector of numbers or one choice"
-        )
 
 
 def _first_termination(raw: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from .schema import Behaviour, Episode, TaskSpec
@@ -14,6 +14,11 @@ class EpisodeReader(Protocol):
     behaviour: Behaviour
 
     @property
+    def name(self) -> str:
+        """Of the task. Known without reading episodes."""
+        ...
+
+    @property
     def task(self) -> TaskSpec:
         """May read the dataset when first asked for, where the dataset does not state its task."""
         ...
@@ -21,6 +26,11 @@ class EpisodeReader(Protocol):
     @property
     def source(self) -> Mapping[str, Any]:
         """Provenance as JSON: format, path, the names of the observation columns, and how actions were scaled."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What is probably not meant, in words: where settings, environment and data disagree."""
         ...
 
     def __len__(self) -> int:

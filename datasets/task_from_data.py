@@ -1,134 +1,62 @@
-"""What a dataset without a task file says about its task, and how its actions are brought to [-1, 1].
+"""What a dataset without a task file says about its task, and which of a task's fields a user may set.
 
-Shared by the Minari and HDF5 readers. Decides the defaults of a TaskSpec made from data, and which of its fields a user
-may set; does not read files.
+Shared by the Minari and HDF5 readers; does not read files.
 
-Dimension letters: T decisions of an episode, A action.
+Dimension letters: T decisions of an episode.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..pipeline.errors import DatasetError
+from .actions import ACTION_BOUNDS, CHOICES_START
 from .schema import TaskSpec
 
-ACTION_BOUNDS = ("action_low", "action_high")
-"""Overrides beside the fields of TaskSpec: the native bounds, per component, that are mapped to [-1, 1]."""
 
-
-def as_float32(values: np.ndarray) -> np.ndarray:
-    """Numbers beyond float32 become infinite, which validation reports."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class ActionScale:
-    """The affine map from native actions in [low, high] to [-1, 1], per component."""
-
-    low: np.ndarray
-    """[A] float64, native units; the value that becomes -1."""
-    high: np.ndarray
-    """[A] float64, native units; the value that becomes 1."""
-    origin: str
-    """Where the bounds come from: `action space`, `data` or `override`."""
-
-    def __call__(self, actions: np.ndarray) -> np.ndarray:
-        """[T, A] native -> [T, A] float32. A component whose bounds coincide has nothing to choose and becomes 0."""
-        if self.is_identity:
-            return as_float32(actions)
-        centre, half = (self.high + self.low) / 2, (self.high - self.low) / 2
-        return as_float32((actions - centre) / np.where(half > 0, half, 1.0))
-
-    @property
-    def is_identity(self) -> bool:
-        return bool(np.all(self.low == -1) and np.all(self.high == 1))
-
-    def environment_bounds(self) -> dict[str, list[float]]:
-        """The entries of `TaskSpec.environment` that let evaluation undo a scaling the environment cannot know of."""
-        if self.origin == "action space" or self.is_identity:
-            return {}
-        return {"action_low": self.low.tolist(), "action_high": self.high.tolist()}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"low": self.low.tolist(), "high": self.high.tolist(), "origin": self.origin}
-
-
-def fit_action_scale(low: np.ndarray, high: np.ndarray, chunks: Iterable[np.ndarray]) -> ActionScale:
-    """The scale for bounds that may be infinite.
-
-    A component without two finite bounds keeps its values if all lie within [-1, 1], else it is divided by the largest
-    magnitude in the data. `chunks` is read only if there is such a component.
+def limit_warnings(environment: Mapping[str, Any], fields: Mapping[str, Any], longest: int) -> list[str]:
+    """What to warn of where episodes are longer than the environment's limit.
 
     Args:
-        low, high: [A], native bounds; infinite where there are none.
-        chunks: the dataset's actions as [n, A] arrays. Values that are not finite are left to validation.
+        environment: fields of TaskSpec that follow from the environment.
+        fields: those that the user gives.
+        longest: episode of the data, in steps.
     """
-    unbounded = ~(np.isfinite(low) & np.isfinite(high))
-    if not unbounded.any():
-        return ActionScale(low.astype(np.float64), high.astype(np.float64), "action space")
-    largest = np.ones(len(low))
-    for chunk in chunks:
-        largest = np.fmax(largest, np.where(np.isfinite(chunk), np.abs(chunk), 0.0).max(axis=0, initial=0.0))
-    return ActionScale(np.where(unbounded, -largest, low), np.where(unbounded, largest, high), "data")
+    limit = environment.get("episode_length")
+    if limit is None:
+        return []
+    repeat = environment.get("action_repeat", 1)
+    stated = f"the environment ends an episode after {limit} steps" + (
+        f" of {repeat} repeats each" if repeat > 1 else ""
+    )
+    if fields.get("episode_length", 0) > limit:
+        return [f"episode_length is {fields['episode_length']}, but {stated}, as evaluation then does"]
+    if longest > limit and "episode_length" not in fields:
+        return [f"the longest episode of the data has {longest} steps, but {stated}"]
+    return []
 
 
 def split_overrides(overrides: Mapping[str, Any] | None, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The overrides as (fields of TaskSpec, native action bounds).
+    """The overrides as (fields of TaskSpec, settings of the actions: native bounds and `choices_start`).
 
     Raises:
         DatasetError: a key is neither, or only one of the two bounds is given.
     """
     values = dict(overrides or {})
-    bounds = {key: values.pop(key) for key in ACTION_BOUNDS if key in values}
+    settings = {key: values.pop(key) for key in (*ACTION_BOUNDS, CHOICES_START) if key in values}
     fields = [f.name for f in dataclasses.fields(TaskSpec)]
     if unknown := sorted(set(values) - set(fields)):
         raise DatasetError(
             f"{where}: unknown task settings {unknown}; those that can be given are "
-            f"{', '.join([*fields, *ACTION_BOUNDS])}"
+            f"{', '.join([*fields, *ACTION_BOUNDS, CHOICES_START])}"
         )
-    if len(bounds) == 1:
-        raise DatasetError(f"{where}: action_low and action_high are given together; found only {next(iter(bounds))}")
-    return values, bounds
-
-
-def scale_from_bounds(bounds: Mapping[str, Any], action_dim: int, where: str) -> ActionScale:
-    """The scale that a user's `action_low` and `action_high` (a number, or one per component) describe.
-
-    Raises:
-        DatasetError: they do not fit `action_dim`, or a low bound is not below its high bound.
-    """
-    try:
-        low, high = (np.broadcast_to(np.asarray(bounds[key], np.float64), action_dim).copy() for key in ACTION_BOUNDS)
-    except ValueError as error:
-        raise DatasetError(
-            f"{where}: action_low and action_high must be a number or {action_dim} numbers, one per component; "
-            f"found {bounds}"
-        ) from error
-    if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
-        raise DatasetError(f"{where}: every action_low must be finite and below its action_high; found {bounds}")
-    return ActionScale(low, high, "override")
-
-
-def one_hot(choices: np.ndarray, start: int, num_choices: int, where: str) -> np.ndarray:
-    """Discrete actions [T] (or [T, 1]) from `start` on -> [T, num_choices] float32.
-
-    Raises:
-        DatasetError: a value is not one of the choices; names the first such index.
-    """
-    index = choices.reshape(-1).astype(np.int64) - start
-    if (wrong := np.flatnonzero((index < 0) | (index >= num_choices))).size:
-        raise DatasetError(
-            f"{where}: action at t = {wrong[0]} is {choices.reshape(-1)[wrong[0]]}, expected one of {start}.."
-            f"{start + num_choices - 1}; correct the data or give the right action_dim"
-        )
-    return np.eye(num_choices, dtype=np.float32)[index]
+    if len(given := settings.keys() & set(ACTION_BOUNDS)) == 1:
+        raise DatasetError(f"{where}: action_low and action_high are given together; found only {min(given)}")
+    return values, settings
 
 
 def success_flags(values: Any, num_decisions: int, where: str) -> np.ndarray:

@@ -178,12 +178,13 @@ class Tdmpc2Reader:
         if name not in SETS[task_set]:
             raise DatasetError(f"TD-MPC2's {task_set} has no task {name!r}; it has: {', '.join(SETS[task_set])}")
         self.behaviour: Behaviour = behaviour or BEHAVIOUR
-        self._folder, self._set, self._name = user_path(folder), task_set, name
+        self.warnings: list[str] = []
+        self._folder, self._set, self.name = user_path(folder), task_set, name
         self._rows = find_rows(folder, task_set, [name])[name] if rows is None else tuple(rows)
 
     @cached_property
     def task(self) -> TaskSpec:
-        return task_spec(self._name)
+        return task_spec(self.name)
 
     @property
     def source(self) -> Mapping[str, Any]:
@@ -244,7 +245,7 @@ class Tdmpc2Reader:
         observations = row.chunk.observation[row.index]
         if observations[:, width:].any():
             raise DatasetError(
-                f"{row.path}:row {row.index}: task {self._name!r} has {width} observation columns, but those from "
+                f"{row.path}:row {row.index}: task {self.name!r} has {width} observation columns, but those from "
                 f"{width} on are not zero; expected padding. The rows are of another task: is this {self._set}?"
             )
         return observations[:, :width]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..datasets.schema import BEHAVIOURS
 from ..datasets.tasks import expand_names
 from ..datasets.tasks.tdmpc2 import SETS
-from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.errors import ConfigError, StageError, TaskError
 from ..pipeline.paths import user_path
 from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
@@ -36,14 +37,18 @@ class SourceConfig:
     score_expert: float | None = None
     """Return that scores 1."""
     environment: str = ""
-    """Gymnasium id to evaluate in, where the dataset does not tell."""
+    """Environment the data was recorded in, for evaluation, where the dataset does not tell: a Gymnasium id, with the
+    module that registers it as MODULE:ID, or a task such as dmc/walker-run. Its action bounds and time limit apply."""
     action_low: list[float] = field(default_factory=list)
-    """What of each action component becomes -1, in the dataset's units (one number for all, or one each). Empty takes
-    the bounds of the action space, or where there are none the largest magnitude in the data."""
+    """Value of each action component that becomes -1, in the dataset's units (one number for all, or one each); actions
+    are then continuous. Empty: bounds of the environment or action space, else the largest magnitude in the data."""
     action_high: list[float] = field(default_factory=list)
-    """What becomes 1."""
+    """Value of each action component that becomes 1."""
     choices: int = 0
-    """HDF5: number of choices of a discrete action, where the data does not show all, or holds them as floats."""
+    """HDF5: number of choices of a discrete action, where the data does not show all, or holds them as floats or
+    one-hot rows."""
+    choices_start: int | None = None
+    """HDF5: number that the data gives to the first choice. Empty: as the environment counts, else 0."""
 
     def check(self, name: str) -> None:
         """Raise a ConfigError where settings of the source `name` contradict each other."""
@@ -61,9 +66,9 @@ class SourceConfig:
                 raise ConfigError(f"pack.sources.{name}.{key} must not be negative, found {getattr(self, key)}")
         if bool(self.action_low) != bool(self.action_high):
             raise ConfigError(f"pack.sources.{name}: action_low and action_high are given together")
-        if self.choices and self.action_low:
+        if self.action_low and (discrete := [key for key in ("choices", "choices_start") if getattr(self, key)]):
             raise ConfigError(
-                f"pack.sources.{name}: choices is for discrete actions, action_low and action_high for others"
+                f"pack.sources.{name}: {discrete[0]} is for discrete actions, action_low and action_high for others"
             )
 
     def overrides(self) -> dict[str, Any]:
@@ -75,9 +80,11 @@ class SourceConfig:
         if self.action_low:
             given |= {"action_low": self.action_low, "action_high": self.action_high}
         if self.environment:
-            given["environment"] = {"kind": "gymnasium", "id": self.environment}
+            given["environment"] = self.environment
         if self.choices:
             given |= {"action_kind": "discrete", "action_dim": self.choices}
+        if self.choices_start is not None:
+            given |= {"action_kind": "discrete", "choices_start": self.choices_start}
         return given
 
 
@@ -167,7 +174,9 @@ class Pack(Stage):
         sources: dict[str, list[str]] = {}
         for name in self._external_names():
             external = _external(self.config, name)
-            sources.setdefault(open_reader(**external).task.name, []).append(external["source"])
+            with _named_environment(self.config, name):
+                reader = open_reader(**external)
+            sources.setdefault(reader.name, []).append(external["source"])
         for name, same in sources.items():
             if len(same) > 1:
                 raise ConfigError(
@@ -296,6 +305,18 @@ def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
     }
 
 
+@contextmanager
+def _named_environment(config: PackConfig, name: str) -> Iterator[None]:
+    """Say with which key the environment was named that does not serve."""
+    source = config.sources.get(name, SourceConfig())
+    try:
+        yield
+    except TaskError as error:
+        if not source.environment:
+            raise
+        raise ConfigError(f"pack.sources.{name}.environment={source.environment}: {error}") from error
+
+
 def pack_task(job: PackJob) -> None:
     """Validate and write one task. Runs in a worker process."""
     from ..datasets.sources import open_reader
@@ -303,7 +324,7 @@ def pack_task(job: PackJob) -> None:
     from ..datasets.validate import Findings, validate
 
     reader = open_reader(**job.reader)
-    findings = Findings()
+    findings = Findings(warnings=list(reader.warnings))
     taken = itertools.islice(reader, job.episodes)
     episodes = validate(taken, reader.task, job.window, findings, reader.source.get("columns", ()))
     TaskWriter(job.folder, reader.task, job.observation_dim, job.action_dim).write(

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Container, Iterable, Sequence
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,6 +22,7 @@ import gymnasium
 
 from ...pipeline.errors import CheckpointError, TaskError
 from ..schema import TaskSpec, TaskTable
+from ..spaces import Space, flat_parts, flatten_observation
 from .decisions import Decisions
 from .tdmpc2 import SETS, with_suite
 
@@ -133,6 +138,11 @@ def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions
         TaskError: the spec names no environment, or one that cannot be built or does not have the spec's sizes; a
             picture is asked for and the task has none.
     """
+    return Decisions(_build(spec, picture), spec)
+
+
+def _build(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]:
+    """The suite's own environment."""
     kind = spec.environment.get("kind")
     if kind is None:
         raise TaskError(
@@ -143,4 +153,56 @@ def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions
         raise TaskError(
             f"task {spec.name!r}: unknown kind of environment {kind!r}, expected one of {', '.join(_SUITES.values())}"
         )
-    return Decisions(_suite(kind).make(spec, picture), spec)
+    return _suite(kind).make(spec, picture)
+
+
+@dataclass(frozen=True)
+class RecordedIn:
+    """What an environment, in which somebody's data was recorded, says of the task."""
+
+    fields: Mapping[str, Any]
+    """Of TaskSpec: `environment`, and what follows from it; `episode_length` only where the environment has a limit."""
+    observation_space: Space
+    action_space: Space
+
+
+def recorded_in(environment: str | Mapping[str, Any]) -> RecordedIn:
+    """Build an environment, reset it once, and say what data that was recorded in it has to be.
+
+    Args:
+        environment: a task of a suite, such as `dmc/walker-run`, whose protocol then applies; a gymnasium id; or what
+            `TaskSpec.environment` holds.
+
+    Raises:
+        TaskError: it cannot be built or reset, or its observations cannot be flattened.
+    """
+    return _recorded_in(json.dumps(environment, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _recorded_in(text: str) -> RecordedIn:
+    given = json.loads(text)
+    named = given if isinstance(given, str) else str(given.get("id", given))
+    fields: dict[str, Any] = {"environment": given}
+    if isinstance(given, str) and given.split("/", 1)[0] in _SUITES.keys() - {"gymnasium"}:
+        spec = task_spec(given)
+        same = ("environment", "action_repeat", "episode_length", "score_kind", "reports_success")
+        fields = {name: getattr(spec, name) for name in same}
+    elif isinstance(given, str):
+        fields["environment"] = {"kind": "gymnasium", "id": given.removeprefix("gymnasium/")}
+    # Its sizes are what is asked here, so none are stated.
+    unsized = TaskSpec(named, observation_dim=1, action_dim=1, episode_length=1, environment=fields["environment"])
+    native = _build(unsized)
+    try:
+        flat_parts(native.observation_space)
+        try:
+            observation, _ = native.reset(seed=0)
+            flatten_observation(native.observation_space, observation)
+        except Exception as error:  # an environment raises what it likes
+            raise TaskError(f"environment {named!r} cannot be reset: {type(error).__name__}: {error}") from error
+        if native.spec is not None and native.spec.max_episode_steps is not None:
+            fields.setdefault("episode_length", native.spec.max_episode_steps)
+        return RecordedIn(fields, native.observation_space, native.action_space)
+    finally:
+        with suppress(Exception):
+            native.close()

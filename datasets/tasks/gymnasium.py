@@ -11,6 +11,7 @@ one that an installed package has registered under that id.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import warnings
@@ -84,12 +85,25 @@ def make(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]:
 def _registered(identifier: str) -> gymnasium.envs.registration.EnvSpec:
     """The registered spec of an id, which may name the module that registers it: `package.module:Name-v0`."""
     module, _, bare = identifier.rpartition(":")
-    try:
-        if module:
+    if module:
+        try:
             importlib.import_module(module)
+        except (Exception, SystemExit) as error:  # a module of the user's runs here
+            missing = isinstance(error, ModuleNotFoundError)
+            raise TaskError(
+                f"the module of environment {identifier!r} cannot be imported ({type(error).__name__}: {error})"
+                + ("; install it, or add its folder to the environment variable PYTHONPATH" if missing else "")
+            ) from error
+    try:
         return gymnasium.spec(bare)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise TaskError(f"gymnasium has no environment {identifier!r}: {error}") from error
+    except gymnasium.error.Error as error:
+        nearest = difflib.get_close_matches(bare, gymnasium.registry, n=3, cutoff=0.7)
+        near = f"; the nearest are {', '.join(nearest)}" if nearest else ""
+        way_out = f"If a module of yours registers it, write MODULE:{bare} and have MODULE on PYTHONPATH"
+        raise TaskError(
+            f"gymnasium has no environment {identifier!r} ({error}){near}. "
+            + (f"Importing {module} has not registered it" if module else way_out)
+        ) from error
 
 
 def _import_owner(recorded: dict[str, Any]) -> None:
@@ -99,10 +113,10 @@ def _import_owner(recorded: dict[str, Any]) -> None:
         return
     try:
         importlib.import_module(package)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             f"environment {recorded['id']!r} is not registered and its package {package!r} cannot be imported "
-            f"({error}); install the package that provides it"
+            f"({type(error).__name__}: {error}); install the package that provides it"
         ) from error
 
 
@@ -114,8 +128,10 @@ def _make(name: str, identifier: str, kwargs: dict[str, Any]) -> gymnasium.Env[A
         try:
             # The checker repeats at each step what the space checks of `Decisions` settle once, and prints warnings.
             return gymnasium.make(registered, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise TaskError(f"task {name!r}: its environment {identifier!r} cannot be built: {error}") from error
+        except Exception as error:  # an environment's constructor raises what it likes
+            raise TaskError(
+                f"task {name!r}: its environment {identifier!r} cannot be built: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _wrap(name: str, environment: gymnasium.Env[Any, Any], wrapper: dict[str, Any]) -> gymnasium.Env[Any, Any]:

@@ -3,32 +3,75 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 from orrery.datasets.store import TaskStore
-from orrery.pipeline.errors import ConfigError, DatasetError
+from orrery.pipeline.errors import ConfigError, DatasetError, OrreryError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.pack import Pack, PackConfig, SourceConfig
 from rich.console import Console
 
 
+class Arm(gymnasium.Env):
+    """Two observation columns, two torques."""
+
+    observation_space = gymnasium.spaces.Box(-99, 99, (2,))
+    action_space = gymnasium.spaces.Box(-4, 8, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+
+class Unready(Arm):
+    def reset(self, *, seed=None, options=None):
+        raise ValueError("no assets")
+
+
+class Untrue(Arm):
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(5, np.float32), {}
+
+
+class Unbuilt(Arm):
+    def __init__(self):
+        raise OSError("no display")
+
+
+class Texts(Arm):
+    observation_space = gymnasium.spaces.Dict({"words": gymnasium.spaces.Text(5)})
+
+
+class Choosing(Arm):
+    action_space = gymnasium.spaces.Discrete(3)
+
+
+for environment in (Arm, Unready, Untrue, Unbuilt, Texts, Choosing):
+    gymnasium.register(f"{environment.__name__}-v0", environment)
+gymnasium.register("LimitedArm-v0", Arm, max_episode_steps=500)
+gymnasium.register("ShortArm-v0", Arm, max_episode_steps=2)
+
+
 @pytest.fixture
 def packed(tmp_path):
     """Packs one HDF5 file of two episodes of three transitions, with the settings given, and opens the store."""
 
-    def packed(actions, **settings):
+    def packed(actions, observations=None, **settings):
+        observations = np.arange(12.0).reshape(6, 2) if observations is None else observations
         path = tmp_path / "own.hdf5"
         with h5py.File(path, "w") as file:
-            file["observations"] = np.arange(12.0).reshape(6, 2)
-            file["next_observations"] = np.arange(12.0).reshape(6, 2) + 1
+            file["observations"] = observations
+            file["next_observations"] = observations + 1
             file["actions"] = actions
             file["rewards"] = np.ones(6)
             file["timeouts"] = np.arange(6) % 3 == 2
         out = tmp_path / "store"
-        out.mkdir(exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
         stage = Pack(PackConfig(window=2, sources={"lab/arm": SourceConfig(path=str(path), **settings)}))
         stage.check()
         progress = ConsoleProgress(Console(quiet=True))
@@ -78,3 +121,49 @@ def test_two_files_of_the_same_name_are_refused_with_both_paths(tmp_path):
             file["timeouts"] = np.arange(6) % 3 == 2
     with pytest.raises(ConfigError, match=r"lift/low_dim.*can/low_dim.*task 'hdf5/low_dim'.*pack\.sources\.NAME\.path"):
         Pack(PackConfig(window=2, tasks=[str(path) for path in paths])).check()
+
+
+def test_the_environment_says_how_long_an_episode_may_be(packed):
+    (task,) = packed(np.zeros((6, 2)), environment="LimitedArm-v0").table
+    assert (task.episode_length, task.discount) == (500, 0.99)
+    (task,) = packed(np.zeros((6, 2)), environment="LimitedArm-v0", episode_length=60).table
+    assert (task.episode_length, task.discount) == (60, pytest.approx(11 / 12, abs=0.04))
+    (task,) = packed(np.zeros((6, 2)), environment="Arm-v0").table
+    assert task.episode_length == 3, "without a limit, the longest episode"
+
+
+def test_episodes_beyond_the_limit_are_warned_of(packed):
+    store = packed(np.zeros((6, 2)), environment="ShortArm-v0")
+    (said,) = [text for text in store.tasks[0].summary.findings["warnings"] if "steps" in text]
+    assert said == "the longest episode of the data has 3 steps, but the environment ends an episode after 2 steps"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ("absent_module:Arm-v0", r"ModuleNotFoundError.*PYTHONPATH"),
+        ("broken_module:Arm-v0", r"module of environment .* cannot be imported \(RuntimeError: no licence\)"),
+        ("exiting_module:Arm-v0", r"cannot be imported \(SystemExit: 3\)"),
+        ("Amr-v0", r"gymnasium has no environment 'Amr-v0' .*nearest are .*Arm-v0.*MODULE:Amr-v0"),
+        ("dmc/walker-rnu", r"unknown task 'dmc/walker-rnu': the nearest are dmc/walker-run"),
+        ("Pendulum-v1", "observations of 3 numbers, expected 2 numbers as the data has"),
+        ("Unbuilt-v0", r"'Unbuilt-v0' cannot be built: OSError: no display"),
+        ("Unready-v0", r"'Unready-v0' cannot be reset: ValueError: no assets"),
+        ("Untrue-v0", r"'Untrue-v0' cannot be reset: .*shape \(5,\), expected \(2,\)"),
+        ("Texts-v0", r"cannot flatten observation\.words of space Text"),
+        ("Choosing-v0", r"it takes actions Discrete\(3\), expected continuous actions of 2 components"),
+    ],
+)
+def test_an_environment_that_does_not_serve_is_named_with_its_key(packed, environment, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('no licence')")
+    (tmp_path / "exiting_module.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OrreryError, match=message) as raised:
+        packed(np.full((6, 2), 0.5), environment=environment)
+    assert str(raised.value).startswith(f"pack.sources.lab/arm.environment={environment}: ")
+
+
+def test_data_of_a_suite_takes_over_its_protocol(packed):
+    (task,) = packed(np.zeros((6, 4)), environment="metaworld/reach-v3", observations=np.zeros((6, 39))).table
+    assert (task.action_repeat, task.episode_length, task.score_kind) == (2, 100, "success")
+    assert task.environment == {"kind": "metaworld", "task": "reach-v3"}
