@@ -75,7 +75,7 @@ class FinetuneConfig:
     load_up_to_gb: float = 2.0
     """Each of the two stores is loaded into memory up to this size, and read through a memory map above it."""
     validate_every: int = 250
-    """Steps between validations."""
+    """Steps between validations; the last step is always validated."""
     validation_batches: int = 8
     """Batches of windows of held-out episodes per validation."""
     checkpoint_every: int = 250

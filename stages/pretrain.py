@@ -66,7 +66,7 @@ class PretrainConfig:
     """A store of at most this many gigabytes is loaded into the memory of each training device at the start, which
     draws batches faster; a larger one is read from disk through a memory map. 0 always maps."""
     validate_every: int = 500
-    """Steps between validations."""
+    """Steps between validations; the last step is always validated."""
     validation_batches: int = 8
     """Batches of windows of 16 decisions per validation."""
     checkpoint_every: int = 250

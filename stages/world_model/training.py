@@ -111,6 +111,7 @@ def fit(
             StepProgress(place.progress, config.steps, description),
             EndWithParent(),
             Checkpoints(last, config.checkpoint_every),
+            ValidateLastStep(),
         ],
         logger=[
             # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
@@ -123,6 +124,14 @@ def fit(
     )
     with termination.deferred(pass_on_termination), started_here() if team is None else connected():
         trainer.fit(module, data, ckpt_path=begin["checkpoint"])
+
+
+class ValidateLastStep(lightning.Callback):
+    """Validates what is saved in the end, also where the interval does not reach it: Lightning validates before it
+    stops early, but not before it stops at `max_steps`."""
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        trainer.should_stop = trainer.global_step == trainer.max_steps
 
 
 def _strategy(name: str, team: Team | None) -> Any:
