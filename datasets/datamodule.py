@@ -63,7 +63,12 @@ class _Batches(IterableDataset):
 
 
 def _pinned(draw: Callable[[int], TensorDict], step: int) -> TensorDict:
-    return draw(step).pin_memory()
+    """Each field in page-locked memory, in one piece.
+
+    A batch holds columns of shared rows, which a copy to the GPU would gather in ordinary memory first, and constants
+    expanded to its size, which torch refuses to pin.
+    """
+    return draw(step).apply(lambda field: field.contiguous().pin_memory())
 
 
 def _drawn_ahead(draw: Callable[[int], TensorDict], steps: Iterable[int]) -> Iterator[TensorDict]:

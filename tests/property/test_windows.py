@@ -169,14 +169,38 @@ def test_a_loaded_store_gives_the_same_batches_as_the_mapped_one(make_store, epi
         assert torch.equal(mapped[name], loaded[name]), name
 
 
+@pytest.fixture
+def pinned(monkeypatch):
+    """What `Tensor.pin_memory` does where there is a GPU, in ordinary memory: a copy with the same sizes and strides,
+    which torch refuses to write where several elements share a place. Lists the tensors that it made."""
+    made = []
+
+    def pin(tensor):
+        made.append(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor))
+        return made[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    return made
+
+
+def test_the_emulated_pinning_refuses_what_torch_refuses(pinned):
+    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+        torch.tensor(True).expand(3, 2).pin_memory()
+
+
+@pytest.mark.parametrize("terminated", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_batches_drawn_ahead_are_the_same_in_the_same_order(make_store, monkeypatch, count):
-    monkeypatch.setattr(TensorDict, "pin_memory", lambda self: self)  # there is a GPU to pin for only on some machines
-    sampler = WindowSampler(make_store([20, 20, 20], [False] * 3), length=4, batch_size=5, seed=1)
+def test_batches_drawn_ahead_are_the_same_in_the_same_order(make_store, pinned, count, terminated):
+    sampler = WindowSampler(make_store([20, 20, 20], [terminated] * 3), length=4, batch_size=5, seed=1)
     ahead = list(_Batches(sampler, first=7, count=count, ahead=True))
     assert len(ahead) == count
     for step, batch in enumerate(ahead):
-        assert torch.equal(batch["observation"], sampler.batch(7 + step)["observation"])
+        expected = sampler.batch(7 + step)
+        for name in expected.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
+            assert torch.equal(batch[name], expected[name]), name
+            # Page-locked, and in one piece: copied to the GPU without another copy first, which would not be.
+            assert any(batch[name] is one for one in pinned), name
+            assert batch[name].is_contiguous(), name
 
 
 def test_an_error_while_drawing_ahead_is_raised_where_the_batch_is_asked_for():
