@@ -11,7 +11,6 @@ from orrery.datasets.datamodule import _Batches, _drawn_ahead
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import ConfigError, DatasetError
-from tensordict import TensorDict
 
 from ..unit.stores import numbered_episode, write_store
 
