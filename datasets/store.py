@@ -62,6 +62,8 @@ class TaskSummary:
     source: Mapping[str, Any]
     findings: Mapping[str, Any]
     """What validation noticed and let pass."""
+    generated: int = 0
+    """Episodes at the end that a model made; returns, lengths and success rates are of the others."""
 
 
 class TaskWriter:
@@ -174,11 +176,12 @@ class TaskRows:
     def held_out(self, fraction: float) -> np.ndarray:
         """[E] bool: a fixed random `fraction` of the episodes, at least one when there are two or more.
 
-        The choice depends on the number of episodes alone, so every stage that reads the store agrees on it.
+        The choice depends on the number of episodes alone, so every stage that reads the store agrees on it. Episodes
+        that a model generated are never held out, nor do they change which others are.
         """
-        episodes = len(self.terminated)
+        episodes = len(self.terminated) - self.summary.generated
         count = min(max(round(fraction * episodes), 1), episodes - 1) if fraction > 0 else 0
-        chosen = np.zeros(episodes, bool)
+        chosen = np.zeros(len(self.terminated), bool)
         chosen[np.random.default_rng(episodes).permutation(episodes)[:count]] = True
         return chosen
 

@@ -55,7 +55,8 @@ class DynaConfig:
 
 
 class Dyna(Stage):
-    """A TaskStore: all real episodes, then the generated ones. Its returns and success rates are the real data's."""
+    """A TaskStore: all real episodes, then the generated ones. Its returns and success rates are the real data's, and
+    the same episodes are held out; nothing is generated from those that the model's training held out."""
 
     Config = DynaConfig
     inputs = {
@@ -81,10 +82,12 @@ class Dyna(Stage):
         from .awm.imagination import ModelDynamics
         from .awm.networks import load_model
         from .extract import check_same_tables
+        from .world_model.config import held_out_share
 
         torch.set_num_threads(context.threads)
         store = TaskStore.open(context.input("store"))
         model = load_model(context.input("world_model"))
+        held_out = held_out_share(context.input("world_model")) or 0.0
         check_same_tables(model.table, store.table, context)
         if ends := [task.name for task in store.table if task.terminates]:
             raise ConfigError(
@@ -96,7 +99,7 @@ class Dyna(Stage):
         with context.progress("dyna", total=len(dynamics)) as progress:
             for rows, of_task in zip(store.tasks, dynamics, strict=True):
                 progress.note(rows.spec.name)
-                found, actions = self._generate(context, store, rows, of_task)
+                found, actions = self._generate(context, store, rows, of_task, held_out)
                 total += found.reward_NT.numel()
                 facts = {"episodes": len(found.reward_NT), "length": self.config.length, "actions": actions}
                 writer = TaskWriter(
@@ -108,7 +111,9 @@ class Dyna(Stage):
                     _all_episodes(rows, store, found), behaviour=real.behaviour, source=source, findings=real.findings
                 )
                 names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
-                honest = dataclasses.replace(made, **{name: getattr(real, name) for name in names})
+                kept = {name: getattr(real, name) for name in (*names, "success_rate", "success_rate_last")}
+                generated = real.generated + len(found.reward_NT)
+                honest = dataclasses.replace(made, **kept, generated=generated)
                 path = context.folder / rows.spec.slug / "task.json"
                 path.write_text(json.dumps(dataclasses.asdict(honest), indent=1))
                 progress.advance(1)
@@ -116,7 +121,7 @@ class Dyna(Stage):
         return f"{total:,} transitions generated beside {sum(task.summary.transitions for task in store.tasks):,}"
 
     def _generate(
-        self, context: Context, store: TaskStore, rows: TaskRows, dynamics: ModelDynamics
+        self, context: Context, store: TaskStore, rows: TaskRows, dynamics: ModelDynamics, held_out: float
     ) -> tuple[Episodes, str]:
         """The generated episodes of one task, and whose actions they are."""
         import torch
@@ -127,7 +132,7 @@ class Dyna(Stage):
         generator = torch.Generator().manual_seed(derive_seed("dyna", config.seed, spec.name))
         count = max(round(config.share * rows.summary.transitions / config.length), 1)
         width = store.table.observation_dim
-        start_NO, action_NTA = starts_and_actions(rows, width, count, config.length, generator)
+        start_NO, action_NTA = starts_and_actions(rows, width, count, config.length, held_out, generator)
         folders = self._policies(context, spec.name)
         low, high = config.noise
         level_N1 = low + (high - low) * torch.rand(count, 1, generator=generator)

@@ -22,7 +22,7 @@ class GradientsConfig:
     horizons: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100])
     """Decisions from the first action to what is differentiated. Those beyond the model or the data are left out."""
     trajectories: int = 64
-    """Windows of each task's data: their first observations and actions."""
+    """Windows of each task's data: their first observations and actions. r2 has as many of held-out episodes."""
     probes: int = 16
     """Random directions from which the norm of a latent model's Jacobian is estimated; sequence models need none."""
     tasks: list[str] = field(default_factory=list)
@@ -44,8 +44,9 @@ class Gradients(Stage):
     norm: median over trajectories of |d x_t / d a_1|, x the observation of a sequence model (environment units, without
     time) or the latent of a latent one. return_norm: of the predicted rewards up to t. sign_changes: of that gradient
     while the first action goes from one end of its range to the other, mean over four trajectories: how rough the
-    landscape is. r2: open-loop R^2, of observations or, for a latent model, of the reward. cosine: median, to the
-    simulator's Jacobian where there is one.
+    landscape is. r2: open-loop R^2 on episodes that were held out when the model was trained, of observations or, for a
+    latent model, of the reward. cosine: median, to the simulator's Jacobian where there is one. A trajectory counts up
+    to the end of its episode.
     """
 
     Config = GradientsConfig
@@ -62,6 +63,7 @@ class Gradients(Stage):
         from .awm.gradient_record import record_latent, record_sequence
         from .awm.networks import load_model
         from .extract import check_same_tables
+        from .world_model.config import held_out_share
         from .world_model.networks import WorldModel
 
         torch.set_num_threads(context.threads)
@@ -70,18 +72,22 @@ class Gradients(Stage):
         is_sequence = (folder / "sequence_model.json").is_file()
         model: Any = load_model(folder) if is_sequence else WorldModel.load(folder)
         check_same_tables(model.table, store.table, context)
+        held_out = held_out_share(folder)
+        if held_out is None:
+            context.log.warning("gradients: the model does not say which episodes it has not seen; r2 is of any")
         names = self.config.tasks or list(store.table.names)
         rows: list[dict[str, Any]] = []
         with context.progress("gradients", total=len(names)) as progress:
             for name in names:
                 k = store.table.id_of(name)
                 horizons = self._horizons(store, k, model.config.longest_prediction())
-                batch = self._windows(store, name, max(horizons))
+                batch = self._windows(store, name, max(horizons), 0.0)
+                unseen = self._windows(store, name, max(horizons), held_out or 0.0)
                 generator = torch.Generator().manual_seed(self.config.seed)
                 if is_sequence:
-                    found = record_sequence(model, k, batch, horizons)
+                    found = record_sequence(model, k, batch, unseen, horizons)
                 else:
-                    found = record_latent(model, k, batch, horizons, self.config.probes, generator)
+                    found = record_latent(model, k, batch, unseen, horizons, self.config.probes, generator)
                 rows += [{"task": name, **row} for row in found]
                 figure = draw_growth(
                     {name: torch.tensor([row["norm"] for row in found])},
@@ -108,11 +114,24 @@ class Gradients(Stage):
             )
         return kept
 
-    def _windows(self, store: TaskStore, name: str, length: int) -> dict[str, torch.Tensor]:
-        from ..datasets.windows import WindowIndex, WindowSampler
+    def _windows(self, store: TaskStore, name: str, length: int, held_out: float) -> dict[str, torch.Tensor]:
+        """Windows of the held-out episodes; of all where `held_out` is 0 or there is one. Shorter than `length` where
+        those episodes are."""
+        from ..datasets.windows import Split, WindowIndex, WindowSampler
 
-        available = int(WindowIndex.build([store.rows_of(name)], length, "all", 0.0).counts[0])
+        rows = store.rows_of(name)
+        unseen = rows.held_out(held_out)
+        split: Split = "held_out" if unseen.any() else "all"
+        length = min(length, int(rows.lengths[unseen if unseen.any() else ~unseen].max()))
+        available = int(WindowIndex.build([rows], length, split, held_out).counts[0])
         weights = {other: float(other == name) for other in store.table.names}
-        size = max(min(self.config.trajectories, available - 1), 1)
-        batch = WindowSampler(store, length=length, batch_size=size, seed=self.config.seed, weights=weights).batch(0)
+        batch = WindowSampler(
+            store,
+            length=length,
+            batch_size=min(self.config.trajectories, available),
+            seed=self.config.seed,
+            weights=weights,
+            split=split,
+            held_out=held_out,
+        ).batch(0)
         return {key: batch[key] for key in ("observation", "action", "reward", "valid")}

@@ -94,25 +94,27 @@ def uniform_actions(spec: TaskSpec, count: int, generator: torch.Generator) -> t
 
 
 def starts_and_actions(
-    rows: TaskRows, observation_dim: int, count: int, length: int, generator: torch.Generator
+    rows: TaskRows, observation_dim: int, count: int, length: int, held_out: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Observations [N, O_task] anywhere in the data, and action sequences [N, T, A_task] from anywhere else in it.
 
     Args:
         observation_dim: O of the store's table.
+        held_out: share of the episodes that is left out, as `TaskRows.held_out` chooses them.
     Raises:
         DatasetError: no episode of the data is as long.
     """
     spec, data = rows.spec, rows.rows
+    kept = ~rows.held_out(held_out)
     first = torch.cat([
         torch.arange(start, start + n - length + 1)
-        for start, n in zip(rows.offsets[:-1].tolist(), rows.lengths.tolist(), strict=True)
+        for start, n in zip(rows.offsets[:-1][kept].tolist(), rows.lengths[kept].tolist(), strict=True)
         if n >= length
     ] or [torch.zeros(0, dtype=torch.int64)])  # fmt: skip
     if not len(first):
         raise DatasetError(
-            f"task {spec.name!r}: no episode of its data has {length} decisions (longest: {rows.lengths.max()}); use a "
-            "smaller dyna.length"
+            f"task {spec.name!r}: no episode of its data has {length} decisions (longest: "
+            f"{rows.lengths[kept].max()}); use a smaller dyna.length"
         )
     start_N = first[torch.randint(len(first), (count,), generator=generator)]
     other_N = first[torch.randint(len(first), (count,), generator=generator)]

@@ -6,6 +6,7 @@ a line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,31 +39,43 @@ LINES, POINTS = 4, 50
 
 
 def record_sequence(
-    model: SequenceModel, task: int, batch: Mapping[str, torch.Tensor], horizons: tuple[int, ...]
+    model: SequenceModel,
+    task: int,
+    batch: Mapping[str, torch.Tensor],
+    unseen: Mapping[str, torch.Tensor],
+    horizons: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     """One row per horizon: horizon, norm, return_norm, sign_changes, r2, cosine (NaN without a simulator that can start
-    anywhere)."""
+    anywhere).
+
+    Args:
+        batch: windows at which gradients are taken, at least as long as the farthest horizon.
+        unseen: windows on which predictions are compared, of episodes that the model was not trained on; r2 is NaN
+            beyond their length.
+    """
     spec, observation, action = model.table[task], batch["observation"], batch["action"]
     predict = sequence_predictor(model, task)
     jacobian = first_action_jacobian(predict, observation[:, 0], action)[..., : spec.action_dim]
     kept = (model.observation_mask_KO[task] > 0) & (model.clock_step_KO[task] == 0)
     with torch.no_grad():
-        r2 = open_loop_r2(predict(observation[:, 0], action), observation[:, 1:, kept])
+        predicted = predict(unseen["observation"][:, 0], unseen["action"])
+        r2 = open_loop_r2(predicted, unseen["observation"][:, 1:, kept], unseen["valid"])
     cosine = torch.full((action.shape[1],), torch.nan)
     if (world := _simulator_of_observations(spec)) is not None:
         start, own = observation[:, 0, : spec.observation_dim].double(), action[..., : spec.action_dim].double()
         true = first_action_jacobian(simulator_predictor(world), start, own)
         if true.shape == jacobian.shape:  # the model predicts every column but the time
-            cosine = jacobian_cosine(jacobian, true).median(0).values
-    median = jacobian_norm(jacobian).median(0).values
-    returns = _of_returns(_sequence_rewards(model, task), observation[:, 0], action, horizons)
-    return _rows(horizons, median, returns, r2, cosine)
+            cosine = median(jacobian_cosine(jacobian, true), batch["valid"])
+    norm = median(jacobian_norm(jacobian), batch["valid"])
+    returns = _of_returns(_sequence_rewards(model, task), observation[:, 0], action, batch["valid"], horizons)
+    return _rows(horizons, norm, returns, r2, cosine)
 
 
 def record_latent(
     model: WorldModel,
     task: int,
     batch: Mapping[str, torch.Tensor],
+    unseen: Mapping[str, torch.Tensor],
     horizons: tuple[int, ...],
     probes: int,
     generator: torch.Generator,
@@ -78,11 +91,13 @@ def record_latent(
         return torch.stack([model.decode_reward(model.reward_logits(z, taken, task_B)) for z, taken in steps], 1)
 
     with torch.no_grad():
-        r2 = open_loop_r2(rewards(first_BO, action)[..., None], batch["reward"][..., None])
+        predicted = rewards(unseen["observation"][:, 0], unseen["action"])[..., None]
+        r2 = open_loop_r2(predicted, unseen["reward"][..., None], unseen["valid"])
     norm = jacobian_norm_by_probes(predict, first_BO, action, horizons, probes, generator)
     full = torch.full((action.shape[1],), torch.nan)
-    full[[horizon - 1 for horizon in horizons]] = norm.median(0).values
-    returns = _of_returns(rewards, first_BO, action, horizons)
+    at = [horizon - 1 for horizon in horizons]
+    full[at] = median(norm, batch["valid"][:, at])
+    returns = _of_returns(rewards, first_BO, action, batch["valid"], horizons)
     return _rows(horizons, full, returns, r2, torch.full_like(full, torch.nan))
 
 
@@ -112,23 +127,28 @@ def jacobian_norm_by_probes(
     return torch.stack(norms, 1)
 
 
+def median(values_BX: torch.Tensor, valid_BX: torch.Tensor) -> torch.Tensor:
+    """Median over the trajectories that have not ended, [X]; NaN where all have."""
+    return torch.where(valid_BX, values_BX, torch.nan).nanmedian(0).values
+
+
 def return_norms(
     rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
 ) -> torch.Tensor:
-    """Median over trajectories of |d (r_1 + ... + r_t) / d a_1| at each horizon, [H]."""
+    """|d (r_1 + ... + r_t) / d a_1| of each trajectory at each horizon, [B, H]."""
     action_BTA = action_BTA.detach().clone().requires_grad_()
     total_BT = rewards(first_BO, action_BTA).cumsum(1)
-    medians = []
+    norms = []
     for horizon in horizons:
         (gradient,) = torch.autograd.grad(total_BT[:, horizon - 1].sum(), action_BTA, retain_graph=True)
-        medians.append(gradient[:, 0].norm(dim=-1).median())
-    return torch.stack(medians)
+        norms.append(gradient[:, 0].norm(dim=-1))
+    return torch.stack(norms, 1)
 
 
 def return_sign_changes(
     rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
 ) -> torch.Tensor:
-    """How often the derivative of r_1 + ... + r_t turns round along a line: mean over trajectories, [H].
+    """How often the derivative of r_1 + ... + r_t turns round along a line, for each trajectory, [B, H].
 
     The line is the first action's, from all components at -1 to all at 1 in `POINTS` steps; the later actions stay.
     """
@@ -143,16 +163,22 @@ def return_sign_changes(
             torch.autograd.grad(total_GT[:, horizon - 1].sum(), line_G, retain_graph=True)[0] for horizon in horizons
         ]
         counts.append(count_sign_changes(torch.stack(gradients)))
-    return torch.stack(counts).double().mean(0)
+    return torch.stack(counts).double()
 
 
 def _of_returns(
-    rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
+    rewards: Rewards,
+    first_BO: torch.Tensor,
+    action_BTA: torch.Tensor,
+    valid_BT: torch.Tensor,
+    horizons: tuple[int, ...],
 ) -> dict[str, torch.Tensor]:
-    """The columns that are of the return, [H] each."""
+    """The columns that are of the return, [H] each, over the trajectories that have not ended there."""
+    valid_BH = valid_BT[:, [horizon - 1 for horizon in horizons]]
+    changes_LH = return_sign_changes(rewards, first_BO[:LINES], action_BTA[:LINES], horizons)
     return {
-        "return_norm": return_norms(rewards, first_BO, action_BTA, horizons),
-        "sign_changes": return_sign_changes(rewards, first_BO[:LINES], action_BTA[:LINES], horizons),
+        "return_norm": median(return_norms(rewards, first_BO, action_BTA, horizons), valid_BH),
+        "sign_changes": torch.where(valid_BH[:LINES], changes_LH, torch.nan).nanmean(0),
     }
 
 
@@ -191,7 +217,7 @@ def _rows(
             "horizon": horizon,
             "norm": float(norm_T[horizon - 1]),
             **{name: float(values_H[h]) for name, values_H in returns.items()},
-            "r2": float(r2_T[horizon - 1]),
+            "r2": float(r2_T[horizon - 1]) if horizon <= len(r2_T) else math.nan,
             "cosine": float(cosine_T[horizon - 1]),
         }
         for h, horizon in enumerate(horizons)

@@ -113,11 +113,21 @@ def growth(norm_BT: torch.Tensor, horizons: tuple[int, ...]) -> tuple[torch.Tens
     return median, float(slope)
 
 
-def open_loop_r2(predicted_BTX: torch.Tensor, real_BTX: torch.Tensor) -> torch.Tensor:
-    """Share of the variance over trajectories that predictions explain, mean over columns that vary: [T]."""
-    error = (predicted_BTX - real_BTX).square().mean(0)
-    variance = real_BTX.var(0, unbiased=False)
-    return torch.where(variance > 1e-8, 1 - error / variance, torch.nan).nanmean(-1)
+def open_loop_r2(
+    predicted_BTX: torch.Tensor, real_BTX: torch.Tensor, valid_BT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Share of the variance over trajectories that predictions explain, mean over columns that vary: [T].
+
+    Args:
+        valid_BT: bool, False after the end of an episode: what a trajectory holds there does not count. None is all
+            True. Where fewer than two trajectories are left, the share is NaN.
+    """
+    valid = torch.ones_like(real_BTX[..., :1]) if valid_BT is None else valid_BT[..., None].to(real_BTX)
+    count = valid.sum(0)
+    error = ((predicted_BTX - real_BTX).square() * valid).sum(0) / count
+    mean = (real_BTX * valid).sum(0) / count
+    variance = ((real_BTX - mean).square() * valid).sum(0) / count
+    return torch.where((variance > 1e-8) & (count > 1), 1 - error / variance, torch.nan).nanmean(-1)
 
 
 def count_sign_changes(gradient_XG: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...pipeline.accelerator import check_accelerator
+from ...pipeline.artifact import MANIFEST, read_manifest
 from ...pipeline.errors import ConfigError
 from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive, check_shares
 
@@ -28,6 +30,14 @@ SIZES = {
 """Widths by name, in the order of _WIDTHS. 1 to 317 are TD-MPC2's, in millions of parameters, as it trains them on 80
 tasks; on its 30 tasks sizes 5, 19 and 48 have task_dim 64, and 19 has latent_dim 512. small is the quickstart's,
 without values."""
+
+
+def held_out_share(model: Path) -> float | None:
+    """The share of each task's episodes that the training of the model in this folder left out, as
+    `TaskRows.held_out` chooses them; None where no manifest says so (it was imported, say)."""
+    folder = next((one for one in (model, *model.parents[:2]) if (one / MANIFEST).is_file()), None)
+    manifest = None if folder is None else read_manifest(folder)
+    return None if manifest is None else manifest.config.get("held_out")
 
 
 @dataclass(frozen=True)

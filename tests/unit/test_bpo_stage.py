@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import torch
 from orrery.datasets.schema import Episode
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
+from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
@@ -230,6 +232,17 @@ def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):
     assert table.cosine.abs().max() <= 1 + 1e-6
     assert (here.folder / "myriad.cancer@10.svg").is_file()
 
+    # Of a published model, whose manifest says what it has not seen, r2 is of that; gradients stay what they are.
+    published = tmp_path / "published"
+    shutil.copytree(folder / "model", published)
+    config = {"held_out": 0.3}
+    finish(published, kind="world_model", stage="pretrain", key="", config=config, inputs={}, seconds=0, summary="")
+    unseen = context(tmp_path / "unseen", world_model=published, store=folder / "store")
+    stage.run(unseen)
+    again = pd.read_csv(unseen.folder / "gradients.csv")
+    pd.testing.assert_frame_equal(again.drop(columns="r2"), table.drop(columns="r2"))
+    assert (again.r2 != table.r2).all()
+
     sizes = {"latent_dim": 8, "encoder_dim": 8, "mlp_dim": 8, "task_dim": 4, "num_bins": 11}
     (tmp_path / "latent").mkdir()
     WorldModel(WorldModelConfig(**sizes), load_model(folder / "model").table).save(tmp_path / "latent")
@@ -258,7 +271,7 @@ def test_return_norms_by_hand():
     def rewards(first, action):
         return action[:, :1, 0] * torch.arange(1.0, 5.0)
 
-    assert return_norms(rewards, torch.zeros(3, 1), torch.zeros(3, 4, 2), (1, 2, 4)).tolist() == [1, 3, 10]
+    assert return_norms(rewards, torch.zeros(3, 1), torch.zeros(3, 4, 2), (1, 2, 4)).tolist() == [[1, 3, 10]] * 3
 
 
 def test_sign_changes_by_hand():
@@ -270,4 +283,4 @@ def test_sign_changes_by_hand():
 
     first, action = torch.tensor([[0.0], [1.0]]), torch.ones(2, 2, 2)
     # cos(pi x) has two zeros in [-1, 1], cos(4 pi x) eight.
-    assert return_sign_changes(rewards, first, action, (1, 2)).tolist() == [2 / 2, 8 / 2]
+    assert return_sign_changes(rewards, first, action, (1, 2)).tolist() == [[0, 0], [2, 8]]

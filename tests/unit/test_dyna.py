@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 from contextlib import nullcontext
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
+from orrery.pipeline.artifact import write_json
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError
 from orrery.pipeline.stage import Context
 from orrery.stages.awm.config import SequenceModelConfig
@@ -23,6 +26,11 @@ from orrery.stages.policy_index import policy_entry, write_index
 from orrery.stages.pretrain import PretrainConfig
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
+
+MANIFEST = {
+    "kind": "world_model", "stage": "pretrain", "key": "", "inputs": {}, "files": {}, "digest": "", "versions": {},
+    "created": "", "seconds": 0.0, "summary": "",
+}  # fmt: skip
 
 NARROW, WIDE = point_mass_spec("toy/narrow"), point_mass_spec("toy/wide", observation_dim=3, action_dim=2)
 
@@ -62,6 +70,38 @@ def test_real_episodes_come_first_and_the_store_says_their_returns(tmp_path):
             assert getattr(both.summary, name) == getattr(real.summary, name)
         assert both.summary.transitions == 250 + 124
         assert both.summary.source["generated"] == {"episodes": 31, "length": 4, "actions": "data", "model": "markov"}
+
+
+def test_the_same_episodes_are_held_out_and_nothing_is_generated_from_them(tmp_path):
+    """Which matters: a model that learns from both would be validated on other episodes than the first one."""
+    store, _ = make(tmp_path)
+    write_json(tmp_path / "model" / "manifest.json", {**MANIFEST, "config": {"held_out": 0.4}})
+    _, made = run(tmp_path, share=1.0, length=4)
+    for real, both in zip(store.tasks, made.tasks, strict=True):
+        assert both.summary.generated == 62
+        for fraction in (0.0, 0.05, 0.4):
+            assert both.held_out(fraction)[:10].tolist() == real.held_out(fraction).tolist()
+            assert not both.held_out(fraction)[10:].any()
+        unseen = real.held_out(0.4)
+        assert unseen.sum() == 4
+        at = [np.arange(first, after - 4) for first, after in pairwise(real.offsets.tolist())]
+        kept = np.concatenate([rows for rows, one in zip(at, unseen, strict=True) if not one])
+        own = real.spec.observation_dim
+        starts = {tuple(row) for row in real.rows[kept, :own].tolist()}
+        assert {tuple(row) for row in both.rows[both.offsets[10:-1], :own].tolist()} <= starts
+
+
+def test_success_rates_are_the_real_datas(tmp_path):
+    spec = point_mass_spec(reports_success=True)
+    episodes = [
+        dataclasses.replace(episode, success=np.arange(25) == 3 * number)
+        for number, episode in enumerate(point_mass_episodes(spec, 10))
+    ]
+    store = write_store(tmp_path / "store", [(spec, episodes)])
+    assert (store.tasks[0].summary.success_rate, store.tasks[0].summary.success_rate_last) == (0.9, 0.1)
+    make(tmp_path / "other", [spec])[1].save(tmp_path / "model")
+    _, made = run(tmp_path, share=0.5, length=4)
+    assert (made.tasks[0].summary.success_rate, made.tasks[0].summary.success_rate_last) == (0.9, 0.1)
 
 
 def test_generated_episodes_are_the_models_predictions_from_states_of_the_data(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
@@ -11,6 +12,7 @@ from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
 from orrery.stages.awm.config import KINDS, SequenceModelConfig
 from orrery.stages.awm.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
+from orrery.stages.awm.gradient_record import median
 from orrery.stages.awm.gradients import (
     climb,
     final_reward,
@@ -28,8 +30,11 @@ from orrery.stages.awm.gradients import (
     simulator_predictor,
 )
 from orrery.stages.awm.networks import build_model
+from orrery.stages.gradients import Gradients, GradientsConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
+
+from .stores import numbered_episode, write_store
 
 
 def test_the_jacobian_of_a_linear_system_is_a_matrix_power():
@@ -106,6 +111,35 @@ def test_skill_by_hand():
     assert open_loop_r2(real, real).tolist() == [1]
     assert open_loop_r2(torch.ones_like(real), real).tolist() == [0]
     assert open_loop_r2(real.flip(0), real).tolist() == [-3]
+
+
+def test_skill_and_medians_end_with_the_episode():
+    real = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]], [[9.0], [0.0]], [[9.0], [0.0]]])  # zeros pad the last two
+    valid = torch.tensor([[True, True], [True, True], [False, False], [True, False]])
+    predicted = torch.where(valid[..., None], real, 100.0)
+    assert open_loop_r2(predicted, real, valid).tolist() == [1, 1]
+    predicted[:2, 1] = 2.0  # the mean of those that have not ended
+    assert open_loop_r2(predicted, real, valid).tolist() == [1, 0]
+    assert open_loop_r2(predicted, real, valid & torch.tensor([True, False])).isnan().tolist() == [False, True]
+    norm = torch.tensor([[1.0, 5.0], [3.0, 7.0], [100.0, 100.0], [2.0, 100.0]])
+    assert median(norm, valid).tolist() == [2, 5]
+
+
+def test_skill_is_measured_on_episodes_that_the_model_has_not_seen(tmp_path):
+    spec = TaskSpec("toy/a", 2, 1, 30)
+    lengths = [12] * 8 + [30] * 2
+    store = write_store(tmp_path, [(spec, [numbered_episode(spec, i, length) for i, length in enumerate(lengths)])])
+    unseen = np.flatnonzero(store.tasks[0].held_out(0.3))
+    assert len(unseen) == 3
+    batch = Gradients(GradientsConfig())._windows(store, "toy/a", 10, 0.3)
+    assert set(batch["observation"][:, 0, 0].tolist()) == set(unseen.tolist())
+    longest = max(lengths[episode] for episode in unseen)  # a longer window is cut to what there is
+    assert Gradients(GradientsConfig())._windows(store, "toy/a", 30, 0.3)["reward"].shape[1] == longest
+    assert set(Gradients(GradientsConfig())._windows(store, "toy/a", 10, 0.0)["observation"][:, 0, 0].tolist()) == set(
+        range(10)
+    )
+    one = write_store(tmp_path / "one", [(spec, [numbered_episode(spec, 0, 12)])])
+    assert len(Gradients(GradientsConfig())._windows(one, "toy/a", 10, 0.3)["observation"]) == 3
 
 
 def test_a_landscape_counts_hills():
