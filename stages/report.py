@@ -33,6 +33,7 @@ class Report(Stage):
     def run(self, context: Context) -> str:
         from .reporting.evidence import read_evidence
         from .reporting.page import render_page
+        from .reporting.reasons import no_scores
         from .reporting.scoring import markdown_table, score_table
 
         with context.progress("report", total=3) as progress:
@@ -42,7 +43,7 @@ class Report(Stage):
             progress.advance()
             (context.folder / "index.html").write_text(page, encoding="utf-8")
             table = score_table(evidence)
-            markdown = "No scores: the stage evaluate has not finished.\n" if table is None else markdown_table(table)
+            markdown = f"No scores: {no_scores(evidence)}.\n" if table is None else markdown_table(table)
             (context.folder / "scores_table.md").write_text(markdown, encoding="utf-8")
             progress.advance()
         size = f"{len(evidence.tasks if table is None else table.rows)} tasks, {len(page.encode()) / 1e6:.1f} MB"

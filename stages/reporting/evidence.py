@@ -58,6 +58,16 @@ class Evidence:
     """Every key of the run with its final value."""
     records: Mapping[str, Mapping[str, Any]]
     """Manifests by stage, earliest first; artifacts from outside the run by `input: folder`."""
+    given: frozenset[str] = frozenset()
+    """Names of the inputs that are there."""
+    empty: frozenset[str] = frozenset()
+    """Tables of the world model that are there and have no row."""
+
+    @property
+    def predicts_no_reward(self) -> bool:
+        """Whether the world model is one of observations alone."""
+        validation = self.validation
+        return validation is not None and "observation_r2" in validation and validation["reward_r2"].isna().all()
 
     @property
     def algorithms(self) -> list[str]:
@@ -106,6 +116,13 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
         summary=summary,
         config={} if run is None else run.config,
         records=_outside(inputs, records) | records,
+        given=frozenset(name for name, folders in inputs.items() if folders),
+        empty=frozenset(
+            file
+            for folder in list(inputs.get("world_model", ()))[:1]
+            for file in ("training.csv", "validation.csv")
+            if (folder / file).is_file() and pd.read_csv(folder / file).empty
+        ),
     )
 
 

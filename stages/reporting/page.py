@@ -12,7 +12,7 @@ import jinja2
 import yaml
 
 from ..evaluate import BASELINES
-from . import gradient_figures, score_figures, tables, training_figures
+from . import gradient_figures, reasons, score_figures, tables, training_figures
 from .drawing import algorithm_styles, drawing_style
 from .evidence import Evidence
 from .machine import hardware, hardware_line
@@ -23,9 +23,6 @@ WEAK_R2 = 0.5
 
 WORSE_R2 = 0.05
 """A task that finetuning made worse by more than this is marked."""
-
-NO_SCORES = "no policy has been evaluated yet"
-NO_MODEL = "no world model was given that has a record of its training"
 
 Styles = Mapping[str, tuple[str, str]]
 
@@ -92,7 +89,7 @@ def _score_sections(evidence: Evidence, styles: Styles) -> list[Section]:
     }
     table = score_table(evidence)
     if table is None:
-        return [Section(name, title, missing=NO_SCORES) for name, title in titles.items()]
+        return [Section(name, title, missing=reasons.no_scores(evidence)) for name, title in titles.items()]
     shown = {name: styles[name] for name in table.algorithms}
     charts = score_figures.draw_tasks(table.runs, evidence.tasks, shown)
     contents = {
@@ -138,7 +135,7 @@ def _imagined(evidence: Evidence, styles: Styles) -> Section:
     name, title = "imagined", "Imagined and real reward"
     runs = tables.imagined_runs(evidence)
     if runs.empty:
-        return Section(name, title, missing="no policy both imagined its reward and was evaluated")
+        return Section(name, title, missing=reasons.no_imagination(evidence))
     content = {
         "charts": score_figures.draw_imagined(runs, styles),
         "keys": list(dict.fromkeys(runs["algorithm"])),
@@ -149,8 +146,8 @@ def _imagined(evidence: Evidence, styles: Styles) -> Section:
 
 def _open_loop(evidence: Evidence) -> Section:
     name, title = "open_loop", "Open-loop prediction of reward"
-    if evidence.validation is None:
-        return Section(name, title, missing=NO_MODEL)
+    if evidence.validation is None or evidence.predicts_no_reward:
+        return Section(name, title, missing=reasons.no_validation(evidence))
     content = {
         "rows": tables.open_loop_rows(evidence.validation, evidence.tasks),
         "charts": training_figures.draw_open_loop(evidence.validation, evidence.tasks),
@@ -186,14 +183,14 @@ def _finetuning(evidence: Evidence) -> list[Section]:
 def _losses(evidence: Evidence) -> Section:
     name, title = "losses", "Losses of the world model"
     if evidence.training is None:
-        return Section(name, title, missing=NO_MODEL)
+        return Section(name, title, missing=reasons.no_losses(evidence))
     return Section(name, title, training_figures.draw_losses(evidence.training))
 
 
 def _extraction(evidence: Evidence, styles: Styles) -> Section:
     name, title = "extraction", "Extraction"
     if evidence.extraction is None:
-        return Section(name, title, missing="no policies were given that have a record of what they imagined")
+        return Section(name, title, missing=reasons.no_curves(evidence))
     content = {
         "charts": training_figures.draw_extraction(evidence.extraction, evidence.tasks, evidence.policies, styles),
         "keys": list(dict.fromkeys(evidence.extraction["algorithm"])),
@@ -203,7 +200,7 @@ def _extraction(evidence: Evidence, styles: Styles) -> Section:
 
 def _data(evidence: Evidence) -> Section:
     rows = tables.data_rows(evidence)
-    return Section("data", "Data", rows, missing="" if rows else "no store was given")
+    return Section("data", "Data", rows, missing="" if rows else reasons.no_input(evidence, "store"))
 
 
 def _config(evidence: Evidence) -> Section:

@@ -327,7 +327,52 @@ def test_evaluation_in_which_every_run_failed(tmp_path: Path) -> None:
 def test_world_model_without_a_training_record_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "downloaded").mkdir()
     page = write_report(tmp_path, {"world_model": [tmp_path / "downloaded"]})
-    assert "no world model was given that has a record of its training" in page
+    assert "Losses of the world model: left out, the world model has no record of its training" in page
+    assert "reward: left out, the world model has no record of its validation" in page
+
+
+def left_out(page: str) -> dict[str, str]:
+    return dict(re.findall(r'<p class="missing">(.*?): left out, (.*?)\.</p>', page))
+
+
+def test_a_missing_part_names_the_stage_that_would_make_it(tmp_path: Path) -> None:
+    run = SimpleNamespace(config={"stages": ["pack", "pretrain", "extract", "report"]}, stage_records={})
+    page = write_report(tmp_path, make_inputs(tmp_path), run)
+    said = left_out(page)
+    assert said["Data"] == "stage pack has not finished"
+    assert said["Losses of the world model"] == "stage pretrain has not finished"
+    assert said["Extraction"] == "stage extract has not finished"
+    assert said["Result"] == "no stage of this run makes scores, and inputs.scores is not set"
+    assert "No scores: no stage of this run makes scores" in (tmp_path / "report" / "scores_table.md").read_text()
+
+
+def test_a_missing_part_names_what_its_input_lacks(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, *WRITERS)
+    model, policies, scores = (inputs[name][0] for name in ("world_model", "policies", "scores"))
+    for file in ("training.csv", "validation.csv"):
+        pd.read_csv(model / file)[:0].to_csv(model / file, index=False)
+    index = json.loads((policies / "policies.json").read_text())
+    index["policies"] = [entry for entry in index["policies"] if entry["algorithm"] == "bc"]
+    (policies / "policies.json").write_text(json.dumps(index))
+    (policies / "training.csv").unlink()
+    pd.read_csv(scores / "scores.csv")[:0].to_csv(scores / "scores.csv", index=False)
+    summary = json.loads((scores / "summary.json").read_text())
+    (scores / "summary.json").write_text(json.dumps({"skipped": summary["skipped"]}))
+    said = left_out(write_report(tmp_path, inputs))
+    assert "pretrain.trainer.log_every" in said["Losses of the world model"]
+    assert "no episode was held out" in said["Open-loop prediction of reward"]
+    assert said["Extraction"] == "the policies (bc) were not trained by imagination"
+    assert said["Imagined and real reward"] == said["Extraction"]
+    assert said["Result"].startswith("the evaluation holds no score; other/")
+    assert said["Result"].endswith("no environment is known")
+
+
+def test_a_model_that_predicts_no_reward_is_not_called_one_of_constant_rewards(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, "world_model")
+    file = inputs["world_model"][0] / "validation.csv"
+    pd.read_csv(file).assign(reward_r2=None, observation_r2=0.9).to_csv(file, index=False)
+    page = write_report(tmp_path, inputs)
+    assert left_out(page)["Open-loop prediction of reward"] == "this world model predicts observations, not rewards"
 
 
 def test_damaged_inputs_name_the_file(tmp_path: Path) -> None:

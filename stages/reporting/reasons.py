@@ -1,0 +1,77 @@
+"""Why a section of the report is left out: the stage that would have made it, or what its input lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...pipeline.config import discover_stages
+from .evidence import Evidence
+
+WORDS: Mapping[str, str] = {
+    "store": "a store",
+    "world_model": "a world model",
+    "policies": "policies",
+    "scores": "scores",
+}
+"""Inputs of the report, in words."""
+
+
+def no_input(evidence: Evidence, name: str) -> str:
+    """Why the report has no input `name`."""
+    makers = [stage for stage, cls in discover_stages().items() if cls.output_kind == name]
+    listed = [stage for stage in makers if stage in evidence.config.get("stages", ())]
+    if listed:
+        return f"stage {' and '.join(listed)} has not finished"
+    return f"no stage of this run makes {WORDS[name]}, and inputs.{name} is not set"
+
+
+def no_scores(evidence: Evidence) -> str:
+    if "scores" not in evidence.given:
+        return no_input(evidence, "scores")
+    return "the evaluation holds no score" + _skipped(evidence)
+
+
+def no_losses(evidence: Evidence) -> str:
+    if "world_model" not in evidence.given:
+        return no_input(evidence, "world_model")
+    if "training.csv" in evidence.empty:
+        return "training had fewer steps than pretrain.trainer.log_every, so that no loss was logged"
+    return "the world model has no record of its training (training.csv), as imported ones have none"
+
+
+def no_validation(evidence: Evidence) -> str:
+    if "world_model" not in evidence.given:
+        return no_input(evidence, "world_model")
+    if "validation.csv" in evidence.empty:
+        return "no episode was held out for validation; with more episodes per task, or a larger held_out, some are"
+    if evidence.validation is not None:
+        return "this world model predicts observations, not rewards"
+    return "the world model has no record of its validation (validation.csv), as imported ones have none"
+
+
+def no_imagination(evidence: Evidence) -> str:
+    """Why no policy has both an imagined and a real return."""
+    if "policies" not in evidence.given:
+        return no_input(evidence, "policies")
+    if "scores" not in evidence.given:
+        return no_input(evidence, "scores")
+    imagined = [row for row in evidence.summary.get("imagined", []) if row["imagined_return_per_step"] is not None]
+    if not imagined:
+        return _do_not_imagine(evidence)
+    return "no policy that imagined its return was evaluated" + _skipped(evidence)
+
+
+def no_curves(evidence: Evidence) -> str:
+    if "policies" not in evidence.given:
+        return no_input(evidence, "policies")
+    return _do_not_imagine(evidence)
+
+
+def _do_not_imagine(evidence: Evidence) -> str:
+    names = dict.fromkeys(entry["algorithm"] for entry in evidence.policies)
+    return f"the policies ({', '.join(names) or 'none'}) were not trained by imagination"
+
+
+def _skipped(evidence: Evidence) -> str:
+    reasons = evidence.summary.get("skipped", {})
+    return "".join(f"; {task}: {reason}" for task, reason in reasons.items())
