@@ -46,6 +46,20 @@ class InputRecord:
 
 
 @dataclass(frozen=True)
+class MadeFrom:
+    """What decides whether an artifact, or an attempt at one, is up to date."""
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[InputRecord]]
+    version: str
+    """Of orrery."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MadeFrom:
+        return cls(values["config"], _input_records(values["inputs"]), values["version"])
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artifact is, what it was made from, and what its files hold."""
 
@@ -66,13 +80,21 @@ class Manifest:
     """Time spent, over all attempts."""
     summary: str
 
+    @property
+    def made_from(self) -> MadeFrom:
+        return MadeFrom(self.config, self.inputs, self.versions.get("orrery", "an unknown version"))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
         nested = {
-            "inputs": {name: [InputRecord(**one) for one in many] for name, many in values["inputs"].items()},
+            "inputs": _input_records(values["inputs"]),
             "files": {path: FileRecord(**one) for path, one in values["files"].items()},
         }
         return cls(**{**values, **nested})
+
+
+def _input_records(values: Mapping[str, Any]) -> dict[str, list[InputRecord]]:
+    return {name: [InputRecord(**one) for one in many] for name, many in values.items()}
 
 
 def hash_json(value: Any) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from . import artifact
-from .artifact import InputRecord, Manifest
+from .artifact import InputRecord, MadeFrom
 from .config import RunConfig, dotted_keys
 from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
+from .logging import duration
 from .paths import user_path
 from .run_folder import partial_folder, read_attempt
 from .stage import Stage
@@ -196,16 +197,18 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
         return Decision(name, "run", f"its output is damaged: {error}", key)
     if manifest is not None and manifest.key == key:
         return Decision(name, "fresh", "", key)
+    now = MadeFrom(stage_config, records, version)
     attempt = read_attempt(final)
-    if attempt is not None and attempt.key == key and partial_folder(final).is_dir():
-        return Decision(name, "resume", f"interrupted after {attempt.seconds:.0f} s", key)
-    if manifest is None and attempt is not None:
-        return Decision(name, "run", "an attempt with other settings or inputs was interrupted; it starts anew", key)
-    if manifest is None:
-        return Decision(name, "run", "it has not run yet", key)
-    return Decision(
-        name, "run", _what_changed(manifest, keyed(manifest.config, stage), stage_config, records, version), key
-    )
+    if attempt is None:
+        reason = "it has not run yet" if manifest is None else _what_changed(name, manifest.made_from, now, stage)
+        return Decision(name, "run", reason, key)
+    if attempt.key != key:
+        changes = _what_changed(name, attempt.made_from, now, stage)
+        lost = f"the interrupted attempt ({duration(attempt.seconds)} of work) will be discarded"
+        return Decision(name, "run", f"{changes}: {lost}", key)
+    if partial_folder(final).is_dir():
+        return Decision(name, "resume", f"interrupted after {duration(attempt.seconds)}", key)
+    return Decision(name, "run", f"{partial_folder(final)}, from which it would continue, is gone", key)
 
 
 def keyed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
@@ -213,26 +216,20 @@ def keyed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in stage.unkeyed}
 
 
-def _what_changed(
-    manifest: Manifest,
-    former: Mapping[str, Any],
-    config: Mapping[str, Any],
-    records: Mapping[str, Sequence[InputRecord]],
-    version: str,
-) -> str:
-    before, after = dict(dotted_keys(former)), dict(dotted_keys(config))
+def _what_changed(name: str, former: MadeFrom, now: MadeFrom, stage: type[Stage]) -> str:
+    before, after = dict(dotted_keys(keyed(former.config, stage))), dict(dotted_keys(now.config))
     changes = [
-        f"{manifest.stage}.{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        f"{name}.{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) or (key in before) != (key in after)
     ]
-    if manifest.versions.get("orrery") != version:
-        changes.append(f"orrery {manifest.versions.get('orrery')} -> {version}")
-    for name in sorted(manifest.inputs.keys() | records.keys()):
-        recorded = {one.path: one.digest for one in manifest.inputs.get(name, ())}
-        now = {one.path: one.digest for one in records.get(name, ())}
-        if list(recorded.values()) == list(now.values()):
+    if former.version != now.version:
+        changes.append(f"orrery {former.version} -> {now.version}")
+    for input_name in sorted(former.inputs.keys() | now.inputs.keys()):
+        recorded = {one.path: one.digest for one in former.inputs.get(input_name, ())}
+        present = {one.path: one.digest for one in now.inputs.get(input_name, ())}
+        if list(recorded.values()) == list(present.values()):
             continue
-        files = [path for path in {**recorded, **now} if recorded.get(path) != now.get(path)]
-        changes += [f"{path} changed" for path in files] if name == OUTSIDE else [f"input {name} changed"]
+        files = [path for path in {**recorded, **present} if recorded.get(path) != present.get(path)]
+        changes += [f"{path} changed" for path in files] if input_name == OUTSIDE else [f"input {input_name} changed"]
     return ", ".join(changes) or "its definition changed"

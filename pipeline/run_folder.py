@@ -17,11 +17,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .artifact import write_json
+from .artifact import MadeFrom, write_json
 from .errors import OrreryError, StageError
 
 RUN_FILE = "run.json"
@@ -171,7 +171,8 @@ class Attempt:
     """An unfinished attempt at a stage."""
 
     key: str
-    seconds: float
+    made_from: MadeFrom
+    seconds: float = 0.0
     """Spent by this and earlier attempts with the same key, up to the last sign of life."""
 
 
@@ -189,17 +190,18 @@ def jobs_folder(final: Path) -> Path:
 
 def write_attempt(final: Path, attempt: Attempt, *, running: bool) -> None:
     started = time.time() if running else None
-    write_json(attempt_file(final), {"key": attempt.key, "seconds": attempt.seconds, "started": started})
+    write_json(attempt_file(final), {**asdict(attempt), "started": started})
 
 
 def read_attempt(final: Path) -> Attempt | None:
     """Return the unfinished attempt at the artifact `final`, or None."""
     try:
         values: dict[str, Any] = json.loads(attempt_file(final).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        key, made_from = values["key"], MadeFrom.from_dict(values["made_from"])
+        seconds, started = values["seconds"], values["started"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
-    seconds = values["seconds"]
-    if values["started"] is not None:  # it was killed and could not write its time down
+    if started is not None:  # it was killed and could not write its time down
         times = [path.stat().st_mtime for path in partial_folder(final).rglob("*")]
-        seconds += max(0.0, max(times, default=0.0) - values["started"])
-    return Attempt(values["key"], seconds)
+        seconds += max(0.0, max(times, default=0.0) - started)
+    return Attempt(key, made_from, seconds)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from . import artifact, fanout, termination
-from .artifact import Manifest
+from .artifact import InputRecord, MadeFrom, Manifest
 from .config import RunConfig
 from .errors import OrreryError, StageError
 from .logging import ConsoleProgress, logging_to
@@ -172,10 +172,12 @@ def _run_stage(
     if key is None:
         raise ValueError(f"the inputs of stage {name!r} are not there yet")
     partial = partial_folder(final)
+    # Before the stage reads them: what changes meanwhile must count as changed.
+    records = input_records(config, stage, name, sources)
     with disk_errors(config.run_dir):
         attempt = read_attempt(final) if decision.action == "resume" else None
         if attempt is None:
-            attempt = Attempt(key, 0.0)
+            attempt = Attempt(key, MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"]))
             attempt_file(final).unlink(missing_ok=True)  # first: half of an attempt must not be continued
             fanout.clear(jobs_folder(final))
             artifact.remove(partial)
@@ -191,8 +193,6 @@ def _run_stage(
             progress=progress,
             run=RunFacts(config.run_dir, config.resolved, _records(config, name)),
         )
-        # Before the stage reads them: what changes meanwhile must count as changed.
-        records = input_records(config, stage, name, sources)
         started = time.time()
         try:
             worker = stage(config.stage_configs[name])
@@ -200,7 +200,8 @@ def _run_stage(
                 summary = worker.run(replace(context, team=team))
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not hide the error
-                write_attempt(final, Attempt(key, attempt.seconds + time.time() - started), running=False)
+                spent = attempt.seconds + time.time() - started
+                write_attempt(final, replace(attempt, seconds=spent), running=False)
             # Lightning turns Ctrl-C into SystemExit.
             if isinstance(error, KeyboardInterrupt) or (
                 isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
@@ -210,6 +211,12 @@ def _run_stage(
             if isinstance(error, termination.Terminated) or termination.requested():
                 raise StageTerminated(name, error.by if isinstance(error, termination.Terminated) else "") from error
             raise
+        if changed := _changed(records, lambda: input_records(config, stage, name, sources)):
+            log.warning(
+                "%s: its input changed while it ran: %s. The result may mix old and new; the next run makes it again",
+                name,
+                ", ".join(changed),
+            )
         manifest = artifact.finish(
             partial,
             kind=stage.output_kind,
@@ -240,6 +247,15 @@ def _recover(final: Path) -> None:
     if not attempt_file(final).exists():
         artifact.remove(partial_folder(final))
         fanout.prune(jobs_folder(final))
+
+
+def _changed(before: Mapping[str, list[InputRecord]], now: Callable[[], Mapping[str, list[InputRecord]]]) -> list[str]:
+    """The inputs that are not any more what they were."""
+    try:
+        records = now()
+    except OrreryError as error:  # one is gone
+        return [str(error)]
+    return [one.path for name, many in before.items() for one in many if one not in records[name]]
 
 
 def _run_only(

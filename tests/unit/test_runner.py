@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -102,10 +103,42 @@ def test_what_another_setting_left_is_not_continued(toy: ToyProject, monkeypatch
     with pytest.raises(ZeroDivisionError):
         toy.run()
     monkeypatch.delenv("TOY_FAILURE")
-    assert toy.plan()[1] == ("resume", "interrupted after 0 s")
-    reason = "an attempt with other settings or inputs was interrupted; it starts anew"
-    assert toy.plan("add.scale=2")[1] == ("run", reason)
+    assert toy.plan()[1] == ("resume", "interrupted after 0.0 s")
+    action, reason = toy.plan("add.scale=2")[1]
+    assert action == "run"
+    assert re.fullmatch(r"add\.scale 1 -> 2: the interrupted attempt \(0\.\d s of work\) will be discarded", reason)
+    _, reason = toy.plan("make.size=4")[1]
+    assert reason == "its input comes from make"
     assert toy.run("add.scale=2")["add"].summary == "total 6 (from the start)"
+
+
+def test_an_attempt_whose_folder_is_gone_or_whose_file_is_damaged_starts_anew(toy: ToyProject, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "bug")
+    with pytest.raises(ZeroDivisionError):
+        toy.run()
+    monkeypatch.delenv("TOY_FAILURE")
+    shutil.rmtree(toy.run_dir / "add.partial")
+    action, reason = toy.plan()[1]
+    assert (action, reason.endswith("add.partial, from which it would continue, is gone")) == ("run", True)
+    (toy.run_dir / "add.partial.json").write_text('{"key": "x"')
+    assert toy.plan()[1] == ("run", "it has not run yet")
+    assert toy.run()["add"].summary == "total 3 (from the start)"
+
+
+def test_an_input_that_changes_while_a_stage_runs_is_said(toy: ToyProject, tmp_path: Path, monkeypatch, caplog) -> None:
+    picture = tmp_path / "picture.svg"
+    picture.write_text("old")
+    run_show = STAGES["report"].run
+
+    def show(self, context):
+        picture.write_text("new picture")
+        return run_show(self, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(STAGES["report"], "run", show)
+        toy.run(f"report.picture={picture}")
+    assert f"report: its input changed while it ran: {picture}" in caplog.text
+    assert toy.plan(f"report.picture={picture}")[2] == ("run", f"{picture} changed")
 
 
 def test_a_killed_run_continues(toy: ToyProject) -> None:
