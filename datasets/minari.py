@@ -311,8 +311,8 @@ class MinariReader:
             )
         if CHOICES_START in self._settings or (isinstance(space, gs.Discrete) and self._settings):
             raise DatasetError(
-                f"Minari dataset {self._id}: actions are {space}, to which {', '.join(self._settings)} does not apply; "
-                "leave it out"
+                f"Minari dataset {self._id}: actions are {space}, to which {' and '.join(self._settings)} cannot "
+                "apply; leave that out"
             )
 
     def _check_episodes(self) -> list[str]:
@@ -336,8 +336,9 @@ class MinariReader:
                 "total_episodes in metadata.json counts; the dataset is damaged or incomplete, fetch or write it again"
             )
         if further := len(found) - len(counted):
-            return [f"{path} holds {further} more episodes than the {len(counted)} that total_episodes in "
-                    "metadata.json counts; they are left out"]  # fmt: skip
+            episodes = "1 more episode" if further == 1 else f"{further} more episodes"
+            return [f"{path} holds {episodes} than the {len(counted)} that total_episodes in metadata.json counts; "
+                    "what is not counted is left out"]  # fmt: skip
         return []
 
 

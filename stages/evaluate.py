@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -87,7 +87,9 @@ class Evaluate(Stage):
         data = _read_data(context.inputs["store"], specs)
         if not specs:
             raise StageError("evaluate found neither policies nor a store; run extract or pack before it")
-        skipped = {name: "no environment is known" for name, spec in specs.items() if not spec.environment}
+        skipped = _without_environment(specs.values())
+        for name, reason in skipped.items():
+            context.log.warning("evaluate: %s is not evaluated: %s", name, reason)
         jobs = self._jobs(policies, specs, skipped)
         rows = self._play(context, jobs)
         if jobs and all(row.error is not None for row in rows):
@@ -195,6 +197,23 @@ class Evaluate(Stage):
         failed = sum(values["failed_episodes"] for values in algorithms.values())
         line = f"{', '.join(parts)} (mean score over {tasks} tasks x {seeds} seeds x {self.config.episodes} episodes)"
         return f"{line}; {failed} episodes failed" if failed else line
+
+
+def _without_environment(specs: Iterable[TaskSpec]) -> dict[str, str]:
+    """The tasks that cannot be played, and why.
+
+    An environment that a user names has to be there, or the stage fails; one that a published dataset states may ask
+    for anything, and without it there is still a report of the rest.
+    """
+    from ..datasets.tasks import unplayable
+
+    skipped = {}
+    for spec in specs:
+        if not spec.environment:
+            skipped[spec.name] = "no environment is known"
+        elif "spec_json" in spec.environment and (reason := unplayable(spec)):
+            skipped[spec.name] = reason
+    return skipped
 
 
 def _evaluate(job: _Job) -> list[EpisodeRow]:

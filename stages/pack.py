@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datasets.schema import BEHAVIOURS
+from ..datasets.schema import BEHAVIOURS, TaskSpec
 from ..datasets.tasks import expand_names
 from ..datasets.tasks.tdmpc2 import SETS
 from ..pipeline.errors import ConfigError, StageError, TaskError
@@ -324,9 +324,21 @@ def pack_task(job: PackJob) -> None:
     from ..datasets.validate import Findings, validate
 
     reader = open_reader(**job.reader)
-    findings = Findings(warnings=list(reader.warnings))
+    findings = Findings(warnings=[*reader.warnings, *_environment_warnings(reader.task)])
     taken = itertools.islice(reader, job.episodes)
     episodes = validate(taken, reader.task, job.window, findings, reader.source.get("columns", ()))
     TaskWriter(job.folder, reader.task, job.observation_dim, job.action_dim).write(
         episodes, behaviour=reader.behaviour, source=reader.source, findings=findings
     )
+
+
+def _environment_warnings(task: TaskSpec) -> list[str]:
+    """What to say before training where the environment that a published dataset states cannot be played here."""
+    from ..datasets.tasks import unplayable
+
+    if "spec_json" not in task.environment or (reason := unplayable(task)) is None:
+        return []
+    return [
+        f"policies will not be evaluated: {reason}. Name an environment with pack.sources.NAME.environment=ID, where "
+        "pack.sources.NAME.path is this dataset"
+    ]

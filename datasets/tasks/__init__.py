@@ -141,6 +141,22 @@ def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions
     return Decisions(_build(spec, picture), spec)
 
 
+def unplayable(spec: TaskSpec) -> str | None:
+    """Why the environment of a task cannot be built and reset here; None where it can."""
+    try:
+        environment = make_environment(spec)
+    except TaskError as error:
+        return str(error)
+    try:
+        environment.reset(seed=0)
+    except Exception as error:  # an environment raises what it likes
+        return f"task {spec.name!r}: its environment cannot be reset: {type(error).__name__}: {error}"
+    finally:
+        with suppress(Exception):
+            environment.close()
+    return None
+
+
 def _build(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]:
     """The suite's own environment."""
     kind = spec.environment.get("kind")

@@ -135,9 +135,15 @@ def _make(name: str, identifier: str, kwargs: dict[str, Any]) -> gymnasium.Env[A
 
 
 def _wrap(name: str, environment: gymnasium.Env[Any, Any], wrapper: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    if wrapper["name"] not in _HARMLESS_WRAPPERS or not str(wrapper["entry_point"]).startswith("gymnasium.wrappers."):
+    entry, kind = str(wrapper.get("entry_point")), wrapper.get("name")
+    if kind not in _HARMLESS_WRAPPERS or not entry.startswith("gymnasium.wrappers."):
         raise TaskError(
-            f"task {name!r}: its dataset was made through the wrapper {wrapper['entry_point']!r}, which is not one of "
-            f"{', '.join(sorted(_HARMLESS_WRAPPERS))}; register an environment that includes it and give its id"
+            f"task {name!r}: its dataset was made through the wrapper {entry!r}, which is not one of "
+            f"{', '.join(sorted(_HARMLESS_WRAPPERS))}; register an environment that includes it and name that one"
         )
-    return getattr(gymnasium.wrappers, wrapper["name"])(environment, **(wrapper.get("kwargs") or {}))
+    try:
+        return getattr(gymnasium.wrappers, kind)(environment, **(wrapper.get("kwargs") or {}))
+    except Exception as error:  # its arguments are somebody else's
+        raise TaskError(
+            f"task {name!r}: the wrapper {entry!r} of its dataset cannot be built: {type(error).__name__}: {error}"
+        ) from error

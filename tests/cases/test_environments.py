@@ -75,3 +75,54 @@ def test_31_an_episode_starts_where_its_seed_says(run_case) -> None:
     assert len(lines) >= 5
     for line in lines:
         assert line.endswith("over policies and lanes: True; distinct initial states of 5 seeds: 5")
+
+
+@pytest.mark.slow
+def test_21_without_an_environment_there_is_a_report(run_case) -> None:
+    printed = run_case("21-minari-no-environment")
+    assert "rc=0" in printed["plain"]
+    assert "no environment is known" in printed["plain"]
+    assert "rc=0" in printed["adapt"]
+    assert "obs 9 act 8 discrete" in printed["adapt"], "2 choices, 5 flags, 2 choices"
+
+
+@pytest.mark.slow
+def test_22_an_unknown_wrapper_is_said_before_training_and_leaves_a_report(run_case) -> None:
+    printed = run_case("22-minari-unknown-wrapper")
+    before, _, after = printed[""].partition("pretrain")
+    assert "stable_baselines3.common.monitor:Monitor" in before
+    assert "pack.sources.NAME.environment=ID" in before
+    assert "rc=0" in after
+    assert "is not evaluated: task 'minari/pend/medium-v0': its dataset was made through the wrapper" in after
+    assert "rc=0" in printed["environment named"]
+    assert "random,pend/medium,0,2," in printed["environment named"]
+
+
+def test_23_a_single_grey_frame_is_an_image(run_case) -> None:
+    printed = run_case("23-minari-image-like")
+    for name, shape in (("stack", "(2, 16, 16)"), ("gray", "(16, 16)")):
+        assert f"observation has shape {shape}, which looks like images" in printed[name]
+        assert "rc=2" in printed[name]
+
+
+@pytest.mark.slow
+def test_24_odd_spaces_of_minari_are_read(run_case) -> None:
+    printed = run_case("24-minari-odd-spaces")
+    assert "obs 4 act 5 discrete" in printed["start"]
+    assert "actions: one-hot from -2" in printed["start"]
+    assert "ep0 obs [[1.0, 0.0, 0.0, 0.0]" in printed["start"]
+    assert "actions: {'low': [-9.0, -3.0], 'high': [9.0, 1.0]" in printed["half"]
+    assert "20 of 40 episodes are shorter than the window" in printed["one"]
+    assert "obs 5 act 1" in printed["tuple"]
+    assert "terminated [True, True]" in printed["both"]
+
+
+@pytest.mark.slow
+def test_35_a_task_is_called_by_the_id_that_was_given(run_case) -> None:
+    printed = run_case("35-minari-tree")
+    assert "== minari/other/renamed-v3 obs 2" in printed["other/renamed-v3"]
+    assert "rc=0" in printed["a copy and its original in one run"]
+    assert "holds 7 more episodes than the 5 that total_episodes" in printed["tree/fewer-v0"]
+    assert "episode_12 is missing, the first of 3 out of the 15 episodes" in printed["tree/more-v0"]
+    assert "episode_4 is missing" in printed["tree/gap-v0"]
+    assert "240 transitions" in printed["tree/arrow-v0"] or "pyarrow is not installed" in printed["tree/arrow-v0"]

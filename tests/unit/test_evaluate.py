@@ -167,6 +167,33 @@ def test_a_task_without_references_or_environment_is_shown_as_such(tmp_path):
     assert summary["algorithms"]["pwm"]["mean"]["value"] is None
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"additional_wrappers": [{"name": "Monitor", "entry_point": "other.monitor:Monitor"}]},
+            "other.monitor:Monitor",
+        ),
+        ({"id": "Absent-v0", "entry_point": "absent:Env"}, "its package 'absent' cannot be imported"),
+        ({"id": "Pendulum-v1"}, "3 observation columns, expected 2"),
+        ({"kwargs": {"breaks_every": 1}}, "cannot be reset: RuntimeError: the simulator has no licence"),
+        (
+            {"additional_wrappers": [{"name": "RescaleAction", "entry_point": "gymnasium.wrappers:RescaleAction"}]},
+            "Resc",
+        ),
+    ],
+)
+def test_a_published_environment_that_is_not_to_be_had_leaves_the_report_of_the_rest(tmp_path, change, reason):
+    published = {"id": "OrreryTest/Target-v0", "entry_point": "orrery_test:Target", "kwargs": {}} | change
+    lost = task("minari/lost", environment={"kind": "gymnasium", "spec_json": json.dumps(published)})
+    fine = task(score_kind="return_per_1000")
+    inputs = setup(tmp_path, [lost, fine], [("pwm", lost.name, 0, 0.5), ("pwm", fine.name, 0, 0.5)])
+    _, summary, scores, _ = evaluate(tmp_path, inputs)
+    assert list(summary["skipped"]) == [lost.name]
+    assert reason in summary["skipped"][lost.name]
+    assert scores.loc["pwm", fine.name, 0].episodes == 3
+
+
 def test_an_environment_that_raises_costs_its_episode_only(tmp_path):
     broken = task("test/broken", kwargs={"breaks_every": 2}, score_kind="return_per_1000")
     fine = task("test/fine", score_kind="return_per_1000")

@@ -1,7 +1,9 @@
 """MinariReader: spaces to flat numbers, the task made from a dataset, and what it says of bad ones."""
 
 import json
+import shutil
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import gymnasium as gym
@@ -13,7 +15,8 @@ from minari.data_collector import EpisodeBuffer
 from orrery.datasets.minari import BEHAVIOUR_KEY, TASK_KEY, MinariReader
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.sources import open_reader
-from orrery.pipeline.errors import DatasetError
+from orrery.datasets.tasks import make_environment
+from orrery.pipeline.errors import DatasetError, TaskError
 
 VECTOR = gs.Box(-np.inf, np.inf, (3,), np.float64)
 UNIT_ACTION = gs.Box(-1, 1, (2,), np.float32)
@@ -260,3 +263,99 @@ def test_open_reader_says_what_it_was_looking_for(write, tmp_path):
         open_reader(tmp_path / "data.pkl")
     with pytest.raises(DatasetError, match="no HDF5 file at"):
         open_reader(tmp_path / "absent.h5")
+
+
+class Named(gym.Env):
+    """An environment that a user names in place of the dataset's: half its action bounds, goal first."""
+
+    observation_space = gs.Dict(OrderedDict(goal=gs.Box(-9, 9, (1,)), arm=gs.Box(-9, 9, (2,))))
+    action_space = gs.Box(-0.5, 0.5, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        return {"goal": np.zeros(1), "arm": np.zeros(2)}, {}
+
+
+gym.register("Named-v0", Named, max_episode_steps=70)
+NAMED = {"environment": "Named-v0"}
+
+
+def test_an_environment_that_is_named_decides_in_place_of_the_dataset(write):
+    space = gs.Dict({"arm": gs.Box(-9, 9, (2,), np.float64), "goal": gs.Box(-9, 9, (1,), np.float64)})
+    parts = {"arm": np.arange(12.0).reshape(6, 2), "goal": np.arange(6.0)[:, None] + 20}
+    taken = np.full((5, 2), 0.25, np.float32)
+    write("named/random-v0", [episode(observations=parts, actions=taken)], space, env="Pendulum-v1")
+    assert MinariReader("named/random-v0").task.episode_length == 200
+    reader = MinariReader("named/random-v0", overrides=NAMED)
+    (read,) = reader
+    np.testing.assert_array_equal(read.observations[:2], [[20, 0, 1], [21, 2, 3]])
+    np.testing.assert_array_equal(read.actions, np.full((5, 2), 0.5))
+    assert reader.source["columns"] == ["observation.goal[0]", "observation.arm[0]", "observation.arm[1]"]
+    assert (reader.task.episode_length, reader.task.environment["id"]) == (70, "Named-v0")
+    order, bounds = reader.warnings
+    assert "are put in the environment's order: 3 numbers (goal 1, arm 2)" in order
+    assert "which decides how they are scaled" in bounds
+    environment = make_environment(reader.task)
+    np.testing.assert_allclose(environment.to_native_action(read.actions[0]), taken[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"observations": np.zeros((6, 4))}, "observations of 3 numbers .*, expected 4 numbers as the data has"),
+        (
+            {"observations": np.zeros((6, 3)), "actions": np.zeros(5, int)},
+            "expected one choice out of 2",
+        ),
+        (
+            {"observations": np.zeros((6, 3)), "actions": np.zeros((5, 3))},
+            "actions of 3 components",
+        ),
+    ],
+)
+def test_an_environment_of_another_task_is_refused(write, fields, message):
+    width = fields["observations"].shape[1]
+    actions = fields.get("actions", np.zeros((5, 2)))
+    space = gs.Discrete(2) if actions.ndim == 1 else gs.Box(-1, 1, actions.shape[1:], np.float64)
+    write("wrong/random-v0", [episode(**fields | {"actions": actions})], gs.Box(-9, 9, (width,)), action_space=space)
+    with pytest.raises(TaskError, match=message):
+        MinariReader("wrong/random-v0", overrides=NAMED)
+
+
+def test_settings_that_do_not_apply_are_refused(write):
+    write("chain/random-v0", [episode(actions=np.zeros(5, int))], action_space=gs.Discrete(2))
+    with pytest.raises(DatasetError, match=r"actions are Discrete\(2\), to which action_low and action_high cannot"):
+        MinariReader("chain/random-v0", overrides={"action_low": 0, "action_high": 1})
+
+
+def test_a_dataset_is_called_by_the_id_that_was_given(write, tmp_path):
+    folder = write("tree/base-v0", [episode()])
+    shutil.copytree(folder, tmp_path / "other" / "renamed-v3")
+    assert MinariReader("other/renamed-v3").task.name == "minari/other/renamed-v3"
+    assert MinariReader(tmp_path / "other" / "renamed-v3").name == "minari/other/renamed-v3"
+    for elsewhere, name in (("base-v0", "minari/tree/base-v0"), ("mine-v0", "minari/mine-v0")):
+        moved = shutil.copytree(folder, tmp_path.with_name(f"{tmp_path.name}-elsewhere") / elsewhere)
+        assert MinariReader(moved).name == name
+
+
+def test_episodes_that_the_metadata_does_not_count_are_said(write):
+    folder = write("tree/base-v0", [episode(seed=seed) for seed in range(3)])
+    path = folder / "data" / "metadata.json"
+    counts = json.loads(path.read_text())
+    path.write_text(json.dumps(counts | {"total_episodes": 2}))
+    reader = MinariReader(folder)
+    assert (len(reader), "holds 1 more episode than the 2" in reader.warnings[0]) == (2, True)
+    path.write_text(json.dumps(counts | {"total_episodes": 5}))
+    with pytest.raises(DatasetError, match="episode_3 is missing, the first of 2 out of the 5 episodes"):
+        MinariReader(folder)
+
+
+def test_a_grey_frame_is_an_image_and_flags_are_numbers(write):
+    write("grey/random-v0", [episode(observations=np.zeros((6, 16, 16), np.uint8))], gs.Box(0, 255, (16, 16), np.uint8))
+    with pytest.raises(DatasetError, match=r"observation has shape \(16, 16\), which looks like images"):
+        MinariReader("grey/random-v0")
+    write("table/random-v0", [episode(observations=np.zeros((6, 5, 5)))], gs.Box(-1, 1, (5, 5), np.float64))
+    assert MinariReader("table/random-v0").task.observation_dim == 25
+    flags = gs.Dict({"lamps": gs.MultiBinary(3), "levels": gs.MultiDiscrete([2, 3])})
+    seen = {"lamps": np.eye(3, dtype=np.int8)[[0, 1, 2, 0, 1, 2]], "levels": np.array([[1, 2]] * 6)}
+    write("flags/random-v0", [episode(observations=seen)], flags)
+    np.testing.assert_array_equal(next(iter(MinariReader("flags/random-v0"))).observations[1], [0, 1, 0, 0, 1, 0, 0, 1])
