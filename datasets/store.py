@@ -62,6 +62,9 @@ class TaskSummary:
     source: Mapping[str, Any]
     findings: Mapping[str, Any]
     """What validation noticed and let pass."""
+    reward_min: float | None = None
+    """Smallest reward of a step; None in a store of a version that did not record it."""
+    reward_max: float | None = None
     generated: int = 0
     """Episodes at the end that a model made; returns, lengths and success rates are of the others."""
 
@@ -93,6 +96,7 @@ class TaskWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         lengths, returns, terminated, any_success, last_success = [], [], [], [], []
+        reward_min, reward_max = np.inf, -np.inf
         total = np.zeros(self._spec.observation_dim)
         total_squares = np.zeros(self._spec.observation_dim)
         with (self._partial / "rows.f32").open("wb") as file:
@@ -104,6 +108,8 @@ class TaskWriter:
                 file.write(rows.data)
                 lengths.append(len(episode))
                 returns.append(float(episode.rewards.sum(dtype=np.float64)))
+                reward_min = min(reward_min, float(episode.rewards.min()))
+                reward_max = max(reward_max, float(episode.rewards.max()))
                 terminated.append(episode.terminated)
                 if episode.success is not None:
                     any_success.append(bool(episode.success.any()))
@@ -139,6 +145,8 @@ class TaskWriter:
             observation_std=np.sqrt(variance).tolist(),
             source=dict(source),
             findings=dict(findings or {}),
+            reward_min=reward_min,
+            reward_max=reward_max,
         )
         (self._partial / "task.json").write_text(json.dumps(dataclasses.asdict(summary), indent=1))
         shutil.rmtree(self._folder, ignore_errors=True)

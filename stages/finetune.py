@@ -15,7 +15,8 @@ from ..pipeline.errors import CheckpointError, ConfigError, StageError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.stage import Context, Input, Stage
-from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig
+from .reward_range import rewards_beyond_bins
+from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskSpec, TaskTable
@@ -144,8 +145,12 @@ class Finetune(Stage):
         from .world_model.finetune_job import finetune, finetune_task
 
         config = self.config
-        new = list(TaskStore.open(context.input("store")).table)
-        self._check(new, context)
+        store = TaskStore.open(context.input("store"))
+        new = list(store.table)
+        model = self._check(new, context)
+        tasks = [task.summary for task in store.tasks]
+        if (said := rewards_beyond_bins(tasks, model.bin_limit, "pretrain.model.bin_limit")) is not None:
+            context.log.warning("finetune: %s, and pretrain again", said)
         inputs = {name: str(folders[0]) for name, folders in context.inputs.items() if folders}
         if not config.per_task:
             return finetune(config, [task.name for task in new], inputs, context)
@@ -155,12 +160,11 @@ class Finetune(Stage):
         results = fan_out(jobs, finetune_task, context, config.fanout, accelerator=config.trainer.accelerator)
         return _gather(new, results, context)
 
-    def _check(self, new: Sequence[TaskSpec], context: Context) -> None:
-        """Refuse what cannot be trained, before any of it is."""
+    def _check(self, new: Sequence[TaskSpec], context: Context) -> WorldModelConfig:
+        """Refuse what cannot be trained, before any of it is; return what the model is."""
         from ..datasets.schema import read_table
         from ..datasets.store import TaskStore
         from ..pipeline.checkpoint import read_config
-        from .world_model.config import WorldModelConfig
 
         folder = context.input("world_model")
         model = read_config(folder, "model", WorldModelConfig)
@@ -175,6 +179,7 @@ class Finetune(Stage):
                 f"finetune.replay is {self.config.replay}, but the old tasks' data is not given: "
                 "inputs.replay=PATH of the store that the model was trained on (RUN/pack), or finetune.replay=0"
             )
+        return model
 
 
 def finetune_folders(artifact: Path) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
+from .reward_range import rewards_beyond_bins
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskStore
@@ -93,6 +94,11 @@ class Mrq(Stage):
         store = TaskStore.open(context.input("store"))
         if self.config.start_from_world_model:
             self._check_world_model(context, store)
+        learn = self.config.learn
+        tasks = [store.rows_of(name).summary for name in self.config.tasks or store.table.names]
+        said = rewards_beyond_bins(tasks, learn.networks.bin_limit, "mrq.learn.networks.bin_limit")
+        if said is not None and learn.design.two_hot_reward:
+            context.log.warning("mrq: %s", said)
         payloads = self._payloads(store)
         jobs = [FolderJob(name, payload) for name, payload in payloads.items()]
         results = fan_out(jobs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator)

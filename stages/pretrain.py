@@ -16,6 +16,7 @@ from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.ranks import launched
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
+from .reward_range import rewards_beyond_bins
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Pretrain(Stage):
         config = self.config
         store = TaskStore.open(context.input("store"))
         torch.manual_seed(config.seed)
+        self._check_rewards(store, context)
         module, validation_length = self._latent(store) if config.world_model == "latent" else self._sequence(store)
         for folder in self.reads():
             take_weights(module.model, folder, "model" if config.world_model == "latent" else "sequence_model")
@@ -170,6 +172,12 @@ class Pretrain(Stage):
         training.to_csv(context.folder / "training.csv", index=False)
         validation.to_csv(context.folder / "validation.csv", index=False)
         return _summary(module.model, config.steps, validation)
+
+    def _check_rewards(self, store: TaskStore, context: Context) -> None:
+        if self.config.world_model == "latent":
+            tasks, limit = [task.summary for task in store.tasks], self.config.model.bin_limit
+            if (said := rewards_beyond_bins(tasks, limit, "pretrain.model.bin_limit")) is not None:
+                context.log.warning("pretrain: %s", said)
 
     def _latent(self, store: TaskStore) -> tuple[Any, int]:
         """The latent model to be trained, and the decisions of a validation window."""

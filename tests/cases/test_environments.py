@@ -126,3 +126,12 @@ def test_35_a_task_is_called_by_the_id_that_was_given(run_case) -> None:
     assert "episode_12 is missing, the first of 3 out of the 15 episodes" in printed["tree/more-v0"]
     assert "episode_4 is missing" in printed["tree/gap-v0"]
     assert "240 transitions" in printed["tree/arrow-v0"] or "pyarrow is not installed" in printed["tree/arrow-v0"]
+
+
+@pytest.mark.slow
+def test_45_rewards_beyond_the_bins_are_said_before_training(run_case) -> None:
+    printed = run_case("45-large-rewards")[""]
+    before, _, _ = printed.partition("true mean")
+    assert "rewards lie beyond the reward bins, which end at 22,025" in before
+    assert "Set pretrain.model.bin_limit=14 (it is 10)" in before
+    assert before.index("Set pretrain") < before.index("parameters, 600 steps")
