@@ -193,6 +193,23 @@ class TaskRows:
         chosen[np.random.default_rng(episodes).permutation(episodes)[:count]] = True
         return chosen
 
+    def sample_transitions(self, limit: int, held_out: float = 0.0) -> torch.Tensor:
+        """Rows of at most `limit` transitions of the episodes that are not held out: [N] int64, ascending.
+
+        For statistics of the data. A fixed random choice: evenly spaced rows would all be of the same time in their
+        episodes where those are as long as the spacing. Never a final row, which holds no transition.
+        """
+        import torch
+
+        kept = ~self.held_out(held_out)
+        first, length = self.offsets[:-1][kept], self.lengths[kept]
+        after = np.cumsum(length)
+        total = int(after[-1])
+        number = np.random.default_rng(total).choice(total, min(limit, total), replace=False)
+        number.sort()
+        episode = np.searchsorted(after, number, side="right")
+        return torch.from_numpy(first[episode] + number - (after - length)[episode])
+
 
 class TaskStore:
     """A packed dataset of one or more tasks. Larger than memory is normal: rows are mapped, not loaded."""

@@ -125,6 +125,7 @@ class Bpo(Stage):
         import torch
 
         from ..datasets.store import TaskStore
+        from .world_model.config import held_out_share
 
         config = self.config
         torch.set_num_threads(context.threads)
@@ -132,8 +133,9 @@ class Bpo(Stage):
         model = _load_model(context, store) if "model" in config.gradients else None
         names = config.tasks or list(store.table.names)
         units = [(name, gradient) for name in names for gradient in config.gradients]
+        held_out = 0.0 if model is None else held_out_share(context.input("world_model")) or 0.0
         # Everything that can be refused is, before the first update.
-        plans = [self._plan(store.rows_of(name), model, gradient) for name, gradient in units]
+        plans = [self._plan(store.rows_of(name), model, gradient, held_out) for name, gradient in units]
         total = config.iterations * len(units)
         entries, curves = [], []
         with context.progress("bpo", total=total) as progress:
@@ -149,7 +151,7 @@ class Bpo(Stage):
             record.unlink()
         return f"{len(entries)} policies for {len(names)} tasks, {config.iterations} updates each"
 
-    def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str) -> PolicyOptimisation:
+    def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str, held_out: float) -> PolicyOptimisation:
         from .awm.bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
         from .awm.imagination import Dynamics, ModelDynamics, SimulatorDynamics
         from .awm.losses import observation_statistics
@@ -160,7 +162,7 @@ class Bpo(Stage):
             assert model is not None
             dynamics = ModelDynamics(model, spec.name, config.bpo.reward)
             horizon = imagined_horizon(config.bpo, spec, model)
-            starts = start_observations(rows, horizon, config.starts_per_task, config.seed)
+            starts = start_observations(rows, horizon, config.starts_per_task, config.seed, held_out)
         else:
             dynamics, starts = SimulatorDynamics(spec), None
             horizon = imagined_horizon(config.bpo, spec, None)
@@ -168,7 +170,7 @@ class Bpo(Stage):
             dynamics,
             spec,
             starts,
-            observation_statistics(rows, spec.observation_dim),
+            observation_statistics(rows, spec.observation_dim, held_out),
             return_scale(rows),
             list(range(config.seeds)),
             horizon,

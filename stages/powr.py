@@ -157,15 +157,14 @@ class Powr(Stage):
 
     def _features(self, store: TaskStore, model: WorldModel | None, name: str) -> tuple[Features, bool]:
         """The map from observations to states, and whether those are indices."""
-        import torch
 
         from .kernel_planning.features import index_features, is_one_hot, latent_features, standardised_features
         from .world_model.task_encoder import TaskEncoder
 
         k = store.table.id_of(name)
-        rows = store.tasks[k].rows
-        step = max(len(rows) // FEATURE_ROWS, 1)
-        observation = torch.as_tensor(rows[::step, : store.table[k].observation_dim])
+        rows = store.tasks[k]
+        chosen = rows.sample_transitions(FEATURE_ROWS, self.config.offline.held_out)
+        observation = rows.rows[chosen, : store.table[k].observation_dim]
         if model is not None:
             return latent_features(TaskEncoder.of(model, name), observation, self.config.components), False
         if is_one_hot(observation):

@@ -167,7 +167,7 @@ class Pretrain(Stage):
             return ""  # the first process writes the output
         module.model.save(context.folder)
         if config.world_model == "latent":
-            save_store_frames(store, context.folder)
+            save_store_frames(store, context.folder, config.held_out)
         training, validation = logged_metrics(context.folder)
         training.to_csv(context.folder / "training.csv", index=False)
         validation.to_csv(context.folder / "validation.csv", index=False)
@@ -181,9 +181,8 @@ class Pretrain(Stage):
 
     def _latent(self, store: TaskStore) -> tuple[Any, int]:
         """The latent model to be trained, and the decisions of a validation window."""
-        import torch
 
-        from .world_model.balance import reward_entropy, reward_weights
+        from .world_model.balance import reward_entropy, reward_weights, scale_observations
         from .world_model.module import WorldModelTraining
         from .world_model.networks import WorldModel
         from .world_model.open_loop import validation_length
@@ -192,9 +191,8 @@ class Pretrain(Stage):
         model = WorldModel(config.latent_model, store.table)
         if config.model.normalize_observations:
             for k, task in enumerate(store.tasks):
-                mean, std = torch.tensor([task.summary.observation_mean, task.summary.observation_std])
-                model.set_observation_statistics(k, mean, std)
-        entropy_K = reward_entropy(store, model.bins_M)
+                scale_observations(model, k, task, config.held_out)
+        entropy_K = reward_entropy(store, model.bins_M, config.held_out)
         module = WorldModelTraining(
             model,
             config.loss,
@@ -215,7 +213,7 @@ class Pretrain(Stage):
 
         config = self.config
         model = build_model(config.sequence, store.table)
-        set_statistics(model, store)
+        set_statistics(model, store, config.held_out)
         module = SequenceModelTraining(
             model,
             config.sequence_loss,

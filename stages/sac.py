@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = "stable_baselines3"
+REWARD_ROWS = 65536
+"""Transitions of the data that the reward is scaled by, at most."""
 """Comes with the extra `baselines`."""
 
 
@@ -124,7 +126,7 @@ class Sac(Stage):
         if spec.action_kind != "continuous":
             raise ConfigError(f"sac needs continuous actions; task {name!r} has {spec.action_dim} choices")
         mean, scale = (part[: spec.observation_dim] for part in observation_statistics(rows, spec.observation_dim))
-        deviation = float(rows.rows[:, -1].double().std())
+        deviation = float(rows.rows[rows.sample_transitions(REWARD_ROWS), -1].double().std())
         return _Job(self.config, spec, seed, (mean, scale), max(deviation, 1e-6), artifact)
 
 

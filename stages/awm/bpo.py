@@ -62,8 +62,9 @@ def imagined_horizon(
     return horizon
 
 
-def start_observations(rows: TaskRows, horizon: int, count: int, seed: int) -> torch.Tensor:
-    """Observations [N, O_task] of the data to start from, at most `count`, each with `horizon` decisions left.
+def start_observations(rows: TaskRows, horizon: int, count: int, seed: int, held_out: float = 0.0) -> torch.Tensor:
+    """Observations [N, O_task] of the data to start from, at most `count`, each with `horizon` decisions left, of the
+    episodes that are not held out.
 
     First frames alone where the horizon is a whole episode.
 
@@ -71,9 +72,10 @@ def start_observations(rows: TaskRows, horizon: int, count: int, seed: int) -> t
         ConfigError: no episode of the data is that long.
     """
     whole = horizon >= rows.spec.episode_length
-    index = WindowIndex.build([rows], horizon, "all", 0.0)
+    index = WindowIndex.build([rows], horizon, "train", held_out)
+    kept = ~rows.held_out(held_out)
     if whole:
-        frames = torch.from_numpy(rows.offsets[:-1][rows.lengths >= horizon])
+        frames = torch.from_numpy(rows.offsets[:-1][kept & (rows.lengths >= horizon)])
     else:
         total = int(index.counts[0])
         generator = torch.Generator().manual_seed(derive_seed("bpo starts", rows.spec.name, seed))
@@ -83,7 +85,7 @@ def start_observations(rows: TaskRows, horizon: int, count: int, seed: int) -> t
     if not len(frames):
         raise ConfigError(
             f"task {rows.spec.name!r}: no episode of its data has the {horizon} decisions of the horizon (longest: "
-            f"{rows.lengths.max()}); use a shorter horizon"
+            f"{rows.lengths[kept].max()}); use a shorter horizon"
         )
     return rows.rows[frames[:count]][:, : rows.spec.observation_dim].clone()
 

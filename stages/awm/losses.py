@@ -101,13 +101,14 @@ def _present(valid_BT: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.ones_like(valid_BT[:, :1]), valid_BT], 1)[..., None]
 
 
-def set_statistics(model: SequenceModel, store: TaskStore) -> None:
+def set_statistics(model: SequenceModel, store: TaskStore, held_out: float = 0.0) -> None:
     """Take the scales of observations, differences and rewards, and the clocks, from the data of each task.
 
-    From at most 65536 evenly spaced transitions per task. A column that does not vary keeps scale 1.
+    From at most 65536 random transitions per task, of the episodes that are not held out. A column that does not vary
+    keeps scale 1.
     """
     for k, rows in enumerate(store.tasks):
-        set_task_statistics(model, k, *_transitions(rows, store.table.observation_dim))
+        set_task_statistics(model, k, *_transitions(rows, store.table.observation_dim, held_out))
 
 
 @torch.no_grad()
@@ -131,9 +132,11 @@ def set_task_statistics(
     model.reward_scale_K[k] = deviation.float() if deviation > 1e-9 else 1.0
 
 
-def observation_statistics(rows: TaskRows, observation_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+def observation_statistics(
+    rows: TaskRows, observation_dim: int, held_out: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scale of the padded observations of one task, [O] float32 each, as `set_statistics` takes them."""
-    mean, scale = _mean_and_scale(_transitions(rows, observation_dim)[0])
+    mean, scale = _mean_and_scale(_transitions(rows, observation_dim, held_out)[0])
     return mean.float(), scale.float()
 
 
@@ -142,11 +145,10 @@ def _mean_and_scale(observation_NO: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return mean, torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)
 
 
-def _transitions(rows: TaskRows, observation_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Observations before and after, and rewards, of evenly spaced transitions, float64."""
-    last = torch.zeros(len(rows.rows), dtype=torch.bool)
-    last[torch.from_numpy(rows.offsets[1:] - 1)] = True
-    index = torch.nonzero(~last)[:, 0]
-    index = index[:: max(len(index) // _SAMPLED_ROWS, 1)].to(rows.rows.device)
+def _transitions(
+    rows: TaskRows, observation_dim: int, held_out: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Observations before and after, and rewards, of random transitions, float64."""
+    index = rows.sample_transitions(_SAMPLED_ROWS, held_out).to(rows.rows.device)
     before, after = rows.rows[index].double().cpu(), rows.rows[index + 1].double().cpu()
     return before[:, :observation_dim], after[:, :observation_dim], before[:, -1]

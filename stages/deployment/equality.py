@@ -54,9 +54,9 @@ def recorded(policy: Policy, spec: TaskSpec, store: Path | None) -> Observations
         opened = TaskStore.open(store)
         if spec.name not in opened.table.names:
             raise DatasetError(f"{store} has no data of {spec.name}; it has {', '.join(opened.table.names)}")
-        rows = opened.rows_of(spec.name).rows
-        at = torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).long()
-        return Observations(f"recorded in {store}", rows[at, : spec.observation_dim].numpy())
+        rows = opened.rows_of(spec.name)
+        at = rows.sample_transitions(ROWS)
+        return Observations(f"recorded in {store}", rows.rows[at, : spec.observation_dim].numpy())
     if not spec.environment.get("kind"):
         return None
     seed = derive_seed("export", spec.name) % 2**31

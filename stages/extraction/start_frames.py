@@ -23,6 +23,7 @@ from ...datasets.windows import WindowIndex
 from ...pipeline.checkpoint import load_tensors, read_config, save_weights
 from ...pipeline.errors import CheckpointError
 from ...pipeline.seeding import derive_seed
+from ..world_model.config import held_out_share
 
 STARTS = "starts"
 """starts.safetensors and starts.json in a folder."""
@@ -69,20 +70,22 @@ class SavedStarts:
     """Where the frames come from, in words."""
 
 
-def draw_frames(store: TaskStore, name: str, count: int, initial: int, seed: int) -> StartFrames:
-    """`count` frames of a task of a store (with replacement only where it has fewer) and `initial` first frames.
+def draw_frames(store: TaskStore, name: str, count: int, initial: int, seed: int, held_out: float = 0.0) -> StartFrames:
+    """`count` frames of a task of a store (with replacement only where it has fewer) and `initial` first frames, of the
+    episodes that are not held out.
 
     The draw depends on (seed, task name) alone, so a task gets the same frames whichever others it runs with.
     """
     rows = store.rows_of(name)
     random = np.random.default_rng(derive_seed("starts", name, seed))
-    index = WindowIndex.build([rows], 1, "all", 0.0)
+    index = WindowIndex.build([rows], 1, "train", held_out)
     total = int(index.counts[0])
     windows = random.choice(total, min(count, total), replace=False)
     windows = np.sort(np.concatenate([windows, random.integers(total, size=count - len(windows))]))
     frames, _, _ = index.locate(windows)
     taken = rows.rows[torch.from_numpy(frames)]
-    first = rows.offsets[:-1][random.integers(len(rows.terminated), size=initial)]
+    beginnings = rows.offsets[:-1][~rows.held_out(held_out)]
+    first = beginnings[random.integers(len(beginnings), size=initial)]
     own = rows.spec.observation_dim
     return StartFrames(
         taken[:, :own],
@@ -93,9 +96,12 @@ def draw_frames(store: TaskStore, name: str, count: int, initial: int, seed: int
     )
 
 
-def save_store_frames(store: TaskStore, folder: Path) -> None:
-    """Save a sample of every task of `store` beside the model in `folder`."""
-    frames = {name: draw_frames(store, name, SAVED_FRAMES, SAVED_INITIAL, seed=0) for name in store.table.names}
+def save_store_frames(store: TaskStore, folder: Path, held_out: float = 0.0) -> None:
+    """Save a sample of every task of `store` beside the model in `folder`, of the episodes that are not held out."""
+    frames = {
+        name: draw_frames(store, name, SAVED_FRAMES, SAVED_INITIAL, seed=0, held_out=held_out)
+        for name in store.table.names
+    }
     save_frames(frames, folder, f"{SAVED_FRAMES} frames of each task's training data, drawn at random")
 
 
@@ -120,14 +126,16 @@ def has_frames(folder: Path) -> bool:
 def frame_source(
     inputs: Mapping[str, Path], specs: Sequence[TaskSpec], count: int, initial: int, seed: int
 ) -> Callable[[str], StartFrames]:
-    """What gives the frames of a task by its name: from the store of a job's inputs, else from saved frames.
+    """What gives the frames of a task by its name: from the store of a job's inputs, else from saved frames. Of neither
+    are those of the episodes that the model's training held out.
 
     Raises:
         CheckpointError: neither is there.
     """
     if "store" in inputs:
         store = TaskStore.open(inputs["store"])
-        return lambda name: draw_frames(store, name, count, initial, seed)
+        held_out = held_out_share(inputs["world_model"]) or 0.0
+        return lambda name: draw_frames(store, name, count, initial, seed, held_out)
     saved = load_frames(saved_folder(inputs), specs)
     count = min([count, *(len(one.observation_NO) for one in saved.values())])
     initial = min([initial, *(len(one.initial_BO) for one in saved.values())])

@@ -52,7 +52,8 @@ def read_rows(task: TaskRows, features: Features, observation_dim: int, config: 
     episode_of = np.repeat(np.arange(len(task.terminated)), np.diff(task.offsets))
     last = np.zeros(len(episode_of), bool)
     last[task.offsets[1:] - 1] = True  # holds the final observation; nothing was done there
-    held = task.held_out(config.held_out)[episode_of] & ~last
+    unseen = task.held_out(config.held_out)
+    held = unseen[episode_of] & ~last
     random = np.random.default_rng(derive_seed("rows", spec.name, seed))
 
     def take(chosen: np.ndarray, limit: int) -> tuple[Transitions, torch.Tensor]:
@@ -72,7 +73,7 @@ def read_rows(task: TaskRows, features: Features, observation_dim: int, config: 
 
     train, ended = take(~held & ~last, config.max_rows)
     held_out, held_out_ended = take(held, min(config.max_rows, 5000))
-    first = features(task.rows[torch.from_numpy(task.offsets[:-1])][:, : spec.observation_dim])
+    first = features(task.rows[torch.from_numpy(task.offsets[:-1][~unseen])][:, : spec.observation_dim])
     return Data(train, ended, held_out, held_out_ended, first)
 
 

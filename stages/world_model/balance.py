@@ -1,24 +1,35 @@
-"""How much each task's reward loss counts, so that a sparse reward is learned beside a dense one."""
+"""What the training data decides before training: how observations are scaled, and how much each task's reward loss
+counts, so that a sparse reward is learned beside a dense one."""
 
 from __future__ import annotations
 
 import torch
 
-from ...datasets.store import TaskStore
+from ...datasets.store import TaskRows, TaskStore
 from .losses import two_hot
+from .networks import WorldModel
 
-_SAMPLED_REWARDS = 65536
+_SAMPLED_ROWS = 65536
 
 
-def reward_entropy(store: TaskStore, bins_M: torch.Tensor) -> torch.Tensor:
-    """[K] nats: entropy of each task's average two-hot reward, from evenly spaced transitions.
+def scale_observations(model: WorldModel, k: int, rows: TaskRows, held_out: float) -> None:
+    """Scale observations of task number `k` by their mean and deviation in random transitions of the episodes that are
+    not held out."""
+    chosen = rows.sample_transitions(_SAMPLED_ROWS, held_out)
+    observation_NO = rows.rows[chosen, : rows.spec.observation_dim].double()
+    model.set_observation_statistics(k, observation_NO.mean(0).float(), observation_NO.std(0, unbiased=False).float())
+
+
+def reward_entropy(store: TaskStore, bins_M: torch.Tensor, held_out: float = 0.0) -> torch.Tensor:
+    """[K] nats: entropy of each task's average two-hot reward, from random transitions of the episodes that are not
+    held out.
 
     It is the cross-entropy that the best constant prediction reaches: what there is to explain by looking at the
     state. A sparse reward has little (1% of ones in the zeros: 0.06), a dense one a lot (2 to 3).
     """
     entropies = []
     for task in store.tasks:
-        rewards = task.rows[:: max(len(task.rows) // _SAMPLED_REWARDS, 1), -1]
+        rewards = task.rows[task.sample_transitions(_SAMPLED_ROWS, held_out), -1]
         marginal_M = two_hot(rewards, bins_M).mean(0)
         entropies.append(-(marginal_M * marginal_M.clamp(min=1e-12).log()).sum())
     return torch.stack(entropies)

@@ -34,7 +34,7 @@ from ..extraction.start_frames import (
     saved_behaviours,
 )
 from ..finetune import ADDED, FORGETTING, FinetuneConfig
-from .balance import reward_entropy, reward_weights
+from .balance import reward_entropy, reward_weights, scale_observations
 from .expansion import expand_model
 from .finetuning import Finetuning, begin_rows, learning_masks
 from .networks import WorldModel
@@ -69,8 +69,7 @@ def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, 
     model, fresh = expand_model(old, specs)
     if model.config.normalize_observations:
         for k, name in enumerate(names, len(old.table)):
-            summary = store.rows_of(name).summary
-            model.set_observation_statistics(k, *torch.tensor([summary.observation_mean, summary.observation_std]))
+            scale_observations(model, k, store.rows_of(name), config.held_out)
     data = _data(config, names, inputs, model)
     initial = [_windows(config, store, name, model) for name in names]
     said = begin_rows(model, len(old.table), config.initial, config.scaling, initial)
@@ -91,7 +90,7 @@ def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, 
     module.cpu()
     after = open_loop_errors(model, data, config.validation_batches)
     _write(place.folder, model, before, after, len(old.table))
-    _save_frames(place.folder, old.table, store, names, inputs)
+    _save_frames(place.folder, old.table, store, names, inputs, config.held_out)
     record = {"tasks": dict(zip(names, said, strict=True)), "train": config.train, "parameters": _counted(masks, model)}
     (place.folder / ADDED).write_text(json.dumps(record, indent=1))
     return _summary(names, said, before, after, len(old.table), config.steps)
@@ -142,7 +141,8 @@ def _reward_weights(config: FinetuneConfig, inputs: Mapping[str, str], model: Wo
     for name in ("store", "replay"):
         if name in inputs:
             store = TaskStore.open(inputs[name])
-            for task, entropy in zip(store.table.names, reward_entropy(store, model.bins_M), strict=True):
+            entropies = reward_entropy(store, model.bins_M, config.held_out)
+            for task, entropy in zip(store.table.names, entropies, strict=True):
                 if task in model.table.names:
                     entropy_K[model.table.id_of(task)] = entropy
     known = ~entropy_K.isnan()
@@ -190,7 +190,7 @@ def _write(folder: Path, model: WorldModel, before: pd.DataFrame, after: pd.Data
 
 
 def _save_frames(
-    folder: Path, old: TaskTable, store: TaskStore, names: Sequence[str], inputs: Mapping[str, str]
+    folder: Path, old: TaskTable, store: TaskStore, names: Sequence[str], inputs: Mapping[str, str], held_out: float
 ) -> None:
     """As pretraining does, so that policies can be extracted without the data: of new tasks, and of old ones where they
     are saved beside the model or their store is there."""
@@ -201,7 +201,10 @@ def _save_frames(
     frames = {}
     if has_frames(model := Path(inputs["world_model"])):
         frames = load_frames(model, [task for task in old if task.name in saved_behaviours(model)])
-    frames |= {name: draw_frames(own, name, SAVED_FRAMES, SAVED_INITIAL, seed=0) for name, own in sources.items()}
+    frames |= {
+        name: draw_frames(own, name, SAVED_FRAMES, SAVED_INITIAL, seed=0, held_out=held_out)
+        for name, own in sources.items()
+    }
     count = min(len(one.observation_NO) for one in frames.values())
     save_frames(frames, folder, f"at least {count} frames of each task's training data, drawn at random")
 

@@ -221,8 +221,7 @@ def test_reward_weights_raise_sparse_tasks(tmp_path):
     store = write_store(tmp_path, [(dense, episodes), (sparse, rare)])
     entropy = reward_entropy(store, torch.linspace(-10, 10, 101))
     share = float((torch.cat([torch.from_numpy(e.rewards) for e in rare]) > 0).float().mean())
-    # 1 lies in symlog units at ln 2 = 0.693: 0.466 of the way from bin 0.6 to 0.8. Rows include the unused last one.
-    share *= 25 / 26
+    # 1 lies in symlog units at ln 2 = 0.693: 0.466 of the way from bin 0.6 to 0.8.
     upper = (0.693147 - 0.6) / 0.2
     p = torch.tensor([1 - share, share * upper, share * (1 - upper)])
     torch.testing.assert_close(entropy[1], -(p * p.log()).sum(), atol=1e-4, rtol=1e-3)
