@@ -30,9 +30,9 @@ from .iterate import is_iteration
 from .logging import ConsoleProgress, duration, end_line, start_line
 from .overrides import SWEEP
 from .paths import user_path
-from .plan import Decision, plan
+from .plan import Decision, check_machine, plan
 from .ranks import Launch, check_launch, follow, launched
-from .run_folder import disk_errors, locked
+from .run_folder import disk_errors, lock_holder, locked
 from .runner import Outcome, StageInterrupted, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
@@ -222,7 +222,9 @@ def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], conf
         console.print(experiment_help(config, stages))
         return 0
     if arguments.command == "plan":
-        _print_plan(plan(config, stages), console)
+        decisions = plan(config, stages)
+        check_machine(config, stages, decisions)
+        _print_plan(decisions, lock_holder(config.run_dir), console)
         return 0
     return _run(config, stages, console)
 
@@ -300,10 +302,16 @@ class _Printer:
         self._console.print(Text.assemble(number, line), soft_wrap=True)
 
 
-def _print_plan(decisions: Sequence[Decision], console: Console) -> None:
+def _print_plan(decisions: Sequence[Decision], holder: str | None, console: Console) -> None:
+    """Args:
+    holder: the process that runs in the folder now, which works on the stage that would continue.
+    """
     table = Table("stage", "would", "because", box=None, pad_edge=False)
     for decision in decisions:
-        table.add_row(decision.stage, decision.would, Text(decision.reason))
+        if holder is not None and decision.action == "resume":
+            table.add_row(decision.stage, "running", Text(holder))
+        else:
+            table.add_row(decision.stage, decision.would, Text(decision.reason))
     console.print(table)
 
 

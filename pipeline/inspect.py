@@ -18,7 +18,7 @@ from .artifact import Manifest
 from .errors import DatasetError, StageError
 from .logging import duration
 from .run_folder import RUN_FILE
-from .status import read_run_file
+from .status import read_run_file, stage_rows
 
 if TYPE_CHECKING:
     from ..datasets.readers import EpisodeReader
@@ -69,13 +69,12 @@ def _read_json(path: Path) -> Any:
 def _describe_run(folder: Path) -> RenderableType:
     record = read_run_file(folder)
     table = _table("stage", "status", "kind", "size", "time", "result")
-    for stage in record["stages"]:
-        made = folder / stage["stage"]
+    for name, status, seconds, result in stage_rows(folder):
+        made = folder / name
         manifest = artifact.read_manifest(made) if made.is_dir() else None
         size = f"{_size(manifest)}" if manifest else ""
-        seconds = duration(stage["seconds"]) if stage["seconds"] else ""
         kind = manifest.kind if manifest else ""
-        table.add_row(stage["stage"], stage["status"], kind, size, seconds, Text(stage["summary"]))
+        table.add_row(name, status, kind, size, seconds, result)
     overrides = " ".join(record["overrides"])
     return Group(Text(f"run of {record['experiment']} {overrides}".rstrip()), table)
 

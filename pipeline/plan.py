@@ -105,9 +105,24 @@ def check_inputs(
 ) -> None:
     """Let stage `name` look at what it will read."""
     stage = stages[name](config.stage_configs[name])
-    for input_name, source in ((one, source) for one, many in sources.items() for source in many):
-        maker = None if source.stage is None else config.stage_configs[source.stage]
-        stage.check_input(input_name, source.folder, maker)
+    found = {
+        input_name: [(source.folder, config.stage_configs[source.stage] if source.stage else None) for source in many]
+        for input_name, many in sources.items()
+    }
+    for input_name, folder, maker in ((one, *each) for one, many in found.items() for each in many):
+        stage.check_input(input_name, folder, maker)
+    stage.check_inputs(found)
+
+
+def check_machine(config: RunConfig, stages: Mapping[str, type[Stage]], decisions: Sequence[Decision]) -> None:
+    """Let the stages that would work look whether they can on this machine.
+
+    Raises:
+        OrreryError: one cannot.
+    """
+    for decision in decisions:
+        if decision.action != "fresh":
+            stages[decision.stage](config.stage_configs[decision.stage]).check_machine()
 
 
 def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:

@@ -20,7 +20,7 @@ from .artifact import InputRecord, MadeFrom, Manifest
 from .config import RunConfig
 from .errors import OrreryError, StageError
 from .logging import ConsoleProgress, logging_to
-from .plan import Decision, Source, check_all, decide, decide_all, input_records
+from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records
 from .pool import usable_cores
 from .ranks import gathered
 from .run_folder import (
@@ -106,9 +106,7 @@ def run(
         _recover(config.run_dir / name)
     if only is not None:
         return [_run_only(config, stages, only, sources[only], log, progress)]
-    for decision in decide_all(config, stages, sources):
-        if decision.action != "fresh":
-            stages[decision.stage](config.stage_configs[decision.stage]).check_machine()
+    check_machine(config, stages, decide_all(config, stages, sources))
     for name in outcomes:
         termination.check()
         decision = decide(config, stages[name], name, sources[name])

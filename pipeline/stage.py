@@ -113,6 +113,10 @@ class Stage:
             maker: the config of that stage; None for an artifact made elsewhere.
         """
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[tuple[Path, Any]]]) -> None:
+        """Raise an OrreryError for inputs that together can be seen not to serve, or not to be enough. Called after
+        `check_input`, with (folder, maker) of every artifact by the name of the input."""
+
     def reads(self) -> Sequence[Path]:
         """Files and folders outside the run that `run` reads; when their size or time changes the stage runs again."""
         return ()

@@ -31,8 +31,8 @@ def describe_status(run_dir: Path) -> RenderableType:
     ]
     stages = Table("stage", "status", "time", "result", box=None, pad_edge=False)
     parts.append(stages)
-    for stage in record["stages"]:
-        stages.add_row(*_stage_row(run_dir, stage, running=holder is not None))
+    for row in stage_rows(run_dir):
+        stages.add_row(*row)
     for stage in record["stages"]:
         folder = jobs_folder(run_dir / stage["stage"])
         if jobs := sorted(path for path in folder.glob("*") if (path / SPEC).is_file()):
@@ -58,7 +58,17 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tuple[str | Text, ...]:
+def stage_rows(run_dir: Path) -> list[tuple[str, str, str, Text]]:
+    """Name, status, time and result of each stage of a run, as they are now.
+
+    Raises:
+        StageError: there is no run in `run_dir`.
+    """
+    running = lock_holder(run_dir) is not None
+    return [_stage_row(run_dir, stage, running=running) for stage in read_run_file(run_dir)["stages"]]
+
+
+def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tuple[str, str, str, Text]:
     name, status, seconds, summary = stage["stage"], stage["status"], stage["seconds"], stage["summary"]
     attempt = read_attempt(run_dir / name)
     if status in ("interrupted", "failed", "detached"):

@@ -90,6 +90,10 @@ class Collect(Stage):
         if self.config.policy is not None:
             _policy_folders(self.config, names)
 
+    def check_machine(self) -> None:
+        for name in _names(self.config):
+            task_spec(name)  # builds what a package may be missing for
+
     def reads(self) -> Sequence[Path]:
         return [] if self.config.policy is None else [user_path(self.config.policy) / POLICIES_FILE]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +186,29 @@ class Pack(Stage):
         if self.config.task_set:
             chunk_files(self.config.sources[self.config.task_set].path)
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[tuple[Path, Any]]]) -> None:
+        collected: list[str] = []
+        for folder, maker in inputs["datasets"]:
+            if maker is None:
+                collected += json.loads((folder / "datasets.json").read_text())["tasks"]
+            elif tasks := getattr(maker, "tasks", ()):
+                collected += expand_names(tasks)
+            else:
+                return  # a stage of which only its output says what it has data of
+        self._check_data(self.config.names or [*collected, *self.config.offered], collected)
+
+    def _check_data(self, names: Sequence[str], collected: Collection[str]) -> None:
+        """Raise a StageError if there is nothing to pack, or a task that nothing has data of."""
+        if not names:
+            raise StageError("pack: nothing to pack; name datasets, for example tasks=[minari/mujoco/hopper/medium-v0]")
+        for name in names:
+            outside = name in self.config.sources or self.config.from_set(name) or not name.startswith(SIMULATED)
+            if name not in collected and not outside:
+                raise StageError(
+                    f"pack: no data for {name!r}; add the stage `collect`, give inputs.datasets=FOLDER, or "
+                    f"pack.sources.{name}.path=DATASET. Collected: {', '.join(collected) or 'nothing'}"
+                )
+
     def reads(self) -> list[Path]:
         from ..datasets.sources import dataset_files
         from ..datasets.tdmpc2 import chunk_files
@@ -249,6 +272,7 @@ class Pack(Stage):
             for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
                 collected.setdefault(name, []).append(str(folder / entry["path"]))
         names = self.config.names or [*collected, *self.config.offered]
+        self._check_data(names, collected)
         from_set = self._set_readers(context, [name for name in names if self.config.from_set(name)], collected)
         readers: list[Mapping[str, Any]] = []
         for name in names:
@@ -256,15 +280,8 @@ class Pack(Stage):
                 readers.append({"source": collected[name] if len(collected[name]) > 1 else collected[name][0]})
             elif name in from_set:
                 readers.append(from_set[name])
-            elif name.startswith(SIMULATED) and name not in self.config.sources:
-                raise StageError(
-                    f"pack: no data for {name!r}; add the stage `collect`, give inputs.datasets=FOLDER, or "
-                    f"pack.sources.{name}.path=DATASET. Collected: {', '.join(collected) or 'nothing'}"
-                )
             else:
                 readers.append(_external(self.config, name))
-        if not readers:
-            raise StageError("pack: nothing to pack; name datasets, for example tasks=[minari/mujoco/hopper/medium-v0]")
         return readers
 
     def _set_readers(

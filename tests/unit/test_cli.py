@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,19 @@ def test_plan_writes_nothing(orrery, run_dir: Path) -> None:
     assert code == 0
     assert "it has not run yet" in out
     assert not run_dir.exists()
+
+
+def test_plan_refuses_what_run_would(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "machine")
+    for command in ("plan", "run"):
+        code, _, err = orrery(command, "toy", f"run_dir={run_dir}")
+        assert (code, err) == (2, "error: add needs an abacus: pip install 'toy[abacus]'\n")
+    monkeypatch.delenv("TOY_FAILURE")
+    orrery("run", "toy", f"run_dir={run_dir}")
+    monkeypatch.setenv("TOY_FAILURE", "machine")
+    code, out, _ = orrery("plan", "toy", f"run_dir={run_dir}")
+    assert code == 0, "nothing has to be added"
+    assert "up to date" in out
 
 
 def test_a_user_error_is_one_message(orrery, run_dir: Path) -> None:
@@ -198,9 +212,14 @@ def test_status_tells_the_stages_apart(orrery, run_dir: Path, monkeypatch) -> No
         ["add", "interrupted"],
         ["report", "waiting"],
     ]
+    assert "add     continue    interrupted after" in orrery("plan", "toy", f"run_dir={run_dir}")[1]
+    commands = (("status", str(run_dir)), ("inspect", str(run_dir)), ("plan", "toy", f"run_dir={run_dir}"))
     with locked(run_dir):
-        _, out, _ = orrery("status", str(run_dir))
-    assert "running, process" in out
+        printed = [orrery(*command)[1] for command in commands]
+    assert "running, process" in printed[0]
+    for out in printed:
+        assert re.search(r"^add +running", out, re.MULTILINE), out
+    assert f"running     process {os.getpid()} on" in printed[2]
 
     code, _, err = orrery("status", str(run_dir / "make"))
     assert code == 2

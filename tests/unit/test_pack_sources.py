@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 
@@ -10,9 +11,10 @@ import h5py
 import numpy as np
 import pytest
 from orrery.datasets.store import TaskStore
-from orrery.pipeline.errors import ConfigError, DatasetError, OrreryError
+from orrery.pipeline.errors import ConfigError, DatasetError, OrreryError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.stages.collect import CollectConfig
 from orrery.stages.pack import Pack, PackConfig, SourceConfig
 from rich.console import Console
 
@@ -167,3 +169,27 @@ def test_data_of_a_suite_takes_over_its_protocol(packed):
     (task,) = packed(np.zeros((6, 4)), environment="metaworld/reach-v3", observations=np.zeros((6, 39))).table
     assert (task.action_repeat, task.episode_length, task.score_kind) == (2, 100, "success")
     assert task.environment == {"kind": "metaworld", "task": "reach-v3"}
+
+
+def check(config, *datasets):
+    stage = Pack(config)
+    stage.check()
+    stage.check_inputs({"datasets": datasets})
+
+
+def test_a_task_without_data_is_refused_before_anything_runs(tmp_path):
+    here = (tmp_path / "collect", CollectConfig(tasks=["dmc/cup-catch"]))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "datasets.json").write_text(json.dumps({"tasks": {"dmc/reacher-easy": {}}}))
+    other = (tmp_path / "other", None)
+    unknown = (tmp_path / "mrq_datasets", object())
+
+    with pytest.raises(StageError, match="nothing to pack"):
+        check(PackConfig())
+    with pytest.raises(StageError, match=r"no data for 'dmc/walker-run'.*Collected: nothing"):
+        check(PackConfig(tasks=["dmc/walker-run"]))
+    with pytest.raises(StageError, match=r"'dmc/walker-run'.*Collected: dmc/ball_in_cup-catch, dmc/reacher-easy"):
+        check(PackConfig(tasks=["dmc/walker-run"]), here, other)
+    check(PackConfig(tasks=["dmc/ball_in_cup-catch", "dmc/reacher-easy"]), here, other)
+    check(PackConfig(), here)
+    check(PackConfig(tasks=["dmc/walker-run"]), here, unknown)

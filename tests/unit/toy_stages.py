@@ -50,6 +50,10 @@ class Add(Stage):
         if self.config.scale == 0:
             raise StageError("add.scale must not be 0")
 
+    def check_machine(self) -> None:
+        if os.environ.get("TOY_FAILURE") == "machine":
+            raise StageError("add needs an abacus: pip install 'toy[abacus]'")
+
     def run(self, context: Context) -> str:
         half = context.folder / "half.txt"
         if half.exists():
