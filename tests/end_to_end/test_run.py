@@ -139,6 +139,34 @@ def test_stopped_and_continued_ends_with_the_same_artifact(finished, tmp_path, s
         assert path.read_bytes() == (folder / path.relative_to(finished)).read_bytes(), path
 
 
+def test_a_killed_worker_fails_its_stage_which_then_continues(finished, tmp_path):
+    """As the out-of-memory killer does it: no property of a policy, so no failed episodes."""
+    folder = tmp_path / "worker"
+    shutil.copytree(finished, folder)
+    for later in ("evaluate", "report"):
+        shutil.rmtree(folder / later)
+    command = [sys.executable, "-m", "orrery.pipeline.cli", "run", str(TINY), f"run_dir={folder}"]
+    command.append(f"stages={upto('evaluate')}")
+    process = psutil.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    workers = []
+    deadline = time.monotonic() + 120
+    while not workers and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+        workers = [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+    workers[0].kill()
+    _, errors = process.communicate()
+    assert process.returncode == 2, errors
+    message = " ".join(errors.split())
+    assert "the process died (killed, out of memory" in message
+    assert "finished policies are kept, so the same command continues" in message
+    assert "Traceback" not in message
+    assert not (folder / "evaluate").exists()
+    result = orrery("run", TINY, f"run_dir={folder}", f"stages={upto('evaluate')}")
+    assert result.returncode == 0, result.stderr
+    for name in SAME["evaluate"]:
+        assert (finished / "evaluate" / name).read_bytes() == (folder / "evaluate" / name).read_bytes(), name
+
+
 def test_two_ranks_end_with_their_command_and_continue_bit_for_bit(finished, tmp_path):
     settings = ["stages=[pretrain]", f"inputs.store={finished / 'pack'}", "pretrain.trainer.devices=2"]
     settings += ["pretrain.trainer.accelerator=cpu", "pretrain.model.num_q=2", "pretrain.steps=300"]
