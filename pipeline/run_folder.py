@@ -139,7 +139,7 @@ def _no_space(error: BaseException, folder: Path | None) -> str:
         if folder is not None and folder.is_dir():
             _try_to_write(folder)
     except OSError as found:
-        return found.strerror if found.errno in NO_SPACE else ""
+        return next((os.strerror(number) for number in NO_SPACE if found.errno == number), "")
     return ""
 
 
