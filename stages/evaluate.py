@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -291,9 +292,9 @@ def _read_finished(log: Path) -> dict[Run, list[EpisodeRow]]:
     finished: dict[Run, list[EpisodeRow]] = {}
     if not log.exists():
         return finished
-    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    log.write_text("".join(lines))
-    for line in lines:
+    head, newline, _ = log.read_bytes().rpartition(b"\n")
+    os.truncate(log, len(head + newline))  # written anew, all of it would be lost on a full disk
+    for line in head.splitlines():
         rows = [EpisodeRow(**values) for values in json.loads(line)]
         finished[rows[0].algorithm, rows[0].task, rows[0].seed] = rows
     return finished
