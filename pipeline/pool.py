@@ -136,6 +136,7 @@ class _Worker:
 
 def _start_worker(lifeline: Connection) -> None:
     """Prepare a spawned process before it imports anything heavy."""
+    termination.leave_to_parent()
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
     if not sys.warnoptions:

@@ -100,13 +100,22 @@ def deferred(on_request: Callable[[], None] | None = None) -> Iterator[None]:
 
 @contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes that are started while the block runs get neither SIGNALS nor Ctrl-C, of which their parent decides
-    what comes of it."""
+    """Processes that are started while the block runs get neither SIGNALS nor Ctrl-C until they call `leave_to_parent`:
+    a scheduler and a terminal send them to all, and the parent decides what comes of it."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGINT))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def leave_to_parent() -> None:
+    """Do nothing about SIGNALS and Ctrl-C in this process, without having processes that it starts do the same: those
+    inherit what is blocked or ignored, and could not be ended by SIGTERM."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGINT))
 
 
 def answer_again() -> None:

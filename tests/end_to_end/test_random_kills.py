@@ -135,7 +135,7 @@ def kill_at_random(folder: Path, kills: int, seed: int, settings: tuple[str, ...
 
 def test_a_run_that_is_killed_a_few_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
     settings = ("stages=[collect,pack,pretrain,extract]", "algorithms=[pwm]", "tasks=[gymnasium/Pendulum-v1]")
-    kill_at_random(tmp_path, 3, 5, settings)
+    kill_at_random(tmp_path, 2, 5, settings)
 
 
 @pytest.mark.slow

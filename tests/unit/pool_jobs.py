@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,13 @@ def square(job: int) -> tuple[int, str]:
     if job == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return job * job, os.environ["OMP_NUM_THREADS"]
+
+
+def start_and_end_a_process(_: int) -> int:
+    """Its exit status: SIGTERM ends it, as it does a simulator that an environment runs."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process.terminate()
+    return process.wait()
 
 
 def leave_pid_and_sleep(job: tuple[Path, float]) -> None:

@@ -73,6 +73,10 @@ def test_an_error_written_for_the_user_comes_alone() -> None:
     assert str(raised.value) == "7: 7 is too large"
 
 
+def test_workers_can_end_processes_of_their_own(jobs) -> None:
+    assert dict(run_jobs(jobs.start_and_end_a_process, [0, 0], workers=2)) == {0: -15, 1: -15}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_workers_leave_signals_to_their_parent(jobs, tmp_path: Path, number: signal.Signals) -> None:
     """Which gets them, too, from a scheduler; what it then does is its affair."""
