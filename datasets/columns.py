@@ -18,6 +18,7 @@ import h5py
 
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
+from .spaces import looks_like_images
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "observation": ("observations", "observation", "obs"),
@@ -115,7 +116,7 @@ class ColumnMap:
                     f"name the right one in a column map ({part}: NAME), or add it to the file"
                 )
         for key in found.observation:
-            if file[group][key].ndim >= 4:
+            if looks_like_images(file[group][key].shape[1:], file[group][key].dtype):
                 raise DatasetError(
                     f"{path}: observation column {key!r} has shape {file[group][key].shape}, which looks like images; "
                     f"learning from pixels is not supported: list the other observation columns in a column map"

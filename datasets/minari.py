@@ -123,7 +123,6 @@ class MinariReader:
         if self._environment is not None:
             values |= self._environment.fields
         scale = self._actions[0]
-        # Actions of a stored task are in [-1, 1] already; its environment scales them back.
         scaled_here = self._stored is None or all(key in self._settings for key in ACTION_BOUNDS)
         if isinstance(scale, ActionScale) and scaled_here and values.get("environment"):
             values["environment"] = {**values["environment"], **scale.environment_bounds()}
@@ -215,24 +214,23 @@ class MinariReader:
     @cached_property
     def _actions(self) -> tuple[ActionScale | Choices, list[str]]:
         """How actions are read, and what to warn of. Reads them where their space does not say, or is not asked."""
-        space, environment = self._action_space, self._environment if self._stored is None else None
+        space = self._action_space
+        # Actions of a stored task are in [-1, 1] already, whatever the environment's bounds are.
+        named = None if self._environment is None or self._stored is not None else self._environment.action_space
         if isinstance(space, gs.Discrete):
-            start = int(space.start)
             said = []
-            if environment is not None and int(environment.action_space.start) != start:
-                said.append(f"the first choice is {start} in the data and {environment.action_space.start} in the "
-                            f"environment {environment.action_space}; they are taken for the same")  # fmt: skip
-            return Choices(self._action_dim, start), said
+            if isinstance(named, gs.Discrete) and named.start != space.start:
+                said.append(f"the first choice is {space.start} in the data and {named.start} in the environment; they "
+                            "are taken for the same")  # fmt: skip
+            return Choices(self._action_dim, int(space.start)), said
         low, high = action_bounds(space)
         if all(key in self._settings for key in ACTION_BOUNDS):
-            return scale_from_bounds(
-                self._settings, self._action_dim, f"Minari dataset {self._id}", environment and environment.action_space
-            )
-        if environment is not None:
-            scale, said = scale_in_environment(environment.action_space, self._extent)
-            if not all(map(np.allclose, action_bounds(space), action_bounds(environment.action_space))):
-                said.append(f"the dataset states actions {space}, the environment {environment.action_space}, which "
-                            "decides how they are scaled")  # fmt: skip
+            return scale_from_bounds(self._settings, self._action_dim, f"Minari dataset {self._id}", named)
+        if named is not None:
+            scale, said = scale_in_environment(named, self._extent)
+            if not all(map(np.allclose, (low, high), action_bounds(named))):
+                said.append(f"the dataset states actions {space}, the environment {named}, which decides how they are "
+                            "scaled")  # fmt: skip
             return scale, said
         if np.isfinite(low).all() and np.isfinite(high).all():
             return ActionScale(low, high, "action space"), []

@@ -95,8 +95,8 @@ class Mrq(Stage):
         if self.config.start_from_world_model:
             self._check_world_model(context, store)
         learn = self.config.learn
-        tasks = [store.rows_of(name).summary for name in self.config.tasks or store.table.names]
-        said = rewards_beyond_bins(tasks, learn.networks.bin_limit, "mrq.learn.networks.bin_limit")
+        learned = [store.rows_of(name).summary for name in self.config.tasks or store.table.names]
+        said = rewards_beyond_bins(learned, learn.networks.bin_limit, "mrq.learn.networks.bin_limit")
         if said is not None and learn.design.two_hot_reward:
             context.log.warning("mrq: %s", said)
         payloads = self._payloads(store)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium
@@ -98,14 +99,13 @@ def make(spec: TaskSpec, picture: int | None = None) -> DmControl:
     return DmControl(spec.environment["domain"], spec.environment["task"], picture or 240)
 
 
-class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
+class DmControl(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """One dm_control environment behind gymnasium's interface, in its own steps and action bounds.
 
     The environment is built once and reused: a reset only replaces the task's random state, which is all that an
     episode draws from, and is some 100 times faster than building (0.7 ms against 70 ms for cartpole).
     """
 
-    observation_space: spaces.Box
     action_space: spaces.Box
 
     def __init__(self, domain: str, task: str, picture: int = 240) -> None:
@@ -131,8 +131,13 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
                 self._environment = suite.load(domain, task, task_kwargs={"random": 0})
             except ValueError as error:
                 raise TaskError(f"dm_control has no task {domain}-{task}: {error}") from error
-        observation_dim = sum(int(np.prod(part.shape)) for part in self._environment.observation_spec().values())
-        self.observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float64)
+        # In the order of dm_control; gymnasium would sort the keys of a plain dict.
+        self.observation_space = spaces.Dict(
+            OrderedDict(
+                (name, spaces.Box(-np.inf, np.inf, part.shape, np.float64))
+                for name, part in self._environment.observation_spec().items()
+            )
+        )
         bounds = self._environment.action_spec()
         low, high = np.broadcast_to(bounds.minimum, bounds.shape), np.broadcast_to(bounds.maximum, bounds.shape)
         self.action_space = spaces.Box(low, high, bounds.shape, np.float64)
@@ -141,16 +146,16 @@ class DmControl(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         # dm_control has no public way to reseed a task that exists; its `random` property returns this attribute.
         self._environment.task._random = np.random.RandomState(seed)
-        return _flat(self._environment.reset().observation), {}
+        return self._environment.reset().observation, {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         timestep = self._environment.step(action)
         terminated = timestep.last() and timestep.discount == 0
         truncated = timestep.last() and not terminated
-        return _flat(timestep.observation), float(timestep.reward), terminated, truncated, {}
+        return timestep.observation, float(timestep.reward), terminated, truncated, {}
 
     def render(self) -> Any:
         return self._environment.physics.render(height=self._picture, width=self._picture, camera_id=0)
@@ -175,7 +180,3 @@ def _repair_quadruped(quadruped: Any) -> None:
         return known[types]
 
     quadruped.Physics._get_sensor_names = sensor_names
-
-
-def _flat(observation: dict[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.ravel(part) for part in observation.values()])

@@ -192,6 +192,23 @@ def test_a_column_map_in_yaml_names_anything_else(own_names, tmp_path):
     }
 
 
+@pytest.mark.parametrize("frames", [np.zeros((12, 16, 16), np.uint8), np.zeros((12, 4, 4, 3))])
+def test_frames_are_refused(frames, tmp_path):
+    with pytest.raises(DatasetError, match=r"'observations' has shape \(12, .*looks like images"):
+        Hdf5Reader(write(tmp_path / "a.h5", flat_columns(observations=frames, next_observations=None)))
+
+
+def test_parts_of_a_suite_come_in_its_order(tmp_path):
+    """Groups of an HDF5 file are sorted by name; dm_control's walker lists orientations, height, velocity."""
+    sizes = {"height": 1, "orientations": 14, "velocity": 9}
+    columns = {f"observations/{name}": np.full((12, size), float(size)) for name, size in sizes.items()}
+    file = flat_columns(observations=None, next_observations=None, actions=np.zeros((12, 6)), **columns)
+    reader = Hdf5Reader(write(tmp_path / "walker.h5", file), overrides={"environment": "dmc/walker-run"})
+    np.testing.assert_array_equal(next(iter(reader)).observations[0], [14.0] * 14 + [1.0] + [9.0] * 9)
+    assert (reader.task.episode_length, reader.task.action_repeat) == (500, 2)
+    assert "are put in the environment's order" in reader.warnings[0]
+
+
 def test_a_column_map_that_fits_nothing_says_what_is_there(own_names, tmp_path):
     (tmp_path / "map.yaml").write_text(MAP.replace("score", "scores"))
     with pytest.raises(DatasetError, match=r"no reward column 'scores' in /, which has command, cut, score, "):
