@@ -18,6 +18,7 @@ import h5py
 
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
+from ..pipeline.reading import check_yaml, decode, reading
 from .spaces import looks_like_images
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
@@ -61,14 +62,12 @@ class ColumnMap:
         where = "column map"
         if isinstance(given, str | Path):
             from omegaconf import OmegaConf
-            from omegaconf.errors import OmegaConfBaseException
-            from yaml import YAMLError
 
             where = f"column map {given}"
-            try:
-                given = OmegaConf.to_container(OmegaConf.load(user_path(given)))  # type: ignore[assignment]
-            except (OSError, YAMLError, OmegaConfBaseException) as error:
-                raise DatasetError(f"{where} cannot be read: {error}") from error
+            path = user_path(given)
+            check_yaml(path, DatasetError)
+            with reading(path, DatasetError, "correct it"):
+                given = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
         names = [f.name for f in dataclasses.fields(cls)]
         if not isinstance(given, Mapping):
             raise DatasetError(f"{where}: expected the keys {', '.join(names)}; found a {type(given).__name__}")
@@ -80,8 +79,11 @@ class ColumnMap:
         for key in ("observation", "next_observation"):
             if key in values:
                 keys = values[key] or ()
-                values[key] = (keys,) if isinstance(keys, str) else tuple(keys)
-        return cls(**values)
+                values[key] = (keys,) if isinstance(keys, str) else keys
+        try:
+            return decode(cls, values)
+        except ValueError as error:
+            raise DatasetError(f"{where}: {error}") from error
 
     def resolve(self, file: h5py.File) -> ColumnMap:
         """This map with `group/*` expanded, after checking that every column is there.

@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +24,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..pipeline.errors import CheckpointError, TaskError
+from ..pipeline.reading import read_json, reading
 
 ActionKind = Literal["continuous", "discrete"]
 ScoreKind = Literal["return_per_1000", "success", "normalised"]
@@ -38,6 +40,16 @@ def heuristic_discount(episode_length: int) -> float:
     """
     fifth = episode_length / 5
     return min(max((fifth - 1) / fifth, 0.95), 0.995)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    )
 
 
 @dataclass(frozen=True)
@@ -68,14 +80,26 @@ class TaskSpec:
     """Arguments of `datasets.tasks.make_environment`; empty where no environment is known."""
 
     def __post_init__(self) -> None:
-        for size in ("observation_dim", "action_dim", "episode_length", "action_repeat"):
-            if getattr(self, size) < 1:
-                raise TaskError(f"task {self.name!r}: {size} must be at least 1, found {getattr(self, size)}")
+        if not isinstance(self.name, str) or not re.fullmatch(r"(?!\.*$)[^\x00-\x1f\\]+", self.name):
+            raise TaskError(f"a task's name is text such as suite/task, found {self.name!r:.80}")
+        kinds, scores = get_args(ActionKind), get_args(ScoreKind)
+        self._check("a whole number of at least 1", _is_count, "observation_dim", "action_dim")
+        self._check("a whole number of at least 1", _is_count, "episode_length", "action_repeat")
+        self._check("true or false", lambda value: isinstance(value, bool | np.bool_), "terminates", "reports_success")
+        self._check(f"one of {', '.join(kinds)}", kinds.__contains__, "action_kind")
+        self._check(f"one of {', '.join(scores)}", scores.__contains__, "score_kind")
+        self._check("a number or null", _is_number_or_none, "score_random", "score_expert")
+        self._check("a mapping", lambda value: isinstance(value, Mapping), "environment")
         if self.discount is None:
             object.__setattr__(self, "discount", heuristic_discount(self.episode_length))
-        elif not 0 <= self.discount < 1:
-            raise TaskError(f"task {self.name!r}: discount must lie in [0, 1), found {self.discount}")
+        elif not _is_number_or_none(self.discount) or not 0 <= self.discount < 1:
+            raise TaskError(f"task {self.name!r}: discount must lie in [0, 1), found {self.discount!r:.80}")
         object.__setattr__(self, "environment", dict(self.environment))
+
+    def _check(self, expected: str, is_right: Callable[[Any], bool], *fields: str) -> None:
+        for field_name in fields:
+            if not is_right(value := getattr(self, field_name)):
+                raise TaskError(f"task {self.name!r}: {field_name} must be {expected}, found {value!r:.80}")
 
     @property
     def suite(self) -> str:
@@ -109,9 +133,15 @@ class TaskSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
-        known = {f.name for f in dataclasses.fields(cls)}
+        fields = dataclasses.fields(cls)
+        known = {f.name for f in fields}
+        if not isinstance(values, Mapping):
+            raise TaskError(f"a task spec holds values by name, found {values!r:.80}")
         if unknown := sorted(set(values) - known):
             raise TaskError(f"task spec has unknown fields {unknown}; it was written by another version of orrery")
+        needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+        if missing := sorted(needed - set(values)):
+            raise TaskError(f"task spec lacks {', '.join(missing)}; it was changed, or written by another program")
         return cls(**values)
 
 
@@ -163,6 +193,15 @@ class TaskTable(Sequence[TaskSpec]):
     def action_dim(self) -> int:
         return max(task.action_dim for task in self._tasks)
 
+    def check_fits(self, weights: Path) -> None:
+        """Raise a CheckpointError where a file of weights is too short for the widths of the table."""
+        width = self.observation_dim + self.action_dim
+        if weights.is_file() and width > (size := weights.stat().st_size):
+            raise CheckpointError(
+                f"{weights.parent / 'tasks.json'} says that observation and action have {width:,} numbers, more than "
+                f"{weights.name} can hold in {size:,} bytes; restore the file"
+            )
+
     def action_mask(self) -> np.ndarray:
         """[K, A] float32; 1 where a padded action component is one of the task's own."""
         widths = np.array([task.action_dim for task in self._tasks])
@@ -183,12 +222,13 @@ def read_table(folder: Path) -> TaskTable:
         CheckpointError: there is none, or it is no task table.
     """
     path = folder / "tasks.json"
-    try:
-        return TaskTable.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: the task table is missing; restore the file, or make {folder} again") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: expected a list of task specs ({type(error).__name__}: {error})") from error
+    if not path.exists():
+        raise CheckpointError(f"{path}: the task table is missing; restore the file, or make {folder} again")
+    with reading(path, CheckpointError):
+        specs = read_json(path, CheckpointError)
+        if not isinstance(specs, list):
+            raise CheckpointError(f"{path}: expected a list of task specs, found {specs!r:.80}")
+        return TaskTable([TaskSpec.from_dict(values) for values in specs])
 
 
 @dataclass(frozen=True)

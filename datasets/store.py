@@ -31,6 +31,7 @@ import numpy as np
 from ..pipeline.artifact import unfinished
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
+from ..pipeline.reading import decode, read_json, read_npz, reading
 from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
@@ -249,32 +250,74 @@ class TaskStore:
             DatasetError: not a store, written in another format, or a row file of the wrong size.
         """
         folder = user_path(folder)
-        if not (folder / "store.json").is_file() or not (folder / "tasks.json").is_file():
+        path = folder / "store.json"
+        if not path.is_file() or not (folder / "tasks.json").is_file():
             raise DatasetError(
                 f"{folder} is not a packed store: expected store.json and tasks.json in it. "
                 "Pack datasets with a run that has the stage `pack`, and give its folder RUN/pack"
             )
-        try:
-            described = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DatasetError(f"{folder}/store.json is not JSON ({error}); restore the file, or pack again") from error
-        if described.get("format") != FORMAT:
-            raise DatasetError(
-                f"{folder}/store.json: format {described.get('format')!r}, this version reads {FORMAT}; pack again"
-            )
+        with reading(path, DatasetError, "restore the file, or pack again"):
+            described = read_json(path, DatasetError, "restore the file, or pack again")
+            if described.get("format") != FORMAT:
+                raise DatasetError(
+                    f"{path}: format {described.get('format')!r}, this version reads {FORMAT}; pack again"
+                )
+            summaries = decode(_Described, described).tasks
         table = read_table(folder)
-        tasks = []
-        for spec, values in zip(table, described["tasks"], strict=True):
-            tasks.append(_map_task(folder / spec.slug, spec, TaskSummary(**values), table))
+        if (listed := [summary.task for summary in summaries]) != list(table.names):
+            raise DatasetError(f"{path} describes the tasks {listed}, tasks.json {list(table.names)}; pack again")
+        tasks = [
+            _map_task(folder / spec.slug, spec, summary, table) for spec, summary in zip(table, summaries, strict=True)
+        ]
         return cls(folder, table, tasks)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """store.json."""
+
+    tasks: list[TaskSummary]
+
+
+def _read_episodes(path: Path, summary: TaskSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets, terminated and returns of the episodes.
+
+    Raises:
+        DatasetError: they are not as `TaskWriter` wrote them and store.json counts them.
+    """
+    remedy = "restore the file, or pack again"
+    with reading(path, DatasetError, remedy):
+        arrays = read_npz(path, DatasetError)
+        offsets, terminated, returns = (arrays[name] for name in ("offsets", "terminated", "returns"))
+        episodes = summary.episodes
+        expected = {
+            "offsets": (offsets, np.int64, episodes + 1),
+            "terminated": (terminated, np.bool_, episodes),
+            "returns": (returns, np.float64, episodes),
+        }
+        for name, (array, dtype, count) in expected.items():
+            if array.dtype != dtype or array.shape != (count,):
+                raise DatasetError(
+                    f"{path}: {name} is {array.dtype} {list(array.shape)}, expected {np.dtype(dtype)} [{count}] for "
+                    f"the {episodes} episodes of store.json; {remedy}"
+                )
+        lengths = np.diff(offsets) - 1
+        if offsets[0] != 0 or lengths.min() < 1:
+            raise DatasetError(f"{path}: offsets must rise from 0 by at least two rows per episode; {remedy}")
+        found = {"transitions": int(lengths.sum()), "terminated": int(terminated.sum())}
+        for name, count in found.items():
+            if count != getattr(summary, name):
+                raise DatasetError(
+                    f"{path}: holds {count:,} {name}, store.json says {getattr(summary, name):,}; {remedy}"
+                )
+    return offsets, terminated, returns
 
 
 def _map_task(folder: Path, spec: TaskSpec, summary: TaskSummary, table: TaskTable) -> TaskRows:
     import torch  # not at the top: packing runs in several processes, which start in a tenth of the time without it
 
     path = folder / "rows.f32"
-    with np.load(folder / "episodes.npz", allow_pickle=False) as episodes:
-        offsets, terminated, returns = episodes["offsets"], episodes["terminated"], episodes["returns"]
+    offsets, terminated, returns = _read_episodes(folder / "episodes.npz", summary)
     width = table.observation_dim + table.action_dim + 1
     expected = int(offsets[-1]) * width * 4
     found = path.stat().st_size if path.is_file() else 0

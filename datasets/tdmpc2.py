@@ -6,10 +6,10 @@ set, actions to 6. Frame 0 of a row has an observation; its action and reward ar
 and are never read: action and reward of frame t + 1 are those that lead from frame t to it. Nothing says where an
 episode terminated, and none of these tasks terminates. Success is not recorded.
 
-Rows are grouped by task, and the tasks are spread over chunks of up to 13 GB. `find_rows` reads the task column once
-and says where each task's rows are; a reader then touches only these, through a memory map of one chunk at a time, so
-that all readers together read every chunk once. A pack that was interrupted keeps the tasks that were finished, does
-not read their rows again, and begins the others anew.
+Rows are grouped by task, and the tasks are spread over chunks of up to 13 GB. `find_rows` compares each chunk's
+checksums, reads the task column and says where each task's rows are; a reader then touches only these, through a memory
+map of one chunk at a time, so that all readers together read every chunk once. A pack that was interrupted keeps the
+tasks that were finished, does not read their rows again, and begins the others anew.
 
 Joining. mt80 has rows of 101 frames, which is a whole episode of Meta-World and a fifth of one of dm_control: its count
 of rows fits 501 frames cut at frames 100, 200, 300 and 400 with the frame at the cut in both rows. The chunks do not
@@ -259,14 +259,14 @@ def _continues(before: _Row, row: _Row) -> bool:
     return np.array_equal(before.chunk.observation[before.index, -1], row.chunk.observation[row.index, 0])
 
 
-def _open_chunk(path: Path, task_set: str) -> _Chunk:
-    """Map a chunk and check its keys, dtypes and shapes."""
+def _open_chunk(path: Path, task_set: str, *, checksums: bool = False) -> _Chunk:
+    """Map a chunk and check its keys, dtypes and shapes; with `checksums` every byte of it."""
     import torch  # not at the top: a run that has nothing to do starts without it
 
     from ..pipeline.torch_file import read_torch_file
 
     layout = LAYOUTS[task_set]
-    content = read_torch_file(path, error=DatasetError)
+    content = read_torch_file(path, checksums=checksums, error=DatasetError)
     rest = {"obs": (layout.row_length, layout.observation_dim), "action": (layout.row_length, ACTION_DIM)}
     dtypes = {"task": (torch.int32, torch.int64)}
     expected = {key: rest.get(key, (layout.row_length,)) for key in ("obs", "action", "reward", "task")}
@@ -306,7 +306,7 @@ def _shapes(content: Any) -> str:
 
 def _task_ids(path: Path, task_set: str) -> np.ndarray:
     """[E] task of each row."""
-    task = _open_chunk(path, task_set).task
+    task = _open_chunk(path, task_set, checksums=True).task
     ids = task[:, 0].copy()
     for start in range(0, len(task), _BLOCK):
         block = task[start : start + _BLOCK]

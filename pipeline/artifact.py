@@ -8,6 +8,7 @@ were downloaded, say); it is then identified by the names, sizes and times of it
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -20,10 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import StageError
+from .reading import decode, read_json, reading
 
 MANIFEST = "manifest.json"
 UNFINISHED_SUFFIX = ".tmp"
@@ -54,10 +56,6 @@ class MadeFrom:
     version: str
     """Of orrery."""
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> MadeFrom:
-        return cls(values["config"], _input_records(values["inputs"]), values["version"])
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -85,16 +83,26 @@ class Manifest:
         return MadeFrom(self.config, self.inputs, self.versions.get("orrery", "an unknown version"))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        nested = {
-            "inputs": _input_records(values["inputs"]),
-            "files": {path: FileRecord(**one) for path, one in values["files"].items()},
-        }
-        return cls(**{**values, **nested})
+    def from_dict(cls, values: Any) -> Manifest:
+        """Raises ValueError: a field is missing, unknown or of another type, a file lies outside the folder, or the
+        list of files was changed."""
+        manifest = decode(cls, values)
+        for path in manifest.files:
+            check_inside(path)
+        if manifest.digest != _digest(manifest.files):
+            raise ValueError("digest: is not that of the files listed; the list was changed after it was written")
+        return manifest
 
 
-def _input_records(values: Mapping[str, Any]) -> dict[str, list[InputRecord]]:
-    return {name: [InputRecord(**one) for one in many] for name, many in values.items()}
+def check_inside(path: str) -> None:
+    """Raise ValueError unless a path below an artifact's folder stays there: relative, without `..`."""
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path:
+        raise ValueError(f"{path!r}: expected a path inside the artifact's folder")
+
+
+def _digest(files: Mapping[str, FileRecord]) -> str:
+    return hash_json({path: asdict(record) for path, record in files.items()})
 
 
 def hash_json(value: Any) -> str:
@@ -140,7 +148,7 @@ def finish(
         config=config,
         inputs=inputs,
         files=files,
-        digest=hash_json({path: asdict(record) for path, record in files.items()}),
+        digest=_digest(files),
         versions=package_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
@@ -158,8 +166,7 @@ def finish_copy(folder: Path, original: Manifest) -> Manifest:
         name: [InputRecord(Path(record.path).name, record.digest) for record in records]
         for name, records in original.inputs.items()
     }
-    digest = hash_json({path: asdict(record) for path, record in files.items()})
-    manifest = replace(original, files=files, inputs=inputs, digest=digest)
+    manifest = replace(original, files=files, inputs=inputs, digest=_digest(files))
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 
@@ -197,14 +204,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not folder.is_dir():
         raise StageError(f"there is no artifact folder {folder}")
     path = folder / MANIFEST
-    try:
-        return Manifest.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StageError(
-            f"{path} is damaged ({type(error).__name__}: {error}); delete {folder} and make it again"
-        ) from error
+    if path.exists() and not os.access(path, os.R_OK):  # which is no damage
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    with reading(path, StageError, f"delete {folder} and make it again"):
+        return Manifest.from_dict(read_json(path, StageError, f"delete {folder} and make it again"))
 
 
 def digest_of(folder: Path) -> str:
@@ -233,7 +238,8 @@ def verify(folder: Path, kind: str) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    found = _hash_files(folder, list(manifest.files))
+    with reading(folder, StageError):
+        found = _hash_files(folder, list(manifest.files))
     for path, expected in manifest.files.items():
         if found[path].sha256 != expected.sha256:
             raise StageError(
@@ -254,15 +260,29 @@ def verify_quick(folder: Path, kind: str) -> None:
     if manifest.kind != kind:
         raise StageError(f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}")
     for path, expected in manifest.files.items():
-        try:
-            size = (folder / path).stat().st_size
-        except FileNotFoundError:
-            raise StageError(f"{folder / path} is missing. {_remedy(folder, manifest)}") from None
+        if not (folder / path).is_file():
+            raise StageError(f"{folder / path} is missing, or is no file. {_remedy(folder, manifest)}")
+        size = (folder / path).stat().st_size
         if size != expected.bytes:
             raise StageError(
                 f"{folder / path} has {size:,} bytes, expected {expected.bytes:,}: it was truncated or changed after "
                 f"stage {manifest.stage!r} wrote it. {_remedy(folder, manifest)}"
             )
+
+
+def verify_listed(folder: Path, files: Sequence[str]) -> None:
+    """Check that the manifest, where there is one, names the files in `folder` that are about to be loaded: `verify`
+    checks only what it names.
+
+    Raises:
+        StageError: it does not name one of them.
+    """
+    manifest = read_manifest(folder)
+    if manifest and (added := [name for name in files if name not in manifest.files and (folder / name).exists()]):
+        raise StageError(
+            f"{folder / added[0]} is not listed in {folder / MANIFEST}: it was added after stage {manifest.stage!r} "
+            f"wrote the artifact, and nothing vouches for it. {_remedy(folder, manifest)}"
+        )
 
 
 def unfinished(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING
 from pathlib import Path
@@ -14,9 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import artifact
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError
+from .reading import check_file, decode, read_json
 
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -53,10 +54,7 @@ def read_config(folder: Path, name: str, config_type: type[T], upgrade: Upgrade 
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("*"))) if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: expected {name}.json and {name}.safetensors, found {found or 'nothing'}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); restore the file or rerun") from error
+    values = read_json(path, CheckpointError)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected the keys and values of {config_type.__name__}, found {values!r:.60}")
     values = upgrade(values)
@@ -67,9 +65,25 @@ def read_config(folder: Path, name: str, config_type: type[T], upgrade: Upgrade 
     if changed:
         raise CheckpointError(f"{path}: {', '.join(changed)}. {_written_by(folder)}")
     try:
-        return config_type(**values)
-    except (TypeError, ConfigError) as error:
+        return decode(config_type, values)
+    except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise CheckpointError(f"{path} describes nothing that can be built: {error}. {_written_by(folder)}") from error
+
+
+def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade = _as_it_is) -> M:
+    """What `make` builds, filled as by `load_weights`. It is built without memory first and compared with the file, so
+    that sizes which a damaged config declares are never allocated.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    state = upgrade(load_tensors(folder, name))
+    with torch.device("meta"):
+        expected = make()
+    _check_fits(folder, name, state, expected)
+    module = make()
+    module.load_state_dict(state)
+    return module
 
 
 def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgrade = _as_it_is) -> None:
@@ -80,10 +94,14 @@ def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgr
         CheckpointError: names each missing, unexpected and misshapen tensor, or the damaged file.
     """
     state = upgrade(load_tensors(folder, name))
+    _check_fits(folder, name, state, module)
+    module.load_state_dict(state)
+
+
+def _check_fits(folder: Path, name: str, state: Mapping[str, torch.Tensor], module: torch.nn.Module) -> None:
     path = folder / f"{name}.safetensors"
     problem = f"{path} does not fit {type(module).__name__}. {_written_by(folder)}"
     check_same_tensors(state, module.state_dict(), problem)
-    module.load_state_dict(state)
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -94,6 +112,8 @@ def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """
     path = folder / f"{name}.safetensors"
     try:
+        if path.exists():
+            check_file(path, CheckpointError)
         path.open("rb").close()  # safetensors says of a file that it may not read that there is none
         return load_file(path)
     except FileNotFoundError:

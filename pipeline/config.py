@@ -35,6 +35,7 @@ from .config_schema import build, describe_type, find_key, make_schema, nearest,
 from .errors import ConfigError
 from .overrides import Override, read_overrides
 from .paths import user_path
+from .reading import check_yaml, reading
 from .stage import Stage
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
@@ -135,11 +136,14 @@ def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:
 
 def describe_files(folder: Path) -> dict[str, str]:
     """Return {name: description} of the YAML files in a folder; the description is a file's first comment."""
-    found = {}
-    for path in sorted(folder.glob("*.yaml")):
-        comments = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("#")]
-        found[path.stem] = next((comment for comment in comments if comment and not comment.startswith("@")), "")
-    return found
+    return {path.stem: describe_file(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def describe_file(path: Path) -> str:
+    """Return the first comment of a YAML file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line.lstrip("# ").rstrip() for line in lines if line.startswith("#")]
+    return next((comment for comment in comments if comment and not comment.startswith("@")), "")
 
 
 def load_config(
@@ -158,9 +162,24 @@ def load_config(
     Raises:
         ConfigError: naming the key, what was expected and what was found.
     """
+    if not _is_path(experiment):
+        return _load(experiment, overrides, stages, config_dir)
+    with reading(experiment, ConfigError, "correct it") if not overrides else contextlib.nullcontext():
+        try:
+            return _load(experiment, overrides, stages, config_dir)
+        except ConfigError:
+            if overrides:  # where the file alone is wrong, the error names it
+                load_config(experiment, stages=stages, config_dir=config_dir)
+            raise
+
+
+def _load(experiment: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]], config_dir: Path) -> RunConfig:
     types, schema = _schema(tuple(stages.items()))
     run_dir, read = read_overrides(overrides, types)
-    with _readable_errors(types, f"{experiment}: " if _is_path(experiment) else ""):
+    with (
+        reading(experiment, ConfigError, "correct it") if _is_path(experiment) else contextlib.nullcontext(),
+        _readable_errors(types, f"{experiment}: " if _is_path(experiment) else ""),
+    ):
         node = _compose(experiment, schema, config_dir)
     for override in read:
         _apply(node, override, types)
@@ -222,8 +241,9 @@ def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfi
     config_name = f"experiments/{experiment}"
     if _is_path(experiment):
         path = user_path(experiment)
-        if not path.is_file():
-            raise ConfigError(f"there is no experiment file {path.resolve()}")
+        if not path.exists() and not path.is_symlink():
+            raise ConfigError(f"there is no experiment file {path.absolute()}")
+        check_yaml(path, ConfigError)
         node: Any = OmegaConf.load(path)
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{path} must hold `key: value` lines, found {type(node).__name__}")

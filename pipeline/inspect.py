@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from . import artifact
 from .artifact import Manifest
 from .errors import DatasetError, StageError
 from .logging import duration
+from .reading import read_json, reading
 from .run_folder import RUN_FILE
 from .status import read_run_file, stage_rows
 
@@ -46,7 +46,8 @@ def describe(path: Path) -> RenderableType:
         return _describe_weights([path])
     if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
         policy = path / "policy.json"
-        facts = [_describe_policy(_read_json(policy))] if policy.is_file() else []
+        with reading(policy, StageError):
+            facts = [_describe_policy(read_json(policy, StageError))] if policy.is_file() else []
         return Group(*facts, _describe_weights(weights))
     from ..datasets.sources import open_reader
 
@@ -57,13 +58,6 @@ def describe(path: Path) -> RenderableType:
             f"{error}\n`orrery inspect` knows a run folder, an artifact's folder (RUN/pack), a .safetensors file, an "
             "HDF5 file, and the folder or id of a Minari dataset"
         ) from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StageError(f"{path} cannot be read ({error}); restore the file, or make it again") from error
 
 
 def _describe_run(folder: Path) -> RenderableType:
@@ -96,7 +90,8 @@ def _describe_artifact(folder: Path) -> RenderableType:
     parts: list[RenderableType] = [facts, Text("")]
     for file, show in _CONTENTS.items():
         if (folder / file).is_file():
-            parts += [show(_read_json(folder / file)), Text("")]
+            with reading(folder / file, StageError):
+                parts += [show(read_json(folder / file, StageError)), Text("")]
     if weights := sorted(folder.glob("*.safetensors")):
         parts += [_describe_weights(weights), Text("")]
     return Group(*parts, _files(manifest))
@@ -202,20 +197,17 @@ def _describe_dataset(reader: EpisodeReader) -> RenderableType:
 
 
 def _describe_weights(paths: Sequence[Path]) -> RenderableType:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     table = _table("tensor", "shape", "type", "count")
     counts = []
     for path in paths:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                    tensor = file.get_slice(name)
-                    counts.append(math.prod(tensor.get_shape()))
-                    if len(counts) <= SHOWN_TENSORS:
-                        table.add_row(Text(name), str(tensor.get_shape()), tensor.get_dtype(), f"{counts[-1]:,}")
-        except (SafetensorError, OSError) as error:
-            raise StageError(f"{path} cannot be read as safetensors: {error}") from error
+        with reading(path, StageError), safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                tensor = file.get_slice(name)
+                counts.append(math.prod(tensor.get_shape()))
+                if len(counts) <= SHOWN_TENSORS:
+                    table.add_row(Text(name), str(tensor.get_shape()), tensor.get_dtype(), f"{counts[-1]:,}")
     more = f", the first {SHOWN_TENSORS} shown" if len(counts) > SHOWN_TENSORS else ""
     files = ", ".join(path.name for path in paths)
     return Group(table, Text(f"{sum(counts):,} numbers in {len(counts)} tensors of {files}{more}"))

@@ -19,13 +19,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from . import artifact
 from .errors import OrreryError, StageError
+from .reading import decode, read_json
 from .run_folder import disk_errors, partial_folder
 from .stage import ProgressTask
 
@@ -121,7 +122,7 @@ def _path(function: JobFunction) -> str:
 
 def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     """Do the job in this process and publish its result."""
-    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    spec = read_json(folder / SPEC, StageError)
     module, _, name = spec["function"].partition(":")
     function: JobFunction = getattr(import_module(module), name)
     final = folder / RESULT
@@ -174,9 +175,11 @@ def describe_error(error: BaseException) -> str:
 
 
 def read_status(folder: Path) -> JobStatus:
-    """What status.json says; `waiting` where there is none."""
-    known = {field.name for field in fields(JobStatus)}
-    return JobStatus(**{name: value for name, value in _read_json(folder / STATUS).items() if name in known})
+    """What status.json says; `waiting` where there is none, or a damaged one."""
+    try:
+        return decode(JobStatus, _read_json(folder / STATUS))
+    except ValueError:
+        return JobStatus()
 
 
 def write_status(folder: Path, status: JobStatus) -> None:
@@ -203,6 +206,16 @@ class FileProgress:
         task.write()
 
 
+@dataclass(frozen=True)
+class _Progress:
+    """What progress.json says."""
+
+    description: str
+    total: float
+    completed: float
+    note: str
+
+
 class _FileProgressTask:
     def __init__(self, path: Path, description: str, total: float, completed: float) -> None:
         self._path, self._description, self._total, self._completed = path, description, total, completed
@@ -219,27 +232,24 @@ class _FileProgressTask:
 
     def write(self) -> None:
         self._written = time.monotonic()
-        values = {
-            "description": self._description,
-            "total": self._total,
-            "completed": self._completed,
-            "note": self._note,
-        }
+        progress = _Progress(self._description, self._total, self._completed, self._note)
         with artifact.replacing(self._path) as temporary:
-            temporary.write_text(json.dumps(values))
+            temporary.write_text(json.dumps(asdict(progress)))
 
 
 def read_progress(folder: Path) -> str:
     """In a few words how far the present or last attempt is; empty where it has not said."""
-    values = _read_json(folder / PROGRESS)
-    if not values:
+    try:
+        progress = decode(_Progress, _read_json(folder / PROGRESS))
+    except ValueError:
         return ""
-    return f"{values['description']} {values['completed']:g}/{values['total']:g} {values['note']}".rstrip()
+    return f"{progress.description} {progress.completed:g}/{progress.total:g} {progress.note}".rstrip()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where there is none, or a damaged one."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        values = read_json(path, StageError)
+    except StageError:
         return {}
-    return values
+    return values if isinstance(values, dict) else {}

@@ -8,12 +8,22 @@ from typing import Any
 
 from .errors import ConfigError
 
+MAX_LAYERS = 1000
+"""Of a network."""
+
 
 def check_counts(config: Any, *names: str) -> None:
     """Raise a ConfigError for the first of these fields that is below 1."""
     for name in names:
         if not getattr(config, name) >= 1:
             raise ConfigError(f"{name} must be at least 1, found {getattr(config, name)}")
+
+
+def check_layers(config: Any, *names: str) -> None:
+    """The same for those above MAX_LAYERS: a damaged file declares them, and they would take for ever to build."""
+    for name in names:
+        if getattr(config, name) > MAX_LAYERS:
+            raise ConfigError(f"{name} must be at most {MAX_LAYERS:,}, found {getattr(config, name):,}")
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -19,10 +18,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from .artifact import MadeFrom, write_json
 from .errors import OrreryError, StageError
+from .reading import decode, file_remedy, read_json
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -122,7 +122,7 @@ def disk_errors(folder: Path | None = None) -> Iterator[None]:
             # shutil.rmtree names an entry by its last part alone.
             inside = folder is not None and len(path.parts) == 1 and not os.path.lexists(path)
             where = f"{path} in {folder}" if inside else str(path.absolute())
-            raise StageError(f"{where}: {found.strerror}. {_remedy(found, path.absolute(), folder)}") from error
+            raise StageError(f"{where}: {found.strerror}. {file_remedy(found, path.absolute(), folder)}") from error
         raise
 
 
@@ -143,23 +143,6 @@ def _no_space(error: BaseException, folder: Path | None) -> str:
     return ""
 
 
-def _remedy(error: OSError, path: Path, folder: Path | None) -> str:
-    ours = folder is not None and path.is_relative_to(folder.absolute())
-    elsewhere = "choose another folder with run_dir=PATH"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        gone = folder if folder is not None and ours and not folder.is_dir() else path
-        return f"{gone} was deleted or moved; run the same command again, which makes what is missing"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        with contextlib.suppress(OSError, KeyError):
-            return f"It belongs to {path.owner()}: change its permissions" + (f", or {elsewhere}" if ours else "")
-        return f"Change the permissions of its folder, or {elsewhere}"
-    if error.errno == errno.EROFS:
-        return "The file system is mounted read-only: " + (elsewhere if ours else "choose another")
-    if error.errno == errno.ELOOP:
-        return "A link there leads back to itself; remove it"
-    return "Check the file, then run the same command again"
-
-
 def _try_to_write(folder: Path) -> None:
     """Raise the OSError of a disk that is full or cannot be written."""
     with tempfile.TemporaryFile(dir=folder) as probe:
@@ -174,6 +157,14 @@ class Attempt:
     made_from: MadeFrom
     seconds: float = 0.0
     """Spent by this and earlier attempts with the same key, up to the last sign of life."""
+
+
+@dataclass(frozen=True)
+class _AttemptRecord(Attempt):
+    """What the file of an attempt says."""
+
+    started: float | None = None
+    """Unix time at which it began; None once it has ended and its time is in `seconds`."""
 
 
 def partial_folder(final: Path) -> Path:
@@ -194,14 +185,18 @@ def write_attempt(final: Path, attempt: Attempt, *, running: bool) -> None:
 
 
 def read_attempt(final: Path) -> Attempt | None:
-    """Return the unfinished attempt at the artifact `final`, or None."""
+    """Return the unfinished attempt at the artifact `final`; None where there is none, or nothing can be read of it."""
+    path = attempt_file(final)
     try:
-        values: dict[str, Any] = json.loads(attempt_file(final).read_text(encoding="utf-8"))
-        key, made_from = values["key"], MadeFrom.from_dict(values["made_from"])
-        seconds, started = values["seconds"], values["started"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if started is not None:  # it was killed and could not write its time down
+    try:
+        record = decode(_AttemptRecord, read_json(path, StageError))
+    except (StageError, ValueError):
+        return None
+    seconds = record.seconds
+    if record.started is not None:  # it was killed and could not write its time down
         times = [path.stat().st_mtime for path in partial_folder(final).rglob("*")]
-        seconds += max(0.0, max(times, default=0.0) - started)
-    return Attempt(key, made_from, seconds)
+        seconds += max(0.0, max(times, default=0.0) - record.started)
+    return Attempt(record.key, record.made_from, seconds)

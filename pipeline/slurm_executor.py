@@ -4,7 +4,6 @@ again by what stands in their folders' submission.json."""
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -22,6 +21,7 @@ from .errors import StageError
 from .executors import FanoutConfig, JobNeeds
 from .job_process import GRACE_SECONDS, JobProcess
 from .jobs import SUBMISSION, read_status, write_status
+from .reading import read_json
 
 SUBMITIT_FOLDER = ".submitit"
 """Beside the job folders: submission scripts, and what SLURM and submitit printed."""
@@ -127,10 +127,8 @@ def cancel(folder: Path) -> None:
 
 
 def _read(folder: Path) -> dict[str, str]:
-    try:
-        values: dict[str, str] = json.loads((folder / SUBMISSION).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    path = folder / SUBMISSION
+    values: dict[str, str] = read_json(path, StageError) if path.exists() else {}
     return values
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,25 @@ from . import artifact
 from .errors import StageError
 from .jobs import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
 from .logging import duration
+from .reading import decode, read_json, reading
 from .run_folder import RUN_FILE, jobs_folder, lock_holder, read_attempt
+
+
+@dataclass(frozen=True)
+class _StageRecord:
+    stage: str
+    status: str
+    seconds: float
+    summary: str
+
+
+@dataclass(frozen=True)
+class _RunRecord:
+    """What is read of run.json."""
+
+    experiment: str
+    overrides: list[str]
+    stages: list[_StageRecord]
 
 
 def describe_status(run_dir: Path) -> RenderableType:
@@ -48,13 +66,12 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / RUN_FILE
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}. `orrery run` makes one") from None
-    except (ValueError, NotADirectoryError) as error:
-        raise StageError(
-            f"{path} cannot be read ({error}); `orrery run` with the same run_dir writes it again"
-        ) from error
+    with reading(path, StageError, "`orrery run` with the same run_dir writes it again"):
+        record: dict[str, Any] = read_json(path, StageError, "`orrery run` with the same run_dir writes it again")
+        decode(_RunRecord, record)
     return record
 
 

@@ -24,10 +24,11 @@ from typing import Any
 
 import yaml
 
-from .config import CONFIG_DIR, RunConfig, describe_files, load_config
+from .config import CONFIG_DIR, RunConfig, describe_file, describe_files, load_config
 from .config_schema import nearest
 from .errors import ConfigError
 from .paths import user_path
+from .reading import check_yaml, reading
 from .stage import Stage
 
 STUDY_KEYS = ("experiment", "overrides", "grid", "variants")
@@ -99,9 +100,11 @@ def load_study(source: str, overrides: Sequence[str] = (), *, config_dir: Path =
                 + "\nYour own: give the path of a .yaml file."
             )
         path = config_dir / "studies" / f"{source}.yaml"
-    elif not path.is_file():
-        raise ConfigError(f"there is no study file {path.resolve()}")
-    values = _read(path)
+    elif not path.exists() and not path.is_symlink():
+        raise ConfigError(f"there is no study file {path.absolute()}")
+    with reading(path, ConfigError, "correct it"):
+        check_yaml(path, ConfigError)
+        values = _read(path)
     shared, grid, run_dir = list(values["overrides"]), dict(values["grid"]), Path("runs") / path.stem
     typed = [override for override in overrides if not override.startswith("run_dir=")]
     for override in overrides:
@@ -118,7 +121,7 @@ def load_study(source: str, overrides: Sequence[str] = (), *, config_dir: Path =
     return Study(
         name=path.stem,
         source=str(path.resolve()) if given_path else source,
-        description=describe_files(path.parent)[path.stem] if path.suffix == ".yaml" else "",
+        description=describe_file(path),
         run_dir=run_dir,
         experiment=experiment,
         typed=tuple(typed),
@@ -187,12 +190,7 @@ def show(value: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not YAML: {' '.join(str(error).split())}. Quote a key=value that holds brackets or a colon"
-        ) from error
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, found {type(values).__name__}")
     for key in values:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import mmap as memory
 import pickletools
 import threading
 import zipfile
@@ -56,13 +57,16 @@ class TensorTree(dict[str, Any]):
         """Leading dimensions that all entries share; None where the file does not say."""
 
 
-def read_torch_file(path: str | Path, mmap: bool = True, *, error: type[OrreryError] = CheckpointError) -> Any:
+def read_torch_file(
+    path: str | Path, mmap: bool = True, *, checksums: bool = True, error: type[OrreryError] = CheckpointError
+) -> Any:
     """What `torch.save` wrote to `path`, on the CPU.
 
     Args:
         path: a file in either of torch's formats.
         mmap: map tensors from the file instead of copying them, so that reading one reads its part of the file. They
             may be written to, which leaves the file as it is. The legacy format cannot be mapped and is copied.
+        checksums: compare the CRC-32 of every tensor, which reads the whole file; the legacy format has none.
         error: class of the errors raised.
     Returns:
         Tensors without gradient, in dicts, lists, tuples and sets with numbers, text, bytes, None, torch.Size,
@@ -75,7 +79,7 @@ def read_torch_file(path: str | Path, mmap: bool = True, *, error: type[OrreryEr
     if not path.is_file():
         raise error(f"no file at {path}: expected one written by torch.save (.pt, .pth)")
     try:
-        mapped = _check(path, error)
+        mapped = _check(path, error, checksums)
         with _allowing(_STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return _Plain(path, error, copy=mapped and not mmap)(content, "")
@@ -90,11 +94,14 @@ def read_torch_file(path: str | Path, mmap: bool = True, *, error: type[OrreryEr
         ) from reason
 
 
-def _check(path: Path, error: type[OrreryError]) -> bool:
+def _check(path: Path, error: type[OrreryError], checksums: bool) -> bool:
     """Refuse what will not be read, by name. Returns whether the file is a zip archive, which can be mapped."""
-    with path.open("rb") as file:
+    if not path.stat().st_size:
+        raise error(f"{path}: is not a file written by torch.save; expected a .pt or .pth file")
+    # Mapped, since a file would set aside what a damaged pickle says is coming before it looks.
+    with path.open("rb") as opened, memory.mmap(opened.fileno(), 0, access=memory.ACCESS_READ) as file:
         if file.read(4) == b"PK\x03\x04":
-            _check_names(path, io.BytesIO(_zipped_pickle(path, error)), error)
+            _check_names(path, io.BytesIO(_zipped_pickle(path, error, checksums)), error)
             return True
         file.seek(0)
         try:
@@ -108,7 +115,7 @@ def _check(path: Path, error: type[OrreryError]) -> bool:
     return False
 
 
-def _zipped_pickle(path: Path, error: type[OrreryError]) -> bytes:
+def _zipped_pickle(path: Path, error: type[OrreryError], checksums: bool) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
@@ -118,6 +125,8 @@ def _zipped_pickle(path: Path, error: type[OrreryError]) -> bytes:
                 raise error(f"{path}: is a TorchScript program, not data; expected a file written by torch.save")
             if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
                 raise error(f"{path}: was compressed after torch.save wrote it; fetch the original file")
+            if checksums and (damaged := archive.testzip()):
+                raise error(f"{path}: is damaged: {damaged} in it has another checksum; fetch or write it again")
             return archive.read(records["data.pkl"])
     except zipfile.BadZipFile as reason:
         raise error(
@@ -125,7 +134,7 @@ def _zipped_pickle(path: Path, error: type[OrreryError]) -> bytes:
         ) from reason
 
 
-def _check_names(path: Path, pickle: IO[bytes], error: type[OrreryError]) -> None:
+def _check_names(path: Path, pickle: IO[bytes] | memory.mmap, error: type[OrreryError]) -> None:
     """Refuse a pickle that refers to a `module.name` which is not read. The message says after which text, which is
     mostly the key whose value it is."""
     refused: dict[str, str] = {}
@@ -226,6 +235,7 @@ class _Plain:
 
     def __init__(self, path: Path, error: type[OrreryError], *, copy: bool) -> None:
         self._path, self._error, self._copy = path, error, copy
+        self._num_bytes = path.stat().st_size
         self._done: dict[int, Any] = {}
 
     def __call__(self, value: Any, where: str) -> Any:
@@ -241,6 +251,11 @@ class _Plain:
         if type(value) in (list, tuple, set):
             return type(value)(self(one, f"{where}[{index}]") for index, one in enumerate(value))
         if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
+            if value.numel() * value.element_size() > self._num_bytes:  # repeated by a stride of 0
+                raise self._error(
+                    f"{self._path}: {where or 'its content'} says that it is {list(value.shape)}, more than the file's "
+                    f"{self._num_bytes:,} bytes; save it as a contiguous tensor"
+                )
             return value.detach().clone() if self._copy else value.detach()
         if type(value) in _PLAIN:
             return value

@@ -5,7 +5,6 @@ evaluate, collect and report use nothing else, so they never ask which algorithm
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +14,13 @@ import torch
 from torch import nn
 
 from ..datasets.schema import TaskSpec
-from ..pipeline.artifact import verify
-from ..pipeline.checkpoint import load_weights, read_config, save_weights
+from ..pipeline.artifact import MANIFEST, verify, verify_listed
+from ..pipeline.checkpoint import load_module, read_config, save_weights
 from ..pipeline.errors import CheckpointError
 from ..pipeline.hub import find_artifact
 from ..pipeline.paths import user_path
-from .policy_index import PolicyIndex
+from ..pipeline.reading import read_json, reading
+from .policy_index import POLICIES_FILE, PolicyIndex
 
 _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
@@ -57,10 +57,16 @@ class Policy(Protocol):
             OrreryError: there is no such policy, it cannot be downloaded, it is of another kind, or it is damaged.
         """
         folder = find_artifact(reference, "policies")
-        verify(folder, "policies")
-        if (folder / "policy.json").is_file():
-            return load_policy(folder)
-        return load_policy(folder / _choose(folder, task, algorithm, seed))
+        alone = (folder / "policy.json").is_file()
+        policy = folder if alone else folder / _choose(folder, task, algorithm, seed)
+        # The artifact that it is part of vouches for it, also where the policy's own folder was named.
+        artifact = next((one for one in (folder, *folder.parents[:3]) if (one / MANIFEST).is_file()), folder)
+        verify(artifact, "policies")
+        inside = policy.relative_to(artifact)
+        verify_listed(
+            artifact, [POLICIES_FILE, *((inside / name).as_posix() for name in ("policy.json", "policy.safetensors"))]
+        )
+        return load_policy(policy)
 
 
 class StoredPolicy(nn.Module):
@@ -84,8 +90,9 @@ class StoredPolicy(nn.Module):
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote; raises CheckpointError where it does not fit."""
         folder = user_path(folder)
-        policy = cls(read_config(folder, "policy", cls.Config, cls.upgrade_config))
-        load_weights(folder, "policy", policy, cls.upgrade_weights)
+        with reading(folder / "policy.json", CheckpointError):
+            config: Any = read_config(folder, "policy", cls.Config, cls.upgrade_config)
+            policy = load_module(folder, "policy", lambda: cls(config), cls.upgrade_weights)
         return policy.eval().requires_grad_(False)
 
     @staticmethod
@@ -123,14 +130,13 @@ def load_policy(folder: str | Path) -> Policy:
     path = folder / "policy.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected a policy folder with policy.json, which is not there")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("kind")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not describe a policy ({error}); restore the file or rerun") from error
-    if kind not in _KINDS:
-        raise CheckpointError(f"{path}: policy kind {kind!r}, this version knows: {', '.join(_KINDS)}")
-    module, name = _KINDS[kind]
-    return getattr(import_module(f".{module}", __package__), name).load(folder)
+    with reading(path, CheckpointError):
+        kind = read_json(path, CheckpointError).get("kind")
+        if kind not in _KINDS:
+            raise CheckpointError(f"{path}: policy kind {kind!r}, this version knows: {', '.join(_KINDS)}")
+        module, name = _KINDS[kind]
+        policy: Policy = getattr(import_module(f".{module}", __package__), name).load(folder)
+    return policy
 
 
 def _choose(artifact: Path, task: str | None, algorithm: str | None, seed: int | None) -> str:

@@ -5,15 +5,15 @@ Needs no torch, so that a run's configuration can be checked against it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..datasets.schema import TaskSpec
-from ..pipeline.artifact import write_json
+from ..pipeline.artifact import check_inside, write_json
 from ..pipeline.errors import CheckpointError, ConfigError
+from ..pipeline.reading import decode, read_json, reading
 
 POLICIES_FILE = "policies.json"
 
@@ -34,6 +34,22 @@ def write_index(artifact: Path, tasks: Iterable[TaskSpec], entries: Sequence[Map
 
 
 @dataclass(frozen=True)
+class _Entry:
+    algorithm: str
+    task: str
+    seed: int
+    path: str
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What policies.json has at least."""
+
+    tasks: list[dict[str, Any]]
+    policies: list[_Entry]
+
+
+@dataclass(frozen=True)
 class PolicyIndex:
     """What policies.json says."""
 
@@ -46,19 +62,13 @@ class PolicyIndex:
     def read(cls, artifact: Path) -> PolicyIndex:
         """Raises CheckpointError: it is not there, or not as `write_index` leaves it."""
         path = artifact / POLICIES_FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            for entry in values["policies"]:
-                entry["algorithm"], entry["task"], entry["seed"], entry["path"]
+        if not path.exists():
+            raise CheckpointError(f"{artifact}: expected {POLICIES_FILE}, which lists policies; it is not there")
+        with reading(path, CheckpointError, "run its stage again"):
+            values = read_json(path, CheckpointError, "run its stage again")
+            for entry in decode(_Index, values).policies:
+                check_inside(entry.path)
             return cls(artifact, [TaskSpec.from_dict(task) for task in values["tasks"]], values["policies"])
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{artifact}: expected {POLICIES_FILE}, which lists policies; it is not there"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} lists no policies ({type(error).__name__}: {error}); rerun its stage"
-            ) from error
 
     def folders(self, tasks: Iterable[str], algorithm: str, key: str) -> dict[str, list[Path]]:
         """The folders of an algorithm's policies by task, one per seed.

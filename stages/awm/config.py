@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_shares
+from ...pipeline.ranges import check_choices, check_counts, check_layers, check_not_negative, check_shares
 
 KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
 """markov: s' = s + f(s, a) or f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent
@@ -58,6 +58,7 @@ class SequenceModelConfig:
     def __post_init__(self) -> None:
         check_choices(self, kind=KINDS)
         check_counts(self, "horizon", "width", "layers", "heads", "states", "stride", "task_dim")
+        check_layers(self, "layers")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         for name, known in (("target", TARGETS), ("likelihood", LIKELIHOODS)):

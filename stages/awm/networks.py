@@ -27,9 +27,10 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskTable, read_table
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
-from ...pipeline.errors import ConfigError
+from ...pipeline.checkpoint import load_module, read_config, save_weights
+from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.paths import user_path
+from ...pipeline.reading import reading
 from .config import SequenceModelConfig
 
 LOG_STD = (-3.0, 1.0)
@@ -341,8 +342,8 @@ def load_model(folder: str | Path) -> SequenceModel:
         CheckpointError: files missing, or weights that do not fit the config and task table, each named.
     """
     folder = user_path(folder)
-    config = read_config(folder, "sequence_model", SequenceModelConfig)
-    table = read_table(folder)
-    model = build_model(config, table)
-    load_weights(folder, "sequence_model", model)
+    with reading(folder / "sequence_model.json", CheckpointError):
+        config, table = read_config(folder, "sequence_model", SequenceModelConfig), read_table(folder)
+        table.check_fits(folder / "sequence_model.safetensors")
+        model = load_module(folder, "sequence_model", lambda: build_model(config, table))
     return model.eval().requires_grad_(False)

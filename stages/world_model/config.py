@@ -10,7 +10,14 @@ from typing import Any
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.artifact import MANIFEST, read_manifest
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive, check_shares
+from ...pipeline.ranges import (
+    check_choices,
+    check_counts,
+    check_layers,
+    check_not_negative,
+    check_positive,
+    check_shares,
+)
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
@@ -100,6 +107,7 @@ class WorldModelConfig:
             raise ConfigError(f"latent_dim {widths['latent_dim']} is not a multiple of simnorm_dim {self.simnorm_dim}")
         check_choices(self, activation=ACTIVATION_NAMES, latent=LATENT_NAMES, dynamics=DYNAMICS)
         check_counts(self, "awm_width", "awm_layers", "awm_heads")
+        check_layers(self, "encoder_layers", "awm_layers")
         if self.awm_width % self.awm_heads:
             raise ConfigError(f"awm_width ({self.awm_width}) must be a multiple of awm_heads ({self.awm_heads})")
         if self.disagreement_heads == 1 or self.disagreement_heads < 0:

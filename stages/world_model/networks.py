@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskTable, read_table
-from ...pipeline.artifact import verify
-from ...pipeline.checkpoint import load_weights, read_config, save_weights
-from ...pipeline.errors import ConfigError
+from ...pipeline.artifact import verify, verify_listed
+from ...pipeline.checkpoint import load_module, read_config, save_weights
+from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
+from ...pipeline.reading import reading
 from .activations import ACTIVATIONS, Activation, simnorm
 from .config import WorldModelConfig
 from .ensemble import HeadEnsemble
@@ -321,6 +322,7 @@ class WorldModel(nn.Module):
         """
         folder = find_artifact(reference, "world_model")
         verify(folder, "world_model")
+        verify_listed(folder, ("model.json", "model.safetensors", "tasks.json"))
         model = cls.load(folder, frozen=frozen)
         model.origin = folder
         return model
@@ -343,7 +345,8 @@ class WorldModel(nn.Module):
             CheckpointError: files missing, or weights that do not fit the config and task table, each named.
         """
         folder = user_path(folder)
-        config = read_config(folder, "model", WorldModelConfig)
-        model = cls(config, read_table(folder))
-        load_weights(folder, "model", model)
+        with reading(folder / "model.json", CheckpointError):
+            config, table = read_config(folder, "model", WorldModelConfig), read_table(folder)
+            table.check_fits(folder / "model.safetensors")
+            model = load_module(folder, "model", lambda: cls(config, table))
         return model.freeze() if frozen else model

@@ -62,7 +62,7 @@ def test_a_missing_file_a_wrong_kind_and_a_broken_manifest(tmp_path: Path) -> No
     with pytest.raises(StageError, match=r"names\.txt is missing"):
         artifact.verify(tmp_path / "a", "store")
     (tmp_path / "a" / artifact.MANIFEST).write_text('{"kind": "store"')
-    with pytest.raises(StageError, match=r"manifest\.json is damaged"):
+    with pytest.raises(StageError, match=r"manifest\.json is not JSON"):
         artifact.verify(tmp_path / "a", "store")
     with pytest.raises(StageError, match="no artifact folder"):
         artifact.verify(tmp_path / "none", "store")
@@ -128,3 +128,30 @@ def test_derived_seeds_are_fixed_and_depend_on_order_and_type() -> None:
     # By hand: the first eight bytes, little-endian, of sha256 of the text [0, "collect"].
     assert derive_seed(0, "collect") == 13934849164573948267
     assert len({derive_seed(0, 1), derive_seed(1, 0), derive_seed("0", 1), derive_seed(0, 1, 0)}) == 4
+
+
+@pytest.mark.parametrize("path", ["../outside.txt", "/etc/passwd", "deep/../../x", ""])
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path, path: str) -> None:
+    make(tmp_path / "a")
+    changed = json.loads((tmp_path / "a" / artifact.MANIFEST).read_text())
+    changed["files"][path] = changed["files"].pop("names.txt")
+    (tmp_path / "a" / artifact.MANIFEST).write_text(json.dumps(changed))
+    with pytest.raises(StageError, match=r"manifest\.json .* expected a path inside the artifact's folder"):
+        artifact.verify(tmp_path / "a", "store")
+
+
+def test_a_file_cannot_be_taken_off_the_manifest(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    changed = json.loads((tmp_path / "a" / artifact.MANIFEST).read_text())
+    del changed["files"]["names.txt"]
+    (tmp_path / "a" / artifact.MANIFEST).write_text(json.dumps(changed))
+    with pytest.raises(StageError, match=r"manifest\.json .* the list was changed after it was written"):
+        artifact.verify(tmp_path / "a", "store")
+
+
+def test_a_file_that_is_loaded_has_to_be_listed(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    artifact.verify_listed(tmp_path / "a", ["names.txt", "absent.txt"])
+    (tmp_path / "a" / "added.json").write_text("{}")
+    with pytest.raises(StageError, match=r"added\.json is not listed in .*manifest\.json"):
+        artifact.verify_listed(tmp_path / "a", ["names.txt", "added.json"])

@@ -45,7 +45,7 @@ def test_a_file_that_was_cut_short_is_named(name: str, tmp_path: Path, capsys) -
     save_file({"weight": np.zeros(2, np.float32)}, tmp_path / "policy.safetensors")
     (tmp_path / name).write_text('{"stages": [')
     assert main(["inspect", str(tmp_path)]) == 2
-    assert f"{tmp_path / name} cannot be read" in capsys.readouterr().err
+    assert f"{tmp_path / name} is not JSON" in capsys.readouterr().err
 
 
 def test_weights(inspect, tmp_path: Path) -> None:

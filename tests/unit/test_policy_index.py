@@ -38,10 +38,20 @@ def test_a_task_without_a_policy_is_named_with_those_that_have_one(tmp_path):
 )
 def test_a_damaged_index_is_refused(tmp_path, text):
     (tmp_path / POLICIES_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match="lists no policies"):
+    with pytest.raises(
+        CheckpointError, match=r"policies\.json (is not JSON|cannot be read) .*; (it is damaged, )?run its stage again"
+    ):
         PolicyIndex.read(tmp_path)
 
 
 def test_an_index_that_is_not_there_is_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected policies\.json"):
+        PolicyIndex.read(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/tmp/elsewhere", "pwm/../../x"])
+def test_a_policy_outside_the_artifact_is_refused(tmp_path, path):
+    entry = {"algorithm": "pwm", "task": "toy/a", "seed": 0, "path": path}
+    (tmp_path / POLICIES_FILE).write_text(json.dumps({"tasks": [], "policies": [entry]}))
+    with pytest.raises(CheckpointError, match=r"policies\.json .* expected a path inside the artifact's folder"):
         PolicyIndex.read(tmp_path)

@@ -77,7 +77,7 @@ def test_damaged_descriptions_are_named(tmp_path):
         TaskStore.open(tmp_path)
     (tmp_path / "store.json").write_text(described)
     (tmp_path / "tasks.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"tasks\.json: expected a list of task specs"):
+    with pytest.raises(CheckpointError, match=r"tasks\.json is not JSON"):
         TaskStore.open(tmp_path)
 
 
@@ -85,3 +85,40 @@ def test_damaged_descriptions_are_named(tmp_path):
 def test_a_discount_that_sums_no_returns_is_refused(discount):
     with pytest.raises(TaskError, match=r"discount must lie in \[0, 1\)"):
         TaskSpec("toy/a", 2, 1, 50, discount=discount)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"offsets": np.array([0, 5, 11], np.int32)}, r"offsets is int32 \[3\], expected int64 \[3\]"),
+        ({"offsets": np.array([1, 5, 11])}, "offsets must rise from 0 by at least two rows"),
+        ({"offsets": np.array([0, 10, 11])}, "offsets must rise from 0 by at least two rows"),
+        ({"offsets": np.array([0, 5, 12])}, "holds 10 transitions, store.json says 9"),
+        ({"terminated": np.array([True, True])}, "holds 2 terminated, store.json says 1"),
+        ({"terminated": np.array([True])}, r"terminated is bool \[1\], expected bool \[2\] for the 2 episodes"),
+        ({"returns": np.zeros((2, 1))}, r"returns is float64 \[2, 1\], expected float64 \[2\]"),
+        ({"returns": np.array([None, 1])}, "declares"),
+    ],
+)
+def test_episodes_that_are_not_those_of_the_store_are_refused(tmp_path, changes, message):
+    write_store(tmp_path, [(SPEC, [numbered_episode(SPEC, 0, 4, terminated=True), numbered_episode(SPEC, 1, 5)])])
+    path = tmp_path / SPEC.slug / "episodes.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **(arrays | changes))
+    with pytest.raises(DatasetError, match=message) as caught:
+        TaskStore.open(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("action_kind", "continous"), ("score_kind", 3), ("terminates", "yes"), ("reports_success", 1),
+        ("observation_dim", 2.0), ("episode_length", True), ("action_dim", "2"), ("score_random", "low"),
+        ("score_expert", float("inf")), ("environment", []), ("name", ".."), ("name", ""), ("name", 5),
+    ],
+)  # fmt: skip
+def test_a_task_with_a_field_of_another_kind_is_refused(field, value):
+    with pytest.raises(TaskError, match="task's name" if field == "name" else f"task 'toy/point': {field} must be"):
+        TaskSpec.from_dict(SPEC.to_dict() | {"name": "toy/point", field: value})

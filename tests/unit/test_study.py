@@ -286,7 +286,7 @@ def test_a_branch_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
         ("variants: {a: [scale]}", [], "expected key=value, found 'scale'"),
         ("variants: {a b: []}", [], "a variant's name is made of letters, digits and ._+-, found 'a b'"),
         ("gird: {add.scale: [1]}", [], "a study has no key 'gird'. Did you mean 'grid'?"),
-        ("variants: {a: [make.weights={a: 1}]}", [], "Quote a key=value that holds brackets or a colon"),
+        ("variants: {a: [make.weights={a: 1}]}", [], "Quote text that holds brackets or a colon"),
         ("", [], "a study needs a `grid`, or `variants`"),
         ("grid: {add.scale: 3}", [], "grid.add.scale must be a list of values, found 3"),
         ("grid: {add.scale: [1, 1]}", [], "grid.add.scale repeats 1"),

@@ -260,3 +260,21 @@ def test_another_pickle_protocol_is_named(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "file.pt", pickle_protocol=4)
     with pytest.raises(CheckpointError, match="written with pickle protocol 4, expected 2"):
         read_torch_file(tmp_path / "file.pt")
+
+
+def test_one_bit_of_one_tensor_is_found_by_its_checksum(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save({"weight": torch.zeros(1000), "other": torch.ones(3)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(2000)) + 1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"file\.pt: is damaged: file/data/0 in it has another checksum"):
+        read_torch_file(path)
+    assert read_torch_file(path, checksums=False)["weight"].sum() > 0  # for files that were checked before
+
+
+def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save({"weight": torch.zeros(1).expand(10**12)}, path)
+    with pytest.raises(CheckpointError, match=r"\['weight'\] says that it is \[1000000000000\], more than the file's"):
+        read_torch_file(path)

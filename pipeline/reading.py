@@ -1,0 +1,223 @@
+"""The boundary between a file that anybody may have written and the code that reads it.
+
+Parsers raise what they like about a damaged file: KeyError, UnicodeDecodeError, RecursionError, an error of their
+library. `reading` surrounds all that a format's reader does with a file and turns these into one error that names the
+file, so that no reader has to foresee each way in which a file can be wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import math
+import os
+import stat
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import OrreryError
+
+T = TypeVar("T")
+
+RESTORE = "restore the file, or make it again"
+
+YAML_NODES = 200_000
+"""Values that a YAML file may hold once its aliases are expanded; an experiment holds some hundred."""
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, error: type[OrreryError], remedy: str = RESTORE) -> Iterator[None]:
+    """Turn whatever the block raises into an `error` that names `path`. Errors of ours pass, and gain the path if they
+    lack it.
+
+    Args:
+        remedy: what to do about a damaged file; ends the message.
+    """
+    try:
+        yield
+    except OrreryError as known:
+        if str(path) in str(known):
+            raise
+        raise type(known)(f"{path}: {known}") from known
+    except OSError as reason:
+        if reason.filename is None:  # of a library that has read the file, HDF5's for example
+            raise error(f"{path} cannot be read ({reason}); it is damaged, {remedy}") from reason
+        refused = Path(os.fsdecode(reason.filename)).absolute()
+        raise error(f"{refused}: {reason.strerror}. {file_remedy(reason, refused)}") from reason
+    except MemoryError as reason:
+        raise error(f"{path}: says that it holds more than fits into memory; it is damaged, {remedy}") from reason
+    except RecursionError as reason:
+        raise error(f"{path}: is nested too deeply to be read; it is damaged, {remedy}") from reason
+    except Exception as reason:
+        said = " ".join(str(reason).split())[:300]
+        raise error(f"{path} cannot be read ({type(reason).__name__}: {said}); it is damaged, {remedy}") from reason
+
+
+def file_remedy(error: OSError, path: Path, folder: Path | None = None) -> str:
+    """What to do where the file system refuses `path`.
+
+    Args:
+        folder: where the command writes.
+    """
+    ours = folder is not None and path.is_relative_to(folder.absolute())
+    elsewhere = "choose another folder with run_dir=PATH"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        gone = folder if folder is not None and ours and not folder.is_dir() else path
+        return f"{gone} was deleted or moved; run the same command again, which makes what is missing"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        with contextlib.suppress(OSError, KeyError):
+            return f"It belongs to {path.owner()}: change its permissions" + (f", or {elsewhere}" if ours else "")
+        return f"Change the permissions of its folder, or {elsewhere}"
+    if error.errno == errno.EROFS:
+        return "The file system is mounted read-only: " + (elsewhere if ours else "choose another")
+    if error.errno == errno.ELOOP:
+        return "A link there leads back to itself; remove it"
+    return "Check the file, then run the same command again"
+
+
+def check_file(path: Path, error: type[OrreryError]) -> None:
+    """Raise `error` unless `path` is a file: opening a named pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as reason:
+        found = "a link that leads nowhere" if path.is_symlink() else "nothing"
+        raise error(f"{path}: expected a file, found {found}; {RESTORE}") from reason
+    except OSError as reason:
+        raise error(f"{path}: {reason.strerror}. {file_remedy(reason, path.absolute())}") from reason
+    if not stat.S_ISREG(mode):
+        raise error(
+            f"{path}: expected a file, found a {'folder' if stat.S_ISDIR(mode) else 'named pipe or device'}; {RESTORE}"
+        )
+
+
+def read_text(path: Path, error: type[OrreryError]) -> str:
+    """The text of a file in UTF-8; raises `error`, which names it."""
+    check_file(path, error)
+    with reading(path, error):
+        return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path, error: type[OrreryError], remedy: str = RESTORE) -> Any:
+    """The value of a JSON file; raises `error`, which names the file."""
+    text = read_text(path, error)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path} is not JSON ({reason}); {remedy}") from reason
+
+
+def check_yaml(path: Path, error: type[OrreryError]) -> None:
+    """Raise `error` where aliases of a YAML file expand to more than YAML_NODES values, or to themselves: a few lines
+    can stand for billions of values."""
+    import yaml
+
+    text = read_text(path, error)
+    with reading(path, error, "correct it"):
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as reason:
+            raise error(
+                f"{path} is not YAML: {' '.join(str(reason).split())}. Quote text that holds brackets or a colon"
+            ) from reason
+        if root is not None and (nodes := _expanded(root)) > YAML_NODES:
+            found = "without end" if math.isinf(nodes) else f"to {nodes:,} values"
+            raise error(f"{path}: its aliases (&name, *name) expand {found}, at most {YAML_NODES:,} are read")
+
+
+def _expanded(root: Any) -> float:
+    """Nodes below a YAML node, each counted as often as it is referred to; infinite where it holds itself."""
+    counts: dict[int, float] = {}
+
+    def count(node: Any) -> float:
+        if id(node) not in counts:
+            counts[id(node)] = math.inf  # until it is known: what refers to itself meanwhile has no end
+            inner = node.value if isinstance(node.value, list) else ()
+            counts[id(node)] = 1 + sum(sum(map(count, one)) if isinstance(one, tuple) else count(one) for one in inner)
+        return counts[id(node)]
+
+    return count(root)
+
+
+def read_npz(path: Path, error: type[OrreryError]) -> dict[str, Any]:
+    """The arrays of a file that `numpy.savez` wrote, after comparing the sizes that it declares with its own.
+
+    Raises:
+        OrreryError, of the class `error`: there is no such file, or it is damaged.
+    """
+    import zipfile
+
+    import numpy as np
+
+    check_file(path, error)
+    with reading(path, error):
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
+                    raise error(f"{path}: {record.filename} is compressed or larger than the file; {RESTORE}")
+                with archive.open(record) as file:
+                    version = np.lib.format.read_magic(file)
+                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                    shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
+                declared = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or declared > record.file_size:
+                    raise error(
+                        f"{path}: {record.filename} declares {list(shape)} {dtype}, more than the "
+                        f"{record.file_size:,} bytes it has; {RESTORE}"
+                    )
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def decode(hint: type[T], value: Any) -> T:
+    """A JSON value as the dataclass `hint`: every field present and of its declared type, nested ones too. Keys that
+    this version does not know are left out.
+
+    Raises:
+        ValueError: says where in the value, what was expected and what was found.
+    """
+    found: T = _decode(hint, value, "")
+    return found
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        hints, fields = _hints(hint), dataclasses.fields(hint)
+        prefix = f"{where}." if where else ""
+        needed = (f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
+        if missing := [name for name in needed if name not in value]:
+            raise ValueError(f"missing key {prefix}{missing[0]}")
+        known = {name: inner for name, inner in value.items() if name in hints}
+        return hint(**{name: _decode(hints[name], inner, f"{prefix}{name}") for name, inner in known.items()})
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        rest = [one for one in arguments if one is not type(None)]
+        for one in rest[:-1]:
+            with contextlib.suppress(ValueError):
+                return _decode(one, value, where)
+        return _decode(rest[-1], value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
+        items = [_decode(arguments[0], inner, f"{where}[{index}]") for index, inner in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {name: _decode(arguments[1], inner, f"{where}.{name}") for name, inner in value.items()}
+    kinds: Any = (int, float) if hint is float else hint
+    if isinstance(kinds, type | tuple) and isinstance(value, kinds) and (hint is bool or not isinstance(value, bool)):
+        return value
+    expected = hint.__name__ if isinstance(hint, type) and not arguments else str(hint).replace("typing.", "")
+    raise ValueError(f"{where or 'its content'}: expected {expected}, found {value!r:.60}")
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
