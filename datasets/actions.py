@@ -205,15 +205,16 @@ def _read_choices(
         if count > MANY_CHOICES:
             said.append(f"actions are whole numbers, read as {count} choices; {quantities}")
     if lowest < start or highest >= start + count:
-        fits = highest - lowest < count
-        raise DatasetError(
-            f"{seen}, expected {start}..{start + count - 1}"
-            + ("" if space is None else f" as {space} of the environment counts them")
-            + f"; give pack.sources.NAME.choices_start={lowest} if {lowest} is the first choice" * fits
-            + f"; give pack.sources.NAME.choices={highest - start + 1}, or correct the data"
-            * (not fits and space is None)
-            + "; correct the data, or name the environment it was recorded in" * (not fits and space is not None)
-        )
+        counted = "" if space is None else f" as {space} of the environment counts them"
+        if lowest < start or highest - lowest < count:
+            way_out = (
+                f"give pack.sources.NAME.choices_start={lowest} if {lowest} is the first choice, or correct the data"
+            )
+        elif space is None:
+            way_out = f"give pack.sources.NAME.choices={highest - start + 1}, or correct the data"
+        else:
+            way_out = "name the environment in which the data was recorded, or correct the data"
+        raise DatasetError(f"{seen}, expected {start}..{start + count - 1}{counted}; {way_out}")
     return Choices(count, start), said
 
 
@@ -318,7 +319,7 @@ def scale_from_bounds(
         stated = "..".join(map(_listed, action_bounds(space)))
         said.append(
             f"action_low and action_high are {_listed(low)}..{_listed(high)}, the environment's bounds {stated}: the "
-            "settings decide"
+            "settings decide, and where they are wider a policy may act beyond what the environment takes"
         )
     return ActionScale(low, high, "override"), said
 

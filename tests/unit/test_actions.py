@@ -100,6 +100,18 @@ def test_the_first_choice_is_found_or_given():
             DatasetError,
             r"expected 1\.\.2 as Discrete\(2, start=1\) of the",
         ),
+        (
+            [0, 1],
+            {"action_kind": "discrete", "choices_start": 1},
+            DatasetError,
+            r"give pack.*choices_start=0 if 0 is the",
+        ),
+        (
+            [0, 5],
+            {"space": spaces.Discrete(3)},
+            DatasetError,
+            r"expected 0\.\.2 as Discrete\(3\).*; name the environment",
+        ),
         ([0, 5], {"action_kind": "discrete", "action_dim": 3}, DatasetError, r"expected 0\.\.2; give pack.*choices=6"),
         (
             [0.5, 1],
