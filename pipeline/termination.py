@@ -36,10 +36,10 @@ class Terminated(BaseException):
 
     def __init__(self, by: str = "") -> None:
         """Args:
-        by: name of the signal; empty takes that which has come to this process.
+        by: name of the signal; empty takes that which has come to this process, if it was to this one.
         """
         super().__init__(by)
-        self.by = by or _State.requested or signal.SIGTERM.name
+        self.by = by or _State.requested or "a signal to another of its processes"
 
     def __str__(self) -> str:
         return f"stopped by {self.by}"

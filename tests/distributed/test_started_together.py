@@ -75,7 +75,7 @@ def whole(store, tmp_path_factory):
     [
         (1, signal.SIGKILL, [2, -9]),
         pytest.param(0, signal.SIGKILL, [-9, 2], marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGTERM, [75, 75], marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGUSR1, [75, 75], marks=pytest.mark.slow),
     ],
 )
 def test_two_commands_stopped_and_continued_equal_two_ranks_of_one(store, whole, tmp_path, lost, how, codes):
