@@ -21,6 +21,7 @@ from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
 from .scores import EpisodeRow, ScoreRow, score_data, score_run, summarise, with_references, write_csv
+from .statistics import INTERVAL_METHOD
 
 if TYPE_CHECKING:
     from ..datasets.rollout import Act
@@ -178,7 +179,7 @@ class Evaluate(Stage):
                 "seed": self.config.seed,
                 "policy": "last iterate, deterministic",
                 "success": "after any decision",
-                "interval": "95%, 2000 resamples of seeds within each task; null where every task has one run",
+                "interval": INTERVAL_METHOD,
             },
             "references": references,
             "imagined": _imagined(policies, episodes),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets.schema import TaskSpec
-from .statistics import iqm, mean, stratified_bootstrap
+from .statistics import iqm, iqm_interval, mean, mean_interval
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def score_data(spec: TaskSpec, data: Mapping[str, Any]) -> ScoreRow:
 
 
 def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[str, dict[str, Any]]:
-    """Mean and IQM with 95% intervals for each algorithm, over all its scored runs."""
+    """Mean and IQM with 95% intervals for each algorithm, over the tasks of which a run has a score."""
     summary: dict[str, dict[str, Any]] = {}
     for algorithm in dict.fromkeys(row.algorithm for row in rows):
         own = [row for row in rows if row.algorithm == algorithm]
@@ -105,8 +105,8 @@ def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[
                 runs.setdefault(row.task, []).append(row.score)
         scores = {task: np.array(values) for task, values in runs.items()}
         summary[algorithm] = {
-            "mean": _estimate(scores, mean),
-            "iqm": _estimate(scores, iqm),
+            "mean": _estimate(mean(scores), mean_interval(scores)) if scores else _estimate(None, None),
+            "iqm": _estimate(iqm(scores), iqm_interval(scores)) if scores else _estimate(None, None),
             "tasks": len(scores),
             "seeds": max((len(values) for values in scores.values()), default=0),
             "failed_episodes": sum(row.algorithm == algorithm and row.error is not None for row in episodes),
@@ -115,11 +115,9 @@ def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[
     return summary
 
 
-def _estimate(scores: Mapping[str, np.ndarray], statistic: Any) -> dict[str, float | None]:
-    if not scores:
-        return {"value": None, "low": None, "high": None}
-    low, high = stratified_bootstrap(scores, statistic) or (None, None)
-    return {"value": statistic(np.concatenate(list(scores.values()))), "low": low, "high": high}
+def _estimate(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def write_csv(path: Path, row_type: type[EpisodeRow] | type[ScoreRow], rows: Sequence[EpisodeRow | ScoreRow]) -> None:

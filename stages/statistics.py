@@ -1,81 +1,143 @@
-"""Statistics over runs: the interquartile mean, and intervals by the stratified bootstrap.
+"""Statistics over runs: means, interquartile means, and their 95% intervals.
 
-Follows Agarwal et al. (2021, arXiv 2108.13264) and their rliable, whose current release cannot be imported beside
-pandas 3. A run is one (task, seed); its score is the mean over its evaluation episodes.
+A run is one (task, seed); its score is the mean over its evaluation episodes. The interquartile mean (IQM) follows
+Agarwal et al. (2021, arXiv 2108.13264) and their rliable, whose current release cannot be imported beside pandas 3.
+
+Scores are given as task -> [seeds], finite. Every task weighs the same, whatever number of its runs has a score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-
-def mean(values: np.ndarray) -> float:
-    """Arithmetic mean of all runs."""
-    return float(np.mean(values))
+Scores = Mapping[str, np.ndarray]
+"""Task -> scores of its runs [seeds], finite, at least one."""
 
 
-def iqm(values: np.ndarray) -> float:
+INTERVAL_METHOD = (
+    "95%, Student's t over policy seeds within each task, none where seeds show no spread. They "
+    "cover what other seeds would give on these tasks, and neither other data, another world model nor other tasks"
+)
+"""How intervals are made and what they leave out, for reports."""
+
+
+def mean(scores: Scores) -> float:
+    """Mean over tasks of each task's mean over its runs."""
+    return float(np.mean([np.mean(runs) for runs in scores.values()]))
+
+
+def iqm(scores: Scores) -> float:
     """Interquartile mean: the mean without the lowest and the highest quarter of all runs, rounded down to whole runs.
 
-    Args:
-        values: [N], finite, N >= 1.
+    Where tasks differ in their number of runs, a run weighs 1 / (runs of its task), and what is cut is that share of
+    the weight.
     """
-    ordered = np.sort(np.ravel(values))
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    runs = list(scores.values())
+    return float(_trimmed_mean(np.concatenate(runs), _weights(runs), _cut(runs)))
 
 
-def stratified_bootstrap(
-    scores: Mapping[str, np.ndarray],
-    statistic: Callable[[np.ndarray], float],
-    *,
-    reps: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Percentile interval of a statistic over all runs, resampling runs with replacement within each task.
+def mean_interval(scores: Scores, *, level: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of the mean, for what other seeds could have given on THESE tasks.
 
-    It covers what another draw of seeds could have given on THESE tasks: training seeds and evaluation episodes
-    together. It does not cover other tasks, other data, or another world model if the runs share one. With few seeds it
-    is too narrow (2 seeds can only be resampled in 3 ways).
+    With n_k runs of task k, their sample variance s_k^2 and K tasks:
+
+        interval = mean -+ t_q(df) * sqrt(sum_k V_k)            V_k = s_k^2 / (n_k K^2)
+        df = (sum_k V_k)^2 / sum_k (V_k^2 / (n_k - 1))          (Satterthwaite; for one task n - 1)
+
+    A task with one run says nothing about its own spread and is given the average of the other tasks'.
+    Not covered: other tasks, other data, another world model where the runs share one, and seeds that fail so rarely
+    that none of these runs did. The ends may lie outside the range of possible scores.
 
     Args:
-        scores: task -> [seeds], finite.
-        statistic: of the pooled runs [N].
+        scores: task -> [seeds].
+        level: probability that the interval covers, for normally distributed runs.
+
+    Returns:
+        (low, high), or None where the runs show no spread: one run per task, or runs that agree exactly.
+    """
+    spread = _spread(scores)
+    return _t_interval(mean(scores), spread.variance, spread.degrees, level)
+
+
+def iqm_interval(
+    scores: Scores, *, level: float = 0.95, reps: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """The same for the interquartile mean, whose standard error is that of the rescaled bootstrap of Rao and Wu (1988).
+
+    A resample draws n_k - 1 of the n_k runs of each task, with replacement. Deviations of resamples of n_k are too
+    small: their mean has the variance (n_k - 1) / n_k * s_k^2 / n_k. Of n_k - 1 it is s_k^2 / n_k, as it must be. Few
+    seeds have few different resamples, so the interval comes from Student's t, not from their percentiles.
+
+    Args:
+        scores: task -> [seeds].
+        level: see `mean_interval`.
         reps: resamples.
-        level: share of resamples inside the interval.
         seed: of the resampling.
 
     Returns:
-        (low, high), or None where no task has two runs: one run says nothing about the spread between runs.
+        As `mean_interval`.
     """
-    groups = [np.asarray(group, np.float64) for group in scores.values() if len(group)]
-    if all(len(group) < 2 for group in groups):
-        return None
+    spread = _spread(scores)
+    runs = [np.asarray(own, np.float64) for own in scores.values()]
     rng = np.random.default_rng(seed)
-    resampled = np.concatenate([group[rng.integers(len(group), size=(reps, len(group)))] for group in groups], axis=1)
-    low, high = np.quantile([statistic(row) for row in resampled], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    drawn = [own[rng.integers(len(own), size=(reps, max(len(own) - 1, 1)))] for own in runs]
+    found = _trimmed_mean(np.concatenate(drawn, axis=1), _weights([one[0] for one in drawn]), _cut(runs))
+    value = iqm(scores)
+    return _t_interval(value, spread.borrowed * float(np.mean((found - value) ** 2)), spread.degrees, level)
 
 
-def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval of the mean of a few independent values, mean -+ t s / sqrt(N).
+@dataclass(frozen=True)
+class _Spread:
+    """What `mean_interval` says of the spread of runs within their tasks."""
 
-    For whole pipelines, of which there are a few: a bootstrap of N values cannot be wider than their range, which for
-    N = 2 covers the true mean of a normal distribution half of the time.
+    variance: float
+    """Of the mean, sum_k V_k."""
+    degrees: float
+    borrowed: float
+    """Variance with, over variance without, what tasks with one run are given."""
 
-    Args:
-        values: [N], finite.
-        level: probability that the interval covers the mean, for normally distributed values.
 
-    Returns:
-        (low, high), or None for fewer than two values.
-    """
-    if len(values) < 2:
+def _spread(scores: Scores) -> _Spread:
+    repeated = [np.asarray(runs, np.float64) for runs in scores.values() if len(runs) > 1]
+    n_k = np.array([len(runs) for runs in repeated])
+    s2_k = np.array([runs.var(ddof=1) for runs in repeated])
+    if not s2_k.any():
+        return _Spread(0.0, 0.0, 1.0)
+    own_k = s2_k / (n_k * len(scores) ** 2)
+    V_k = own_k + (len(scores) - len(n_k)) / len(n_k) * s2_k / len(scores) ** 2
+    degrees = V_k.sum() ** 2 / (V_k**2 / (n_k - 1)).sum()
+    return _Spread(float(V_k.sum()), float(degrees), float(V_k.sum() / own_k.sum()))
+
+
+def _t_interval(value: float, variance: float, degrees: float, level: float) -> tuple[float, float] | None:
+    error = math.sqrt(variance)
+    if error <= 1e-12 * max(abs(value), 1):  # rounding errors of runs that agree
         return None
     from scipy.stats import t
 
-    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean(values) - half, mean(values) + half
+    half = float(t.ppf((1 + level) / 2, degrees)) * error
+    return value - half, value + half
+
+
+def _weights(runs: Sequence[np.ndarray]) -> np.ndarray:
+    """[N], of all runs, task after task: tasks weigh alike, and all together 1."""
+    counts = np.array([len(own) for own in runs])
+    return np.repeat(1 / (len(counts) * counts), counts)
+
+
+def _cut(runs: Sequence[np.ndarray]) -> float:
+    """Share of the runs that the IQM cuts on either side."""
+    total = sum(map(len, runs))
+    return total // 4 / total
+
+
+def _trimmed_mean(values: np.ndarray, weights: np.ndarray, cut: float) -> np.ndarray:
+    """Weighted mean of [..., N] without the share `cut` of the weight on either side."""
+    order = np.argsort(values, axis=-1)
+    end = np.cumsum(weights[order], axis=-1)
+    kept = np.clip(end, cut, 1 - cut) - np.clip(end - weights[order], cut, 1 - cut)
+    return (kept * np.take_along_axis(values, order, -1)).sum(-1) / kept.sum(-1)

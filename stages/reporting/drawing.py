@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -57,6 +58,19 @@ STYLE: dict[Any, Any] = {
 
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 """Matplotlib adds none of these."""
+
+
+def score_limits(estimates: Any) -> tuple[float, float]:
+    """Ends of an axis of scores: 0, 1, every score, and intervals as far as half a score beyond these.
+
+    The interval of two seeds can be ten times as wide as all scores, which nobody could tell apart then.
+
+    Args:
+        estimates: [N, 3], score, low and high; low and high are None or NaN where there is no interval.
+    """
+    values = np.asarray(estimates, np.float64)
+    low, high = min(0.0, np.nanmin(values[:, 0])), max(1.0, np.nanmax(values[:, 0]))
+    return max(min(low, np.nanmin(values)), low - 0.5), min(max(high, np.nanmax(values)), high + 0.5)
 
 
 def algorithm_styles(algorithms: Sequence[str]) -> dict[str, tuple[str, str]]:

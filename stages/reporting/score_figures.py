@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from .drawing import GREY, new_panel, to_svg
+from .drawing import GREY, new_panel, score_limits, to_svg
 from .scoring import interval_text
 
 Styles = Mapping[str, tuple[str, str]]
@@ -30,8 +30,8 @@ def draw_aggregates(overall: Mapping[str, Mapping[str, Any]], styles: Styles) ->
     if not names:
         return []
     left = 20 + math.ceil(CHARACTER * 1.1 * max(map(len, names)))
-    ends = [overall[name][s][end] for name in names for s in ("mean", "iqm") for end in ("value", "low", "high")]
-    low, high = min([0.0, *filter(None, ends)]), max([1.0, *filter(None, ends)])
+    estimates = [overall[name][statistic] for name in names for statistic in ("mean", "iqm")]
+    low, high = score_limits([[one["value"], one["low"], one["high"]] for one in estimates])
     panels = []
     for statistic, title in (("mean", "Mean score"), ("iqm", "Interquartile mean (IQM) score")):
         figure, axes = new_panel(WIDTH, 56 + 34 * len(names), left=left, right=108)
@@ -41,9 +41,9 @@ def draw_aggregates(overall: Mapping[str, Mapping[str, Any]], styles: Styles) ->
             axes.barh(row, estimate["value"], height=0.6, color=colour, alpha=0.55, linewidth=0)
             end = max(estimate["value"], 0.0)
             if estimate["low"] is not None:
-                interval = [estimate["low"], estimate["high"]]
+                interval = [max(estimate["low"], low), min(estimate["high"], high)]
                 axes.plot(interval, [row, row], color=colour, linewidth=2.2, marker="|", markersize=9, clip_on=False)
-                end = max(end, estimate["high"])
+                end = max(end, interval[1])
             axes.annotate(interval_text(estimate), (end, row), (5, 0), textcoords="offset points", va="center", size=10)
         axes.set(xlim=(low, high), xlabel=title, yticks=range(len(names)), yticklabels=names)
         axes.set_ylim(len(names) - 0.5, -0.5)

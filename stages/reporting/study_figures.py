@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from ..evaluate import BASELINES
-from .drawing import BASELINE_STYLES, GREY, MARKERS, PALETTE, drawing_style, new_panel, to_svg
+from .drawing import BASELINE_STYLES, GREY, MARKERS, PALETTE, drawing_style, new_panel, score_limits, to_svg
 from .study_results import StudyResults
 from .training_figures import R2_FLOOR
 
@@ -29,6 +29,7 @@ PANEL = (340, 240)
 ROW_WIDTH = 516
 CHARACTER = 6.6
 """Width of a character at 10 px, on the wide side."""
+ESTIMATE = ["score", "low", "high"]
 LOG_RATIO = 4.0
 """A numeric axis is logarithmic from this ratio of its largest to its smallest value on."""
 
@@ -209,7 +210,8 @@ def _draw_scores(axes: Axes, results: StudyResults, panel: _Panel, label: str) -
     for name, value in panel.baselines.items():
         handles[name] = axes.axhline(value, color=BASELINE_STYLES[name][0], linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xlabel=results.axis, ylabel=label)
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1]))
+    low, high = score_limits(pd.concat(panel.lines.values())[ESTIMATE])
+    axes.set_ylim(low - 0.03, high + 0.03)
     _number_axis(axes, panel.xs)
     return handles
 
@@ -221,6 +223,7 @@ def _score_rows(results: StudyResults, rows: pd.DataFrame, label: str) -> Figure
     styles = series_styles([name for name in shown if name not in BASELINES]) | BASELINE_STYLES
     left = 20 + math.ceil(CHARACTER * max(map(len, groups)))
     points: dict[str, Line2D] = {}
+    low, high = score_limits(rows[ESTIMATE])
     figure, axes = new_panel(left + ROW_WIDTH, 84 + (14 + 12 * len(shown)) * len(groups), left=left, top=34)
     for place, group in enumerate(groups):
         axes.axhspan(place - 0.5, place + 0.5, color=GREY, alpha=0.08 if place % 2 else 0.0, linewidth=0)
@@ -231,11 +234,11 @@ def _score_rows(results: StudyResults, rows: pd.DataFrame, label: str) -> Figure
             (row,) = own.to_dict("records")
             y, (colour, marker) = place + 0.7 * ((index + 0.5) / len(shown) - 0.5), styles[name]
             if not math.isnan(row["low"]):
-                axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, clip_on=False)
+                axes.plot([max(row["low"], low), min(row["high"], high)], [y, y], color=colour, linewidth=2)
             (point,) = axes.plot(row["score"], y, marker, color=colour, markersize=6, clip_on=False, linestyle="none")
             points.setdefault(name, point)
     axes.set(xlabel=label, yticks=range(len(groups)), yticklabels=groups)
-    axes.set_xlim(min(0.0, axes.get_xlim()[0]), max(1.0, axes.get_xlim()[1]))
+    axes.set_xlim(low, high)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)

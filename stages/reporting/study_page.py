@@ -10,6 +10,7 @@ import jinja2
 import pandas as pd
 
 from ..evaluate import BASELINES
+from ..statistics import INTERVAL_METHOD
 from . import study_figures
 from .machine import hardware_line
 from .scoring import interval_text
@@ -43,6 +44,7 @@ def render_study(results: StudyResults, title: str, description: str) -> str:
         gradients=_actor_gradients(results),
         files=[f"{name}.csv" for name in results.tables],
         hardware=hardware_line(),
+        interval_method=INTERVAL_METHOD,
     )
 
 

@@ -7,7 +7,7 @@ variant and algorithm one each for `mean` and `iqm`, over all tasks.
     <parameter>          one column per key that the study varies, under the last part of its name
     row                  task, mean or iqm
     algorithm, task      task is empty for mean and iqm
-    score, low, high     mean over seeds with its 95% interval, empty where one seed says nothing about the spread
+    score, low, high     mean over seeds with its 95% interval, empty where seeds show no spread
     interval             what the interval is over: policy seeds, or whole pipelines
     return_mean, success_rate, episodes, seeds, pipelines
 
@@ -31,7 +31,7 @@ import pandas as pd
 from ...pipeline.study_config import NAMED, SEED, short_names
 from ..compare import VariantConfig
 from ..evaluate import BASELINES
-from ..statistics import mean, stratified_bootstrap, t_interval
+from ..statistics import mean_interval
 from .evidence import SCORE_COLUMNS, read_csv, read_json
 
 SET = "set"
@@ -191,7 +191,7 @@ def _score_rows(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for (algorithm, task), runs in scores.groupby(["algorithm", "task"], sort=False):
         finite = runs["score"].dropna().to_numpy()
-        low, high = (stratified_bootstrap({task: finite}, mean) if len(finite) else None) or (None, None)
+        low, high = (mean_interval({task: finite}) if len(finite) else None) or (None, None)
         rows.append(
             {"row": "task", "algorithm": algorithm, "task": task, "low": low, "high": high, "interval": POLICY_SEEDS}
             | {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
@@ -217,7 +217,7 @@ def _pooled(scores: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
         rows = []
         for key, runs in own.groupby(KEY, sort=False):
             finite = runs["score"].dropna().to_numpy()
-            low, high = t_interval(finite) or (None, None)
+            low, high = (mean_interval({"": finite}) if len(finite) else None) or (None, None)
             first = runs.iloc[0]
             rows.append(
                 {"variant": "", "group": group, "low": low, "high": high, "interval": PIPELINES}

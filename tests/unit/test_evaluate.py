@@ -115,8 +115,10 @@ def test_scores_by_hand(tmp_path):
     assert scores.loc["bc", spec.name, 0].tolist() == [3, 2.0, 0.0, 0.0, 0.0]
     assert scores.loc["behaviour", spec.name, 0].tolist() == [20, 2.0, 0.5, 0.25, 0.25]
     assert list(scores.index.get_level_values("algorithm").unique()) == ["pwm", "bc", "behaviour", "random"]
-    assert summary["algorithms"]["pwm"]["mean"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert summary["algorithms"]["bc"]["mean"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    assert summary["algorithms"]["pwm"]["mean"] == {"value": 1.0, "low": None, "high": None}  # seeds agree
+    # Of 0 and 1: t(0.975, 1) = 12.7062, and s / sqrt(2) = 1 / 2.
+    estimate = summary["algorithms"]["bc"]["mean"]
+    assert [estimate["low"], estimate["high"]] == pytest.approx([0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2], abs=1e-4)
     assert summary["algorithms"]["behaviour"]["mean"] == {"value": 0.25, "low": None, "high": None}
     assert summary["by_suite"]["test"] == summary["algorithms"]
     assert summary["imagined"][0] == {
@@ -126,7 +128,7 @@ def test_scores_by_hand(tmp_path):
         "imagined_return_per_step": 0.9,
         "real_return_per_step": 1.0,
     }
-    assert headline.startswith("pwm 1.00 [1.00, 1.00], bc 0.50 [0.00, 1.00], behaviour 0.25, random ")
+    assert headline.startswith("pwm 1.00, bc 0.50 [-5.85, 6.85], behaviour 0.25, random ")
     assert headline.endswith("(mean score over 1 tasks x 2 seeds x 3 episodes)")
     assert len(episodes) == 3 * 2 * 3
 
