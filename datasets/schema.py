@@ -75,7 +75,7 @@ class TaskSpec:
     score_random: float | None = None
     """Return of a uniformly random policy; the 0 of a normalised score."""
     score_expert: float | None = None
-    """Return that counts as 1 in a normalised score."""
+    """Return that counts as 1 in a normalised score; above `score_random`."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `datasets.tasks.make_environment`; empty where no environment is known."""
 
@@ -110,16 +110,28 @@ class TaskSpec:
         """The name as one path component."""
         return self.name.replace("/", ".")
 
+    @property
+    def score_problem(self) -> str:
+        """Why there can be no normalised score; empty where there can, and for other kinds of score."""
+        if self.score_kind != "normalised":
+            return ""
+        if unknown := [name for name in ("score_random", "score_expert") if getattr(self, name) is None]:
+            return f"{' and '.join(unknown)} unknown"
+        assert self.score_random is not None and self.score_expert is not None
+        if self.score_expert <= self.score_random:
+            return f"score_expert must be above score_random, found {self.score_expert:g} and {self.score_random:g}"
+        return ""
+
     def score(self, return_mean: float, success_rate: float | None) -> float:
         """Score in [0, 1] nominal: return/1000, success rate, or (return - random) / (expert - random).
 
-        NaN when the references of a normalised score are unknown, or when there is no success rate to report.
+        NaN where `score_problem` says why, or when there is no success rate to report.
         """
         if self.score_kind == "return_per_1000":
             return return_mean / 1000
         if self.score_kind == "success":
             return math.nan if success_rate is None else success_rate
-        if self.score_random is None or self.score_expert is None or self.score_expert == self.score_random:
+        if self.score_problem or self.score_random is None or self.score_expert is None:
             return math.nan
         return (return_mean - self.score_random) / (self.score_expert - self.score_random)
 

@@ -6,6 +6,7 @@ interrupted. A round after the first differs from the experiment in this:
     collect.policy           the policies of the round before, with exploration on top
     collect.seed             its own, so that no episode begins as one of another round did
     inputs.datasets          what all rounds before have collected; `pack` puts it together with its own
+    inputs.references        the first round's scores: what counts as 0 and 1 is the same in all rounds
     pretrain.start_from      the model of the round before, if `warm_start`
 
 The comparison of the rounds is the stage `compare` in RUN, as for a study.
@@ -38,6 +39,8 @@ from .termination import handled
 ITERATION_FILE = "iteration.json"
 COLLECT, PRETRAIN = "collect", "pretrain"
 LATER = "later."
+REFERENCES = "references"
+"""Input of a stage that makes scores: earlier ones, whose references of normalised scores it takes."""
 EXPLORATION = ("collect.policy_noise=[0.0,0.4]", "collect.policy_random_share=0.1")
 """How policies explore where neither the experiment's overrides nor `later.` say it: some episodes hardly, since what
 the policy itself does is what the model has to predict, and some a lot."""
@@ -101,6 +104,7 @@ def load_iteration(
         raise ConfigError(
             f"warm_start=true: the experiment has no stage {PRETRAIN!r}, so there is no model to go on from"
         )
+    judge = next((name for name in first.settings.stages if REFERENCES in stages[name].inputs), None)
     rounds = [first]
     for number in range(1, int(own["rounds"])):
         before = run_dir / folder_of(number - 1)
@@ -112,6 +116,8 @@ def load_iteration(
             f"collect.seed={seed}",
             f"inputs.datasets={os.pathsep.join(collected)}",
         ]
+        if judge is not None and REFERENCES not in first.settings.inputs:
+            links.append(f"inputs.{REFERENCES}={run_dir / folder_of(0) / judge}")
         if own["warm_start"] == "true":
             links.append(f"pretrain.start_from={before / PRETRAIN}")
         rounds.append(compose(number, [*EXPLORATION, *shared, *links, *later]))

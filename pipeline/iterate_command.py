@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -112,7 +113,9 @@ def score_table(run_dir: Path) -> Table | None:
     algorithms = list(dict.fromkeys(means["algorithm"]))
     table = Table("round", *algorithms, "data", box=None, pad_edge=False)
     for variant, rows in means.groupby("variant", sort=False):
-        cells = {row.algorithm: _estimate(row.score, row.low, row.high) for row in rows.itertuples()}
+        own = frame[(frame["row"] == "task") & (frame["variant"] == variant)]
+        returns = {name: runs["return_mean"].dropna().tolist() for name, runs in own.groupby("algorithm")}
+        cells = {row.algorithm: _estimate(row, returns.get(row.algorithm, [])) for row in rows.itertuples()}
         table.add_row(str(variant), *(cells.get(name, "") for name in algorithms), _data(run_dir / str(variant)))
     return table
 
@@ -137,10 +140,12 @@ def describe_iteration(run_dir: Path) -> RenderableType:
     return Group(head, table) if scores is None else Group(head, table, Text(""), scores)
 
 
-def _estimate(score: float, low: float, high: float) -> str:
-    if score != score:
-        return "no score"
-    return f"{score:.3f}" if low != low else f"{score:.3f} [{low:.3f}, {high:.3f}]"
+def _estimate(row: Any, returns: Sequence[float]) -> str:
+    """Score with interval; without a score the return, or the range of returns over tasks."""
+    if row.score == row.score:
+        return f"{row.score:.3f}" if row.low != row.low else f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    ends = dict.fromkeys(f"{end:.4g}" for end in (min(returns), max(returns))) if returns else ()
+    return f"no score, return {' to '.join(ends)}" if ends else "no score"
 
 
 def _data(round_dir: Path) -> str:

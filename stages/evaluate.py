@@ -20,7 +20,7 @@ from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
-from .scores import EpisodeRow, ScoreRow, score_data, score_run, summarise, with_references, write_csv
+from .scores import EpisodeRow, ScoreRow, score_data, score_run, score_text, summarise, with_references, write_csv
 from .statistics import INTERVAL_METHOD
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ class Evaluate(Stage):
     """`scores.csv`, `episodes.csv` and `summary.json`: the last iterate of every policy, acting deterministically."""
 
     Config = EvaluateConfig
-    inputs = {"policies": Input("policies", many=True, optional=True), "store": Input("store", optional=True)}
+    inputs = {
+        "policies": Input("policies", many=True, optional=True),
+        "store": Input("store", optional=True),
+        # Another evaluation, whose references of normalised scores count here too.
+        "references": Input("scores", optional=True, outside=True),
+    }
     output_kind = "scores"
     config: EvaluateConfig
 
@@ -97,7 +102,8 @@ class Evaluate(Stage):
         if jobs and all(row.error is not None for row in rows):
             (context.folder / FINISHED).unlink()  # what is wrong with all of them may be put right
             raise StageError(f"every episode of the evaluation failed; the first: {rows[0].error}")
-        return self._write(context.folder, specs, policies, data, skipped, [job.run for job in jobs], rows)
+        specs, references = self._references(context, specs, data, rows)
+        return self._write(context.folder, specs, references, policies, data, skipped, [job.run for job in jobs], rows)
 
     def _jobs(
         self, policies: Mapping[Run, Mapping[str, Any]], specs: Mapping[str, TaskSpec], skipped: Mapping[str, str]
@@ -137,24 +143,48 @@ class Evaluate(Stage):
                 progress.note(f"{job.run[0]} {job.run[1]}")
         return [row for job in jobs for row in finished[job.run]]
 
+    def _references(
+        self,
+        context: Context,
+        specs: Mapping[str, TaskSpec],
+        data: Mapping[str, Mapping[str, Any]],
+        episodes: Sequence[EpisodeRow],
+    ) -> tuple[dict[str, TaskSpec], dict[str, dict[str, Any]]]:
+        """The specs with the references of normalised scores, and what summary.json says of these."""
+        earlier: dict[str, Any] = {}
+        for folder in context.inputs.get("references", ()):
+            try:
+                earlier = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["references"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StageError(
+                    f"{folder / 'summary.json'}: expected the references of an evaluation "
+                    f"({type(error).__name__}: {error}); run its stage again"
+                ) from error
+        known, references = {}, {}
+        for name, spec in specs.items():
+            random = [row for row in episodes if (row.task, row.algorithm) == (name, "random") and row.error is None]
+            returns = [row.return_ for row in random]
+            known[name], reference = with_references(spec, returns, data.get(name), earlier.get(name))
+            if reference is not None:
+                references[name] = reference
+                if reference["problem"]:
+                    context.log.warning("%s has no score, only returns: %s", name, reference["problem"])
+        return known, references
+
     def _write(
         self,
         folder: Path,
         specs: Mapping[str, TaskSpec],
+        references: Mapping[str, Mapping[str, Any]],
         policies: Mapping[Run, Mapping[str, Any]],
         data: Mapping[str, Mapping[str, Any]],
         skipped: Mapping[str, str],
         runs: Sequence[Run],
         episodes: list[EpisodeRow],
     ) -> str:
-        references = {}
         scores: list[ScoreRow] = []
         for name, spec in specs.items():
             own = [row for row in episodes if row.task == name]
-            random_returns = [row.return_ for row in own if row.algorithm == "random" and row.error is None]
-            spec, reference = with_references(spec, random_returns, data.get(name))
-            if reference is not None:
-                references[name] = reference
             for run in (run for run in runs if run[1] == name):
                 scores.append(
                     score_run(spec, run, [row for row in own if (row.algorithm, row.seed) == (run[0], run[2])])
@@ -194,7 +224,7 @@ class Evaluate(Stage):
         return self._headline(algorithms, len(specs) - len(skipped), policies)
 
     def _headline(self, algorithms: Mapping[str, Mapping[str, Any]], tasks: int, policies: Mapping[Run, Any]) -> str:
-        parts = [f"{name} {_interval(values['mean'])}" for name, values in algorithms.items()]
+        parts = [f"{name} {score_text(values)}" for name, values in algorithms.items()]
         seeds = len({run[2] for run in policies}) or 1
         failed = sum(values["failed_episodes"] for values in algorithms.values())
         line = f"{', '.join(parts)} (mean score over {tasks} tasks x {seeds} seeds x {self.config.episodes} episodes)"
@@ -318,10 +348,3 @@ def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[Epis
             }
         )
     return table
-
-
-def _interval(estimate: Mapping[str, float | None]) -> str:
-    if estimate["value"] is None:
-        return "no score"
-    text = f"{estimate['value']:.2f}"
-    return text if estimate["low"] is None else f"{text} [{estimate['low']:.2f}, {estimate['high']:.2f}]"

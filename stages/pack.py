@@ -35,7 +35,7 @@ class SourceConfig:
     score_random: float | None = None
     """Return that scores 0."""
     score_expert: float | None = None
-    """Return that scores 1."""
+    """Return that scores 1; above `score_random`."""
     environment: str = ""
     """Environment the data was recorded in, for evaluation, where the dataset does not tell: a Gymnasium id, with the
     module that registers it as MODULE:ID, or a task such as dmc/walker-run. Its action bounds and time limit apply."""
@@ -66,6 +66,12 @@ class SourceConfig:
                 raise ConfigError(f"pack.sources.{name}.{key} must not be negative, found {getattr(self, key)}")
         if bool(self.action_low) != bool(self.action_high):
             raise ConfigError(f"pack.sources.{name}: action_low and action_high are given together")
+        random, expert = self.score_random, self.score_expert
+        if random is not None and expert is not None and not random < expert:
+            raise ConfigError(
+                f"pack.sources.{name}.score_expert must be above score_random, or a worse policy would score higher; "
+                f"found {expert:g} and {random:g}"
+            )
         if self.action_low and (discrete := [key for key in ("choices", "choices_start") if getattr(self, key)]):
             raise ConfigError(
                 f"pack.sources.{name}: {discrete[0]} is for discrete actions, action_low and action_high for others"

@@ -56,15 +56,24 @@ class ScoreRow:
 
 
 def with_references(
-    spec: TaskSpec, random_returns: Sequence[float], data: Mapping[str, Any] | None
+    spec: TaskSpec,
+    random_returns: Sequence[float],
+    data: Mapping[str, Any] | None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> tuple[TaskSpec, dict[str, Any] | None]:
     """The spec with the references of its normalised score filled in, and where they came from.
 
-    Where the task states none, 0 is this evaluation's random policy and 1 the best episode of the dataset. The second
-    value is None for other kinds of score.
+    Where the task states none, 0 is this evaluation's random policy and 1 the best episode of the dataset. `problem`
+    says why the task has no score all the same; it is empty where it has. The second value is None for other kinds of
+    score.
+
+    Args:
+        earlier: what this function returned in another evaluation whose scores these are to be compared with.
     """
     if spec.score_kind != "normalised":
         return spec, None
+    if earlier is not None:
+        return replace(spec, score_random=earlier["random"], score_expert=earlier["expert"]), dict(earlier)
     source = {"random_from": "task", "expert_from": "task"}
     if spec.score_random is None:
         source["random_from"] = "mean return of this evaluation's random policy"
@@ -72,7 +81,7 @@ def with_references(
     if spec.score_expert is None:
         source["expert_from"] = "best episode of the dataset"
         spec = replace(spec, score_expert=None if data is None else data.get("return_max"))
-    return spec, {"random": spec.score_random, "expert": spec.score_expert, **source}
+    return spec, {"random": spec.score_random, "expert": spec.score_expert, **source, "problem": spec.score_problem}
 
 
 def score_run(spec: TaskSpec, run: tuple[str, str, int], episodes: Iterable[EpisodeRow]) -> ScoreRow:
@@ -108,11 +117,60 @@ def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[
             "mean": _estimate(mean(scores), mean_interval(scores)) if scores else _estimate(None, None),
             "iqm": _estimate(iqm(scores), iqm_interval(scores)) if scores else _estimate(None, None),
             "tasks": len(scores),
+            "of_tasks": len({row.task for row in own}),
             "seeds": max((len(values) for values in scores.values()), default=0),
             "failed_episodes": sum(row.algorithm == algorithm and row.error is not None for row in episodes),
+            "returns": _returns(own),
             "unscored": [f"{row.task} seed {row.seed}" for row in own if not math.isfinite(row.score)],
         }
     return summary
+
+
+def _returns(rows: Sequence[ScoreRow]) -> dict[str, float]:
+    """Mean return by task, over its runs with a completed episode."""
+    runs: dict[str, list[float]] = {}
+    for row in rows:
+        if math.isfinite(row.return_mean):
+            runs.setdefault(row.task, []).append(row.return_mean)
+    return {task: float(np.mean(returns)) for task, returns in runs.items()}
+
+
+def score_text(algorithm: Mapping[str, Any], statistic: str = "mean") -> str:
+    """`0.81 [0.77, 0.85]` of what `summarise` says of an algorithm, and `no score, return 812` where it has none.
+
+    Where only some tasks have a score: `0.81 [0.77, 0.85] on 3 of 4 tasks`.
+
+    Args:
+        statistic: mean or iqm.
+    """
+    estimate = algorithm.get(statistic)
+    if estimate is None or estimate["value"] is None:
+        return returns_text(list(algorithm.get("returns", {}).values()))
+    scored, of_tasks = algorithm.get("tasks", 0), algorithm.get("of_tasks", 0)
+    partly = f" on {scored} of {of_tasks} tasks" if scored < of_tasks else ""
+    return f"{interval_text(estimate)}{partly}"
+
+
+def returns_text(returns: Sequence[float]) -> str:
+    """What stands where no task has a score: `no score, return 812`, or the range over tasks, whose units differ."""
+    if not returns:
+        return "no score"
+    low, high = min(returns), max(returns)
+    return f"no score, return {low:.4g}" if len(returns) == 1 else f"no score, returns {low:.4g} to {high:.4g}"
+
+
+def interval_text(estimate: Mapping[str, float | None]) -> str:
+    """`0.81 [0.77, 0.85]` of a value, without the brackets where it has no interval."""
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    assert value is not None
+    if low is None or high is None:
+        return two_decimals(value)
+    return f"{two_decimals(value)} [{two_decimals(low)}, {two_decimals(high)}]"
+
+
+def two_decimals(value: float) -> str:
+    """The value with two decimals, and zero without a sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _estimate(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:

@@ -63,9 +63,7 @@ def mean_interval(scores: Scores, *, level: float = 0.95) -> tuple[float, float]
     return _t_interval(mean(scores), spread.variance, spread.degrees, level)
 
 
-def iqm_interval(
-    scores: Scores, *, level: float = 0.95, reps: int = 1000, seed: int = 0
-) -> tuple[float, float] | None:
+def iqm_interval(scores: Scores, *, level: float = 0.95, reps: int = 1000, seed: int = 0) -> tuple[float, float] | None:
     """The same for the interquartile mean, whose standard error is that of the rescaled bootstrap of Rao and Wu (1988).
 
     A resample draws n_k - 1 of the n_k runs of each task, with replacement. Deviations of resamples of n_k are too

@@ -12,17 +12,20 @@ import jinja2
 import yaml
 
 from ..evaluate import BASELINES
+from ..scores import score_text
 from . import gradient_figures, reasons, score_figures, tables, training_figures
 from .drawing import algorithm_styles, drawing_style
 from .evidence import Evidence
 from .machine import hardware, hardware_line
-from .scoring import ScoreTable, interval_text, score_table
+from .scoring import ScoreTable, score_table
 
 WEAK_R2 = 0.5
 """A reward predicted worse than this is marked in the open-loop table."""
 
 WORSE_R2 = 0.05
 """A task that finetuning made worse by more than this is marked."""
+
+NO_SCORE = "no task has a score; the returns are in the tables above"
 
 Styles = Mapping[str, tuple[str, str]]
 
@@ -55,7 +58,7 @@ def render_page(evidence: Evidence, title: str = "") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": tables.number, "interval": interval_text}
+    environment.filters |= {"number": tables.number, "score": score_text}
     title = title or evidence.config.get("name") or "Orrery run"
     return environment.get_template("page.html").render(title=title, sections=sections, styles=styles)
 
@@ -96,9 +99,9 @@ def _score_sections(evidence: Evidence, styles: Styles) -> list[Section]:
         "result": _result(evidence, table),
         "scores": _scores(evidence, table),
         "algorithms": score_figures.draw_aggregates(table.overall, shown),
-        "seeds": {"charts": charts, "keys": table.algorithms},
+        "seeds": {"charts": charts, "keys": table.algorithms} if charts else {},
     }
-    return [Section(name, title, contents[name]) for name, title in titles.items()]
+    return [Section(name, title, contents[name], "" if contents[name] else NO_SCORE) for name, title in titles.items()]
 
 
 def _result(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from ..scores import interval_text
 from .drawing import GREY, new_panel, score_limits, to_svg
-from .scoring import interval_text
 
 Styles = Mapping[str, tuple[str, str]]
 WIDTH = 516
@@ -57,6 +57,8 @@ def draw_tasks(scores: pd.DataFrame, tasks: Sequence[str], styles: Styles) -> li
     """Dot charts by suite, a row per task: each seed as a small point, the mean over seeds as a large one."""
     finite = scores[np.isfinite(scores["score"])]
     shown = [name for name in styles if name in set(finite["algorithm"])]
+    if finite.empty:
+        return []
     limits = (min(0.0, finite["score"].min()) - 0.03, max(1.0, finite["score"].max()) + 0.03)
     charts = []
     for suite, own in _by_suite([task for task in tasks if task in set(scores["task"])]):

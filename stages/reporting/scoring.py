@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..evaluate import BASELINES
+from ..scores import returns_text, score_text, two_decimals
 from .evidence import Evidence
 
 FAILING_SCORE = 0.1
@@ -31,13 +32,15 @@ class ScoreCell:
     """Mean over seeds; NaN where no run has a score."""
     spread: float | None
     """Sample standard deviation over seeds; None with fewer than two."""
+    return_mean: float
+    """Mean over seeds, in the environment's units; NaN where no episode was completed."""
     marks: tuple[str, ...]
     """What is wrong with it, in words."""
 
     @property
     def text(self) -> str:
         if math.isnan(self.score):
-            return "no score"
+            return returns_text([] if math.isnan(self.return_mean) else [self.return_mean])
         return two_decimals(self.score) if self.spread is None else f"{two_decimals(self.score)} ± {self.spread:.2f}"
 
     @property
@@ -81,20 +84,21 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
         return None
     failed = Counter((row["algorithm"], row["task"]) for row in evidence.summary.get("failures", []))
     skipped = evidence.summary.get("skipped", {})
-    groups = {key: group["score"] for key, group in evidence.scores.groupby(["algorithm", "task"])}
+    groups = dict(list(evidence.scores.groupby(["algorithm", "task"])))
     algorithms = [name for name in evidence.algorithms if any(key[0] == name for key in groups)]
     named = {entry["task"] for entry in evidence.policies}
     rows = []
     for task in evidence.tasks:
-        behaviour = float(groups["behaviour", task].mean()) if ("behaviour", task) in groups else math.nan
+        behaviour = float(groups["behaviour", task]["score"].mean()) if ("behaviour", task) in groups else math.nan
         cells = {}
         for name in algorithms:
             if (name, task) in groups:
-                values = groups[name, task].dropna()
+                runs = groups[name, task]
+                values = runs["score"].dropna()
                 score = float(values.mean()) if len(values) else math.nan
                 spread = float(values.std(ddof=1)) if len(values) > 1 else None
-                marks = _marks(name, score, behaviour, len(groups[name, task]) - len(values), failed[name, task])
-                cells[name] = ScoreCell(score, spread, marks)
+                marks = _marks(name, score, behaviour, len(runs) - len(values), failed[name, task])
+                cells[name] = ScoreCell(score, spread, float(runs["return_mean"].mean()), marks)
         if task not in skipped and not cells and named and task not in named:
             continue  # a task of the model that nobody asked policies for
         reason = skipped.get(task, "" if cells else "it was not part of the evaluation")
@@ -116,21 +120,6 @@ def _marks(algorithm: str, score: float, behaviour: float, unscored: int, failed
     return tuple(marks)
 
 
-def two_decimals(value: float) -> str:
-    """The value with two decimals, and zero without a sign."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
-def interval_text(estimate: Mapping[str, float | None] | None) -> str:
-    """`0.81 [0.77, 0.85]`, without the brackets where there is no interval."""
-    value, low, high = (estimate[name] if estimate else None for name in ("value", "low", "high"))
-    if value is None:
-        return "no score"
-    if low is None or high is None:
-        return two_decimals(value)
-    return f"{two_decimals(value)} [{two_decimals(low)}, {two_decimals(high)}]"
-
-
 def markdown_table(table: ScoreTable) -> str:
     """The table for a README; marks in words behind the score."""
     lines = [["task", *table.algorithms], ["---", *["---:"] * len(table.algorithms)]]
@@ -146,7 +135,7 @@ def markdown_table(table: ScoreTable) -> str:
         ]
         lines.append([_plain(row.task), *texts])
     for label, statistic in (("mean [95%]", "mean"), ("IQM [95%]", "iqm")):
-        values = [interval_text(table.overall.get(name, {}).get(statistic)) for name in table.algorithms]
+        values = [score_text(table.overall.get(name, {}), statistic) for name in table.algorithms]
         lines.append([f"**{label}**", *[f"**{value}**" for value in values]])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -10,10 +10,10 @@ import jinja2
 import pandas as pd
 
 from ..evaluate import BASELINES
+from ..scores import returns_text, score_text, two_decimals
 from ..statistics import INTERVAL_METHOD
 from . import study_figures
 from .machine import hardware_line
-from .scoring import interval_text
 from .study_results import PIPELINES, QUANTILES, StudyResults
 from .tables import number
 
@@ -30,7 +30,7 @@ def render_study(results: StudyResults, title: str, description: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval_text}
+    environment.filters |= {"number": number, "score": score_text}
     return environment.get_template("study.html").render(
         title=title or "Study",
         description=description,
@@ -51,7 +51,7 @@ def render_study(results: StudyResults, title: str, description: str) -> str:
 def _scores(results: StudyResults) -> dict[str, Any]:
     """The headline table, a row per group, and the figures."""
     headline = results.headline
-    overall = headline[headline["row"] != "task"]
+    overall, by_task = headline[headline["row"] != "task"], headline[headline["row"] == "task"]
     rows = []
     for group in results.groups:
         own = overall[overall["group"] == group]
@@ -62,6 +62,10 @@ def _scores(results: StudyResults) -> dict[str, Any]:
             ends = {"value": row["score"], "low": row["low"], "high": row["high"]}
             values = {name: _none_if_nan(value) for name, value in ends.items()}
             estimates.setdefault(row["algorithm"], {})[row["row"]] = values
+        for name, runs in by_task[by_task["group"] == group].groupby("algorithm"):
+            returns = dict(zip(runs["task"], runs["return_mean"], strict=True))
+            counts = {"tasks": int(runs["score"].notna().sum()), "of_tasks": len(runs)}
+            estimates[str(name)] |= counts | {"returns": {task: one for task, one in returns.items() if one == one}}
         counts = {name: int(own[name].max()) for name in ("seeds", "pipelines")}
         rows.append({"group": group, "estimates": estimates} | counts)
     learned = [name for name in results.algorithms if name not in BASELINES]
@@ -74,18 +78,24 @@ def _scores(results: StudyResults) -> dict[str, Any]:
 
 
 def _tasks(results: StudyResults) -> list[dict[str, Any]]:
-    """A table per learned algorithm: score by group and task."""
+    """A table per learned algorithm: score by group and task, the return where there is none."""
     rows = results.headline[results.headline["row"] == "task"]
     tables = []
     for algorithm in results.algorithms:
         own = rows[rows["algorithm"] == algorithm]
-        cells = {(row.group, row.task): row.score for row in own.itertuples()}
+        cells = {(row.group, row.task): _cell(row.score, row.return_mean) for row in own.itertuples()}
         if algorithm in BASELINES or not cells:
             continue
         tasks, groups = list(dict.fromkeys(own["task"])), [one for one in results.groups if one in set(own["group"])]
-        body = [(group, [_none_if_nan(cells.get((group, task))) for task in tasks]) for group in groups]
+        body = [(group, [cells.get((group, task), "–") for task in tasks]) for group in groups]
         tables.append({"algorithm": algorithm, "tasks": tasks, "rows": body})
     return tables
+
+
+def _cell(score: float, return_mean: float) -> str:
+    if score == score:
+        return two_decimals(score)
+    return returns_text([return_mean] if return_mean == return_mean else [])
 
 
 def _models(results: StudyResults, rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...datasets.schema import TaskSpec
 from .provenance import Provenance
 
 FEW_EPISODES = 20
@@ -124,13 +125,21 @@ def _task_table(tasks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _references(facts: Provenance) -> str:
-    known: dict[str, tuple[Any, Any]] = {
-        task["name"]: (task["score_random"], task["score_expert"])
+    known: dict[str, Mapping[str, Any]] = {
+        task["name"]: {
+            "random": task["score_random"],
+            "expert": task["score_expert"],
+            "problem": TaskSpec.from_dict(task).score_problem,
+        }
         for task in facts.tasks
         if task["score_kind"] == "normalised" and task["score_random"] is not None
     }
-    known |= {name: (one.get("random"), one.get("expert")) for name, one in facts.references.items()}
-    lines = [f"- {name}: 0 is a return of {_number(low)}, 1 is {_number(high)}" for name, (low, high) in known.items()]
+    known |= facts.references
+    lines = [
+        f"- {name}: 0 is a return of {_number(one['random'])}, 1 is {_number(one['expert'])}"
+        + (f"; no score, since {one['problem']}" if one.get("problem") else "")
+        for name, one in known.items()
+    ]
     return "References of normalised scores:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -196,6 +196,39 @@ def test_a_published_environment_that_is_not_to_be_had_leaves_the_report_of_the_
     assert scores.loc["pwm", fine.name, 0].episodes == 3
 
 
+def test_an_expert_below_random_gives_no_score_but_returns(tmp_path, caplog):
+    """The sign of such a score is turned: the worse policy would have had 2.65 of 1."""
+    good, bad = ("pwm", "test/target", 0, 0.5), ("bc", "test/target", 0, -1.0)
+    spec = task(score_random=3.0, score_expert=2.0)
+    headline, summary, scores, _ = evaluate(tmp_path, setup(tmp_path, [spec], [good, bad]), baselines=["behaviour"])
+    assert scores.score.isna().all()
+    assert headline.startswith("pwm no score, return 4, bc no score, return -2, behaviour no score, return 2 (")
+    assert summary["references"][spec.name]["problem"] == "score_expert must be above score_random, found 2 and 3"
+    assert summary["algorithms"]["pwm"]["returns"] == {spec.name: 4.0}
+    assert "test/target has no score, only returns: score_expert must be above score_random" in caplog.text
+
+
+@pytest.mark.parametrize("expert", [2.0, 3.0])
+def test_references_that_give_no_score(expert):
+    spec = TaskSpec("a", 1, 1, 5, score_random=3.0, score_expert=expert)
+    assert "score_expert must be above score_random, found " in spec.score_problem
+    assert np.isnan(spec.score(5.0, None))
+
+
+def test_references_of_an_earlier_evaluation_are_kept(tmp_path):
+    """The best episode of the data grows from round to round; the score of one policy must not fall by that."""
+    spec = task()
+    inputs = setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)])
+    _, first, scores, _ = evaluate(tmp_path, inputs)
+    (tmp_path / "out").rename(tmp_path / "round_0")
+    (tmp_path / "out").mkdir()
+    store = tmp_path / "store" / "store.json"
+    store.write_text(store.read_text().replace('"return_max": 3.0', '"return_max": 3.9'))
+    _, kept, again, _ = evaluate(tmp_path, {**inputs, "references": [tmp_path / "round_0"]})
+    assert kept["references"] == first["references"]
+    pd.testing.assert_frame_equal(scores, again)
+
+
 def test_an_environment_that_raises_costs_its_episode_only(tmp_path):
     broken = task("test/broken", kwargs={"breaks_every": 2}, score_kind="return_per_1000")
     fine = task("test/fine", score_kind="return_per_1000")

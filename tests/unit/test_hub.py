@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from orrery.datasets.schema import TaskTable
+from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline import artifact, hub
 from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, OrreryError, StageError
@@ -23,6 +23,8 @@ from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.start_frames import load_frames, save_store_frames
 from orrery.stages.policy import Policy
+from orrery.stages.sharing.card import model_card
+from orrery.stages.sharing.provenance import Provenance
 from orrery.stages.sharing.publish import push_to_hub, write_publication
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
@@ -366,3 +368,9 @@ def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
     assert [row["episodes"] for row in again.data] == [6, 6]
     with pytest.raises(StageError, match="is not an empty folder"):
         write_publication(run / "pretrain", tmp_path / "out", "me/model")
+
+
+def test_the_card_says_why_a_task_has_no_score():
+    task = TaskSpec("own/arm", 2, 1, 10, score_random=3.0, score_expert=2.0)
+    card = model_card("a/b", Provenance("policies", [task.to_dict()], None, []), {}, {}, "mit", 0)
+    assert "- own/arm: 0 is a return of 3, 1 is 2; no score, since score_expert must be above score_random" in card

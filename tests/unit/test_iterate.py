@@ -6,6 +6,8 @@ import pytest
 from orrery.pipeline.config import discover_stages
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.iterate import load_iteration, plan_rounds
+from orrery.pipeline.iterate_command import score_table
+from rich.console import Console
 
 STAGES = discover_stages()
 
@@ -22,7 +24,10 @@ def test_a_later_round_takes_policies_and_data_of_the_earlier_ones(tmp_path):
     assert first.settings.inputs == {}
     assert third.run_dir == tmp_path / "round_2"
     assert third.stage_configs["collect"].policy == str(tmp_path / "round_1" / "extract")
-    assert third.settings.inputs == {"datasets": os.pathsep.join(f"{tmp_path}/round_{k}/collect" for k in (0, 1))}
+    assert third.settings.inputs == {
+        "datasets": os.pathsep.join(f"{tmp_path}/round_{k}/collect" for k in (0, 1)),
+        "references": f"{tmp_path}/round_0/evaluate",
+    }
     assert [one.stage_configs["collect"].episodes for one in iteration.rounds] == [10, 4, 4]
     assert {one.stage_configs["pretrain"].steps for one in iteration.rounds} == {7}
     assert len({one.stage_configs["collect"].seed for one in iteration.rounds}) == 3
@@ -56,6 +61,13 @@ def test_data_from_elsewhere_stays_in_all_rounds(tmp_path):
     assert second.settings.inputs["datasets"] == os.pathsep.join(["/data/old", f"{tmp_path}/round_0/collect"])
 
 
+def test_a_reference_from_elsewhere_stays_and_rounds_without_scores_have_none(tmp_path):
+    rounds = load("rounds=2", f"run_dir={tmp_path}", "inputs.references=/runs/old/evaluate").rounds
+    assert [one.settings.inputs["references"] for one in rounds] == ["/runs/old/evaluate"] * 2
+    _, second = load("rounds=2", f"run_dir={tmp_path}", "stages=[collect,pack,pretrain,extract]").rounds
+    assert "references" not in second.settings.inputs
+
+
 def test_a_plan_ends_where_it_depends_on_what_is_not_there_yet(tmp_path):
     first, *others = plan_rounds(load(f"run_dir={tmp_path}"), STAGES)
     assert [decision.action for decision in first] == ["run"] * 5
@@ -86,3 +98,18 @@ def test_what_cannot_be_iterated_is_refused_before_anything_runs(overrides, mess
 def test_a_warm_start_needs_a_model():
     with pytest.raises(ConfigError, match="warm_start=true: the experiment has no stage 'pretrain'"):
         load("warm_start=true", experiment="powr_offline")
+
+
+def test_returns_stand_where_a_round_has_no_score(tmp_path):
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "study.csv").write_text(
+        "variant,group,row,algorithm,task,score,low,high,return_mean\n"
+        "round_0,round_0,task,pwm,a,,,,12.5\nround_0,round_0,task,pwm,b,,,,-3\nround_0,round_0,mean,pwm,,,,,\n"
+        "round_1,round_1,task,pwm,a,0.5,,,20\nround_1,round_1,mean,pwm,,0.5,0.4,0.6,\n"
+    )
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(score_table(tmp_path))
+    lines = printed.get().splitlines()
+    assert lines[1].split("  ")[1].strip() == "no score, return -3 to 12.5"
+    assert "0.500 [0.400, 0.600]" in lines[2]

@@ -193,3 +193,9 @@ def test_a_task_without_data_is_refused_before_anything_runs(tmp_path):
     check(PackConfig(tasks=["dmc/ball_in_cup-catch", "dmc/reacher-easy"]), here, other)
     check(PackConfig(), here)
     check(PackConfig(tasks=["dmc/walker-run"]), here, unknown)
+
+
+@pytest.mark.parametrize("expert", [1.0, 0.5])
+def test_an_expert_that_is_not_above_random_is_refused(expert):
+    with pytest.raises(ConfigError, match=r"pack\.sources\.a\.score_expert must be above score_random.*found .* and 1"):
+        PackConfig(sources={"a": SourceConfig(path="a.hdf5", score_random=1.0, score_expert=expert)})

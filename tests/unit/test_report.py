@@ -19,8 +19,9 @@ from orrery.pipeline.stage import Context
 from orrery.stages.report import Report, ReportConfig
 from orrery.stages.reporting.drawing import algorithm_styles
 from orrery.stages.reporting.evidence import read_evidence
-from orrery.stages.reporting.scoring import interval_text, score_table, two_decimals
+from orrery.stages.reporting.scoring import score_table
 from orrery.stages.reporting.tables import duration, number
+from orrery.stages.scores import interval_text, score_text, two_decimals
 
 CUP, REACH, OTHER = "dmc/cup", "metaworld/reach-v3", "other/<script>$x$|y"
 SPECS = [
@@ -321,7 +322,7 @@ def test_evaluation_in_which_every_run_failed(tmp_path: Path) -> None:
     pd.read_csv(folder / "scores.csv").assign(score=None).to_csv(folder / "scores.csv", index=False)
     (folder / "summary.json").write_text("{}")
     page = write_report(tmp_path, inputs)
-    assert cell(page, CUP, 0) == "no score 2 runs without a score"
+    assert cell(page, CUP, 0) == "no score, return 850 2 runs without a score"
 
 
 def test_world_model_without_a_training_record_is_not_an_error(tmp_path: Path) -> None:
@@ -412,4 +413,10 @@ def test_number_formats() -> None:
     assert [duration(seconds) for seconds in (8.23, 65, 7800)] == ["8.2 s", "1 min 05 s", "2 h 10 min"]
     assert two_decimals(-0.001) == "0.00"
     assert interval_text({"value": 0.5, "low": None, "high": None}) == "0.50"
-    assert interval_text({"value": None, "low": None, "high": None}) == "no score"
+    assert interval_text({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.50 [0.40, 0.60]"
+    none = {"value": None, "low": None, "high": None}
+    assert score_text({"mean": none}) == "no score"
+    assert score_text({"mean": none, "returns": {"a": 812.25}}) == "no score, return 812.2"
+    assert score_text({"mean": none, "returns": {"a": 812.25, "b": -3.0}}) == "no score, returns -3 to 812.2"
+    one = {"value": 0.5, "low": None, "high": None}
+    assert score_text({"mean": none, "iqm": one, "tasks": 3, "of_tasks": 4}, "iqm") == "0.50 on 3 of 4 tasks"

@@ -35,10 +35,10 @@ def progress(description: str, total: float, completed: float = 0) -> Any:
     yield Progress()
 
 
-def write_scores(folder: Path, pwm: dict[str, list[float]]) -> None:
+def write_scores(folder: Path, pwm: dict[str, list[float]], return_mean: float | None = None) -> None:
     folder.mkdir(parents=True)
     rows = [
-        ScoreRow("pwm", task, seed, 10, 1000 * score, 1.0, None, score)
+        ScoreRow("pwm", task, seed, 10, return_mean or 1000 * score, 1.0, None, score)
         for task, scores in pwm.items()
         for seed, score in enumerate(scores)
     ]
@@ -280,6 +280,19 @@ def test_a_parameter_named_as_a_column_keeps_its_whole_key(tmp_path: Path) -> No
     assert list(line_styles(results)) == ["full,algorithms=[pwm, bc]"]
     _, page = compare(tmp_path, variants)
     assert "evaluate.episodes" in page
+
+
+def test_returns_stand_where_no_task_has_a_score(tmp_path: Path) -> None:
+    variants = {}
+    for name in ("a", "b"):
+        write_scores(tmp_path / name, {CUP: [np.nan, np.nan]}, return_mean=812.0)
+        variants[name] = variant(name, {"scores": [name]}, variant=name)
+    _, page = compare(tmp_path, variants)
+    assert page.count("no score, return 812") == 2 * 3  # mean, IQM and by task
+    write_scores(tmp_path / "c", {CUP: [np.nan], REACH: [0.5]}, return_mean=812.0)
+    _, page = compare(tmp_path, {"c": variant("c", {"scores": ["c"]}, variant="c")})
+    assert "0.50 on 1 of 2 tasks" in page
+    assert page.count("no score, return 812") == 1
 
 
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
