@@ -7,6 +7,7 @@ comes in named parts instead, `order_parts` brings them into the order of an env
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -147,7 +148,7 @@ def flatten_observation(space: Space, observation: Any) -> np.ndarray:
         lead = values.ndim - len(space.shape)
         if lead < 0 or values.shape[lead:] != space.shape:
             raise TaskError(f"observation has shape {values.shape}, expected {space.shape} as {space} says")
-        return as_float32(values.reshape((*values.shape[:lead], flat_dim(space))))
+        return as_float32(values.reshape((*values.shape[:lead], math.prod(space.shape))))
     if isinstance(space, gs.Discrete):
         choice = values.astype(np.int64) - int(space.start)
         if choice.size and (choice.min() < 0 or choice.max() >= space.n):
