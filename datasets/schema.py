@@ -115,12 +115,11 @@ class TaskSpec:
         """Why there can be no normalised score; empty where there can, and for other kinds of score."""
         if self.score_kind != "normalised":
             return ""
-        if unknown := [name for name in ("score_random", "score_expert") if getattr(self, name) is None]:
+        random, expert = self.score_random, self.score_expert
+        if random is None or expert is None:
+            unknown = [name for name in ("score_random", "score_expert") if getattr(self, name) is None]
             return f"{' and '.join(unknown)} unknown"
-        assert self.score_random is not None and self.score_expert is not None
-        if self.score_expert <= self.score_random:
-            return f"score_expert must be above score_random, found {self.score_expert:g} and {self.score_random:g}"
-        return ""
+        return "" if expert > random else f"score_expert must be above score_random, found {expert:g} and {random:g}"
 
     def score(self, return_mean: float, success_rate: float | None) -> float:
         """Score in [0, 1] nominal: return/1000, success rate, or (return - random) / (expert - random).
