@@ -271,7 +271,7 @@ class MinariReader:
             "observation_dim": len(self._columns),
             "action_dim": self._action_dim,
             "action_kind": "continuous" if isinstance(self._action_space, gs.Box) else "discrete",
-            "episode_length": (spec or {}).get("max_episode_steps") or seen.longest,
+            "episode_length": _time_limit(spec) or seen.longest,
             "terminates": seen.terminates,
             "reports_success": seen.reports_success,
             "score_kind": "normalised",
@@ -430,3 +430,13 @@ def _environment_spec(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(json.loads(EnvSpec.from_json(json.dumps(values)).to_json()))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _time_limit(spec: Mapping[str, Any] | None) -> int | None:
+    """Steps after which a recorded environment ends an episode; its own limit goes before that of its registered id."""
+    from gymnasium.envs.registration import registry
+
+    if spec is None:
+        return None
+    registered = registry.get(str(spec["id"]))
+    return spec.get("max_episode_steps") or (None if registered is None else registered.max_episode_steps)

@@ -158,6 +158,11 @@ def test_environment_length_and_references_come_from_the_metadata(write):
     recovered.close()
     assert TaskSpec.from_dict(json.loads(json.dumps(task.to_dict()))) == task
 
+    for limit, expected in ((33, 33), (None, 200)):
+        recorded = json.loads(metadata["env_spec"]) | {"max_episode_steps": limit}
+        (folder / "data" / "metadata.json").write_text(json.dumps(metadata | {"env_spec": json.dumps(recorded)}))
+        assert MinariReader(folder).task.episode_length == expected, "evaluation builds the registered environment"
+
 
 @pytest.mark.parametrize("extra", [0, 1])
 def test_success_has_one_flag_per_action(write, extra):
