@@ -33,6 +33,10 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
 """Recognised names, the first found wins: those of D4RL, robomimic, Minari and Gymnasium."""
 
 
+_MOST_COMPRESSED = 1032
+"""Bytes that deflate makes one of, at the most."""
+
+
 @dataclass(frozen=True)
 class ColumnMap:
     """Names of an HDF5 file's columns, relative to an episode's group, or to the root of a flat file."""
@@ -199,6 +203,15 @@ def _recognise(group: h5py.Group, episode_group: str | None) -> ColumnMap:
         next_observation=parts("next_observation"),
         episode_group=episode_group,
     )
+
+
+def check_size(column: h5py.Dataset) -> None:
+    """Raise a DatasetError where a column says that it is larger than the whole file can hold."""
+    if (column.size or 0) * column.dtype.itemsize > _MOST_COMPRESSED * column.file.id.get_filesize():
+        raise DatasetError(
+            f"{column.file.filename}: {column.name} says that it is {list(column.shape)} {column.dtype}, more than the "
+            "file can hold; it is damaged, fetch or write it again"
+        )
 
 
 def _columns_of(group: h5py.Group) -> list[str]:

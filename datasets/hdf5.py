@@ -6,6 +6,7 @@ decides where the parts of a transition are. Files are read one episode at a tim
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
+from ..pipeline.reading import reading
 from .actions import ActionExtent, ActionScale, Choices, read_actions
-from .columns import ColumnMap, detect_columns
+from .columns import ColumnMap, check_size, detect_columns
 from .schema import Behaviour, Episode, TaskSpec
 from .spaces import as_float32, flat_parts, order_parts
 from .task_from_data import limit_warnings, split_overrides, success_flags
@@ -188,15 +190,19 @@ class Hdf5Reader:
                 yield actions[start : start + _CHUNK].reshape(-1, width)
 
 
-def _open(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    """The open file; whatever it raises in the block becomes a DatasetError."""
     if not path.is_file():
         raise DatasetError(f"no HDF5 file at {path}: expected an existing .hdf5 or .h5 file")
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be opened as HDF5 ({error}); it is damaged or of another format, fetch or write it again"
         ) from error
+    with reading(path, DatasetError, "fetch or write it again"), file:
+        yield file
 
 
 def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None) -> list[_Span]:
@@ -287,7 +293,8 @@ def _count_rows(group: h5py.Group, columns: ColumnMap, path: str) -> tuple[int, 
 
 
 def _check_numbers(column: h5py.Dataset, where: str) -> None:
-    """Raise a DatasetError unless there is a number, or several, in every row."""
+    """Raise a DatasetError unless there is a number, or several, in every row, and the file can hold them."""
+    check_size(column)
     if column.ndim and column.dtype.kind in "biuf":
         return
     found = "one value for the whole episode" if column.ndim == 0 else f"text or records ({column.dtype})"

@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,9 @@ import gymnasium.spaces as gs
 import h5py
 import numpy as np
 
-from ..pipeline.errors import DatasetError, TaskError
+from ..pipeline.errors import DatasetError, OrreryError, TaskError
 from ..pipeline.paths import user_path
+from ..pipeline.reading import read_json, reading
 from .actions import (
     ACTION_BOUNDS,
     CHOICES_START,
@@ -33,6 +35,7 @@ from .actions import (
     scale_from_bounds,
     scale_in_environment,
 )
+from .columns import check_size
 from .schema import Behaviour, Episode, TaskSpec
 from .spaces import (
     Space,
@@ -86,8 +89,15 @@ class MinariReader:
             DatasetError: not found, not readable, or its spaces are not ones that a task can have.
         """
         self._folder = find_minari(dataset)
+        with self._reading():
+            self._open(name, behaviour, overrides)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self._folder, DatasetError, "fetch or write it again")
+
+    def _open(self, name: str | None, behaviour: Behaviour | None, overrides: Mapping[str, Any] | None) -> None:
         self._storage = _open_storage(self._folder)
-        self._metadata = json.loads((self._folder / "data" / "metadata.json").read_text())
+        self._metadata = read_json(self._folder / "data" / "metadata.json", DatasetError)
         self._id = _id_of(self._folder, str(self._metadata.get("dataset_id", self._folder.name)))
         self._observation_space: Space = self._storage.observation_space
         self._action_space: Space = self._storage.action_space
@@ -119,6 +129,10 @@ class MinariReader:
         Raises:
             DatasetError: its dimensions are not those of the dataset, or an episode cannot be read.
         """
+        with self._reading():
+            return self._find_task()
+
+    def _find_task(self) -> TaskSpec:
         values = self._described if self._stored is None else dict(self._stored)
         if self._environment is not None:
             values |= self._environment.fields
@@ -138,10 +152,11 @@ class MinariReader:
     @cached_property
     def warnings(self) -> list[str]:
         """May read every episode, as `task` does."""
-        said = [*self._said, *self._actions[1]]
-        if self._environment is not None:
-            said += limit_warnings(self._environment.fields, self._fields, self._seen.longest)
-        return said
+        with self._reading():
+            said = [*self._said, *self._actions[1]]
+            if self._environment is not None:
+                said += limit_warnings(self._environment.fields, self._fields, self._seen.longest)
+            return said
 
     @cached_property
     def source(self) -> Mapping[str, Any]:
@@ -158,20 +173,28 @@ class MinariReader:
         return int(self._storage.total_episodes)
 
     def __iter__(self) -> Iterator[Episode]:
-        for index, raw in enumerate(self._raw_episodes()):
-            yield self._convert(raw, f"{self._id}:episode_{index}")
+        with self._reading():
+            for index, raw in enumerate(self._raw_episodes()):
+                yield self._convert(raw, f"{self._id}:episode_{index}")
 
     def _raw_episodes(self) -> Iterator[dict[str, Any]]:
         """Minari's own dicts in order, with its and h5py's errors turned into ours."""
         episodes = iter(self._storage.get_episodes(range(len(self))))
-        for index in range(len(self)):
-            try:
-                yield next(episodes)
-            except (OSError, KeyError, ValueError, AssertionError, StopIteration) as error:
-                raise DatasetError(
-                    f"{self._storage.data_path}: episode {index} of {len(self)} cannot be read ({error!r}); "
-                    f"the dataset is damaged or incomplete, fetch or write it again"
-                ) from error
+        path = self._folder / "data" / "main_data.hdf5"
+        opened = reading(path, DatasetError, "fetch or write it again")
+        with opened, h5py.File(path) if path.is_file() else nullcontext() as file:
+            for index in range(len(self)):
+                try:
+                    if file is not None:
+                        file[f"episode_{index}"].visititems(_check_size)
+                    yield next(episodes)
+                except OrreryError:
+                    raise
+                except Exception as error:  # a damaged file fails in as many ways as there are bytes
+                    raise DatasetError(
+                        f"{self._storage.data_path}: episode {index} of {len(self)} cannot be read ({error!r}); "
+                        f"the dataset is damaged or incomplete, fetch or write it again"
+                    ) from error
 
     def _convert(self, raw: Mapping[str, Any], label: str) -> Episode:
         try:
@@ -327,15 +350,17 @@ class MinariReader:
                 found = {key for key in file if key.startswith("episode_")}
         except OSError as error:
             raise DatasetError(f"{path}: cannot be opened as HDF5 ({error}); fetch or write it again") from error
-        counted = [f"episode_{index}" for index in range(len(self))]
-        if missing := [name for name in counted if name not in found]:
+        counted = len(self)
+        names = (f"episode_{index}" for index in range(counted))
+        if (missing := next((name for name in names if name not in found), None)) is not None:
+            there = sum(1 for name in found if name[8:].isdecimal() and int(name[8:]) < counted)
             raise DatasetError(
-                f"{path}: {missing[0]} is missing, the first of {len(missing)} out of the {len(counted)} episodes that "
+                f"{path}: {missing} is missing, the first of {counted - there} out of the {counted} episodes that "
                 "total_episodes in metadata.json counts; the dataset is damaged or incomplete, fetch or write it again"
             )
-        if further := len(found) - len(counted):
+        if further := len(found) - counted:
             episodes = "1 more episode" if further == 1 else f"{further} more episodes"
-            return [f"{path} holds {episodes} than the {len(counted)} that total_episodes in metadata.json counts; "
+            return [f"{path} holds {episodes} than the {counted} that total_episodes in metadata.json counts; "
                     "what is not counted is left out"]  # fmt: skip
         return []
 
@@ -401,11 +426,16 @@ def _open_storage(folder: Path) -> MinariStorage:
         return MinariStorage.read(folder / "data")
     except ImportError as error:
         raise DatasetError(f"{folder}: {error}") from error
-    except (ValueError, KeyError, AssertionError, OSError) as error:
+    except Exception as error:  # likewise
         raise DatasetError(
             f"{folder}: cannot be opened as a Minari dataset ({error!r}); it is damaged or of an unsupported version, "
             "fetch or write it again"
         ) from error
+
+
+def _check_size(_: str, item: h5py.Dataset | h5py.Group) -> None:
+    if isinstance(item, h5py.Dataset):
+        check_size(item)
 
 
 def _first_termination(raw: Mapping[str, Any]) -> int:

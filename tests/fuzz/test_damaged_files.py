@@ -21,6 +21,7 @@ PATIENCE_S = 60
 """Wall time for one input; it takes a tenth of a second at most, but the machine may be shared."""
 GOOD = {"same", "other", "clear"}
 WEIGHTS = {
+    "minari": 8, "flat": 10, "robomimic": 10, "columns": 8,
     "store": 12, "verified store": 8, "model": 8, "verified model": 6, "policies": 3, "verified policy": 3,
     "checkpoint": 6, "chunks": 8, "experiment": 1, "study": 2, "run": 6,
 }  # fmt: skip

@@ -235,7 +235,7 @@ def test_damaged_datasets_name_the_folder_or_the_episode(write):
     data = folder / "data" / "main_data.hdf5"
     reader = MinariReader(folder)
     data.write_bytes(data.read_bytes()[:5000])
-    with pytest.raises(DatasetError, match="episode 0 of 2 cannot be read"):
+    with pytest.raises(DatasetError, match=r"main_data\.hdf5 cannot be read \(.*truncated file"):
         list(reader)
     (folder / "data" / "metadata.json").write_text("{}")
     with pytest.raises(DatasetError, match="cannot be opened as a Minari dataset"):
