@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import TaskSpec
 from .provenance import Provenance
 
 FEW_EPISODES = 20
+SEQUENCE_MODEL = "sequence_model.json"
 NOT_GIVEN = "unknown"
 """The Hub's identifier of a licence that nobody stated."""
 
 
 def model_card(
-    name: str, facts: Provenance, config: Mapping[str, Any], sizes: Mapping[str, int], licence: str, frames: int
+    name: str,
+    facts: Provenance,
+    config: Mapping[str, Any],
+    parameters: int,
+    sizes: Mapping[str, int],
+    licence: str,
+    frames: int,
 ) -> str:
     """The card as Markdown, with the Hub's front matter.
 
     Args:
         name: user/name, or a folder's name where it is not for the Hub.
         config: of the network, as stored beside the weights; of the first policy, where there are several.
+        parameters: of that network.
         sizes: bytes by file.
         licence: an identifier of the Hub, such as mit or cc-by-4.0.
         frames: start frames per task that are inside; 0 for none.
@@ -30,14 +39,14 @@ def model_card(
         f"# {name}\n",
         f"{_what(facts)}, made with Orrery. {_sentence(facts.summary)}\n",
         "## Loading\n",
-        _loading(name, facts),
+        _loading(name, facts, config, sizes),
         "## Tasks\n",
         _task_table(facts.tasks),
         _references(facts),
         "## Data\n",
         _data(facts, frames),
         "## Network\n",
-        _network(config, sizes),
+        _network(config, parameters, sizes),
         "## Measured\n",
         _measured(facts),
         "## Limitations\n",
@@ -53,8 +62,8 @@ def model_card(
 def limitations(facts: Provenance) -> list[str]:
     """What the numbers themselves say against it, and what holds of every such artifact."""
     lines = [
-        "It knows the tasks above and no others: an observation in another order, unit or length gives meaningless "
-        "numbers, not an error.",
+        "It knows the tasks above and no others. An observation of another length is refused; one in another order or "
+        "unit gives meaningless numbers, not an error.",
     ]
     if facts.kind == "world_model":
         lines.append(
@@ -92,18 +101,31 @@ def _sentence(summary: str) -> str:
     return f"{summary[0].upper()}{summary[1:]}." if summary else ""
 
 
-def _loading(name: str, facts: Provenance) -> str:
+def _loading(name: str, facts: Provenance, config: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    if SEQUENCE_MODEL in sizes:
+        return _code(
+            "python",
+            "from orrery.pipeline.hub import find_artifact",
+            "from orrery.stages.awm.networks import load_model",
+            f'model = load_model(find_artifact("{name}", "world_model"))',
+        )
     if facts.kind == "world_model":
         return _code(
             "python",
             "from orrery.stages.world_model.networks import WorldModel",
             f'model = WorldModel.from_pretrained("{name}")',
         ) + _code("", f"orrery run from_checkpoint world_model={name} tasks=[{facts.tasks[0]['name']}]")
+    task = config["task"]
+    algorithm = config["trained_by"].get("algorithm")
+    # One policy's folder has it under the name that its index gives it.
+    chosen = f', algorithm="{algorithm}"' if algorithm else ""
     return _code(
         "python",
+        "import torch",
         "from orrery.stages.policy import Policy",
-        f'policy = Policy.from_pretrained("{name}", task="{facts.tasks[0]["name"]}")',
-        "action = policy.act(observation)  # [B, O] in the environment's units -> [B, A]",
+        f'policy = Policy.from_pretrained("{name}", task="{task["name"]}"{chosen})',
+        f"observation = torch.zeros(1, {task['observation_dim']})  # [B, O], in the environment's units",
+        "action = policy.act(observation)  # [B, A]",
     )
 
 
@@ -164,11 +186,12 @@ def _data(facts: Provenance, frames: int) -> str:
     return f"{table}\n{digest}{inside}" if table else f"{digest}{inside}"
 
 
-def _network(config: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+def _network(config: Mapping[str, Any], parameters: int, sizes: Mapping[str, int]) -> str:
     plain = {key: value for key, value in config.items() if not isinstance(value, dict | list)}
     settings = ", ".join(f"{key} {value}" for key, value in plain.items())
-    weights = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
-    return f"{weights / 2**20:,.1f} MiB of weights in safetensors. {settings}.\n"
+    policies = sum(Path(file).name == "policy.json" for file in sizes)
+    each = f" in each of {policies} policies" if policies > 1 else ""
+    return f"{parameters:,} parameters{each}. {settings}.\n"
 
 
 def _measured(facts: Provenance) -> str:

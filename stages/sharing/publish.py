@@ -15,8 +15,11 @@ from ...pipeline import artifact
 from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.hub import HUB_ID, SIGNS, upload
 from ...pipeline.paths import user_path
+from ..awm.networks import load_model
 from ..extraction.start_frames import STARTS, saved_count
-from .card import NOT_GIVEN, model_card
+from ..policy import load_policy
+from ..world_model.networks import WorldModel
+from .card import NOT_GIVEN, SEQUENCE_MODEL, model_card
 from .provenance import Provenance, trace
 
 CARD = "README.md"
@@ -69,7 +72,8 @@ def write_publication(
             target, kind=kind, stage="", key="", config={}, inputs={}, seconds=0.0, summary="no stage's manifest"
         )
     sizes = {str(path): (target / path).stat().st_size for path in files}
-    card = model_card(name, facts, _network(source), sizes, licence, saved_count(target))
+    config, parameters = _network(source)
+    card = model_card(name, facts, config, parameters, sizes, licence, saved_count(target))
     # Not in the manifest: a card may be edited on the Hub.
     (target / CARD).write_text(card, encoding="utf-8")
     return facts
@@ -153,12 +157,15 @@ def _tasks(source: Path) -> Sequence[dict[str, Any]]:
         raise CheckpointError(f"{source}: its tasks cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _network(source: Path) -> dict[str, Any]:
-    """The stored config of the model, or of the first policy."""
-    for name in ("model.json", "sequence_model.json", "policy.json", "*/*/*/policy.json"):
+def _network(source: Path) -> tuple[dict[str, Any], int]:
+    """The stored config of the model, or of the first policy, and how many parameters it has."""
+    loaders = {"model.json": WorldModel.load, SEQUENCE_MODEL: load_model, "policy.json": load_policy}
+    for name in (*loaders, "*/*/*/policy.json"):
         for path in sorted(source.glob(name)):
-            return json.loads(path.read_text(encoding="utf-8"))
-    return {}
+            module: Any = loaders[path.name](path.parent)
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return config, sum(parameter.numel() for parameter in module.parameters())
+    raise StageError(f"{source} holds no policy")
 
 
 def _known(source: Path) -> Provenance | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -345,6 +346,55 @@ def test_world_model_is_for_the_first_stage_that_reads_one(run: Path, tmp_path: 
         StageError, match=r"needs an input 'world_model'.*give an artifact made elsewhere: world_model="
     ):
         planned("world_model=")
+
+
+def run_snippets(card: str, folder: Path, published: Path, name: str) -> str:
+    """Execute every Python block of a card, with the Hub's name standing for the folder; returns what it defines."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL)).replace(f'"{name}"', repr(str(published)))
+    assert str(published) in code
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(sorted(name for name in globals() if not name.startswith('_')))"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_cards_of_a_tiny_run_load_what_they_say(tmp_path: Path) -> None:
+    """The quickstart's stages, which leave several algorithms, tasks and seeds beside each other."""
+    small = {
+        "pretrain.model": "{latent_dim: 16, encoder_dim: 24, mlp_dim: 24, task_dim: 4}", "pretrain.steps": 4,
+        "pretrain.batch_size": 8, "pretrain.trainer.devices": 1, "pretrain.validation_batches": 1,
+        "collect.episodes": 4, "extract.iterations": 2, "extract.starts_per_task": 16,
+        "extract.first_order.batch_size": 8,
+        "extract.first_order.horizon": 2, "extract.groups": 1, "seeds": 2, "workers": 1, "threads": 1,
+        "tasks": "[gymnasium/Pendulum-v1,gymnasium/CartPole-v1]", "stages": "[collect,pack,pretrain,extract]",
+        "algorithms": "[pwm,bc]", "run_dir": tmp_path / "run",
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in small.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "orrery.pipeline.cli", "run", "quickstart", *words],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one = "extract/bc/gymnasium.CartPole-v1/seed_1"
+    for made, defined in (("pretrain", "model"), ("extract", "action"), (one, "action")):
+        published = tmp_path / "published" / made.replace("/", "_")
+        write_publication(tmp_path / "run" / made, published, "me/it")
+        card = (published / "README.md").read_text()
+        assert f"'{defined}'" in run_snippets(card, tmp_path, published, "me/it")
+    model = WorldModel.load(tmp_path / "run" / "pretrain")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    summary = artifact.read_manifest(tmp_path / "run" / "pretrain").summary
+    assert f"{count:,} parameters" in summary
+    assert f"\n{count:,} parameters. " in (tmp_path / "published" / "pretrain" / "README.md").read_text()
+    policy = Policy.from_pretrained(tmp_path / "run" / one)
+    assert "parameters in each of 8 policies" in (tmp_path / "published" / "extract" / "README.md").read_text()
+    with pytest.raises((OrreryError, ValueError, RuntimeError)):
+        policy.act(torch.zeros(1, policy.task.observation_dim + 1))
+    task = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(RuntimeError):
+        model.encode(torch.zeros(1, model.table.observation_dim + 1), task)
 
 
 def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
