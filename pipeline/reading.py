@@ -67,7 +67,7 @@ def file_remedy(error: OSError, path: Path, folder: Path | None = None) -> str:
     ours = folder is not None and path.is_relative_to(folder.absolute())
     elsewhere = "choose another folder with run_dir=PATH"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        gone = folder if folder is not None and ours and not folder.is_dir() else path
+        gone = str(folder) if folder is not None and ours and not folder.is_dir() else "It"
         return f"{gone} was deleted or moved; run the same command again, which makes what is missing"
     if error.errno in (errno.EACCES, errno.EPERM):
         with contextlib.suppress(OSError, KeyError):
