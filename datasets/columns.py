@@ -19,22 +19,25 @@ import h5py
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
 from ..pipeline.reading import check_yaml, decode, reading
+from .episode_ends import END_PARTS
 from .spaces import looks_like_images
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "observation": ("observations", "observation", "obs"),
     "action": ("actions", "action"),
     "reward": ("rewards", "reward"),
-    "terminated": ("terminals", "terminations", "terminated", "dones", "done"),
-    "truncated": ("timeouts", "truncations", "truncated"),
     "success": ("success",),
     "next_observation": ("next_observations", "next_observation", "next_obs"),
 }
-"""Recognised names, the first found wins: those of D4RL, robomimic, Minari and Gymnasium."""
-
-
-_MOST_COMPRESSED = 1032
-"""Bytes that deflate makes one of, at the most."""
+"""Recognised names, the first found wins: those of D4RL, robomimic, Minari and Gymnasium. END_PARTS has those of
+columns that mark ends."""
+FLAT_PARENTS = ("/", "data")
+"""Groups at which a table of transitions is looked for."""
+_FLAT_ONLY = ("episode", "lengths", "starts", "ends")
+# Names of a flag in each row in one format, and of a number for each episode in another.
+_AMBIGUOUS = {*END_PARTS["first"].names, *END_PARTS["last"].names} & {
+    name for part in _FLAT_ONLY for name in END_PARTS[part].names
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,31 @@ class ColumnMap:
     action: str = "actions"
     reward: str = "rewards"
     terminated: str | None = None
+    """Set at the last row of an episode that reached a terminal state."""
+    not_terminated: str | None = None
+    """Zero where an episode reached a terminal state, such as OGBench's `masks`."""
     truncated: str | None = None
-    """Marks the last transition of an episode that was cut off. Only flat files need it."""
+    """Set at the last row of an episode that was cut off."""
+    done: str | None = None
+    """Set at the last row of every episode; a termination unless `truncated` or another column says otherwise."""
+    last: str | None = None
+    """Set at the last row of every episode, however it ended."""
+    first: str | None = None
+    """Set at the first row of every episode."""
+    episode: str | None = None
+    """The same number in all rows of an episode. This and the next three apply to flat files only."""
+    lengths: str | None = None
+    """Rows of each episode; one value per episode."""
+    starts: str | None = None
+    """Number of each episode's first row."""
+    ends: str | None = None
+    """Number of the row after each episode's last."""
+    shifted: bool = False
+    """Whether a row holds the action and reward that led to its observation, as in Dreamer's and TD-MPC2's buffers;
+    those of an episode's first row are not used. Otherwise they follow its observation."""
+    final_row: bool = False
+    """Whether the last row of an episode holds its final observation only, as in RLDS; its action and reward are not
+    used."""
     success: str | None = None
     next_observation: tuple[str, ...] = ()
     """In the order of `observation`; where the final observation of an episode is found."""
@@ -85,9 +111,30 @@ class ColumnMap:
                 keys = values[key] or ()
                 values[key] = (keys,) if isinstance(keys, str) else keys
         try:
-            return decode(cls, values)
+            found = decode(cls, values)
         except ValueError as error:
             raise DatasetError(f"{where}: {error}") from error
+        if found.next_observation and (found.shifted or found.final_row):
+            raise DatasetError(
+                f"{where}: next_observation and {'shifted' if found.shifted else 'final_row'} exclude each other: "
+                "there, the next observation is that of the next row; leave one of them out"
+            )
+        if found.episode_group and (extra := [key for key in _FLAT_ONLY if getattr(found, key)]):
+            raise DatasetError(
+                f"{where}: {', '.join(extra)} apply to flat files; with episode_group, each group is an episode. "
+                "Leave one of them out"
+            )
+        return found
+
+    @property
+    def ends_named(self) -> dict[str, str]:
+        """The columns that mark ends of episodes, by their part."""
+        return {part: name for part in END_PARTS if (name := getattr(self, part)) is not None}
+
+    @property
+    def one_more_row(self) -> bool:
+        """Whether an episode of T transitions has T + 1 rows, the last with its final observation."""
+        return self.shifted or self.final_row
 
     def resolve(self, file: h5py.File) -> ColumnMap:
         """This map with `group/*` expanded, after checking that every column is there.
@@ -96,7 +143,7 @@ class ColumnMap:
             DatasetError: a column is missing or is not one; says which there are.
         """
         path, group = file.filename, self.groups(file)[0]
-        there = _columns_of(file[group])
+        there = columns_of(file[group])
 
         def expand(keys: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(
@@ -112,7 +159,7 @@ class ColumnMap:
         named += [("next_observation", key) for key in found.next_observation]
         named += [
             (part, key)
-            for part in ("action", "reward", "terminated", "truncated", "success")
+            for part in ("action", "reward", *END_PARTS, "success")
             if (key := getattr(found, part)) is not None
         ]
         for part, key in named:
@@ -142,7 +189,19 @@ class ColumnMap:
         )
 
     def groups(self, file: h5py.File) -> list[str]:
-        """Paths of the groups that hold an episode each, numbers in order; `/` alone for a flat file."""
+        """Paths of the groups that hold an episode each, numbers in order; `/` alone for a flat file.
+
+        Groups without actions are none of them, if there are others; `other_groups` has these.
+        """
+        found = self._matching(file)
+        return [name for name in found if self.action in file[name]] or found
+
+    def other_groups(self, file: h5py.File) -> list[str]:
+        """Paths of the groups that match `episode_group` and hold no actions."""
+        episodes = set(self.groups(file))
+        return [name for name in self._matching(file) if name not in episodes]
+
+    def _matching(self, file: h5py.File) -> list[str]:
         if self.episode_group is None:
             return ["/"]
         found = ["/"]
@@ -151,7 +210,7 @@ class ColumnMap:
                 f"{parent.rstrip('/')}/{key}"
                 for parent in found
                 for key in file[parent]
-                if fnmatchcase(key, part) and isinstance(file[parent][key], h5py.Group)
+                if fnmatchcase(key, part) and isinstance(file[parent].get(key), h5py.Group)
             ]
         if not found:
             raise DatasetError(
@@ -161,7 +220,8 @@ class ColumnMap:
         return sorted(found, key=_natural)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The fields that say something."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, False, ())}
 
 
 def detect_columns(file: h5py.File) -> ColumnMap:
@@ -170,12 +230,13 @@ def detect_columns(file: h5py.File) -> ColumnMap:
     Raises:
         DatasetError: no actions in any of these places.
     """
-    if any(isinstance(file.get(key), h5py.Dataset) for key in SPELLINGS["action"]):
-        return _recognise(file, None)
+    for parent in FLAT_PARENTS:
+        if isinstance(file.get(parent), h5py.Group) and _action_of(file[parent]):
+            return _recognise(file[parent], None)
     for parent, pattern in (("data", "data/*"), ("/", "*")):
         children = file[parent].values() if isinstance(file.get(parent), h5py.Group) else ()
         for child in children:
-            if isinstance(child, h5py.Group) and any(key in child for key in SPELLINGS["action"]):
+            if isinstance(child, h5py.Group) and _action_of(child):
                 return _recognise(child, pattern)
     raise DatasetError(
         f"{file.filename}: layout not recognised: expected 'observations', 'actions' and 'rewards' at the top, or in "
@@ -184,40 +245,72 @@ def detect_columns(file: h5py.File) -> ColumnMap:
     )
 
 
+def _action_of(group: h5py.Group) -> str | None:
+    return next((key for key in SPELLINGS["action"] if isinstance(group.get(key), h5py.Dataset)), None)
+
+
 def _recognise(group: h5py.Group, episode_group: str | None) -> ColumnMap:
+    prefix = "" if episode_group or group.name == "/" else f"{group.name.strip('/')}/"
     found = {part: next((key for key in keys if key in group), None) for part, keys in SPELLINGS.items()}
 
     def parts(part: str) -> tuple[str, ...]:
         key = found[part]
         if key is None:
             return ()
-        return (f"{key}/*",) if isinstance(group[key], h5py.Group) else (key,)
+        return (f"{prefix}{key}/*",) if isinstance(group[key], h5py.Group) else (prefix + key,)
 
+    ends = _recognise_ends(group, len(group[found["action"] or "actions"]), flat=episode_group is None)
+    names = {name.rpartition("/")[2] for name in ends.values()}
+    next_observation = parts("next_observation")
     return ColumnMap(
-        observation=parts("observation") or ("observations",),
-        action=found["action"] or "actions",
-        reward=found["reward"] or "rewards",
-        terminated=found["terminated"],
-        truncated=found["truncated"],
-        success=found["success"],
-        next_observation=parts("next_observation"),
+        observation=parts("observation") or (f"{prefix}observations",),
+        action=prefix + (found["action"] or "actions"),
+        reward=prefix + (found["reward"] or "rewards"),
+        **ends,  # type: ignore[arg-type]
+        # RLDS says of an observation that it is the last or terminal, others of a transition that it leads there.
+        final_row=not next_observation and bool(names & {"is_last", "is_terminal"}),
+        success=found["success"] and prefix + found["success"],
+        next_observation=next_observation,
         episode_group=episode_group,
     )
 
 
-def check_size(column: h5py.Dataset) -> None:
-    """Raise a DatasetError where a column says that it is larger than the whole file can hold."""
-    if (column.size or 0) * column.dtype.itemsize > _MOST_COMPRESSED * column.file.id.get_filesize():
-        raise DatasetError(
-            f"{column.file.filename}: {column.name} says that it is {list(column.shape)} {column.dtype}, more than the "
-            "file can hold; it is damaged, fetch or write it again"
-        )
+def _recognise_ends(group: h5py.Group, num_rows: int, *, flat: bool) -> dict[str, str]:
+    """The columns of a group, or in `meta` beside it, that mark ends of episodes: by part, their paths in the file
+    if it is flat, else below the group."""
+    places = [group, group.file["meta"]] if flat and isinstance(group.file.get("meta"), h5py.Group) else [group]
+    found: dict[str, str] = {}
+    for part, end in END_PARTS.items():
+        if not flat and part in _FLAT_ONLY:
+            continue
+        for place in places:
+            for name in end.names:
+                column = place.get(name)
+                if part in found or not isinstance(column, h5py.Dataset) or not column.ndim:
+                    continue
+                ambiguous = name in _AMBIGUOUS or part in (*_FLAT_ONLY, "not_terminated")
+                if ambiguous and (column.size != len(column) or (len(column) == num_rows) != end.per_row):
+                    continue
+                found[part] = f"{place.name}/{name}".strip("/") if flat else name
+    names = {part: name.rpartition("/")[2] for part, name in found.items()}
+    if names.get("not_terminated") == "masks" and names.get("terminated") == "terminals":
+        found["last"] = found.pop("terminated")  # OGBench: terminals are the ends of trajectories
+    elif names.get("not_terminated") == "discount" and not (
+        "terminated" not in found and {"is_first", "is_last"} & set(names.values())
+    ):
+        del found["not_terminated"]  # zero at terminations in dm_env's records only
+    return found
 
 
-def _columns_of(group: h5py.Group) -> list[str]:
+def columns_of(group: h5py.Group) -> list[str]:
     """Paths of all datasets below a group, sorted."""
     found: list[str] = []
-    group.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+
+    def keep(name: str, link: object) -> None:
+        if isinstance(group.get(name), h5py.Dataset):
+            found.append(name)
+
+    group.visititems_links(keep)
     return sorted(found)
 
 

@@ -1,13 +1,13 @@
 """HDF5 files as episodes: flat ones in D4RL's style, one group per episode in robomimic's, others by a column map.
 
-Decides where the episodes of a file end and what becomes of one whose final observation was not stored; `columns.py`
-decides where the parts of a transition are. Files are read one episode at a time.
+Decides which rows are an episode's and what becomes of one whose final observation was not stored; `columns.py` decides
+where the parts of a transition are, `episode_ends.py` where episodes end. Files are read one episode at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,10 @@ import numpy as np
 
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
-from ..pipeline.reading import reading
 from .actions import ActionExtent, ActionScale, Choices, read_actions
-from .columns import ColumnMap, check_size, detect_columns
+from .columns import ColumnMap, columns_of, detect_columns
+from .episode_ends import END_PARTS, EpisodeEnds, as_flags, find_ends, look_like_ends, sounds_like_ends
+from .hdf5_file import Columns, open_hdf5
 from .schema import Behaviour, Episode, TaskSpec
 from .spaces import as_float32, flat_parts, order_parts
 from .task_from_data import limit_warnings, split_overrides, success_flags
@@ -33,6 +34,16 @@ _FINAL_NOT_STORED = (
     "stands in for its terminal one"
 )
 
+_SHIFTED = (
+    "read as shifted: the first row of every episode has neither action nor reward, so a row holds the action and "
+    "reward that led to its observation; check with `orrery inspect`, and say shifted: true or false in a column map"
+)
+_LOOKS_SHIFTED = (
+    "the first row of every episode has neither action nor reward: if a row holds the action and reward that led to "
+    "its observation, say shifted: true in a column map; `orrery inspect` shows which reward follows which action"
+)
+_LOOKED_AT = 100
+"""Episodes whose first rows show whether rows are shifted."""
 
 Final = Literal["row", "shortened", "next", "repeat"]
 """The final observation of an episode: the row at its `stop`, that row because the last transition was given up for it,
@@ -46,6 +57,7 @@ class _Span:
     group: str
     start: int
     stop: int
+    """Row after that of the last transition's first observation."""
     terminated: bool
     final: Final
     """Where the final observation is."""
@@ -90,16 +102,21 @@ class Hdf5Reader:
         fields, settings = split_overrides(overrides, str(self._path))
         named = fields.pop("environment", None)
         environment = recorded_in(named) if named else None
-        with _open(self._path) as file:
+        with open_hdf5(self._path) as file:
             given = detect_columns(file) if columns is None else ColumnMap.load(columns)
             self._columns = given.resolve(file)
-            self._spans = _find_spans(file, self._columns, fields.get("episode_length"))
+            self._spans, self.warnings = _find_spans(file, self._columns, fields.get("episode_length"))
+            if _looks_shifted(file, self._columns, self._spans):
+                # Dreamer's records and RLDS's have the same names for the marks of their ends.
+                if columns is None and self._columns.final_row:
+                    self._columns = dataclasses.replace(self._columns, shifted=True)
+                self.warnings.append(_SHIFTED if self._columns.shifted else _LOOKS_SHIFTED)
             first = file[self._spans[0].group]
-            self.warnings: list[str] = []
             if environment is not None:
                 parts = [(key, _width(first[key])) for key in self._columns.observation]
-                order, self.warnings = order_parts(parts, flat_parts(environment.observation_space))
+                order, said = order_parts(parts, flat_parts(environment.observation_space))
                 self._columns = self._columns.reorder(order)
+                self.warnings += said
             names = _column_names(first, self._columns.observation)
             width = _width(first[self._columns.action])
             self._actions, said = read_actions(
@@ -148,138 +165,165 @@ class Hdf5Reader:
         return len(self._spans)
 
     def __iter__(self) -> Iterator[Episode]:
-        with _open(self._path) as file:
+        with open_hdf5(self._path) as file:
+            name, columns = "", None
             for index, span in enumerate(self._spans):
-                flat = self._columns.episode_group is None
-                where = f"episode {index} (from row {span.start})" if flat else span.group.strip("/")
-                label = f"{self._path}:{where}"
-                try:
-                    episode = self._read(file[span.group], span, label)
-                except OSError as error:
-                    raise DatasetError(f"{label} cannot be read ({error}); fetch or write the file again") from error
-                yield episode
+                if columns is None or span.group != name:
+                    name, columns = span.group, Columns(file[span.group])
+                yield self._read(columns, span, f"{self._path}:{self._place(index, span)}")
 
-    def _read(self, group: h5py.Group, span: _Span, label: str) -> Episode:
-        stop = span.stop + (span.final in ("row", "shortened"))
-        observations = _joined(group, self._columns.observation, span.start, stop)
+    def _place(self, index: int, span: _Span) -> str:
+        if self._columns.episode_group is None:
+            return f"episode {index} (from row {span.start})"
+        return span.group.strip("/") + (f" (from row {span.start})" if span.start else "")
+
+    def _read(self, columns: Columns, span: _Span, label: str) -> Episode:
+        names = self._columns
+        observations = _joined(columns, names.observation, span.start, span.stop + (span.final in ("row", "shortened")))
         if span.final == "next":
-            final = _joined(group, self._columns.next_observation, span.stop - 1, span.stop)
+            final = _joined(columns, names.next_observation, span.stop - 1, span.stop)
             observations = np.concatenate([observations, final])
         elif span.final == "repeat":
             observations = np.concatenate([observations, observations[-1:]])
-        actions = group[self._columns.action][span.start : span.stop]
+        rows = (span.start + names.shifted, span.stop + names.shifted)
+        actions = columns.rows(names.action, *rows)
         if isinstance(self._actions, Choices):
             actions = self._actions(actions, label)
         else:
             actions = self._actions(actions.reshape(len(span), -1))
         success = None
-        if self.task.reports_success and self._columns.success is not None:
-            success = success_flags(group[self._columns.success][span.start : span.stop], len(span), label)
-        rewards = _joined(group, (self._columns.reward,), span.start, span.stop).reshape(-1)
+        if self.task.reports_success and names.success is not None:
+            flags = as_flags(columns.rows(names.success, *rows).reshape(-1), f"{label}: {names.success!r}", rows[0])
+            success = success_flags(flags, len(span), label)
+        rewards = _joined(columns, (names.reward,), *rows).reshape(-1)
         return Episode(observations, actions, rewards, span.terminated, success, label)
 
     def _action_chunks(self, file: h5py.File, width: int) -> Iterator[np.ndarray]:
         for group in self._columns.groups(file):
-            actions = file[group][self._columns.action]
+            columns = Columns(file[group])
+            actions = columns[self._columns.action]
             if _width(actions) != width:
                 raise DatasetError(
                     f"{self._path}:{group.strip('/')}: actions have {_width(actions)} components, those of the first "
                     f"episode {width}; remove the episodes that are not of this task"
                 )
             for start in range(0, len(actions), _CHUNK):
-                yield actions[start : start + _CHUNK].reshape(-1, width)
+                yield columns.rows(self._columns.action, start, start + _CHUNK).reshape(-1, width)
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    """The open file; whatever it raises in the block becomes a DatasetError."""
-    if not path.is_file():
-        raise DatasetError(f"no HDF5 file at {path}: expected an existing .hdf5 or .h5 file")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be opened as HDF5 ({error}); it is damaged or of another format, fetch or write it again"
-        ) from error
-    with reading(path, DatasetError, "fetch or write it again"), file:
-        yield file
-
-
-def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None) -> list[_Span]:
-    """The episodes of the file, in order, without those that hold no complete transition."""
+def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None) -> tuple[list[_Span], list[str]]:
+    """The episodes of the file, in order, without those that hold no complete transition; and what to warn of."""
+    flat = columns.episode_group is None
+    groups = columns.groups(file)
+    counts: list[tuple[int, int]] = []
+    marks: dict[str, list[np.ndarray]] = {part: [] for part in columns.ends_named}
+    for name in groups:
+        table = Columns(file[name])
+        counts.append(_count_rows(file[name], table, columns, file.filename))
+        for part, key in columns.ends_named.items():
+            marks[part].append(_column(table, key))
+    firsts = np.cumsum([0, *(num_rows for num_rows, _ in counts)])
+    if firsts[-1] == 0:
+        raise DatasetError(f"{file.filename}: holds no complete transition; expected at least one episode of one")
+    ends = find_ends(
+        {part: np.concatenate(values) for part, values in marks.items()},
+        columns.ends_named,
+        int(firsts[-1]),
+        file.filename,
+        rows_per_episode=episode_length and episode_length + columns.one_more_row,
+        group_stops=None if flat else firsts[1:],
+    )
+    warnings = ends.warnings
+    if flat:
+        warnings += _unread_ends(file, columns, ends, counts[0][0])
+    if others := columns.other_groups(file):
+        warnings.append(f"{len(others)} groups without {columns.action!r} are left out: {', '.join(others[:8])}")
     spans = []
-    for name in columns.groups(file):
-        group = file[name]
-        num_rows, stored = _count_rows(group, columns, file.filename)
-        if num_rows == 0:
-            continue
-        terminated, ends = _ends(group, columns, num_rows, episode_length, file.filename)
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            ends_terminal = bool(terminated[end - 1])
-            if columns.episode_group is not None and end < stored:
-                final: Final = "row"
-            elif columns.next_observation:
-                final = "next"
-            elif ends_terminal:
-                final = "repeat"
-            else:
-                end, final = end - 1, "shortened"
-            if end > start:
-                spans.append(_Span(name, start, end, ends_terminal, final))
+    num_short = sum(num_rows == 0 for num_rows, _ in counts) if not flat else 0
+    for first, stop, terminated in zip(
+        ends.starts.tolist(), ends.stops.tolist(), ends.terminated.tolist(), strict=True
+    ):
+        index = int(np.searchsorted(firsts, first, side="right")) - 1
+        start, end = first - int(firsts[index]), stop - int(firsts[index])
+        if columns.one_more_row or (not flat and end < counts[index][1]):
+            end, final = end - columns.one_more_row, "row"
+        elif columns.next_observation:
+            final = "next"
+        elif terminated:
+            final = "repeat"
+        else:
+            end, final = end - 1, "shortened"
+        if end > start:
+            spans.append(_Span(groups[index], start, end, terminated, final))
+        else:
+            num_short += 1
     if not spans:
         raise DatasetError(f"{file.filename}: holds no complete transition; expected at least one episode of one")
-    return spans
+    if num_short:
+        warnings.append(f"{num_short:,} episodes without a complete transition are left out")
+    return spans, warnings
 
 
-def _ends(
-    group: h5py.Group, columns: ColumnMap, num_rows: int, episode_length: int | None, path: str
-) -> tuple[np.ndarray, list[int]]:
-    """The terminated flag of each row, and the row after each episode's last.
+def _column(columns: Columns, name: str) -> np.ndarray:
+    """[N] a column with one number per row."""
+    return columns.rows(name, 0, len(columns[name])).reshape(-1)
 
-    A group is one episode and ends at its first termination. A flat file ends one at each flag and, where it has no
-    truncation column, after `episode_length` decisions, as D4RL does with its oldest files.
+
+def _unread_ends(file: h5py.File, columns: ColumnMap, ends: EpisodeEnds, num_rows: int) -> list[str]:
+    """What to warn of columns of a flat file that seem to mark ends of episodes and are not read."""
+    read = {*columns.ends_named.values(), columns.action, columns.reward, columns.success, *columns.observation}
+    names = [name for name in columns_of(file) if name not in read and sounds_like_ends(name)]
+    table = Columns(file["/"])
+    unread = {name: _column(table, name) for name in names if _is_numbers(table[name]) and _width(table[name]) == 1}
+    unread = {name: values for name, values in unread.items() if np.isfinite(values).all()}
+    if not (found := look_like_ends(unread, ends, num_rows)):
+        return []
+    keys = ", ".join(f"{part}: NAME" for part in END_PARTS if part not in columns.ends_named)
+    return [
+        f"columns that are not read look as if they marked ends of episodes: {', '.join(found)}; if they do, name them "
+        f"in a column map ({keys})"
+    ]
+
+
+def _looks_shifted(file: h5py.File, columns: ColumnMap, spans: Sequence[_Span]) -> bool:
+    """Whether the first row of every episode holds nothing, as where a row has the action that led to it.
+
+    Integers are left out: choice 0 is none of nothing.
     """
+    shown = spans[:_LOOKED_AT]
+    if len(spans) < 2 or columns.shifted or file[spans[0].group][columns.action].dtype.kind != "f":
+        return False
+    tables: dict[str, Columns] = {}
 
-    def flags(key: str | None) -> np.ndarray:
-        return np.zeros(num_rows, bool) if key is None else group[key][:num_rows].reshape(-1) > 0
+    def empty(span: _Span, row: int) -> bool:
+        table = tables.setdefault(span.group, Columns(file[span.group]))
+        values = _joined(table, (columns.action, columns.reward), row, row + 1)
+        return bool(((values == 0) | np.isnan(values)).all())
 
-    terminated = flags(columns.terminated)
-    if columns.episode_group is not None:
-        return terminated, [int(np.argmax(terminated)) + 1 if terminated.any() else num_rows]
-    last = terminated | flags(columns.truncated)
-    if columns.truncated is None:
-        if episode_length is None and not terminated.any():
-            raise DatasetError(
-                f"{path}: nothing says where its episodes end: expected a column of timeouts, or terminals that are "
-                "sometimes set; name it in a column map (truncated: NAME), or give the setting episode_length"
-            )
-        if episode_length is not None:
-            since = 0
-            for row in range(num_rows):
-                since += 1
-                last[row] |= since == episode_length
-                since = 0 if last[row] else since
-    ends = [int(row) + 1 for row in np.flatnonzero(last)]
-    if not ends or ends[-1] < num_rows:
-        ends.append(num_rows)
-    return terminated, ends
+    last = [span.stop - 1 + columns.one_more_row for span in shown]
+    return all(empty(span, span.start) for span in shown) and not all(map(empty, shown, last))
 
 
-def _count_rows(group: h5py.Group, columns: ColumnMap, path: str) -> tuple[int, int]:
+def _count_rows(group: h5py.Group, table: Columns, columns: ColumnMap, path: str) -> tuple[int, int]:
     """Rows of actions T, and rows of observations, which may be T + 1 in an episode's own group.
 
     Raises:
-        DatasetError: another column has a different number of rows.
+        DatasetError: another column has a different number of rows, or a row of it not the numbers that are expected.
     """
     where = f"{path}:{group.name.strip('/')}" if columns.episode_group else path
-    named = (columns.action, columns.reward, columns.terminated, columns.truncated, columns.success)
+    marks = {part: name for part, name in columns.ends_named.items() if END_PARTS[part].per_row}
+    single = (columns.reward, *marks.values(), columns.success)
+    named = (columns.action, *single)
+    for part, key in columns.ends_named.items():
+        if part not in marks:
+            _check_numbers(table[key], f"{where}: column {key!r}")
     allowed_one_more = columns.observation if columns.episode_group else ()
     num_rows, stored = -1, -1
     for key in [k for k in named if k is not None] + [*columns.observation, *columns.next_observation]:
         if key not in group:
             raise DatasetError(f"{where}: has no column {key!r}, which the first episode has; add or remove it")
-        _check_numbers(group[key], f"{where}: column {key!r}")
-        rows = len(group[key])
+        _check_numbers(table[key], f"{where}: column {key!r}")
+        rows = len(table[key])
         if num_rows < 0:
             num_rows = rows
         if rows != num_rows and not (key in allowed_one_more and rows == num_rows + 1):
@@ -287,15 +331,32 @@ def _count_rows(group: h5py.Group, columns: ColumnMap, path: str) -> tuple[int, 
                 f"{where}: column {key!r} has {rows} rows, {columns.action!r} has {num_rows}; expected one per "
                 "transition. The file is misaligned or was cut short: write it again"
             )
+        if key in single and _width(table[key]) != 1:
+            _refuse_shape(key, table, columns, where)
         if key in columns.observation:
             stored = rows if stored < 0 else min(stored, rows)
     return num_rows, stored
 
 
+def _refuse_shape(key: str, table: Columns, columns: ColumnMap, where: str) -> None:
+    """Raise a DatasetError over a column with several numbers per row where one is expected."""
+    shape, num_rows = table[key].shape, table[columns.action].shape
+    found = f"{where}: column {key!r} has shape {list(shape)}, {_width(table[key])} numbers per row; expected one. "
+    if len(shape) > 1 and shape[:2] == num_rows[:2] == table[columns.observation[0]].shape[:2]:
+        raise DatasetError(
+            f"{found}The columns seem to be [episode, time, ...], {shape[0]} episodes of {shape[1]} steps: write them "
+            "as [episode * time, ...] with a column that marks each episode's last row, or as one group per episode"
+        )
+    raise DatasetError(f"{found}Write the one that counts as a column of its own, or name another in a column map")
+
+
+def _is_numbers(column: h5py.Dataset) -> bool:
+    return bool(column.ndim) and column.dtype.kind in "biuf"
+
+
 def _check_numbers(column: h5py.Dataset, where: str) -> None:
-    """Raise a DatasetError unless there is a number, or several, in every row, and the file can hold them."""
-    check_size(column)
-    if column.ndim and column.dtype.kind in "biuf":
+    """Raise a DatasetError unless there is a number, or several, in every row."""
+    if _is_numbers(column):
         return
     found = "one value for the whole episode" if column.ndim == 0 else f"text or records ({column.dtype})"
     raise DatasetError(
@@ -313,6 +374,8 @@ def _column_names(group: h5py.Group, keys: tuple[str, ...]) -> list[str]:
     return [f"{key}[{index}]" for key in keys for index in range(_width(group[key]))]
 
 
-def _joined(group: h5py.Group, keys: tuple[str, ...], start: int, stop: int) -> np.ndarray:
+def _joined(columns: Columns, keys: tuple[str, ...], start: int, stop: int) -> np.ndarray:
     """[stop - start, numbers per row] float32."""
-    return np.concatenate([as_float32(group[key][start:stop].reshape(stop - start, -1)) for key in keys], axis=1)
+    return np.concatenate(
+        [as_float32(columns.rows(key, start, stop).reshape(stop - start, -1)) for key in keys], axis=1
+    )

@@ -35,7 +35,7 @@ from .actions import (
     scale_from_bounds,
     scale_in_environment,
 )
-from .columns import check_size
+from .hdf5_file import check_size
 from .schema import Behaviour, Episode, TaskSpec
 from .spaces import (
     Space,

@@ -251,7 +251,8 @@ def test_only_the_rows_of_one_episode_are_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
     next(iter(Hdf5Reader(path)))
     spans = {(rows.start, rows.stop) for name, rows in read if name in ("/observations", "/rewards")}
-    assert spans == {(0, ENDS_AT)}
+    assert (0, ENDS_AT) in spans
+    assert max(stop - start for start, stop in spans) == ENDS_AT
 
 
 def test_a_file_without_rewards_says_so(tmp_path):
@@ -302,3 +303,164 @@ def test_misaligned_damaged_and_unknown_files_are_refused(tmp_path):
     del uneven["data/demo_1/rewards"]
     with pytest.raises(DatasetError, match="data/demo_1: has no column 'rewards', which the first episode has"):
         Hdf5Reader(write(tmp_path / "f.h5", uneven))
+
+
+def lengths_and_ends(path: Path, **settings):
+    reader = Hdf5Reader(path, **settings)
+    return [(len(e), e.terminated) for e in reader], reader.warnings
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        {"episode_terminals": np.isin(np.arange(12), [6, 11]), "terminals": np.arange(12) == 6},
+        {"ep_len": [7, 5], "ep_offset": [0, 7], "terminated": np.arange(12) == 6},
+        {"meta/episode_ends": [7, 12], "terminals": np.arange(12) == 6},
+        {"is_first": np.isin(np.arange(12), [0, 7]), "terminals": np.arange(12) == 6},
+        {"episode_starts": np.isin(np.arange(12), [0, 7]), "dones": np.arange(12) == 6},
+        {"episode_starts": [0, 7], "dones": np.arange(12) == 6},
+        {"episode_index": np.arange(12) > 6, "dones": np.arange(12) == 6},
+        {"traj_lengths": [7, 5], "dones": np.arange(12) == 6},
+        {"dones": np.isin(np.arange(12), [6, 11]), "timeouts": np.arange(12) == 11},
+        {"terminals": np.isin(np.arange(12), [6, 11]), "masks": np.arange(12.0) != 6},
+    ],
+    ids=lambda marks: "+".join(marks),
+)
+def test_ends_are_found_under_the_names_of_other_formats(marks, tmp_path):
+    path = write(tmp_path / "a.h5", flat_columns(terminals=None, timeouts=None) | marks)
+    assert lengths_and_ends(path) == ([(7, True), (5, False)], [])
+
+
+def test_a_table_below_data_is_flat(tmp_path):
+    columns = {f"data/{key}": value for key, value in flat_columns(terminals=None, timeouts=None).items()}
+    path = write(tmp_path / "a.h5", columns | {"meta/episode_ends": [7, 12]})
+    assert lengths_and_ends(path) == ([(7, False), (5, False)], [])
+
+
+def test_ends_that_are_never_set_are_refused(tmp_path):
+    path = write(tmp_path / "a.h5", flat_columns(terminals=np.zeros(12), timeouts=np.zeros(12, bool)))
+    with pytest.raises(DatasetError, match="'terminals' and 'timeouts', never set in 12 rows"):
+        Hdf5Reader(path)
+    assert lengths_and_ends(path, overrides={"episode_length": 6})[0] == [(6, False), (6, False)]
+
+
+def test_episode_length_caps_marked_episodes_and_groups_too(tmp_path):
+    flat = write(tmp_path / "a.h5", flat_columns())
+    capped = [(4, False), (3, True), (4, False), (1, False)]
+    assert lengths_and_ends(flat, overrides={"episode_length": 4})[0] == capped
+    groups = Hdf5Reader(write(tmp_path / "b.h5", demos(2)), overrides={"episode_length": 2})
+    assert [(len(e), e.terminated) for e in groups] == [(2, False), (1, True), (2, False), (2, True)]
+    assert [e.label.rpartition("/")[2] for e in groups] == [
+        "demo_0",
+        "demo_0 (from row 2)",
+        "demo_1",
+        "demo_1 (from row 2)",
+    ]
+
+
+def test_columns_that_are_not_read_and_look_like_ends_are_named(tmp_path):
+    path = write(tmp_path / "a.h5", flat_columns(my_traj_done=np.arange(12) % 3 == 2, my_first=np.arange(12) == 7))
+    _, (warning,) = lengths_and_ends(path)
+    assert "not read look as if they marked ends of episodes: my_traj_done;" in warning
+    assert "last: NAME" in warning
+    assert lengths_and_ends(path, columns={"terminated": "my_traj_done"})[0] == [(3, True)] * 4
+
+
+def test_episodes_without_a_transition_are_counted(tmp_path):
+    path = write(tmp_path / "a.h5", flat_columns(next_observations=None, timeouts=np.isin(np.arange(12), [7, 8, 11])))
+    assert lengths_and_ends(path) == (
+        [(7, True), (2, False)], ["2 episodes without a complete transition are left out"]
+    )  # fmt: skip
+
+
+def records(**changes):
+    """Dreamer's records: three episodes of four rows, row t with the action and reward that led to observation t."""
+    t = np.arange(12)
+    columns = {
+        "observation": t[:, None] * 1.0,
+        "action": np.where(t % 4, t, 0)[:, None] / 20,
+        "reward": np.where(t % 4, t, 0) * 1.0,
+        "is_first": t % 4 == 0,
+        "is_last": t % 4 == 3,
+        "is_terminal": t == 7,
+        "discount": np.where(t == 7, 0.0, 1.0),
+    }
+    return {key: value for key, value in (columns | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize("leave_out", [(), ("is_terminal",), ("is_first", "is_last", "discount")])
+def test_records_of_dreamer_are_shifted(leave_out, tmp_path):
+    path = write(tmp_path / "a.h5", records(**dict.fromkeys(leave_out)))
+    columns = {"observation": "observation", "action": "action", "reward": "reward", "shifted": True}
+    explicit = columns | ({"terminated": "is_terminal"} if "is_first" in leave_out else {"last": "is_last"})
+    if "is_first" in leave_out:
+        explicit |= {"lengths": "length"}
+        with h5py.File(path, "r+") as file:
+            file["length"] = [4, 4, 4]
+    for reader in [Hdf5Reader(path, columns=explicit)] + ([] if "is_first" in leave_out else [Hdf5Reader(path)]):
+        episodes = list(reader)
+        assert [len(e) for e in episodes] == [3, 3, 3]
+        np.testing.assert_array_equal([e.observations[:, 0] for e in episodes], np.arange(12).reshape(3, 4))
+        np.testing.assert_array_equal([e.rewards for e in episodes], np.arange(12).reshape(3, 4)[:, 1:])
+        np.testing.assert_allclose(episodes[1].actions[:, 0] * 20, [5, 6, 7], rtol=1e-6)
+        assert reader.source["final_observation"] == "stored"
+    if "is_first" not in leave_out:
+        assert [e.terminated for e in episodes] == [False, True, False]
+        assert "read as shifted" in reader.warnings[0]
+
+
+def test_records_of_rlds_end_with_their_final_observation(tmp_path):
+    t = np.arange(12)
+    following = {"action": np.where(t % 4 < 3, t + 1, 0)[:, None] / 20, "reward": np.where(t % 4 < 3, t + 1, 0) * 1.0}
+    reader = Hdf5Reader(write(tmp_path / "a.h5", records(**following)))
+    episodes = list(reader)
+    np.testing.assert_array_equal([e.rewards for e in episodes], np.arange(12).reshape(3, 4)[:, 1:])
+    np.testing.assert_array_equal([e.observations[:, 0] for e in episodes], np.arange(12).reshape(3, 4))
+    assert [e.terminated for e in episodes] == [False, True, False]
+    assert reader.warnings == []
+
+
+def test_a_map_over_rows_that_look_shifted_is_warned_of(tmp_path):
+    path = write(tmp_path / "a.h5", records(reward=np.where(np.arange(12) % 4, 1.0, np.nan)))
+    columns = {"observation": "observation", "action": "action", "reward": "reward", "last": "is_last"}
+    assert "say shifted: true in a column map" in Hdf5Reader(path, columns=columns).warnings[0]
+    with pytest.raises(DatasetError, match="shifted: expected bool, found 'yes'"):
+        ColumnMap.load(columns | {"shifted": "yes"})
+    with pytest.raises(DatasetError, match="next_observation and shifted exclude each other"):
+        ColumnMap.load(columns | {"shifted": True, "next_observation": "observation"})
+    with pytest.raises(DatasetError, match="lengths apply to flat files; with episode_group"):
+        ColumnMap.load(columns | {"lengths": "n", "episode_group": "*"})
+
+
+def test_groups_beside_the_episodes_are_left_out_by_name(tmp_path):
+    path = write(tmp_path / "a.h5", demos(2) | {"data/config/gains": np.ones(3)})
+    reader = Hdf5Reader(path)
+    assert len(reader) == 2
+    assert reader.warnings == ["1 groups without 'actions' are left out: /data/config"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": np.zeros((12, 2))}, r"column 'rewards' has shape \[12, 2\], 2 numbers per row; expected one"),
+        ({"terminals": np.zeros((12, 3))}, r"column 'terminals' has shape \[12, 3\]"),
+        ({"success": np.zeros((12, 2), bool)}, r"column 'success' has shape \[12, 2\]"),
+        ({"timeouts": np.where(np.arange(12) == 4, np.nan, 0)}, "column 'timeouts' is nan in row 4"),
+        ({"ep_len": np.array([b"a", b"b"]), "timeouts": None}, "column 'ep_len' holds text"),
+    ],
+)
+def test_columns_of_the_wrong_form_are_refused(changes, message, tmp_path):
+    with pytest.raises(DatasetError, match=message):
+        Hdf5Reader(write(tmp_path / "a.h5", flat_columns(**changes)))
+
+
+def test_flags_of_success_that_are_no_numbers_are_refused(tmp_path):
+    path = write(tmp_path / "a.h5", flat_columns(success=np.where(np.arange(12) == 8, np.nan, 1)))
+    with pytest.raises(DatasetError, match=r"episode 1 \(from row 7\): 'success' is nan in row 8"):
+        list(Hdf5Reader(path))
+
+
+def test_arrays_by_episode_and_time_are_named(tmp_path):
+    columns = {"observations": np.zeros((3, 5, 2)), "actions": np.zeros((3, 5, 1)), "rewards": np.zeros((3, 5))}
+    with pytest.raises(DatasetError, match=r"seem to be \[episode, time, \.\.\.\], 3 episodes of 5 steps: write them"):
+        Hdf5Reader(write(tmp_path / "a.h5", columns))
