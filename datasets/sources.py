@@ -15,12 +15,11 @@ from ..pipeline.paths import user_path
 from .chain import ChainReader
 from .columns import ColumnMap
 from .hdf5 import Hdf5Reader
+from .hdf5_file import is_hdf5
 from .minari import MinariReader, find_minari, is_minari_folder
 from .readers import EpisodeReader
 from .schema import Behaviour
 from .tdmpc2 import Rows, Tdmpc2Reader, is_chunk_folder
-
-HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
 def open_reader(
@@ -36,7 +35,7 @@ def open_reader(
     """The reader of a dataset.
 
     Args:
-        source: an .hdf5 or .h5 file; a Minari dataset's folder; a Minari id, also written `minari/<id>` as the task
+        source: an HDF5 file; a Minari dataset's folder; a Minari id, also written `minari/<id>` as the task
             made from it is called; with a `task_set`, a folder of TD-MPC2's chunks. A list of Minari folders holds
             parts of one dataset.
         columns: column map of an HDF5 file; see `columns.ColumnMap.load`.
@@ -58,10 +57,10 @@ def open_reader(
             "read: write episodes of your own tasks to HDF5 or Minari"
         )
     # Minari's own data file is HDF5 too, but its spaces are in the metadata beside it.
-    if path.suffix in HDF5_SUFFIXES and not is_minari_folder(path.parent.parent):
+    if is_hdf5(path) and not is_minari_folder(path.parent.parent):
         return Hdf5Reader(path, columns=columns, name=name, behaviour=behaviour, overrides=overrides)
     if columns is not None:
-        raise DatasetError(f"{source}: a column map applies to .hdf5 and .h5 files only; remove it for this dataset")
+        raise DatasetError(f"{source}: a column map applies to HDF5 files only; remove it for this dataset")
     return MinariReader(_minari_folder(str(source), path), name=name, behaviour=behaviour, overrides=overrides)
 
 
@@ -72,17 +71,49 @@ def dataset_files(source: str | Path) -> list[Path]:
         DatasetError: there is no such dataset.
     """
     path = user_path(source)
-    if path.suffix in HDF5_SUFFIXES and not is_minari_folder(path.parent.parent):
+    if is_hdf5(path) and not is_minari_folder(path.parent.parent):
         return [path]
     return sorted(file for file in (_minari_folder(str(source), path) / "data").iterdir() if file.is_file())
 
 
+_KINDS = {
+    ".npz": "a NumPy archive",
+    ".npy": "a NumPy array",
+    ".pkl": "a pickle",
+    ".pickle": "a pickle",
+    ".parquet": "a Parquet file",
+    ".csv": "a table in text",
+    ".tfrecord": "a TFRecord file",
+    ".pt": "a torch file",
+    ".pth": "a torch file",
+    ".mcap": "a recording of ROS",
+    ".bag": "a recording of ROS",
+}
+_FOLDERS = {
+    "meta/info.json": "a LeRobot dataset",
+    ".zgroup": "a Zarr store",
+    "zarr.json": "a Zarr store",
+    "dataset_info.json": "a TensorFlow dataset (RLDS)",
+    "main_data.hdf5": "the data of a Minari dataset without its metadata.json",
+}
+_CONVERT = (
+    "Write the episodes to one HDF5 file (observations, actions, rewards, and a column that marks each episode's last "
+    "row) or to a Minari dataset"
+)
+
+
 def _minari_folder(source: str, path: Path) -> Path:
-    if path.suffix in HDF5_SUFFIXES:
+    if is_hdf5(path):
         return path.parent.parent
     if path.is_file():
-        raise DatasetError(f"{source}: not a dataset that can be read; expected {', '.join(HDF5_SUFFIXES)} or a folder")
+        kind = _KINDS.get(path.suffix.lower(), "neither HDF5 nor a folder")
+        raise DatasetError(
+            f"{source}: not a dataset that can be read: it is {kind}; expected an HDF5 file (.hdf5, .h5) or the "
+            f"folder of a Minari dataset. {_CONVERT}"
+        )
     if path.is_dir():
+        if not is_minari_folder(path) and not is_minari_folder(path.parent):
+            _refuse_folder(source, path)
         return find_minari(path)
     dataset_id = source.removeprefix("minari/")
     if dataset_id == source and not re.search(r"-v\d+$", source):
@@ -91,3 +122,30 @@ def _minari_folder(source: str, path: Path) -> Path:
             "such as mujoco/hopper/medium-v0; to make data for a simulated task run the collect stage"
         )
     return find_minari(dataset_id)
+
+
+def _refuse_folder(source: str, folder: Path) -> None:
+    """Raise a DatasetError if a folder is a dataset of another format, or holds files of which each is one."""
+    for sign, kind in _FOLDERS.items():
+        if (folder / sign).is_file():
+            raise DatasetError(
+                f"{source}: is {kind}, which is not read; expected an HDF5 file or the folder of a Minari dataset. "
+                f"{_CONVERT}"
+            )
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    if found := [path for path in files if is_hdf5(path)]:
+        raise DatasetError(
+            f"{source}: is a folder of {len(found)} HDF5 files ({_shown(found)}), and each HDF5 file is a dataset of "
+            f"its own; expected one file. Name the files, one per task (tasks=[{source}/{found[0].name}]), or copy the "
+            "episodes of one task into one file, in a group each"
+        )
+    if found := [path for path in files if path.suffix.lower() in _KINDS]:
+        kind = _KINDS[found[0].suffix.lower()]
+        raise DatasetError(
+            f"{source}: is a folder of files that are not read ({_shown(found)}; each {kind}); expected an HDF5 file "
+            f"or the folder of a Minari dataset. {_CONVERT}"
+        )
+
+
+def _shown(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")

@@ -1,0 +1,50 @@
+"""open_reader: a file or folder of another format is named, with what is read in its place."""
+
+import numpy as np
+import pytest
+from orrery.datasets.sources import dataset_files, open_reader
+from orrery.pipeline.errors import DatasetError
+
+from .test_hdf5 import flat_columns, write
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.npz", "a NumPy archive"), ("a.PKL", "a pickle"), ("a.parquet", "a Parquet file"), ("a.txt", "neither HDF5")],
+)
+def test_files_of_other_formats(name, kind, tmp_path):
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(
+        DatasetError, match=rf"{name}: not a dataset that can be read: it is {kind}.*expected an HDF5 file"
+    ):
+        open_reader(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["meta/info.json", "data/chunk-000/episode_0.parquet"], "is a LeRobot dataset"),
+        ([".zgroup"], "is a Zarr store"),
+        (["zarr.json"], "is a Zarr store"),
+        (["dataset_info.json", "x.tfrecord-0"], r"is a TensorFlow dataset \(RLDS\)"),
+        (["a.hdf5", "b.h5", "c.HDF5", "d.hdf", "notes.txt"], r"a folder of 4 HDF5 files \(a.hdf5, b.h5, c.HDF5, ...\)"),
+        (["b.npz", "a.npz"], r"a folder of files that are not read \(a.npz, b.npz; each a NumPy archive\)"),
+        (["main_data.hdf5"], "is the data of a Minari dataset without its metadata.json"),
+    ],
+)
+def test_folders_of_other_formats(files, found, tmp_path):
+    for name in files:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"")
+    with pytest.raises(DatasetError, match=f"set: {found}|set: is {found}"):
+        open_reader(tmp_path / "set")
+    with pytest.raises(DatasetError):
+        dataset_files(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["A.HDF5", "a.hdf", "a.he5", "episodes.dat"])
+def test_hdf5_under_any_name(name, tmp_path):
+    path = write(tmp_path / name, flat_columns())
+    assert len(open_reader(path)) == 2
+    assert dataset_files(path) == [path]
+    np.testing.assert_array_equal(next(iter(open_reader(path))).rewards, np.arange(7))
