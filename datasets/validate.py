@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,7 @@ def validate(
     highest = -lowest
     rewarded = False
     longest = cut = 0
+    ended: Counter[tuple[int, bool]] = Counter()
     for index, episode in enumerate(episodes):
         label = episode.label or f"episode {index}"
         if label in labels:
@@ -95,6 +97,7 @@ def validate(
         np.maximum(highest, episode.observations.max(axis=0), out=highest)
         rewarded = rewarded or bool(episode.rewards.any())
         longest = max(longest, len(episode))
+        ended[len(episode), episode.terminated] += 1
         cut += len(episode) < spec.episode_length and not episode.terminated
         findings.episodes += 1
         findings.transitions += len(episode)
@@ -114,12 +117,30 @@ def validate(
     if shown := findings.constant_observations:
         names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
         findings.notes.append(f"{len(shown)} observation columns never change: {names}")
-    findings.warnings += _warnings(findings, repeats, rewarded, window)
+    findings.warnings += _warnings(findings, repeats, rewarded, window) + time_limit_warnings(ended)
     if cut and spec.score_kind == "return_per_1000":
         findings.warnings.append(
             f"{cut} of {findings.episodes} episodes are shorter than the task's {spec.episode_length} decisions: their "
             "returns, and so the score of the data's behaviour, count a part of an episode only"
         )
+
+
+def time_limit_warnings(ended: Mapping[tuple[int, bool], int]) -> list[str]:
+    """What to warn of where a time limit seems to be taken for a termination.
+
+    Args:
+        ended: number of episodes by their length and whether they terminated.
+    """
+    longest = max((length for length, _ in ended), default=0)
+    at_longest, cut_off = ended.get((longest, True), 0), ended.get((longest, False), 0)
+    total = sum(number for (_, terminated), number in ended.items() if terminated)
+    if at_longest < 2 or 2 * at_longest < total or cut_off:
+        return []
+    return [
+        f"{at_longest:,} of the {total:,} episodes that terminate do so after exactly {longest:,} steps, and no "
+        "episode is longer: this looks like a time limit. A terminated episode has no value beyond its end; mark those "
+        "that were cut off as such (in a column map of HDF5, truncated: NAME in place of terminated: NAME)"
+    ]
 
 
 def _check_shapes(episode: Episode, spec: TaskSpec, label: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,14 @@ from .status import read_run_file, stage_rows
 
 if TYPE_CHECKING:
     from ..datasets.readers import EpisodeReader
+    from ..datasets.schema import Episode
 
 SHOWN_FILES = 12
 """The largest files of an artifact; the others are counted."""
 SHOWN_TENSORS = 60
+SHOWN_STEPS = 3
+SHOWN_NUMBERS = 4
+"""Of an observation or action."""
 
 
 def describe(path: Path) -> RenderableType:
@@ -168,11 +173,16 @@ _CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
 
 
 def _describe_dataset(reader: EpisodeReader) -> RenderableType:
-    lengths, returns, terminated, success = [], [], 0, []
+    from ..datasets.validate import time_limit_warnings
+
+    lengths, returns, success = [], [], []
+    ended: Counter[tuple[int, bool]] = Counter()
+    first: Episode | None = None
     for episode in reader:
+        first = first or episode
         lengths.append(len(episode))
         returns.append(float(episode.rewards.sum(dtype=np.float64)))
-        terminated += episode.terminated
+        ended[len(episode), episode.terminated] += 1
         if episode.success is not None:
             success.append(bool(episode.success.any()))
     task = reader.task
@@ -190,10 +200,34 @@ def _describe_dataset(reader: EpisodeReader) -> RenderableType:
     if lengths:
         facts.add_row("length", _range(lengths))
         facts.add_row("return", _range(returns))
+        terminated = sum(number for (_, by_termination), number in ended.items() if by_termination)
         facts.add_row("terminated", f"{terminated:,} of {len(lengths):,} episodes")
     if success:
         facts.add_row("success", f"{np.mean(success):.1%} of episodes")
-    return facts
+    for warning in [*reader.warnings, *time_limit_warnings(ended)]:
+        facts.add_row("warning", Text(warning))
+    return Group(facts, Text(""), _describe_steps(first)) if first else facts
+
+
+def _describe_steps(episode: Episode) -> RenderableType:
+    """Which reward follows which action, in the first steps of an episode and its last."""
+    table = _table("step", "observation", "action", "reward", "next observation")
+    steps = range(len(episode))
+    for step in [*steps[:SHOWN_STEPS], *steps[SHOWN_STEPS:][-1:]]:
+        table.add_row(
+            f"{step}",
+            _numbers(episode.observations[step]),
+            _numbers(episode.actions[step]),
+            f"{episode.rewards[step]:.4g}",
+            _numbers(episode.observations[step + 1]),
+        )
+    return Group(Text(f"first and last steps of {episode.label}"), table)
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{value:.4g}" for value in values[:SHOWN_NUMBERS]) + (
+        " ..." if len(values) > SHOWN_NUMBERS else ""
+    )
 
 
 def _describe_weights(paths: Sequence[Path]) -> RenderableType:

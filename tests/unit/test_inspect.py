@@ -68,6 +68,24 @@ def test_an_hdf5_dataset(inspect, tmp_path: Path) -> None:
     assert ["episodes", "2"] in rows
     assert ["observation", "3", "numbers"] in rows
     assert ["terminated", "1", "of", "2", "episodes"] in rows
+    table = rows[rows.index(["step", "observation", "action", "reward", "next", "observation"]) :]
+    assert [(row[0], row[4:7]) for row in table[1:4]] == [
+        ("0", ["0.5", "0.5", "1"]),
+        ("1", ["0.5", "0.5", "2"]),
+        ("2", ["0.5", "0.5", "3"]),
+    ]
+    assert table[1][7:] == table[2][1:4], "the next observation is that of the next step"
+
+
+def test_what_is_odd_of_a_dataset_is_shown(inspect, tmp_path: Path) -> None:
+    path = tmp_path / "flat.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"], file["actions"], file["rewards"] = np.ones((6, 3)), np.ones((6, 2)), np.ones(6)
+        file["next_observations"], file["dones"] = np.ones((6, 3)), np.array([0, 0, 1, 0, 0, 1])
+        file["my_end"] = np.array([0, 1, 0, 0, 0, 0])
+    shown = " ".join(inspect(path).split())
+    assert "look as if they marked ends of episodes: my_end" in shown
+    assert "2 of the 2 episodes that terminate do so after exactly 3 steps" in shown
 
 
 def test_what_it_cannot_read_is_said(tmp_path: Path, capsys) -> None:

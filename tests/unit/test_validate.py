@@ -127,3 +127,18 @@ def test_short_episodes_are_counted_unless_terminated_and_refused_if_there_is_no
 def test_no_episode_at_all_is_an_error():
     with pytest.raises(DatasetError, match="holds no episode"):
         run([])
+
+
+def test_terminations_that_all_come_at_one_length_look_like_a_time_limit():
+    limited = [episode(seed=s, terminated=True) for s in (1, 2, 3)]
+    (warning,) = run(limited).warnings
+    assert "3 of the 3 episodes that terminate do so after exactly 10 steps" in warning
+    (warning,) = run([*limited, episode(7, seed=4, terminated=True)]).warnings
+    assert "3 of the 4 episodes that terminate do so after exactly 10 steps" in warning
+    early = [episode(n, seed=n, terminated=True) for n in (5, 6, 7, 8)]
+    for varied in (
+        [*limited[:2], *early, episode(4, seed=9, terminated=True)],
+        [*limited, episode(seed=9)],
+        limited[:1],
+    ):
+        assert run(varied).warnings == []
