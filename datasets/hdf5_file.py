@@ -40,6 +40,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         pattern = "; patterns are not expanded: name one file" if set("*?[") & set(path.name) else ""
         raise DatasetError(f"no HDF5 file at {path}: expected an existing .hdf5 or .h5 file{pattern}")
+    with reading(path, DatasetError):
+        path.open("rb").close()  # of a file that may not be read HDF5 says that it is damaged
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -1,5 +1,9 @@
 """Hdf5Reader: where episodes end, which observation is their last, column maps, and what it says of bad files."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -464,3 +468,18 @@ def test_arrays_by_episode_and_time_are_named(tmp_path):
     columns = {"observations": np.zeros((3, 5, 2)), "actions": np.zeros((3, 5, 1)), "rewards": np.zeros((3, 5))}
     with pytest.raises(DatasetError, match=r"seem to be \[episode, time, \.\.\.\], 3 episodes of 5 steps: write them"):
         Hdf5Reader(write(tmp_path / "a.h5", columns))
+
+
+def test_a_file_that_may_not_be_read_is_named_with_its_owner(tmp_path):
+    path = write(tmp_path / "arm.hdf5", flat_columns())
+    path.chmod(0o200)
+    script = "import sys; from orrery.datasets.hdf5 import Hdf5Reader; Hdf5Reader(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(path)]
+    if os.geteuid() == 0:  # whom permissions do not stop, unless it gives up that right
+        if shutil.which("setpriv") is None:
+            pytest.skip("the tests run as root, and there is no setpriv to give up root's right to any file")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    said = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert said.endswith(
+        f"DatasetError: {path}: Permission denied. It belongs to {path.owner()}: change its permissions"
+    )
