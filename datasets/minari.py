@@ -330,9 +330,13 @@ class MinariReader:
                 f"Minari dataset {self._id}: actions are {space}, expected Box or Discrete; convert the dataset so "
                 "that each action is one vector of numbers or one choice"
             )
-        if CHOICES_START in self._settings or (isinstance(space, gs.Discrete) and self._settings):
+        kind = "discrete" if isinstance(space, gs.Discrete) else "continuous"
+        foreign = {CHOICES_START, *(ACTION_BOUNDS if kind == "discrete" else ())} & self._settings.keys()
+        if self._fields.get("action_kind", kind) != kind:
+            foreign |= {"choices" if kind == "continuous" else "action_kind"}
+        if foreign:
             raise DatasetError(
-                f"Minari dataset {self._id}: actions are {space}, to which {' and '.join(self._settings)} cannot "
+                f"Minari dataset {self._id}: actions are {space}, to which {' and '.join(sorted(foreign))} cannot "
                 "apply; leave that out"
             )
 

@@ -118,7 +118,8 @@ def validate(
         names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
         findings.notes.append(f"{len(shown)} observation columns never change: {names}")
     findings.warnings += _warnings(findings, repeats, rewarded, window) + time_limit_warnings(ended)
-    if cut and spec.score_kind == "return_per_1000":
+    # Without next observations every episode lacks its last step, which is no matter.
+    if cut and (spec.score_kind == "return_per_1000" or longest < spec.episode_length - 1):
         findings.warnings.append(
             f"{cut} of {findings.episodes} episodes are shorter than the task's {spec.episode_length} decisions: their "
             "returns, and so the score of the data's behaviour, count a part of an episode only"
@@ -185,7 +186,7 @@ def _check_values(episode: Episode, label: str, columns: Sequence[str]) -> None:
         time, component = (int(i) for i in beyond[0])
         raise DatasetError(
             f"{label}: {_place('actions', [component], ())} at t = {time} is {episode.actions[time, component]:g} "
-            "after scaling; expected -1..1. Give the true bounds with the settings action_low and action_high, "
+            "after scaling; expected -1..1. Give the true bounds with pack.sources.NAME.action_low and action_high, "
             "or correct the data"
         )
 

@@ -328,8 +328,12 @@ def test_an_environment_of_another_task_is_refused(write, fields, message):
 
 def test_settings_that_do_not_apply_are_refused(write):
     write("chain/random-v0", [episode(actions=np.zeros(5, int))], action_space=gs.Discrete(2))
-    with pytest.raises(DatasetError, match=r"actions are Discrete\(2\), to which action_low and action_high cannot"):
+    with pytest.raises(DatasetError, match=r"actions are Discrete\(2\), to which action_high and action_low cannot"):
         MinariReader("chain/random-v0", overrides={"action_low": 0, "action_high": 1})
+    write("box/random-v0", [episode()])
+    overrides = {"action_kind": "discrete", "action_dim": 2, "choices_start": 1}
+    with pytest.raises(DatasetError, match=r"actions are Box.*, to which choices and choices_start cannot apply"):
+        MinariReader("box/random-v0", overrides=overrides)
 
 
 def test_a_dataset_is_called_by_the_id_that_was_given(write, tmp_path):

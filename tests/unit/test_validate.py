@@ -118,8 +118,12 @@ def test_short_episodes_are_counted_unless_terminated_and_refused_if_there_is_no
     findings = run([episode(3, seed=1), episode(4, seed=2), episode(2, seed=3, terminated=True)])
     assert findings.unused_episodes == 1
     assert findings.warnings == [
-        "1 of 3 episodes are shorter than the window of 4 decisions and give no training window"
+        "1 of 3 episodes are shorter than the window of 4 decisions and give no training window",
+        "2 of 3 episodes are shorter than the task's 10 decisions: their returns, and so the score of the data's "
+        "behaviour, count a part of an episode only",
     ]
+    assert run([episode(9)]).warnings == [], "a last step that is not stored is no matter"
+    assert run([episode(8), episode(seed=1)]).warnings == [], "some reach the limit"
     with pytest.raises(DatasetError, match=r"all 2 episodes are shorter than the window of 4 .*longest: 3"):
         run([episode(3, seed=1), episode(2, seed=2)])
 
