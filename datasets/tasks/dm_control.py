@@ -99,7 +99,7 @@ def make(spec: TaskSpec, picture: int | None = None) -> DmControl:
     return DmControl(spec.environment["domain"], spec.environment["task"], picture or 240)
 
 
-class DmControl(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+class DmControl(gymnasium.Env[dict[str, Any], np.ndarray]):
     """One dm_control environment behind gymnasium's interface, in its own steps and action bounds.
 
     The environment is built once and reused: a reset only replaces the task's random state, which is all that an
@@ -146,12 +146,12 @@ class DmControl(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         # dm_control has no public way to reseed a task that exists; its `random` property returns this attribute.
         self._environment.task._random = np.random.RandomState(seed)
         return self._environment.reset().observation, {}
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         timestep = self._environment.step(action)
         terminated = timestep.last() and timestep.discount == 0
         truncated = timestep.last() and not terminated
