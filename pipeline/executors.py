@@ -21,7 +21,7 @@ from . import termination
 from .accelerator import check_gpu, wants_gpu
 from .errors import ConfigError, StageError
 from .job_process import JobProcess
-from .jobs import LOG, State, describe_error, execute, read_status, write_status
+from .jobs import LOG, State, describe_error, execute, log_end, log_start, read_status, write_status
 from .logging import LogFile
 from .pool import THREAD_VARIABLES
 from .ranges import check_choices, check_counts, check_not_negative
@@ -186,6 +186,7 @@ class InlineExecutor:
         started = time.time()
         status = replace(read_status(folder), state="running", started=started, place=f"process {os.getpid()}")
         write_status(folder, status)
+        log_start(folder, status.attempts)
         handler = LogFile(folder / LOG)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._log.addHandler(handler)
@@ -202,8 +203,10 @@ class InlineExecutor:
         finally:
             self._log.removeHandler(handler)
             handler.close()
-            seconds = status.seconds + time.time() - started
-            write_status(folder, replace(status, state=state, error=reason, started=None, seconds=seconds))
+            seconds = time.time() - started
+            status = replace(status, state=state, error=reason, started=None, seconds=status.seconds + seconds)
+            write_status(folder, status)
+            log_end(folder, status, seconds)
 
     def ended(self, folder: Path) -> str | None:
         return ""

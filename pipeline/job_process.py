@@ -22,7 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import termination
-from .jobs import LOG, PROGRESS, STATUS, FileProgress, State, describe_error, execute, read_status, write_status
+from .jobs import (
+    LOG,
+    PROGRESS,
+    STATUS,
+    FileProgress,
+    State,
+    describe_error,
+    execute,
+    log_end,
+    log_start,
+    read_status,
+    write_status,
+)
 from .logging import LOGGER_NAME
 
 ERROR = "error.txt"
@@ -55,10 +67,8 @@ class JobProcess:
             (folder / leftover).unlink(missing_ok=True)
         started = time.time()
         status = read_status(folder)
+        log_start(folder, status.attempts)
         with (folder / LOG).open("ab") as log:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
-            log.write(f"--- attempt {status.attempts} on {socket.gethostname()}, {when}\n".encode())
-            log.flush()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(folder)],
                 # Never written to: the process ends when this end closes, which the kernel also does when this
@@ -117,6 +127,7 @@ class JobProcess:
         seconds = self._status.seconds + time.time() - (self._status.started or time.time())
         self._status = replace(self._status, state=state, error=error, seconds=seconds, started=None)
         write_status(self._folder, self._status)
+        log_end(self._folder, self._status, time.monotonic() - self._started)
         (self._folder / ERROR).unlink(missing_ok=True)
 
     def _verdict(self, code: int) -> tuple[State, str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 from . import artifact
 from .errors import OrreryError, StageError
+from .logging import duration
 from .reading import decode, read_json
 from .run_folder import disk_errors, partial_folder
 from .stage import ProgressTask
@@ -166,6 +168,22 @@ def discard_result(folder: Path) -> None:
     for path in (folder / RESULT, partial_folder(folder / RESULT)):
         artifact.remove(path)
     artifact.remove_unfinished(folder)
+
+
+def log_start(folder: Path, attempt: int) -> None:
+    """Begin the part of an attempt in the job's log."""
+    _append(folder, f"--- attempt {attempt} on {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
+
+
+def log_end(folder: Path, status: JobStatus, seconds: float) -> None:
+    """Say in the job's log how an attempt ended; of a process that was killed nobody else does."""
+    reason = f": {status.error}" if status.error else ""
+    _append(folder, f"--- {status.state} after {duration(seconds)}{reason}")
+
+
+def _append(folder: Path, line: str) -> None:
+    with contextlib.suppress(OSError), (folder / LOG).open("a", encoding="utf-8") as log:  # a full disk
+        log.write(f"{line}\n")
 
 
 def describe_error(error: BaseException) -> str:

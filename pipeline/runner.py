@@ -6,6 +6,7 @@ The state of a run is what is on disk, so the same call continues after Ctrl-C, 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,8 @@ from . import artifact, fanout, termination
 from .artifact import InputRecord, MadeFrom, Manifest
 from .config import RunConfig
 from .errors import OrreryError, StageError
-from .logging import ConsoleProgress, logging_to
+from .jobs import describe_error
+from .logging import ConsoleProgress, end_line, logging_to, start_line
 from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records
 from .pool import usable_cores
 from .ranks import gathered
@@ -114,6 +116,7 @@ def run(
             outcomes[name] = _outcome(_published(config.run_dir / name), "fresh")
         else:
             on_start(decision)
+            log.debug("%s", start_line(decision))
             # For `status`, also when this process is killed: what stands there until the stage ends.
             outcomes[name] = Outcome(name, "interrupted")
             _write_run_file(config, outcomes)
@@ -133,6 +136,7 @@ def run(
                 raise
             outcomes[name] = _outcome(manifest, "done")
         on_end(outcomes[name])
+        log.debug("%s", end_line(outcomes[name]))
     _write_run_file(config, outcomes)
     return list(outcomes.values())
 
@@ -148,13 +152,14 @@ def run_on_console(
 ) -> list[Outcome]:
     """`run`, with messages and progress on the console and all of it, tracebacks too, in the run's log.txt."""
     with logging_to(console, config.run_dir / "log.txt") as log:
-        log.debug("orrery run %s %s", config.experiment, " ".join(config.overrides))
+        words = ["orrery", "run", config.experiment, *config.overrides, f"run_dir={config.run_dir}"]
+        log.debug("%s", shlex.join(words))
         try:
             progress = ConsoleProgress(console)
             with disk_errors(config.run_dir):
                 return run(config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only)
         except BaseException as error:
-            log.debug("stopped: %s", error, exc_info=not isinstance(error, OrreryError))
+            log.debug("stopped: %s", describe_error(error), exc_info=True)
             raise
 
 

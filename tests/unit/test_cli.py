@@ -37,7 +37,9 @@ def test_run_says_what_each_stage_made_and_then_that_nothing_is_left(orrery, run
     assert (code, err) == (0, "")
     assert "2/3 add     total 3 (from the start) (0.0 s)" in out
     assert out.endswith(f"report: {run_dir}/report/index.html\n")
-    assert "orrery run toy" in (run_dir / "log.txt").read_text()
+    log = (run_dir / "log.txt").read_text()
+    for part in (f"orrery run toy run_dir={run_dir}", "make  starts", "add  total 3 (from the start) (0.0 s)"):
+        assert part in log
 
     code, out, _ = orrery("run", "toy", f"run_dir={run_dir}")
     assert code == 0
@@ -199,6 +201,17 @@ def test_a_bug_keeps_its_traceback(orrery, run_dir: Path, monkeypatch) -> None:
     assert code == 1
     assert "ZeroDivisionError: a bug" in err
     assert "ZeroDivisionError: a bug" in (run_dir / "log.txt").read_text()
+
+
+def test_the_log_says_where_a_message_for_the_user_came_from(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "disk full")
+    code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
+    assert code == 2
+    assert "Traceback" not in err
+    log = (run_dir / "log.txt").read_text()
+    assert "stopped: the disk of" in log
+    assert "Traceback (most recent call last)" in log
+    assert "No space left on device" in log
 
 
 def test_status_tells_the_stages_apart(orrery, run_dir: Path, monkeypatch) -> None:

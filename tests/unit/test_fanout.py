@@ -124,6 +124,17 @@ def test_results_and_logs(bench: Bench, config: FanoutConfig) -> None:
     assert set(bench.attempts().values()) == {1}
     assert "logged by c" in bench.log("c")
     assert "logged by a" not in bench.log("c")
+    begin, *_, end = bench.log("c").splitlines()
+    assert begin.startswith("--- attempt 1 on ")
+    assert end.startswith("--- done after 0.")
+
+
+def test_the_log_of_a_job_in_this_process_holds_its_traceback(bench: Bench) -> None:
+    bench.order(a="raise")
+    bench.fails(FanoutConfig())
+    assert "in square\n    raise ValueError" in bench.log("a")
+    assert bench.log("a").endswith(" s: ValueError: 0 is a bad number\n")
+    assert "--- failed after " in bench.log("a")
 
 
 @pytest.mark.parametrize("config", ISOLATING)
@@ -143,6 +154,10 @@ def test_a_job_that_raises_dies_or_hangs_costs_only_itself(bench: Bench, config:
         assert part in message
     assert "in square\n    raise ValueError" in bench.log("a")
     assert "logged by e" in bench.log("e")
+    assert bench.log("b").endswith(" s: its process ended with status 7\n")
+    assert "--- died after " in bench.log("c")
+    assert "ended by SIGKILL" in bench.log("c")
+    assert "--- timeout after " in bench.log("d")
 
     bench.order()
     (bench.context.jobs / "e" / "result" / "square.json").write_text("17")
