@@ -27,6 +27,8 @@ CHOICES_START = "choices_start"
 
 MANY_CHOICES = 64
 """Whole numbers of more values than this are more often quantities than choices."""
+MOST_CHOICES = 10_000
+"""Read from the data alone; each takes a column of every row."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def read_actions(
     if extent.one_hot:
         count = extent.width
         return scale, [f"every action is a single 1 among {count} columns; read as {count} continuous components. Give "
-                       f"pack.sources.NAME.choices={count} if it is one choice, {way_out}"]  # fmt: skip
+                       f"pack.sources.NAME.choices={count} if it is one choice, or {way_out}"]  # fmt: skip
     if extent.integers:
         return scale, [f"actions are whole numbers in {extent.width} columns; read as continuous components. Several "
                        f"choices per step are not supported: number their combinations, or {way_out}"]  # fmt: skip
@@ -202,6 +204,8 @@ def _read_choices(
             )
     if count is None:
         count = max(highest - start + 1, 1)
+        if count > MOST_CHOICES:
+            raise DatasetError(f"{seen}, too many to be choices; {quantities}, or pack.sources.NAME.choices_start")
         if count > MANY_CHOICES:
             said.append(f"actions are whole numbers, read as {count} choices; {quantities}")
     if lowest < start or highest >= start + count:
