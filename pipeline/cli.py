@@ -89,6 +89,9 @@ def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None
     console = Console(highlight=False, force_terminal=terminal, width=None if terminal else PIPE_WIDTH)
     errors = Console(stderr=True, highlight=False)
     try:
+        for name, value in vars(arguments).items():  # a shell leaves ~ in --out=~/x and in quotes
+            if isinstance(value, Path):
+                setattr(arguments, name, user_path(value))
         with disk_errors():
             return _command(arguments, commands, stages, config_dir, console)
     except OrreryError as error:
@@ -181,12 +184,12 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         if name in ("study", "iterate"):
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
     command = commands.add_parser("status", help="how far a run, a study or an iteration is")
-    command.add_argument("path", type=user_path, metavar="RUN_DIR")
+    command.add_argument("path", type=Path, metavar="RUN_DIR")
     command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
-    command.add_argument("path", type=user_path, metavar="PATH")
+    command.add_argument("path", type=Path, metavar="PATH")
     push_command.add_parser(commands)
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
-    command.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     for name, other in others.items():
         other.add_arguments(commands.add_parser(name, help=other.help, description=other.help))
     return parser

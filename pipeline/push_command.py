@@ -8,8 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from .paths import user_path
-
 LOOSE = "published"
 """Folder that a dry run writes below, unless told otherwise."""
 
@@ -23,9 +21,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "and a model card written from what was measured. Whoever has read access loads it by its name: "
         "orrery run from_checkpoint world_model=USER/NAME, WorldModel.from_pretrained('USER/NAME').",
     )
-    command.add_argument(
-        "path", type=user_path, metavar="PATH", help="RUN/pretrain, RUN/extract, or one policy's folder"
-    )
+    command.add_argument("path", type=Path, metavar="PATH", help="RUN/pretrain, RUN/extract, or one policy's folder")
     command.add_argument("name", metavar="USER/NAME", help="repository, which is made if it does not exist")
     command.add_argument("--private", action="store_true", help="make it visible to you alone")
     command.add_argument("--license", default="unknown", metavar="ID", help="of the weights, as the Hub names it: mit")
@@ -34,9 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="leave out the frames of its training data from which policies can be extracted without the data",
     )  # fmt: skip
     command.add_argument("--dry-run", action="store_true", help="write the folder and its card; upload nothing")
-    command.add_argument(
-        "--output", type=user_path, metavar="FOLDER", help=f"where --dry-run writes; {LOOSE}/USER/NAME"
-    )
+    command.add_argument("--output", type=Path, metavar="FOLDER", help=f"where --dry-run writes; {LOOSE}/USER/NAME")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

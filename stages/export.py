@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..pipeline.command import Command, read_words
-from ..pipeline.paths import user_path
 from .deployment.arguments import add_policy_arguments
 
 if TYPE_CHECKING:
@@ -28,10 +27,10 @@ class Export(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_policy_arguments(parser, "which of several policies")
         parser.add_argument("--format", choices=list(FORMATS), default="both", help="default: both")
-        parser.add_argument("--out", type=user_path, default=Path("export"), metavar="DIR", help="default: export")
+        parser.add_argument("--out", type=Path, default=Path("export"), metavar="DIR", help="default: export")
         parser.add_argument(
             "--store",
-            type=user_path,
+            type=Path,
             metavar="RUN/pack",
             help="compare on this data; default: on an episode played now",
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ..pipeline.command import Command, read_words
 from ..pipeline.errors import ConfigError
-from ..pipeline.paths import user_path
 from .deployment.arguments import add_policy_arguments
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Play(Command):
         parser.add_argument("--episodes", type=int, default=1, metavar="N", help="default: 1")
         parser.add_argument(
             "--out",
-            type=user_path,
+            type=Path,
             metavar="FILE",
             help=".gif, .mp4 or .png; default: TASK.gif, or TASK.png of equations",
         )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
-from orrery.pipeline.artifact import write_json
+from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError
 from orrery.pipeline.stage import Context
 from orrery.stages.awm.config import SequenceModelConfig
@@ -26,11 +26,6 @@ from orrery.stages.policy_index import policy_entry, write_index
 from orrery.stages.pretrain import PretrainConfig
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
-
-MANIFEST = {
-    "kind": "world_model", "stage": "pretrain", "key": "", "inputs": {}, "files": {}, "digest": "", "versions": {},
-    "created": "", "seconds": 0.0, "summary": "",
-}  # fmt: skip
 
 NARROW, WIDE = point_mass_spec("toy/narrow"), point_mass_spec("toy/wide", observation_dim=3, action_dim=2)
 
@@ -75,7 +70,9 @@ def test_real_episodes_come_first_and_the_store_says_their_returns(tmp_path):
 def test_the_same_episodes_are_held_out_and_nothing_is_generated_from_them(tmp_path):
     """Which matters: a model that learns from both would be validated on other episodes than the first one."""
     store, _ = make(tmp_path)
-    write_json(tmp_path / "model" / "manifest.json", {**MANIFEST, "config": {"held_out": 0.4}})
+    config = {"held_out": 0.4}
+    model = tmp_path / "model"
+    finish(model, kind="world_model", stage="pretrain", key="", config=config, inputs={}, seconds=0, summary="")
     _, made = run(tmp_path, share=1.0, length=4)
     for real, both in zip(store.tasks, made.tasks, strict=True):
         assert both.summary.generated == 62
