@@ -22,7 +22,7 @@ import numpy as np
 
 from ..pipeline.errors import DatasetError, OrreryError, TaskError
 from ..pipeline.paths import user_path
-from ..pipeline.reading import read_json, reading
+from ..pipeline.reading import check_file, read_json, reading
 from .actions import (
     ACTION_BOUNDS,
     CHOICES_START,
@@ -347,8 +347,9 @@ class MinariReader:
             DatasetError: an episode is missing.
         """
         path = self._folder / "data" / "main_data.hdf5"
-        if not path.is_file():
+        if not path.exists():
             return []
+        check_file(path, DatasetError)
         try:
             with h5py.File(path) as file:
                 found = {key for key in file if key.startswith("episode_")}

@@ -191,6 +191,8 @@ def read_attempt(final: Path) -> Attempt | None:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StageError(f"{path}: {error.strerror}. {file_remedy(error, path.absolute())}") from error
     try:
         record = decode(_AttemptRecord, read_json(path, StageError))
     except (StageError, ValueError):

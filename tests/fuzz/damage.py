@@ -136,7 +136,7 @@ def _hdf5(path: Path, rng: random.Random) -> str:
             shape = rng.choice([(), (0,), (rows + 1, *shape[1:]), (max(rows - 1, 0), *shape[1:]), (rows, 1, *shape[1:]),
                                 (*shape[1:], rows), (rows,), (rows, 0)])  # fmt: skip
             if rng.random() < 0.3:
-                shape = (10**9, *shape[1:]) if rng.random() < 0.5 else (rows, 10**9)
+                shape = (10**9, *(max(n, 1) for n in shape[1:])) if rng.random() < 0.5 else (max(rows, 1), 10**9)
                 file.create_dataset(name, shape, "f4", chunks=(1,) * len(shape))
             else:
                 file.create_dataset(name, shape, "f4")

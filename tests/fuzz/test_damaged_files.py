@@ -44,15 +44,14 @@ class Worker:
     def ask(self, name: str, seed: int) -> dict[str, str]:
         assert self._process.stdin
         assert self._process.stdout
-        assert self._process.stderr
         print(name, seed, sep="\t", file=self._process.stdin, flush=True)
         if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
             self.stop()
             self._start()
             return {"outcome": "hang", "what": "", "text": f"no answer in {PATIENCE_S} s"}
         if not (line := self._process.stdout.readline()):
-            self._process.wait()
-            text = f"the process ended: {self._process.returncode} {self._process.stderr.read()[-2000:]}"
+            said = self._process.communicate()[1]
+            text = f"the process ended: {self._process.returncode} {said[-2000:]}"
             self._start()
             return {"outcome": "crash", "what": "", "text": text}
         return json.loads(line)  # type: ignore[no-any-return]
