@@ -199,6 +199,10 @@ class Hdf5Reader:
         return Episode(observations, actions, rewards, span.terminated, success, label)
 
     def _action_chunks(self, file: h5py.File, width: int) -> Iterator[np.ndarray]:
+        """All actions, without those that shifted rows hold in front of an episode: they were never taken."""
+        taken: dict[str, list[tuple[int, int]]] = {}
+        for span in self._spans if self._columns.shifted else ():
+            taken.setdefault(span.group, []).append((span.start + 1, span.stop + 1))
         for group in self._columns.groups(file):
             columns = Columns(file[group])
             actions = columns[self._columns.action]
@@ -207,8 +211,9 @@ class Hdf5Reader:
                     f"{self._path}:{group.strip('/')}: actions have {_width(actions)} components, those of the first "
                     f"episode {width}; remove the episodes that are not of this task"
                 )
-            for start in range(0, len(actions), _CHUNK):
-                yield columns.rows(self._columns.action, start, start + _CHUNK).reshape(-1, width)
+            chunks = [(start, start + _CHUNK) for start in range(0, len(actions), _CHUNK)]
+            for rows in taken.get(group, []) if self._columns.shifted else chunks:
+                yield columns.rows(self._columns.action, *rows).reshape(-1, width)
 
 
 def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None) -> tuple[list[_Span], list[str]]:

@@ -413,6 +413,15 @@ def test_records_of_dreamer_are_shifted(leave_out, tmp_path):
         assert "read as shifted" in reader.warnings[0]
 
 
+def test_what_stands_in_front_of_a_shifted_episode_is_no_choice(tmp_path):
+    """Dreamer's one-hot actions have a row of zeros there."""
+    taken = np.arange(12) % 3
+    rows = np.where((np.arange(12) % 4 == 0)[:, None], 0.0, np.eye(3)[taken])
+    path = write(tmp_path / "a.h5", records(action=rows))
+    reader = Hdf5Reader(path, overrides={"action_kind": "discrete", "action_dim": 3})
+    np.testing.assert_array_equal([e.actions.argmax(1) for e in reader], taken.reshape(3, 4)[:, 1:])
+
+
 def test_records_of_rlds_end_with_their_final_observation(tmp_path):
     t = np.arange(12)
     following = {"action": np.where(t % 4 < 3, t + 1, 0)[:, None] / 20, "reward": np.where(t % 4 < 3, t + 1, 0) * 1.0}
