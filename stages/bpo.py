@@ -237,7 +237,7 @@ def _finish_one(
     for m, seed in enumerate(trained.seeds):
         trained_by = {"algorithm": algorithm, "seed": seed}
         policy = StatePolicy.from_member(trained.policy, m, trained.spec, config.bpo.units, trained_by)
-        facts = {"imagined_return_per_step": imagined[m], "gradient_noise": noise[m], "horizon": trained.horizon}
+        facts = {"imagined_return": imagined[m], "gradient_noise": noise[m], "horizon": trained.horizon}
         entry = policy_entry(algorithm, trained.spec, seed, **facts)
         policy.save(context.folder / entry["path"])
         policies.append(entry)

@@ -84,7 +84,7 @@ class BpoOnline(Stage):
         loop = OnlineLoop(spec, config.model, config.online, config.seed + seed)
         rows = loop.run(progress.advance)
         trained_by = {"algorithm": algorithm, "seed": seed}
-        entry = policy_entry(algorithm, spec, seed, imagined_return_per_step=loop.imagined_return_per_step())
+        entry = policy_entry(algorithm, spec, seed, imagined_return=loop.imagined_return())
         StatePolicy.from_member(loop.policy, 0, spec, config.online.bpo.units, trained_by).save(folder / entry["path"])
         finished = {
             "policy": entry,

@@ -332,19 +332,21 @@ def _read_finished(log: Path) -> dict[Run, list[EpisodeRow]]:
 
 
 def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[EpisodeRow]) -> list[dict[str, Any]]:
-    """What the model promised each policy beside what it earned, per decision: the gap is model exploitation."""
+    """Return per episode that the model promised each policy, and the real one: the gap is model exploitation.
+
+    Not per decision: where tasks terminate, imagined and real episodes differ in length.
+    """
     table = []
     for (algorithm, task, seed), entry in policies.items():
         own = [row for row in episodes if (row.algorithm, row.task, row.seed) == (algorithm, task, seed)]
         completed = [row for row in own if row.error is None]
-        decisions = sum(row.length for row in completed)
         table.append(
             {
                 "algorithm": algorithm,
                 "task": task,
                 "seed": seed,
-                "imagined_return_per_step": entry.get("imagined_return_per_step"),
-                "real_return_per_step": sum(row.return_ for row in completed) / decisions if decisions else None,
+                "imagined_return": entry.get("imagined_return"),
+                "real_return": float(np.mean([row.return_ for row in completed])) if completed else None,
             }
         )
     return table

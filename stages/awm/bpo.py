@@ -162,10 +162,16 @@ class PolicyOptimisation:
 
     @torch.no_grad()
     def imagined_return(self) -> torch.Tensor:
-        """Reward per decision [M] of the deterministic policies over imagined horizons."""
+        """Return per episode [M] of the deterministic policies.
+
+        Where the imagined horizon is shorter than an episode, its reward per decision stands for all of the episode.
+        """
         start_MBS, noise_HMBX = self._draw("imagined return", IMAGINED_EPISODES)
         noise_HMBX[..., : self.spec.action_dim] = 0  # the policy's; the world's stays
-        return imagine(self.dynamics, self.policy, start_MBS, noise_HMBX).reward_HMB.mean((0, 2))
+        return (
+            imagine(self.dynamics, self.policy, start_MBS, noise_HMBX).reward_HMB.mean((0, 2))
+            * self.spec.episode_length
+        )
 
     def gradient(self, start_MBS: torch.Tensor, noise_HMBX: torch.Tensor) -> list[torch.Tensor]:
         """Gradient of the mean return alone, one tensor per parameter; for diagnostics."""

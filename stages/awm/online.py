@@ -97,7 +97,7 @@ class OnlineLoop:
         assert self._optimisation is not None
         return self._optimisation.policy
 
-    def imagined_return_per_step(self) -> float:
+    def imagined_return(self) -> float:
         assert self._optimisation is not None
         return float(self._optimisation.imagined_return()[0])
 

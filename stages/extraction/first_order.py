@@ -265,7 +265,7 @@ class FirstOrderExtraction:
         return total_P / (config.critic_passes * config.critic_minibatches)
 
     def imagined_returns(self) -> torch.Tensor:
-        """[M] reward per decision of each deterministic policy over whole imagined episodes from real first frames."""
+        """[M] return of each deterministic policy over whole imagined episodes from real first frames."""
         length_M = torch.tensor(
             [self.model.table[int(k)].episode_length for k in self.tasks.task_M1], device=self.tasks.task_M1.device
         )

@@ -138,7 +138,7 @@ def _write_policies(
                 entry = policy_entry(
                     **trained_by,
                     task=task,
-                    imagined_return_per_step=imagined,
+                    imagined_return=imagined,
                     gradient_noise=noise[m] if member.imagines else None,
                 )
                 policy.save(context.folder / entry["path"])

@@ -171,10 +171,11 @@ def _roll_out_in_parallel(
 def imagined_return(
     model: WorldModel, actor: StackedActor, start_MBD: torch.Tensor, tasks: MemberTasks, length_M: torch.Tensor
 ) -> torch.Tensor:
-    """Reward per decision [M] of the deterministic policies over whole imagined episodes of `length_M` decisions.
+    """Return [M] of the deterministic policies, over whole imagined episodes of at most `length_M` decisions.
 
-    Beside the real return it shows how far a policy exploits errors of the model. An action model that has no positions
-    left goes on from the latent that it has reached.
+    A reward counts with the probability that the episode has got there. Beside the real return, which ends where the
+    episode does, this shows how far a policy exploits errors of the model. An action model that has no positions left
+    continues from the latent that it has reached.
     """
     M, B, _ = start_MBD.shape
     task, limit = tasks.task_M1.expand(M, B), model.config.longest_prediction()
@@ -188,7 +189,7 @@ def imagined_return(
         z, carry = model.advance(carry, action, task)
         total += torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
         alive = alive * _continue_probability(model, z, task)
-    return total.mean(1) / length_M
+    return total.mean(1)
 
 
 def _continue_probability(model: WorldModel, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor:

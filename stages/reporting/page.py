@@ -135,7 +135,7 @@ def _scores(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
 
 
 def _imagined(evidence: Evidence, styles: Styles) -> Section:
-    name, title = "imagined", "Imagined and real reward"
+    name, title = "imagined", "Imagined and real return"
     runs = tables.imagined_runs(evidence)
     if runs.empty:
         return Section(name, title, missing=reasons.no_imagination(evidence))

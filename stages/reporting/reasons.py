@@ -55,7 +55,7 @@ def no_imagination(evidence: Evidence) -> str:
         return no_input(evidence, "policies")
     if "scores" not in evidence.given:
         return no_input(evidence, "scores")
-    imagined = [row for row in evidence.summary.get("imagined", []) if row["imagined_return_per_step"] is not None]
+    imagined = [row for row in evidence.summary.get("imagined", []) if row["imagined_return"] is not None]
     if not imagined:
         return _do_not_imagine(evidence)
     return "no policy that imagined its return was evaluated" + _skipped(evidence)

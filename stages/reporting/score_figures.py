@@ -91,15 +91,15 @@ def _draw_runs(axes: Axes, y: float, scores: pd.DataFrame, task: str, name: str,
 
 
 def draw_imagined(imagined: pd.DataFrame, styles: Styles) -> list[tuple[str, Markup]]:
-    """Real against imagined reward per decision, a panel per suite because their scales differ.
+    """Real against imagined return per episode, a panel per suite because their scales differ.
 
     Args:
-        imagined: algorithm, task, seed, imagined_return_per_step, real_return_per_step; finite.
+        imagined: algorithm, task, seed, imagined_return, real_return; finite.
     """
     panels = []
     for suite, tasks in _by_suite(list(dict.fromkeys(imagined["task"]))):
         own = imagined[imagined["task"].isin(tasks)]
-        columns = ["imagined_return_per_step", "real_return_per_step"]
+        columns = ["imagined_return", "real_return"]
         low, high = own[columns].min().min(), own[columns].max().max()
         margin = 0.06 * (high - low or 1.0)
         limits = (low - margin, high + margin)
@@ -111,12 +111,12 @@ def draw_imagined(imagined: pd.DataFrame, styles: Styles) -> list[tuple[str, Mar
             runs, centres = own[own["algorithm"] == name], means[means["algorithm"] == name]
             axes.plot(runs[columns[0]], runs[columns[1]], "o", color=colour, markersize=2.6, alpha=0.7)
             axes.plot(centres[columns[0]], centres[columns[1]], marker, color=colour, markersize=6.5, alpha=0.85)
-        axes.set(xlim=limits, ylim=limits, xlabel="Imagined reward per decision", ylabel="Real reward per decision")
+        axes.set(xlim=limits, ylim=limits, xlabel="Imagined return", ylabel="Real return")
         _label_points(axes, means, own[columns].to_numpy())
         gaps = (means[columns[0]] - means[columns[1]]).to_numpy()
         worst = means.iloc[int(np.argmax(gaps))]
         text = (
-            f"Real against imagined reward per decision on {suite}. Largest excess of imagination: "
+            f"Real against imagined return on {suite}. Largest excess of imagination: "
             f"{worst['algorithm']} on {worst['task']}, imagined {worst[columns[0]]:.3g}, real {worst[columns[1]]:.3g}"
         )
         panels.append((suite, to_svg(figure, text)))
@@ -129,7 +129,7 @@ def _label_points(axes: Axes, means: pd.DataFrame, runs: np.ndarray) -> None:
     Args:
         runs: [N, 2], imagined and real, of every seed: points that a name must not hide.
     """
-    pixels = axes.transData.transform(means[["imagined_return_per_step", "real_return_per_step"]].to_numpy())
+    pixels = axes.transData.transform(means[["imagined_return", "real_return"]].to_numpy())
     points = means.assign(x=pixels[:, 0], y=pixels[:, 1])
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
     taken += [(x - 2, y - 2, x + 2, y + 2) for x, y in axes.transData.transform(runs)]

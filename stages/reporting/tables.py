@@ -96,8 +96,8 @@ def forgetting_rows(forgetting: pd.DataFrame) -> list[ForgettingRow]:
 
 
 def imagined_runs(evidence: Evidence) -> pd.DataFrame:
-    """Imagined and real return per decision of every run that has both."""
-    columns = ["algorithm", "task", "seed", "imagined_return_per_step", "real_return_per_step"]
+    """Imagined and real return per episode of every run that has both."""
+    columns = ["algorithm", "task", "seed", "imagined_return", "real_return"]
     return pd.DataFrame(evidence.summary.get("imagined", []), columns=columns).dropna()
 
 

@@ -14,7 +14,8 @@ from orrery.datasets.collect import episode_seed
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
-from orrery.stages.evaluate import Evaluate, EvaluateConfig, evaluation_seed
+from orrery.stages.evaluate import Evaluate, EvaluateConfig, _imagined, evaluation_seed
+from orrery.stages.scores import EpisodeRow
 
 
 class Target(gymnasium.Env):
@@ -60,7 +61,7 @@ def setup(folder, tasks, policies, data=True):
     for path in (artifact, store, folder / "out"):
         path.mkdir()
     entries = [
-        {"algorithm": a, "task": t, "seed": s, "path": f"{a}/{t}/{s}/{value}", "imagined_return_per_step": 0.9}
+        {"algorithm": a, "task": t, "seed": s, "path": f"{a}/{t}/{s}/{value}", "imagined_return": 0.9}
         for a, t, s, value in policies
     ]
     index = {"tasks": [spec.to_dict() for spec in tasks], "policies": entries}
@@ -125,12 +126,23 @@ def test_scores_by_hand(tmp_path):
         "algorithm": "pwm",
         "task": spec.name,
         "seed": 0,
-        "imagined_return_per_step": 0.9,
-        "real_return_per_step": 1.0,
+        "imagined_return": 0.9,
+        "real_return": 4.0,
     }
     assert headline.startswith("pwm 1.00, bc 0.50 [-5.85, 6.85], behaviour 0.25, random ")
     assert headline.endswith("(mean score over 1 tasks x 2 seeds x 3 episodes)")
     assert len(episodes) == 3 * 2 * 3
+
+
+def test_the_real_return_is_of_episodes_not_of_decisions():
+    """Per decision, the long episodes of a task that terminates would count more: 100 / 110 here."""
+    rows = [
+        EpisodeRow("pwm", "a", 0, 0, 0, 100.0, 100, None, None, None),
+        EpisodeRow("pwm", "a", 0, 1, 1, 0.0, 10, None, None, None),
+        EpisodeRow("pwm", "a", 0, 2, 2, 7.0, 3, None, None, "the simulator has no licence"),
+    ]
+    (row,) = _imagined({("pwm", "a", 0): {"imagined_return": 60.0}}, rows)
+    assert (row["imagined_return"], row["real_return"]) == (60.0, 50.0)
 
 
 def test_every_algorithm_meets_the_same_episodes_and_none_that_was_collected(tmp_path):

@@ -156,7 +156,26 @@ def test_a_whole_episode_goes_on_from_the_last_latent_where_positions_end(model)
             action = act_deterministic(actor, z, tasks)
             total = total + model.decode_reward(model.reward_logits(z, action, task))[0].mean()
             z, carry = model.advance(carry, action, task)
-    torch.testing.assert_close(found[0], total / (LENGTH + 2))
+    torch.testing.assert_close(found[0], total)
+
+
+def test_an_imagined_return_counts_rewards_as_often_as_episodes_get_there(model):
+    """The other member's task terminates: what follows a probable end must hardly count, and no length divides it."""
+    model.eval().requires_grad_(False)
+    actor, start, _, tasks = imagination(model)
+    tasks = type(tasks)(tasks.task_M1, tasks.discount_M1, tasks.mask_M1A.double(), tasks.discrete_M11, False)
+    found = imagined_return(model, actor, start, tasks, torch.tensor([LENGTH, LENGTH]))
+    from orrery.stages.extraction.rollout import act_deterministic
+
+    task = tasks.task_M1.expand(2, 4)
+    z, total, alive, carry = start, 0.0, 1.0, model.start(start, task)
+    for _ in range(LENGTH):
+        action = act_deterministic(actor, z, tasks)
+        total = total + alive * model.decode_reward(model.reward_logits(z, action, task))[1]
+        z, carry = model.advance(carry, action, task)
+        alive = alive * torch.sigmoid(model.continue_logits(z, task)[1])
+    assert (alive < 0.9).all()
+    torch.testing.assert_close(found[1], total.mean())
 
 
 def test_a_horizon_beyond_the_positions_is_refused_wherever_it_is_asked_for(model):

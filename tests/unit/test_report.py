@@ -100,7 +100,7 @@ def write_scores(folder: Path) -> None:
     pd.DataFrame(SCORES, columns=columns).to_csv(folder / "scores.csv", index=False)
     estimate = {"value": 0.6, "low": 0.5, "high": 0.7}
     failure = {"algorithm": "bc", "task": CUP, "seed": 0, "error": ERROR}
-    imagined = {"algorithm": "pwm", "seed": 0, "imagined_return_per_step": 2.0}
+    imagined = {"algorithm": "pwm", "seed": 0, "imagined_return": 2.0}
     summary = {
         "algorithms": {
             "pwm": {"mean": estimate, "iqm": estimate, "seeds": 2},
@@ -110,9 +110,9 @@ def write_scores(folder: Path) -> None:
         "failures": [failure | {"episode": episode} for episode in range(3)],
         "skipped": {OTHER: "no environment is known"},
         "imagined": [
-            imagined | {"task": CUP, "real_return_per_step": 1.9},
-            imagined | {"task": REACH, "real_return_per_step": 0.1},
-            imagined | {"task": REACH, "seed": 1, "real_return_per_step": None},
+            imagined | {"task": CUP, "real_return": 1.9},
+            imagined | {"task": REACH, "real_return": 0.1},
+            imagined | {"task": REACH, "seed": 1, "real_return": None},
         ],
     }
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -302,7 +302,7 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
     assert "<title>Nothing yet</title>" in page
     said = re.findall(r'<p class="missing">(.*?)</p>', page)
     assert [line.partition(":")[0] for line in said] == [
-        "Result", "Scores by task", "Scores by algorithm", "Scores by seed", "Imagined and real reward",
+        "Result", "Scores by task", "Scores by algorithm", "Scores by seed", "Imagined and real return",
         "Open-loop prediction of reward", "Losses of the world model", "Extraction", "Data", "Configuration", "Stages",
         "Lineage",
     ]  # fmt: skip
@@ -363,7 +363,7 @@ def test_a_missing_part_names_what_its_input_lacks(tmp_path: Path) -> None:
     assert "pretrain.trainer.log_every" in said["Losses of the world model"]
     assert "no episode was held out" in said["Open-loop prediction of reward"]
     assert said["Extraction"] == "the policies (bc) were not trained by imagination"
-    assert said["Imagined and real reward"] == said["Extraction"]
+    assert said["Imagined and real return"] == said["Extraction"]
     assert said["Result"].startswith("the evaluation holds no score; other/")
     assert said["Result"].endswith("no environment is known")
 
