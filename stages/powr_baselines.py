@@ -15,7 +15,16 @@ from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Stage
-from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
+from .kernel_planning.curves import (
+    CURVES_FILE,
+    FIGURE_FILE,
+    CurveRow,
+    completed_returns,
+    draw_curves,
+    failure_warnings,
+    read_curves,
+    write_curves,
+)
 from .powr_online import discrete_task
 
 LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
@@ -89,7 +98,9 @@ class PowrBaselines(Stage):
         ]
         waiting = [job for job in jobs if not job.file.is_file()]
         with context.progress("powr_baselines", total=len(jobs), completed=len(jobs) - len(waiting)) as progress:
-            for job, _ in run_all(_learn, waiting, workers=context.workers, kept="finished runs"):
+            for job, messages in run_all(_learn, waiting, workers=context.workers, kept="finished runs"):
+                for message in messages:
+                    context.log.warning("%s: %s", job, message)
                 progress.advance(1)
                 progress.note(str(job))
         rows = [row for job in jobs for row in read_curves(job.file)]
@@ -103,8 +114,8 @@ class PowrBaselines(Stage):
         return f"last greedy return {', '.join(means)} (mean of {config.seeds} seeds) after {config.transitions:,}"
 
 
-def _learn(job: _Job) -> None:
-    """Train one baseline and write its curve. Runs in a worker process."""
+def _learn(job: _Job) -> list[str]:
+    """Train one baseline and write its curve. Returns warnings. Runs in a worker process."""
     import gymnasium
     import numpy as np
     import torch
@@ -132,11 +143,13 @@ def _learn(job: _Job) -> None:
         return np.eye(spec.action_dim, dtype=np.float32)[model.predict(observation, deterministic=True)[0]]
 
     rows: list[CurveRow] = []
+    failed: list[str] = []
 
     def evaluate() -> None:
         count = config.evaluation_episodes
         chosen = [derive_seed("evaluate baseline", seed, len(rows), index) % 2**31 for index in range(count)]
-        returns = [result.return_ for _, result in play_episodes(spec, act, chosen, pool=pool, lanes=count)]
+        played = play_episodes(spec, act, chosen, pool=pool, lanes=count)
+        returns = completed_returns((result for _, result in played), spec.name, failed)
         trained = [episode["r"] for episode in model.ep_info_buffer]
         model.ep_info_buffer.clear()
         rows.append(
@@ -146,7 +159,7 @@ def _learn(job: _Job) -> None:
                 seed=job.seed,
                 transitions=model.num_timesteps,
                 train_return=math.fsum(trained) / len(trained) if trained else math.nan,
-                greedy_return=math.fsum(returns) / count,
+                greedy_return=math.fsum(returns) / len(returns),
                 greedy_min=min(returns),
                 greedy_max=max(returns),
                 sampled_return=math.nan,
@@ -163,3 +176,4 @@ def _learn(job: _Job) -> None:
     model.learn(config.transitions, callback=watch)
     evaluate()
     write_curves(job.file, rows)
+    return failure_warnings(failed)

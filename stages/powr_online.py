@@ -9,13 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import ConfigError, StageError
+from ..pipeline.errors import ConfigError
 from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_choices, check_counts, check_not_negative
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, PlannerConfig
-from .kernel_planning.curves import CURVES_FILE, FIGURE_FILE, CurveRow, draw_curves, read_curves, write_curves
+from .kernel_planning.curves import (
+    CURVES_FILE,
+    FIGURE_FILE,
+    CurveRow,
+    completed_returns,
+    draw_curves,
+    failure_warnings,
+    read_curves,
+    write_curves,
+)
 from .policy_index import write_index
 
 if TYPE_CHECKING:
@@ -170,8 +179,11 @@ def _learn(job: _Job) -> list[str]:
         parts = (config.seed, job.seed, epoch)
         return [derive_seed("powr_online", purpose, *parts, index) % 2**31 for index in range(count)]
 
+    failed: list[str] = []
+
     def returns(act: Any, chosen: list[int]) -> list[float]:
-        return [r.return_ for _, r in play_episodes(spec, act, chosen, pool=pool, lanes=len(chosen))]
+        played = play_episodes(spec, act, chosen, pool=pool, lanes=len(chosen))
+        return completed_returns((result for _, result in played), spec.name, failed)
 
     planned: list[Epoch] = []
     heard: list[Episode] = []
@@ -191,11 +203,9 @@ def _learn(job: _Job) -> list[str]:
         listener = hear if config.replan_every else None
         played = play_episodes(spec, sampled_act(learner, chosen), chosen, record=True, pool=pool, heard=listener)
         results = [result for _, result in sorted(played, key=lambda one: one[0])]
+        trained += completed_returns(results, spec.name, failed)
         episodes = completed(results)
-        if not episodes:
-            raise StageError(f"every episode of epoch {epoch} failed; the first: {results[0].error}")
         transitions += sum(map(len, episodes))
-        trained += [result.return_ for result in results]
         epoch += 1
         learner.add(heard if config.replan_every else episodes)
         heard.clear()
@@ -210,10 +220,10 @@ def _learn(job: _Job) -> list[str]:
     trained_by = {"algorithm": ALGORITHM, "seed": job.seed}
     KernelPolicy.of(spec, features, kernel, centre_MD, weight_MU, trained_by).save(job.folder / "policy")
     write_curves(job.folder / CURVES_FILE, rows)
-    unstable = [one.radius for one in planned if radius_warning(one.radius)]
-    if not unstable:
-        return []
-    return [f"in {len(unstable)} of {len(planned)} improvements {radius_warning(max(unstable))}"]
+    warnings = failure_warnings(failed)
+    if unstable := [one.radius for one in planned if radius_warning(one.radius)]:
+        warnings.append(f"in {len(unstable)} of {len(planned)} improvements {radius_warning(max(unstable))}")
+    return warnings
 
 
 def _row(

@@ -6,11 +6,17 @@ Shared by every stage that learns while it collects, so that their curves can be
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ...pipeline.errors import StageError
+
+if TYPE_CHECKING:
+    from ...datasets.rollout import EpisodeResult
 
 from ...pipeline.artifact import replacing
 
@@ -32,7 +38,7 @@ class CurveRow:
     transitions: int
     """Environment decisions so far, all episodes that learning used."""
     train_return: float
-    """Mean over the episodes collected since the last row."""
+    """Mean over the episodes collected since the last row. Failed episodes are left out of every return."""
     greedy_return: float
     """Mean of evaluation episodes with the most likely action."""
     greedy_min: float
@@ -43,6 +49,28 @@ class CurveRow:
     spectral_radius: float = float("nan")
     seconds: float = 0.0
     """Wall clock of learning alone since the last row."""
+
+
+def completed_returns(results: Iterable[EpisodeResult], task: str, failed: list[str]) -> list[float]:
+    """Returns of the episodes that an environment did not break off; the errors of the others join `failed`.
+
+    Raises:
+        StageError: no episode was completed.
+    """
+    found = list(results)
+    errors = [result.error for result in found if result.error is not None]
+    if len(errors) == len(found):
+        raise StageError(f"task {task!r}: all {len(found)} episodes failed; the first: {errors[0]}")
+    failed += errors
+    return [result.return_ for result in found if result.error is None]
+
+
+def failure_warnings(failed: Sequence[str]) -> list[str]:
+    """One warning about the episodes that a curve leaves out; none where there are none."""
+    if not failed:
+        return []
+    episodes = "1 episode" if len(failed) == 1 else f"{len(failed)} episodes"
+    return [f"{episodes} failed and left out of the curve; the first: {failed[0]}"]
 
 
 def write_curves(path: Path, rows: Sequence[CurveRow]) -> None:

@@ -7,17 +7,19 @@ import itertools
 import json
 import logging
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from orrery.datasets.rollout import play_episodes
+from orrery.datasets.rollout import EpisodeResult, play_episodes
 from orrery.datasets.schema import Episode, TaskSpec
 from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
+from orrery.stages.kernel_planning.curves import completed_returns, failure_warnings
 from orrery.stages.kernel_planning.online import OnlineLearner
 from orrery.stages.policy import load_policy
 from orrery.stages.powr import Powr, PowrConfig
@@ -249,6 +251,49 @@ def test_powr_online_writes_policies_and_curves_and_continues(tmp_path):
     (other / "curves.csv").write_text((tmp_path / "out" / "curves.csv").read_text().replace("powr_online", "ppo"))
     PowrOnline(config).run(context_of(tmp_path, curves=other))
     assert "ppo" in (tmp_path / "out" / "curves.svg").read_text()
+
+
+class Fragile(gymnasium.Env):
+    """Pays 1 at each of 10 steps; episodes of an even seed break off after the sixth."""
+
+    observation_space = gymnasium.spaces.Discrete(11)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.breaks, self.at = seed % 2 == 0, 0
+        return 0, {}
+
+    def step(self, action):
+        self.at += 1
+        if self.breaks and self.at > 6:
+            raise RuntimeError("contact buffer overflow")
+        return self.at, 1.0, False, self.at == 10, {}
+
+
+gymnasium.register("OrreryTest/Fragile-v0", Fragile, max_episode_steps=10)
+
+
+def test_failed_episodes_are_left_out_of_the_curves_of_powr_online(tmp_path, caplog):
+    """They counted with what they had earned before they failed: 6 of 10."""
+    settings = ONLINE | {"task": "gymnasium/OrreryTest/Fragile-v0", "environment": {}, "seeds": 1}
+    PowrOnline(PowrOnlineConfig(**settings | {"evaluation_episodes": 8, "episodes": 6})).run(context_of(tmp_path))
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    names = ["train_return", "greedy_return", "greedy_min", "greedy_max", "sampled_return"]
+    assert (curves[names] == 10).all(axis=None)
+    assert "episodes failed and left out of the curve; the first: RuntimeError: contact buffer overflow" in caplog.text
+
+
+def test_returns_of_completed_episodes():
+    """What powr_baselines counts too, whose library is not installed everywhere."""
+    results = [
+        EpisodeResult(seed, 10.0 * seed, 5, None, None, error) for seed, error in ((1, None), (2, "no"), (3, None))
+    ]
+    failed = []
+    assert completed_returns(results, "a", failed) == [10.0, 30.0]
+    assert failure_warnings(failed) == ["1 episode failed and left out of the curve; the first: no"]
+    assert failure_warnings([]) == []
+    with pytest.raises(StageError, match="task 'a': all 1 episodes failed; the first: no"):
+        completed_returns(results[1:2], "a", failed)
 
 
 def test_powr_online_improves_within_episodes(tmp_path, monkeypatch):
