@@ -422,5 +422,6 @@ def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
 
 def test_the_card_says_why_a_task_has_no_score():
     task = TaskSpec("own/arm", 2, 1, 10, score_random=3.0, score_expert=2.0)
-    card = model_card("a/b", Provenance("policies", [task.to_dict()], None, []), {}, 0, {}, "mit", 0)
+    config = {"task": task.to_dict(), "trained_by": {"algorithm": "bc"}}
+    card = model_card("a/b", Provenance("policies", [task.to_dict()], None, []), config, 0, {}, "mit", 0)
     assert "- own/arm: 0 is a return of 3, 1 is 2; no score, since score_expert must be above score_random" in card
