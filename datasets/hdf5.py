@@ -242,7 +242,7 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
     if flat:
         warnings += _unread_ends(file, columns, ends, counts[0][0])
     if others := columns.other_groups(file):
-        warnings.append(f"{len(others)} groups without {columns.action!r} are left out: {', '.join(others[:8])}")
+        warnings.append(f"groups without {columns.action!r} are left out ({len(others)}): {', '.join(others[:8])}")
     spans = []
     num_short = sum(num_rows == 0 for num_rows, _ in counts) if not flat else 0
     for first, stop, terminated in zip(
@@ -251,7 +251,8 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
         index = int(np.searchsorted(firsts, first, side="right")) - 1
         start, end = first - int(firsts[index]), stop - int(firsts[index])
         if columns.one_more_row or (not flat and end < counts[index][1]):
-            end, final = end - columns.one_more_row, "row"
+            end -= columns.one_more_row
+            final: Final = "row"
         elif columns.next_observation:
             final = "next"
         elif terminated:
@@ -265,7 +266,7 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
     if not spans:
         raise DatasetError(f"{file.filename}: holds no complete transition; expected at least one episode of one")
     if num_short:
-        warnings.append(f"{num_short:,} episodes without a complete transition are left out")
+        warnings.append(f"episodes without a complete transition are left out: {num_short:,}")
     return spans, warnings
 
 

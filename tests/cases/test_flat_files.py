@@ -24,7 +24,7 @@ def test_01_an_unfinished_last_episode_is_kept(run_case) -> None:
 def test_03_episodes_of_one_row_are_counted(run_case) -> None:
     printed = run_case("03-length-one-trajectories")[""]
     assert packed(printed) == "lengths [6, 8] terminated [False, False]"
-    assert "4 episodes without a complete transition are left out" in warnings(printed)
+    assert "episodes without a complete transition are left out: 4" in warnings(printed)
     assert "rew [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]" in printed
 
 

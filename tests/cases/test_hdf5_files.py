@@ -20,7 +20,7 @@ def test_08_a_reward_of_zero(run_case) -> None:
     printed = run_case("08-zero-reward")[""]
     assert "lengths [12, 7, 9] terminated [True, True, True]" in printed
     assert "the reward is zero everywhere" in printed
-    assert "1 episodes without a complete transition are left out" in printed
+    assert "episodes without a complete transition are left out: 1" in printed
 
 
 def test_16_one_file_per_episode(run_case) -> None:
@@ -69,4 +69,4 @@ def test_42_groups_beside_the_episodes(run_case) -> None:
     refused(printed["a"], "no observation column", "actions, states")
     for part, group in (("b", "config"), ("c", "metadata")):
         assert "rc=0" in printed[part]
-        assert f"1 groups without 'actions' are left out: /{group}" in printed[part]
+        assert f"groups without 'actions' are left out (1): /{group}" in printed[part]

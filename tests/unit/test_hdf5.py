@@ -373,7 +373,7 @@ def test_columns_that_are_not_read_and_look_like_ends_are_named(tmp_path):
 def test_episodes_without_a_transition_are_counted(tmp_path):
     path = write(tmp_path / "a.h5", flat_columns(next_observations=None, timeouts=np.isin(np.arange(12), [7, 8, 11])))
     assert lengths_and_ends(path) == (
-        [(7, True), (2, False)], ["2 episodes without a complete transition are left out"]
+        [(7, True), (2, False)], ["episodes without a complete transition are left out: 2"]
     )  # fmt: skip
 
 
@@ -449,7 +449,7 @@ def test_groups_beside_the_episodes_are_left_out_by_name(tmp_path):
     path = write(tmp_path / "a.h5", demos(2) | {"data/config/gains": np.ones(3)})
     reader = Hdf5Reader(path)
     assert len(reader) == 2
-    assert reader.warnings == ["1 groups without 'actions' are left out: /data/config"]
+    assert reader.warnings == ["groups without 'actions' are left out (1): /data/config"]
 
 
 @pytest.mark.parametrize(
