@@ -23,7 +23,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -99,7 +99,8 @@ def _check(path: Path, error: type[OrreryError], checksums: bool) -> bool:
     if not path.stat().st_size:
         raise error(f"{path}: is not a file written by torch.save; expected a .pt or .pth file")
     # Mapped, since a file would set aside what a damaged pickle says is coming before it looks.
-    with path.open("rb") as opened, memory.mmap(opened.fileno(), 0, access=memory.ACCESS_READ) as file:
+    with path.open("rb") as opened, memory.mmap(opened.fileno(), 0, access=memory.ACCESS_READ) as mapped:
+        file = cast(IO[bytes], mapped)  # it reads as one, which its annotations do not say
         if file.read(4) == b"PK\x03\x04":
             _check_names(path, io.BytesIO(_zipped_pickle(path, error, checksums)), error)
             return True
@@ -134,7 +135,7 @@ def _zipped_pickle(path: Path, error: type[OrreryError], checksums: bool) -> byt
         ) from reason
 
 
-def _check_names(path: Path, pickle: IO[bytes] | memory.mmap, error: type[OrreryError]) -> None:
+def _check_names(path: Path, pickle: IO[bytes], error: type[OrreryError]) -> None:
     """Refuse a pickle that refers to a `module.name` which is not read. The message says after which text, which is
     mostly the key whose value it is."""
     refused: dict[str, str] = {}
