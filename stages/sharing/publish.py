@@ -7,7 +7,7 @@ import filecmp
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +159,14 @@ def _tasks(source: Path) -> Sequence[dict[str, Any]]:
 
 def _network(source: Path) -> tuple[dict[str, Any], int]:
     """The stored config of the model, or of the first policy, and how many parameters it has."""
-    loaders = {"model.json": WorldModel.load, SEQUENCE_MODEL: load_model, "policy.json": load_policy}
+    loaders: dict[str, Callable[[Path], Any]] = {
+        "model.json": WorldModel.load,
+        SEQUENCE_MODEL: load_model,
+        "policy.json": load_policy,
+    }
     for name in (*loaders, "*/*/*/policy.json"):
         for path in sorted(source.glob(name)):
-            module: Any = loaders[path.name](path.parent)
+            module = loaders[path.name](path.parent)
             config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return config, sum(parameter.numel() for parameter in module.parameters())
     raise StageError(f"{source} holds no policy")
