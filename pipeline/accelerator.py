@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, StageError
@@ -65,3 +67,20 @@ def check_gpu(accelerator: str, key: str = "accelerator", devices: int = 1) -> N
             f"{key} is {accelerator} with {devices} devices, but PyTorch finds {torch.cuda.device_count()} here; set "
             f"devices to at most that, or {key}=cpu"
         )
+
+
+@contextmanager
+def matmul_precision(precision: str = "") -> Iterator[None]:
+    """Leave the precision of float32 matrix products afterwards as it was before, whatever sets it meanwhile.
+
+    Args:
+        precision: within; highest, high (TF32 on a GPU) or medium. Empty begins with that of before.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

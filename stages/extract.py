@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.accelerator import check_accelerator
+from ..pipeline.accelerator import check_accelerator, wants_gpu
 from ..pipeline.artifact import write_json
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from ..pipeline.ranges import check_counts
+from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 from .finetune import finetune_folders
@@ -59,9 +59,9 @@ class ExtractConfig:
     """Iterations between logged numbers; reading them waits for the device."""
     checkpoint_every: int = 50
     """Iterations between checkpoints for resuming."""
-    groups: int = 2
-    """Groups that the policies of a job are split into and trained side by side, a CPU core each; 1 on a GPU. Changes
-    speed and float rounding, nothing else."""
+    groups: int = 0
+    """Groups that the policies of a job are split into and trained side by side, a CPU core each; 0 = auto: 2 on a CPU,
+    1 on a GPU. Changes speed and float rounding, nothing else."""
     accelerator: str = "auto"
     """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
     seed: int = 0
@@ -70,7 +70,8 @@ class ExtractConfig:
     """How policies are split into jobs, and where these run. Changes speed and float rounding, nothing else."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "seeds", "iterations", "groups", "starts_per_task", "log_every", "checkpoint_every")
+        check_counts(self, "seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every")
+        check_not_negative(self, "groups")
         check_accelerator(self)
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
@@ -86,6 +87,15 @@ class ExtractConfig:
         for key in ("anchor", "uncertainty"):
             if len(set(weights := getattr(self, key))) < len(weights):
                 raise ConfigError(f"extract.{key} has a weight twice: {weights}")
+
+    def groups_on(self, device: str) -> int:
+        """`groups`, or what suits this kind of device."""
+        return self.groups or (2 if device == "cpu" else 1)
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of a job."""
+        return self.groups_on("cuda" if wants_gpu(self.accelerator) else "cpu")
 
 
 IMAGINED_EPISODES = 16
@@ -168,7 +178,7 @@ class Extract(Stage):
         names = job_names([part for part, _ in parts], {task.name: task.slug for task in table})
         jobs = [FolderJob(name, payload_of(config, *part)) for name, part in zip(names, parts, strict=True)]
         folders = fan_out(
-            jobs, train_members, context, config.fanout, cpus=config.groups, accelerator=config.accelerator
+            jobs, train_members, context, config.fanout, cpus=config.cores, accelerator=config.accelerator
         )
         return _gather(list(folders.values()), members, table, config, context)
 

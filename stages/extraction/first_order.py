@@ -249,10 +249,10 @@ class FirstOrderExtraction:
             target_PR = (target_HPB / self._value_scale_P1).transpose(0, 1).flatten(1)
         z_PRD = z.transpose(0, 1).flatten(1, 2)
         # One order for all members: it carries no information about any, and the minibatches stay one indexing.
-        generator = torch.Generator().manual_seed(derive_seed("critic order", self._seed, iteration))
+        generator = torch.Generator(z.device).manual_seed(derive_seed("critic order", self._seed, iteration))
         total_P = torch.zeros(P, device=z.device)
         for _ in range(config.critic_passes):
-            order = torch.randperm(z_PRD.shape[1], generator=generator).to(z.device)
+            order = torch.randperm(z_PRD.shape[1], generator=generator, device=z.device)
             if config.released.ordered_critic_batches:
                 order = torch.arange(z_PRD.shape[1], device=z.device)
             for rows in order.chunk(config.critic_minibatches):
@@ -337,17 +337,18 @@ class FirstOrderExtraction:
         return indices[position], noise[position]
 
     def _draw_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Drawn on the device, which would wait for them otherwise; a GPU draws other numbers than a CPU."""
         config, starts = self._config, self._starts
-        B, A = config.batch_size, starts.action_KNA.shape[-1]
+        B, A, device = config.batch_size, starts.action_KNA.shape[-1], starts.z_KND.device
         indices, noise = [], []
         for member in self.members:
-            generator = torch.Generator().manual_seed(self._stream(f"block {block}", member))
-            indices.append(torch.randint(starts.z_KND.shape[1], (_NOISE_BLOCK, B), generator=generator))
+            generator = torch.Generator(device).manual_seed(self._stream(f"block {block}", member))
+            size = _NOISE_BLOCK, B
+            indices.append(torch.randint(starts.z_KND.shape[1], size, generator=generator, device=device))
             if member.imagines:
-                noise.append(torch.randn(_NOISE_BLOCK, config.horizon, B, A, generator=generator))
-        device = starts.z_KND.device
-        stacked = torch.stack(noise, 2) if noise else torch.empty(_NOISE_BLOCK, config.horizon, 0, B, A)
-        return torch.stack(indices, 1).to(device), stacked.to(device)
+                noise.append(torch.randn(_NOISE_BLOCK, config.horizon, B, A, generator=generator, device=device))
+        stacked = torch.stack(noise, 2) if noise else torch.empty(_NOISE_BLOCK, config.horizon, 0, B, A, device=device)
+        return torch.stack(indices, 1), stacked
 
     def _stream(self, purpose: str, member: Member) -> int:
         return derive_seed(purpose, self._seed, member.task, member.seed)

@@ -62,22 +62,27 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     def program(part: list[Member]) -> FirstOrderExtraction:
         return FirstOrderExtraction(model, starts, part, config.first_order, config.iterations, config.seed)
 
-    groups = MemberGroups(members, config.groups, program)
-    curves = _train(groups, config, context)
+    checkpoint = context.folder / CHECKPOINT
+    saved = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
+    # As many groups as the interrupted attempt had, which may have run on another kind of device.
+    number = config.groups_on(device.type) if saved is None else len(saved["groups"])
+    groups = MemberGroups(members, number, program)
+    curves = _train(groups, saved, config, context)
     entries = _write_policies(groups, model, config, context)
     (context.folder / ENTRIES).write_text(json.dumps(entries))
     (context.folder / CURVES).write_text(json.dumps(curves))
     (context.folder / CHECKPOINT).unlink()
 
 
-def _train(groups: MemberGroups, config: ExtractConfig, context: JobContext) -> list[dict[str, Any]]:
-    """All iterations, from the last checkpoint on; returns the logged rows."""
+def _train(
+    groups: MemberGroups, saved: dict[str, Any] | None, config: ExtractConfig, context: JobContext
+) -> list[dict[str, Any]]:
+    """All iterations, from the checkpoint `saved` on; returns the logged rows."""
     checkpoint = context.folder / CHECKPOINT
     first, curves = 0, []
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        groups.load_state_dict(state["groups"])
-        first, curves = state["iteration"], state["curves"]
+    if saved is not None:
+        groups.load_state_dict(saved["groups"])
+        first, curves = saved["iteration"], saved["curves"]
     with (
         termination.deferred(),
         context.progress("extract", total=config.iterations, completed=first) as progress,

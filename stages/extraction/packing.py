@@ -100,7 +100,7 @@ def members_per_job(
     """
     fanout, slots, memory = config.fanout, 1, machine_memory()
     if fanout.executor in ("local", "ray") and not fanout.ray_address:
-        slots = len(local_slots(fanout, config.accelerator, workers // config.groups))
+        slots = len(local_slots(fanout, config.accelerator, workers // config.cores))
         memory /= slots
     if config.accelerator != "cpu" and (gpu := gpu_memory()):
         memory = gpu / (fanout.jobs_per_gpu if fanout.executor in ("local", "ray") else 1)
@@ -132,8 +132,11 @@ def job_names(parts: Sequence[Sequence[Member]], slugs: dict[str, str]) -> list[
 
 
 def gpu_memory() -> float:
-    """Bytes of memory of this machine's first GPU; 0 where it has none."""
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    """Bytes that are free on the fullest of this machine's GPUs; 0 where it has none."""
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.empty_cache()  # what this process keeps of an earlier stage is free for the jobs
+    return min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
 
 
 def machine_memory() -> float:

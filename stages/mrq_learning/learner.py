@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...pipeline.errors import StageError
+from ...pipeline.errors import CheckpointError, StageError
 from . import losses
 from .actions import Actions
 from .config import LearnConfig
@@ -132,6 +132,7 @@ class Learner:
         metrics: dict[str, torch.Tensor] = {}
         if self.steps % self.config.period == 0:
             self._copy_targets()
+            self._check_windows(sources, self.config.return_horizon)
             self._update_scales(sources)
             if update_encoder and self.config.design.model_based:
                 metrics |= self._train_encoder(sources, self.config.period)
@@ -176,6 +177,7 @@ class Learner:
         self._scale_M = found
 
     def _train_encoder(self, sources: Sequence[Source], updates: int) -> dict[str, torch.Tensor]:
+        self._check_windows(sources, self.config.encoder_horizon)
         starts = self._starts(sources, self.config.encoder_horizon, updates)
         done_weight_M = self.config.done_weight * torch.tensor(
             [float(source.has_terminated) for source in sources], device=self.device
@@ -318,6 +320,11 @@ class Learner:
 
     # Data and noise
 
+    def _check_windows(self, sources: Sequence[Source], horizon: int) -> None:
+        """Raise a DatasetError where there is no window to draw. Once per period: it waits for the device."""
+        for source in sources:
+            source.priorities.check(horizon, source.used)
+
     def _starts(self, sources: Sequence[Source], horizon: int, batches: int) -> torch.Tensor:
         """[batches, M, B] first slots of windows; priorities do not change between these batches."""
         size = batches, self.config.batch_size
@@ -330,7 +337,7 @@ class Learner:
 
     def _observations(self, sources: Sequence[Source], start_MB: torch.Tensor, offsets: list[int]) -> torch.Tensor:
         """[M, T, B, ...] at `offsets` [T] into each window; images are shifted, each by its own offset."""
-        at = torch.tensor(offsets, device=self.device)
+        at = torch.tensor(offsets).to(self.device, non_blocking=True)
         stacked = torch.stack(
             [source.observations(start_B, at) for source, start_B in zip(sources, start_MB, strict=True)]
         ).transpose(1, 2)
@@ -370,6 +377,11 @@ class Learner:
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         for generator, saved in zip(self._generators, state["generators"], strict=True):
+            if len(saved) != len(generator.get_state()):  # a GPU's generator is another one than a CPU's
+                raise CheckpointError(
+                    f"the checkpoint was written on another kind of device than {self.device.type}, and its random "
+                    "numbers cannot be continued here; resume on that, or name this one in `accelerator` to start anew"
+                )
             generator.set_state(saved.cpu())
         for name in _SAVED:
             value = state[name]

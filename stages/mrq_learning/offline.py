@@ -61,7 +61,7 @@ def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
     training = OfflineTraining(store, members, config, payload["variant"], model)
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.is_file():
-        training.load_state_dict(torch.load(checkpoint, weights_only=True))
+        training.load_state_dict(torch.load(checkpoint, map_location=training.learner.device, weights_only=True))
     name = f"{payload['algorithm']} {members[0].task}, seed {members[0].seed}"
     if len(members) > 1:
         name += f" and {len(members) - 1} more"

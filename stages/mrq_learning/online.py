@@ -55,7 +55,7 @@ def learn_online(payload: Mapping[str, Any], job: JobContext) -> None:
     training = OnlineTraining(spec, config, payload["variant"], payload["seed"])
     checkpoint = job.folder / CHECKPOINT
     if checkpoint.is_file():
-        training.load_state_dict(torch.load(checkpoint, weights_only=True))
+        training.load_state_dict(torch.load(checkpoint, map_location=training.learner.device, weights_only=True))
     name = f"{payload['algorithm']} {spec.name}, seed {payload['seed']}"
     with job.progress(name, total=config.steps, completed=training.steps) as progress, termination.deferred():
         while training.steps < config.steps and not termination.requested():

@@ -33,21 +33,20 @@ class Priorities:
         self.largest = torch.ones((), device=device)
         """What new slots get: the largest priority so far. It never falls."""
 
-    def cumulative(self, horizon: int, used: int) -> torch.Tensor:
-        """What `draw` needs, of the first `used` slots; stays valid while priorities and starts do.
-
-        Raises:
-            DatasetError: no window of this length may be drawn.
-        """
-        starts = self.starts[horizon][:used]
-        weight = torch.where(starts, self.weight[:used], 0) if self._prioritised else starts
-        total = weight.cumsum(0, dtype=torch.float64)
-        if not used or not total[-1] > 0:
+    def check(self, horizon: int, used: int) -> None:
+        """Raise a DatasetError if no window of this length may start in the first `used` slots. Makes the host wait."""
+        if not self.starts[horizon][:used].any():
             raise DatasetError(
                 f"no window of {horizon} decisions: every episode is shorter and ends by its time limit; use a shorter "
                 "encoder_horizon and return_horizon, or longer episodes"
             )
-        return total
+
+    def cumulative(self, horizon: int, used: int) -> torch.Tensor:
+        """What `draw` needs, of the first `used` slots, where `check` finds no fault; stays valid while priorities and
+        starts do."""
+        starts = self.starts[horizon][:used]
+        weight = torch.where(starts, self.weight[:used], 0) if self._prioritised else starts
+        return weight.cumsum(0, dtype=torch.float64)
 
     def draw(self, cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         """First slots of windows, one for each number of `uniform` in [0, 1)."""

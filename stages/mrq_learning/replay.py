@@ -168,9 +168,11 @@ class Replay:
         lane = slot - slot % self._length
         for offset in range(self.frames):  # windows that start later, but whose first stack reaches back to here
             start = lane + (slot - lane + offset) % self._length
-            if offset == 0 or self.age[start] >= offset:
-                for starts in self.priorities.starts.values():
+            for starts in self.priorities.starts.values():
+                if offset == 0:
                     starts[start] = False
+                else:  # not as a condition, for which the host would wait
+                    starts[start] &= self.age[start] < offset
 
     def _enable(self, lane: int, terminated: bool, truncated: bool) -> None:
         """Let windows start that the latest decision of a lane completes."""

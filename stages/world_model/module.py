@@ -162,7 +162,7 @@ class WorldModelTraining(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self._prior_state is not None:
             self._prior_optimizer.load_state_dict(self._prior_state["optimizer"])
-            self._prior_metrics = self._prior_state["metrics"]
+            self._prior_metrics = {name: value.to(self.device) for name, value in self._prior_state["metrics"].items()}
             self._prior_state = None
 
     def on_validation_epoch_start(self) -> None:

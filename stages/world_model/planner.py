@@ -16,10 +16,9 @@ Source: TD-MPC2 (arXiv 2310.16828) section 3.3; MPPI: Williams et al. (arXiv 150
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskSpec
+from ...pipeline.accelerator import matmul_precision
 from ...pipeline.artifact import hash_json, write_json
 from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
@@ -195,7 +195,7 @@ class Planner(nn.Module):
         memory = [self.begin(0) for _ in observation] if memory is None else memory
         # On a CPU one by one: half a thousand trajectories fill its cache, and a row's numbers do not depend on others.
         batch = 1 if observation.device.type == "cpu" else len(observation)
-        with _matmul_precision(self.config.matmul_precision):
+        with matmul_precision(self.config.matmul_precision):
             actions = [
                 self._act(rows, memory[i * batch : (i + 1) * batch]) for i, rows in enumerate(observation.split(batch))
             ]
@@ -240,16 +240,6 @@ class Planner(nn.Module):
         planner = cls(model, TaskSpec.from_dict(stored.task), PlannerConfig(**stored.planner), stored.noise_seed)
         planner.trained_by = stored.trained_by
         return planner
-
-
-@contextlib.contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _keep_freed_memory() -> None:

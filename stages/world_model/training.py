@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
-from ...pipeline.accelerator import device_of
+from ...pipeline.accelerator import device_of, matmul_precision
 from ...pipeline.errors import StageError
 from ...pipeline.ranks import Team
 from .checkpoints import Checkpoints
@@ -122,7 +122,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with termination.deferred(pass_on_termination), started_here() if team is None else connected():
+    with termination.deferred(pass_on_termination), started_here() if team is None else connected(), matmul_precision():
         trainer.fit(module, data, ckpt_path=begin["checkpoint"])
 
 

@@ -79,5 +79,5 @@ def prior_loss(
 
 def percentile_range(value_B: torch.Tensor) -> torch.Tensor:
     """95th minus 5th percentile, at least 1. Scalar."""
-    low, high = torch.quantile(value_B.float(), torch.tensor([0.05, 0.95], device=value_B.device))
+    low, high = torch.quantile(value_B.float(), torch.tensor([0.05, 0.95]).to(value_B.device, non_blocking=True))
     return (high - low).clamp(min=1)

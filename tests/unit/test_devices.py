@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 from omegaconf import OmegaConf
-from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of
+from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of, matmul_precision
 from orrery.pipeline.config import discover_stages, dotted_keys
 from orrery.pipeline.config_schema import build, make_schema
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.executors import FanoutConfig, SlurmConfig
+from orrery.stages.extraction.packing import gpu_memory
 
 STAGES = discover_stages()
 
@@ -72,6 +73,34 @@ def test_more_devices_than_there_are_gpus_are_refused(monkeypatch):
     for accelerator in ("gpu", "auto"):
         with pytest.raises(StageError, match=f"is {accelerator} with 4 devices, but PyTorch finds 2 here"):
             check_gpu(accelerator, "pretrain.trainer.accelerator", devices=4)
+
+
+@pytest.mark.parametrize("precision", ["", "high"])
+def test_a_precision_of_products_ends_with_what_set_it(precision):
+    @matmul_precision(precision)
+    def fails():
+        assert torch.get_float32_matmul_precision() == (precision or "highest")
+        torch.set_float32_matmul_precision("medium")
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_policies_are_split_into_groups_on_a_cpu_alone():
+    config = STAGES["extract"].Config
+    assert [config().groups_on(device) for device in ("cpu", "cuda")] == [2, 1]
+    assert [config(groups=3).groups_on(device) for device in ("cpu", "cuda")] == [3, 3]
+    assert [config(accelerator=name).cores for name in ACCELERATORS] == [2, 2, 1, 1]
+
+
+def test_jobs_are_packed_by_the_memory_that_is_free_on_the_fullest_gpu(monkeypatch):
+    assert gpu_memory() == 0 or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: [(70, 80), (30, 80)][gpu])
+    assert gpu_memory() == 30
 
 
 @pytest.mark.parametrize("name", ["extract", "mrq", "mrq_online"])

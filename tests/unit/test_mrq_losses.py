@@ -104,7 +104,7 @@ def test_small_priorities_survive_among_many_slots():
 
 def test_nothing_to_draw_is_said():
     with pytest.raises(DatasetError, match="no window of 5 decisions"):
-        Priorities(4, [5], torch.device("cpu")).cumulative(5, 4)
+        Priorities(4, [5], torch.device("cpu")).check(5, 4)
 
 
 def test_norm_elu_is_layer_norm_then_elu_with_its_gradient():
