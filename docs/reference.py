@@ -279,7 +279,7 @@ def _table(keys: Sequence[Key], value: str = "default") -> str:
     return "\n".join(rows)
 
 
-CHECKS = ("check", "check_machine", "check_input")
+CHECKS = ("check", "check_machine", "check_input", "check_inputs")
 
 
 def _error_sections(stage: type[Stage]) -> Iterator[str]:
