@@ -118,7 +118,7 @@ class TaskSpec:
         random, expert = self.score_random, self.score_expert
         if random is None or expert is None:
             unknown = [name for name in ("score_random", "score_expert") if getattr(self, name) is None]
-            return f"{' and '.join(unknown)} unknown"
+            return f"no value for {' and '.join(unknown)}"
         return "" if expert > random else f"score_expert must be above score_random, found {expert:g} and {random:g}"
 
     def score(self, return_mean: float, success_rate: float | None) -> float:
