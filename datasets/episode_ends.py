@@ -197,8 +197,8 @@ def _terminations(
         return terminated, []
     name = names.get("terminated", names.get("not_terminated"))
     said = f"{name!r} marks {num_both:,} of the {num_truncated:,} rows that {names['truncated']!r} marks as cut off: "
-    # Beside a few of many, episodes really ended at the limit; beside most, the column marks every end.
-    if 2 * num_both > num_truncated:
+    # Among all cut-offs there are terminations: they are marked as ends in general, or really happened at the limit.
+    if 2 * num_both > num_truncated and not num_both == int(terminated.sum()) < num_truncated:
         return terminated & ~truncated, [said + "these episodes count as cut off, not as terminated"]
     return terminated, [said + "these episodes count as terminated"]
 

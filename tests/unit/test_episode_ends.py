@@ -101,6 +101,12 @@ def test_columns_that_never_mark_an_end_are_refused_unless_a_length_is_given(col
     assert ends(columns, rows_per_episode=4)[0] == [(0, 4, False), (4, 8, False), (8, 10, False)]
 
 
+def test_terminations_among_marks_of_every_end_stay_terminations():
+    found, warnings = ends({"terminated": rows(3, 6), "truncated": rows(3, 6, 9)})
+    assert found == [(0, 4, True), (4, 7, True), (7, 10, False)]
+    assert "count as terminated" in warnings[0]
+
+
 def test_the_longest_episode_caps_whatever_the_columns_say():
     columns = {"truncated": rows(6), "terminated": rows(8)}
     assert ends(columns, rows_per_episode=3)[0] == [
