@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from orrery.datasets.datamodule import WindowData, WindowSettings
+from orrery.datasets.datamodule import WindowData, WindowSettings, _Batches
 from orrery.datasets.windows import WindowSampler
 from orrery.stages.awm.config import KINDS, SequenceLossConfig, SequenceModelConfig
 from orrery.stages.awm.module import SequenceModelTraining
@@ -148,6 +148,13 @@ def test_a_window_sampler_of_a_loaded_store_never_waits(models, device):
         batch = sampler.batch(step)
     assert batch["observation"].device.type == device.name
     assert not device.waits
+
+
+@pytest.mark.gpu
+def test_batches_of_a_mapped_store_are_pinned(models):
+    sampler = WindowSampler(models[0], length=4, batch_size=6, seed=0)
+    for batch in _Batches(sampler, count=2, ahead=True):
+        assert all(field.is_pinned() and field.is_contiguous() for field in batch.values())
 
 
 # Sequence models and planning
