@@ -295,7 +295,7 @@ def _recognise_ends(group: h5py.Group, num_rows: int, *, flat: bool) -> dict[str
     names = {part: name.rpartition("/")[2] for part, name in found.items()}
     if names.get("not_terminated") == "masks" and names.get("terminated") == "terminals":
         found["last"] = found.pop("terminated")  # OGBench: terminals are the ends of trajectories
-    elif names.get("not_terminated") == "discount" and not (
+    elif names.get("not_terminated", "").startswith("discount") and not (
         "terminated" not in found and {"is_first", "is_last"} & set(names.values())
     ):
         del found["not_terminated"]  # zero at terminations in dm_env's records only

@@ -32,11 +32,15 @@ END_PARTS: Mapping[str, EndPart] = {
     "terminated": EndPart(
         "set at the last row of an episode that reached a terminal state",
         True,
-        ("terminals", "terminations", "terminated", "is_terminal"),
+        ("terminals", "terminations", "terminated", "terminateds", "is_terminal"),
     ),
-    "not_terminated": EndPart("zero where an episode reached a terminal state", True, ("masks", "discount")),
+    "not_terminated": EndPart(
+        "zero where an episode reached a terminal state", True, ("masks", "discount", "discounts")
+    ),
     "truncated": EndPart(
-        "set at the last row of an episode that was cut off", True, ("timeouts", "truncations", "truncated")
+        "set at the last row of an episode that was cut off",
+        True,
+        ("timeouts", "truncations", "truncated", "truncateds"),
     ),
     "done": EndPart(
         "set at the last row of an episode; a termination unless truncated is set", True, ("dones", "done")
@@ -62,8 +66,8 @@ END_PARTS: Mapping[str, EndPart] = {
 LeRobot, diffusion policy and stable-worldmodel."""
 
 _WORDS = re.compile(
-    r"(?:^|[^a-z])(?:dones?|terminals?|terminat(?:ed|ions?)|time_?(?:out|limit)s?|truncat(?:ed|ions?)|lasts?|firsts?|ends?|"
-    r"starts?|resets?|boundar(?:y|ies)|episodes?|ep|traj|trajectory|trajectories)(?:$|[^a-z])"
+    r"(?:^|[^a-z])(?:dones?|terminals?|terminat(?:eds?|ions?)|time_?(?:out|limit)s?|truncat(?:eds?|ions?)|lasts?|firsts?|"
+    r"ends?|starts?|resets?|fail(?:ed|ures?)?|steps?|time_?steps?|frame_index|masks?|discounts?|continues?|boundar(?:y|ies)|episodes?|ep|traj|trajectory|trajectories)(?:$|[^a-z])"
 )
 
 
@@ -88,6 +92,7 @@ def find_ends(
     *,
     rows_per_episode: int | None = None,
     group_stops: np.ndarray | None = None,
+    unread: Mapping[str, np.ndarray] | None = None,
 ) -> EpisodeEnds:
     """The episodes of a table: one ends at each mark of any column, and after `rows_per_episode` at the latest.
 
@@ -99,6 +104,7 @@ def find_ends(
         rows_per_episode: longest episode.
         group_stops: [G] rows after the last of each group, where each episode has a group of its own. A group ends at
             its first termination; the rows that follow in it are left out.
+        unread: other columns by name, with one number per row or per episode, to name those that seem to mark ends.
 
     Raises:
         DatasetError: no column marks an end, a mark is not a number, or columns contradict each other or the table.
@@ -115,7 +121,8 @@ def find_ends(
     if group_stops is None:
         stops = np.flatnonzero(cut | terminated) + 1
         if not len(stops) and not marks_cuts and rows_per_episode is None:
-            raise DatasetError(_nothing_marks(names, num_rows, where))
+            one = EpisodeEnds(np.array([0]), np.array([num_rows]), np.array([False]), [])
+            raise DatasetError(_nothing_marks(names, num_rows, where) + _candidates(unread or {}, one, names, num_rows))
         if not marks_cuts and rows_per_episode is None and _few(stops, num_rows):
             warnings.append(_only_terminations(stops, names, num_rows))
         starts, stops = _pieces(stops, num_rows, rows_per_episode)
@@ -126,7 +133,21 @@ def find_ends(
         if left_out := int((stops - first_terminal).sum()):
             warnings.append(f"{left_out:,} of {num_rows:,} rows follow a termination in their group and are left out")
         starts, stops = _capped(starts, first_terminal, rows_per_episode)
-    return EpisodeEnds(starts, stops, terminated[stops - 1], warnings)
+    ends = EpisodeEnds(starts, stops, terminated[stops - 1], warnings)
+    if said := _candidates(unread or {}, ends, names, num_rows):
+        warnings.append(said.removeprefix(". "))
+    return ends
+
+
+def _candidates(unread: Mapping[str, np.ndarray], ends: EpisodeEnds, names: Mapping[str, str], num_rows: int) -> str:
+    """A sentence, after a full stop, on columns that are not read and seem to mark ends; empty where there are none."""
+    if not (found := look_like_ends(unread, ends, num_rows)):
+        return ""
+    keys = ", ".join(f"{key}: NAME" for key in END_PARTS if key not in names)
+    return (
+        f". Columns that are not read look as if they marked ends of episodes: {', '.join(found)}; if they do, name "
+        f"them in a column map ({keys})"
+    )
 
 
 def look_like_ends(columns: Mapping[str, np.ndarray], ends: EpisodeEnds, num_rows: int) -> list[str]:
@@ -147,10 +168,12 @@ def _marks_more(name: str, values: np.ndarray, found: np.ndarray, num_rows: int)
         fits = len(total) and (values >= 0).all() and total[-1] == num_rows
         return bool(fits and not found[total].all())
     if np.isin(values, (0, 1)).all():
-        marked = np.flatnonzero(values)
-        # A flag at most rows says something of the rows, not of their ends.
+        # A flag that is set in most rows marks ends, if it does, where it is not set, as masks do.
+        marked = np.flatnonzero(values == (values.mean() < 0.5))
         return 0 < len(marked) < num_rows / 2 and not (found[marked].all() or found[marked + 1].all())
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    steps = np.diff(values)
+    # A step counter starts again where an episode does; a number of the episode changes there.
+    changes = np.flatnonzero(steps < 0 if (steps == 1).mean() > 0.5 else steps) + 1
     return 0 < len(changes) < num_rows / 2 and not found[changes].all()
 
 
@@ -173,9 +196,9 @@ def as_flags(values: np.ndarray, where: str, first_row: int = 0) -> np.ndarray:
     """Numbers [N] as flags: set where positive.
 
     Raises:
-        DatasetError: one is not a number; names the first such row, counted from `first_row`.
+        DatasetError: one is negative or not finite; names the first such row, counted from `first_row`.
     """
-    if values.dtype.kind == "f" and (wrong := np.flatnonzero(~np.isfinite(values))).size:
+    if (wrong := np.flatnonzero(~(values >= 0) | (values == np.inf))).size:
         raise DatasetError(
             f"{where} is {values[wrong[0]]} in row {first_row + wrong[0]}; expected flags, 0 or 1. Correct the data"
         )

@@ -19,7 +19,7 @@ from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
 from .actions import ActionExtent, ActionScale, Choices, read_actions
 from .columns import ColumnMap, columns_of, detect_columns
-from .episode_ends import END_PARTS, EpisodeEnds, as_flags, find_ends, look_like_ends, sounds_like_ends
+from .episode_ends import END_PARTS, as_flags, find_ends, sounds_like_ends
 from .hdf5_file import Columns, open_hdf5
 from .schema import Behaviour, Episode, TaskSpec
 from .spaces import as_float32, flat_parts, order_parts
@@ -237,10 +237,9 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
         file.filename,
         rows_per_episode=episode_length and episode_length + columns.one_more_row,
         group_stops=None if flat else firsts[1:],
+        unread=_unread(file, columns) if flat else {},
     )
     warnings = ends.warnings
-    if flat:
-        warnings += _unread_ends(file, columns, ends, counts[0][0])
     if others := columns.other_groups(file):
         warnings.append(f"groups without {columns.action!r} are left out ({len(others)}): {', '.join(others[:8])}")
     spans = []
@@ -275,20 +274,13 @@ def _column(columns: Columns, name: str) -> np.ndarray:
     return columns.rows(name, 0, len(columns[name])).reshape(-1)
 
 
-def _unread_ends(file: h5py.File, columns: ColumnMap, ends: EpisodeEnds, num_rows: int) -> list[str]:
-    """What to warn of columns of a flat file that seem to mark ends of episodes and are not read."""
+def _unread(file: h5py.File, columns: ColumnMap) -> dict[str, np.ndarray]:
+    """[N] columns of a flat file that are not read, hold one number per row and have a name that speaks of ends."""
     read = {*columns.ends_named.values(), columns.action, columns.reward, columns.success, *columns.observation}
     names = [name for name in columns_of(file) if name not in read and sounds_like_ends(name)]
     table = Columns(file["/"])
     unread = {name: _column(table, name) for name in names if _is_numbers(table[name]) and _width(table[name]) == 1}
-    unread = {name: values for name, values in unread.items() if np.isfinite(values).all()}
-    if not (found := look_like_ends(unread, ends, num_rows)):
-        return []
-    keys = ", ".join(f"{part}: NAME" for part in END_PARTS if part not in columns.ends_named)
-    return [
-        f"columns that are not read look as if they marked ends of episodes: {', '.join(found)}; if they do, name them "
-        f"in a column map ({keys})"
-    ]
+    return {name: values for name, values in unread.items() if np.isfinite(values).all()}
 
 
 def _looks_shifted(file: h5py.File, columns: ColumnMap, spans: Sequence[_Span]) -> bool:

@@ -180,18 +180,40 @@ def test_columns_that_are_not_read_and_mark_other_ends_are_found():
         "never_done": rows(),
         "always_done": rows(*range(N)),
         "other_done": rows(3, 6, 9),
+        "other_masks": 1 - rows(3, 6, 9),
         "episode_number": np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2]),
         "same_episodes": np.array([7, 7, 7, 7, 1, 1, 1, 1, 1, 1]),
         "episode_step": np.arange(N),
+        "step_that_starts_again": np.array([0, 1, 2, 3, 0, 1, 2, 0, 1, 2]),
         "my_lengths": np.array([4, 3, 3]),
         "other_numbers": np.array([4, 3]),
         "fewer": np.zeros(0),
     }
-    assert look_like_ends(unread, found, N) == ["other_done", "episode_number", "my_lengths"]
+    assert look_like_ends(unread, found, N) == [
+        "other_done",
+        "other_masks",
+        "episode_number",
+        "step_that_starts_again",
+        "my_lengths",
+    ]
+
+
+def test_candidates_are_named_where_nothing_marks_ends():
+    unread = {"time_limit": rows(3, 9), "episode_step": np.arange(N)}
+    with pytest.raises(DatasetError, match=r"not read look as if they marked ends of episodes: time_limit; if they do"):
+        find_ends({}, {}, N, "a.h5", unread=unread)
+    warned = find_ends({"truncated": rows(3)}, {"truncated": "t"}, N, "a.h5", unread={"time_limit": rows(6)}).warnings
+    assert len(warned) == 1
+    assert warned[0].startswith("Columns that are not read look as if they marked ends of episodes: time_limit; ")
+
+
+def test_a_flag_is_not_negative():
+    with pytest.raises(DatasetError, match=r"column 't' is -1 in row 3; expected flags, 0 or 1"):
+        find_ends({"truncated": -rows(3).astype(int)}, {"truncated": "t"}, N, "a.h5")
 
 
 def test_names_that_sound_like_ends():
-    for name in [name for part in END_PARTS.values() for name in part.names if name not in ("masks", "discount")]:
+    for name in [name for part in END_PARTS.values() for name in part.names]:
         assert sounds_like_ends(name), name
     for name in ("env/Traj_Done", "isEpisode_end", "time_limit", "reset"):
         assert sounds_like_ends(name), name
