@@ -210,12 +210,18 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     except StageError as error:
         # Its own output is damaged: making it again is what the error would ask for.
         return Decision(name, "run", f"its output is damaged: {error}", key)
-    if manifest is not None and manifest.key == key:
-        return Decision(name, "fresh", "", key)
     now = MadeFrom(stage_config, records, version)
+    if manifest is None:
+        reason: str | None = "it has not run yet"
+    elif manifest.key != key:
+        reason = _what_changed(name, manifest.made_from, now, stage)
+    else:
+        folders = {input_name: [source.folder for source in many] for input_name, many in sources.items()}
+        reason = stage(config.stage_configs[name]).outdated(final, folders)
+    if reason is None:
+        return Decision(name, "fresh", "", key)
     attempt = read_attempt(final)
     if attempt is None:
-        reason = "it has not run yet" if manifest is None else _what_changed(name, manifest.made_from, now, stage)
         return Decision(name, "run", reason, key)
     if attempt.key != key:
         changes = _what_changed(name, attempt.made_from, now, stage)

@@ -117,6 +117,17 @@ class Stage:
         """Raise an OrreryError for inputs that together can be seen not to serve, or not to be enough. Called after
         `check_input`, with (folder, maker) of every artifact by the name of the input."""
 
+    def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
+        """Return why `run` would now write something else, from the same config and inputs; None where it would not.
+
+        Called for each published artifact whose config and inputs are as they were, so it must be cheap as a rule.
+
+        Args:
+            folder: the published artifact.
+            inputs: artifact folders by input name, as in Context.
+        """
+        return None
+
     def reads(self) -> Sequence[Path]:
         """Files and folders outside the run that `run` reads; when their size or time changes the stage runs again."""
         return ()

@@ -17,6 +17,7 @@ from ..pipeline.accelerator import check_accelerator, check_gpu, device_of
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
+from ..pipeline.reading import reading
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
@@ -88,6 +89,23 @@ class Evaluate(Stage):
 
     def check_machine(self) -> None:
         check_gpu(self.config.accelerator, "evaluate.accelerator")
+
+    def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
+        """Report tasks that were skipped for want of their environment, which can be built now."""
+        path = folder / "summary.json"
+        try:
+            with reading(path, StageError):
+                skipped = dict(json.loads(path.read_text(encoding="utf-8"))["skipped"])
+        except StageError as error:
+            return f"its output is damaged: {error}"
+        if not skipped:
+            return None
+        _, specs = _read_policies(inputs["policies"])
+        _read_data(inputs["store"], specs)
+        still = _without_environment(spec for name, spec in specs.items() if name in skipped)
+        if not (found := [name for name in skipped if name in specs and name not in still]):
+            return None
+        return f"the environment{'s' if len(found) > 1 else ''} of {', '.join(found)} can be built now"
 
     def run(self, context: Context) -> str:
         policies, specs = _read_policies(context.inputs["policies"])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from contextlib import contextmanager
 
 import gymnasium
@@ -12,6 +13,7 @@ import torch
 from gymnasium import spaces
 from orrery.datasets.collect import episode_seed
 from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.datasets.tasks import unplayable
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluate import Evaluate, EvaluateConfig, _imagined, evaluation_seed
@@ -206,6 +208,35 @@ def test_a_published_environment_that_is_not_to_be_had_leaves_the_report_of_the_
     assert list(summary["skipped"]) == [lost.name]
     assert reason in summary["skipped"][lost.name]
     assert scores.loc["pwm", fine.name, 0].episodes == 3
+
+
+def test_an_evaluation_is_outdated_once_an_environment_that_it_skipped_can_be_built(tmp_path, monkeypatch):
+    published = {"id": "OrreryTest/Late-v0", "entry_point": "orrery_test_late:Late", "kwargs": {}}
+    late = task("minari/late", environment={"kind": "gymnasium", "spec_json": json.dumps(published)})
+    lost = task("minari/lost", environment={})
+    specs = [late, lost, task(score_kind="return_per_1000")]
+    inputs = setup(tmp_path, specs, [("pwm", spec.name, 0, 0.5) for spec in specs])
+    _, summary, _, _ = evaluate(tmp_path, inputs)
+    assert list(summary["skipped"]) == [late.name, lost.name]
+    stage = Evaluate(EvaluateConfig(episodes=3))
+    assert stage.outdated(tmp_path / "out", inputs) is None
+    module = tmp_path / "site" / "orrery_test_late.py"
+    module.parent.mkdir()
+    register = f"gymnasium.register({published['id']!r}, Target)"
+    module.write_text(f"import gymnasium\nfrom {__name__} import Target\n{register}\n")
+    monkeypatch.syspath_prepend(module.parent)
+    assert stage.outdated(tmp_path / "out", inputs) == "the environment of minari/late can be built now"
+    _, summary, scores, _ = evaluate(tmp_path, inputs)
+    assert list(summary["skipped"]) == [lost.name]
+    assert scores.loc["pwm", late.name, 0].episodes == 3
+    # And the reverse: what was evaluated stays.
+    gymnasium.registry.pop("OrreryTest/Late-v0")
+    monkeypatch.delitem(sys.modules, "orrery_test_late")
+    module.unlink()
+    assert "orrery_test_late" in str(unplayable(late))
+    assert stage.outdated(tmp_path / "out", inputs) is None
+    (tmp_path / "out" / "summary.json").write_text("[]")
+    assert "its output is damaged" in str(stage.outdated(tmp_path / "out", inputs))
 
 
 def test_an_expert_below_random_gives_no_score_but_returns(tmp_path, caplog):

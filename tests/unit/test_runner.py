@@ -98,6 +98,21 @@ def test_an_interrupted_stage_continues(toy: ToyProject, monkeypatch, failure: s
     assert sorted(path.name for path in toy.run_dir.iterdir()) == [".lock", "add", "make", "report", "run.json"]
 
 
+def test_a_stage_that_calls_its_artifact_outdated_runs_again_and_continues(toy: ToyProject, monkeypatch) -> None:
+    toy.run()
+    monkeypatch.setenv("TOY_OUTDATED", "an abacus is there now")
+    assert toy.plan() == [("fresh", ""), ("run", "an abacus is there now"), ("run", "its input comes from add")]
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    with pytest.raises(StageInterrupted):
+        toy.run()
+    assert (toy.run_dir / "add" / "total.txt").read_text() == "3"
+    assert toy.plan()[1][0] == "resume"
+    monkeypatch.delenv("TOY_FAILURE")
+    assert toy.run()["add"].summary == "total 3 (continued)"
+    monkeypatch.delenv("TOY_OUTDATED")
+    assert toy.statuses() == ["fresh"] * 3
+
+
 def test_what_another_setting_left_is_not_continued(toy: ToyProject, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "bug")
     with pytest.raises(ZeroDivisionError):

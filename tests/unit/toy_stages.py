@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,11 @@ class Add(Stage):
     def check_machine(self) -> None:
         if os.environ.get("TOY_FAILURE") == "machine":
             raise StageError("add needs an abacus: pip install 'toy[abacus]'")
+
+    def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
+        assert (folder / "total.txt").is_file()
+        assert (inputs["numbers"][0] / "numbers.txt").is_file()
+        return os.environ.get("TOY_OUTDATED")
 
     def run(self, context: Context) -> str:
         half = context.folder / "half.txt"
