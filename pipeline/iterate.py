@@ -14,9 +14,10 @@ The comparison of the rounds is the stage `compare` in RUN, as for a study.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from rich.console import Console
 
 from . import artifact
 from .config import CONFIG_DIR, RunConfig, load_config
-from .errors import ConfigError, StageError
+from .errors import ConfigError, OrreryError, StageError
 from .paths import user_path
-from .plan import Decision, plan
+from .plan import Decision, check_machine, plan
 from .run_folder import disk_errors, locked
 from .runner import Outcome, run_on_console
 from .seeding import derive_seed
@@ -57,6 +58,9 @@ class Iteration:
     policies: str
     """Stage whose policies collect."""
     rounds: tuple[RunConfig, ...]
+    later: RunConfig | None
+    """The second round without what it takes from the first, which can be checked before that has run; None where there
+    is one round only."""
 
 
 def load_iteration(
@@ -122,7 +126,8 @@ def load_iteration(
             links.append(f"pretrain.start_from={before / PRETRAIN}")
         rounds.append(compose(number, [*EXPLORATION, *shared, *links, *later]))
     typed = tuple(one for one in overrides if not one.startswith("run_dir="))
-    return Iteration(first.experiment, typed, run_dir, maker, tuple(rounds))
+    apart = compose(1, [*EXPLORATION, *shared, *later]) if len(rounds) > 1 else None
+    return Iteration(first.experiment, typed, run_dir, maker, tuple(rounds), apart)
 
 
 def folder_of(number: int) -> str:
@@ -134,12 +139,40 @@ def is_iteration(folder: Path) -> bool:
 
 
 def plan_rounds(iteration: Iteration, stages: Mapping[str, type[Stage]]) -> list[list[Decision] | None]:
-    """What each round would do; None where that is known only when the round before has finished."""
+    """What each round would do; None where that is known only when the round before has finished.
+
+    Raises:
+        OrreryError: what `run` would raise before the first stage of any round.
+    """
     decisions: list[list[Decision] | None] = []
-    for config in iteration.rounds:
+    for number, config in enumerate(iteration.rounds):
         ready = not decisions or (decisions[-1] is not None and all(one.action == "fresh" for one in decisions[-1]))
-        decisions.append(plan(config, stages) if ready else None)
+        if ready:
+            with _named(number):
+                decisions.append(_plan_here(config, stages))
+        else:
+            decisions.append(None)
+    if None in decisions and iteration.later is not None:
+        with _named(decisions.index(None)):
+            _plan_here(iteration.later, stages)
     return decisions
+
+
+def _plan_here(config: RunConfig, stages: Mapping[str, type[Stage]]) -> list[Decision]:
+    decisions = plan(config, stages)
+    check_machine(config, stages, decisions)
+    return decisions
+
+
+@contextlib.contextmanager
+def _named(number: int) -> Iterator[None]:
+    """Say of an error which round has it, except for the first, which is the experiment as it is."""
+    try:
+        yield
+    except OrreryError as error:
+        if number == 0:
+            raise
+        raise type(error)(f"{folder_of(number)}: {error}") from error
 
 
 def run_rounds(
@@ -158,7 +191,7 @@ def run_rounds(
         OrreryError: a round failed; those before it are there, and the same call goes on from it.
         StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
     """
-    plan(iteration.rounds[0], stages)  # raises for what is wrong before anything is written
+    plan_rounds(iteration, stages)  # raises for what is wrong before anything is written
     worked = False
     record = {"experiment": iteration.experiment, "overrides": iteration.typed, "rounds": len(iteration.rounds)}
     with handled(), locked(iteration.run_dir):

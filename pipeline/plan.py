@@ -77,15 +77,20 @@ def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str,
     for name in config.settings.stages:
         stages[name](config.stage_configs[name]).check()
     found = {name: find_sources(config, stages, name) for name in config.settings.stages}
-    _check_world_model_is_used(config, stages, found)
+    check_world_model_is_used(config, stages, found)
     for name, sources in found.items():
         check_inputs(config, stages, name, sources)
     return found
 
 
-def _check_world_model_is_used(
+def check_world_model_is_used(
     config: RunConfig, stages: Mapping[str, type[Stage]], found: Mapping[str, Mapping[str, list[Source]]]
 ) -> None:
+    """Refuse a `world_model` in whose place every stage reads one that the run makes.
+
+    Args:
+        found: sources by stage and input name.
+    """
     readers = {
         name: found[name][input_name]
         for name in config.settings.stages

@@ -30,7 +30,7 @@ from .run_folder import disk_errors, locked
 from .runner import Outcome, run_on_console
 from .stage import Stage
 from .study_config import Study, compose_variants, load_study
-from .study_plan import take_over
+from .study_plan import plan_branches, take_over
 from .study_tree import COMPARE_STAGE, Branch, Layout, lay_out
 from .termination import handled
 
@@ -89,10 +89,12 @@ def run_branches(
     """Bring every branch up to date, then the comparison.
 
     Raises:
-        StageError: the study's folder cannot be written, or another process runs the study.
+        OrreryError: this machine cannot do what a stage needs (before anything runs), the study's folder cannot be
+            written, or another process runs the study.
         StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
     """
     observer = observer or StudyObserver()
+    plan_branches(study, layout, stages)  # raises for what is wrong before anything is written
     with handled(), locked(study.run_dir):
         results: dict[str, BranchResult] = {}
         made: set[str] = set()

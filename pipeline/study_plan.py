@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import artifact
-from .errors import StageError
-from .plan import Decision, Source, decide
+from .errors import OrreryError, StageError
+from .plan import Decision, Source, check_machine, decide
 from .run_folder import lock_holder
 from .stage import Stage
 from .study_config import Study
@@ -29,9 +29,19 @@ class StepState:
 
 
 def plan_branches(study: Study, layout: Layout, stages: Mapping[str, type[Stage]]) -> dict[str, list[Decision]]:
-    """What each branch's stages would do and why, by the name of the branch."""
+    """What each branch's stages would do and why, by the name of the branch.
+
+    Raises:
+        OrreryError: this machine cannot do what one of them would.
+    """
     states = _states(study, layout, stages)
-    return {branch.name: [states[step.key].decision for step in branch.steps] for branch in layout.branches}
+    decisions = {branch.name: [states[step.key].decision for step in branch.steps] for branch in layout.branches}
+    for branch in layout.branches:
+        try:
+            check_machine(branch.config, stages, decisions[branch.name])
+        except OrreryError as error:
+            raise type(error)(f"variant {branch.variants[0]} of study {study.name}: {error}") from error
+    return decisions
 
 
 def take_over(study: Study, layout: Layout, stages: Mapping[str, type[Stage]]) -> None:

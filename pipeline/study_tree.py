@@ -18,7 +18,7 @@ from typing import Any
 from . import artifact
 from .config import CONFIG_DIR, RunConfig, load_config
 from .errors import ConfigError, OrreryError
-from .plan import check_inputs, find_sources, keyed
+from .plan import check_inputs, check_world_model_is_used, find_sources, keyed
 from .stage import Stage
 from .study_config import Study, Variant
 
@@ -126,8 +126,9 @@ def lay_out(
 
 def _steps(config: RunConfig, stages: Mapping[str, type[Stage]], checked: set[str]) -> list[Step]:
     found: dict[str, Step] = {}
-    for name in config.settings.stages:
-        read = find_sources(config, stages, name)
+    all_sources = {name: find_sources(config, stages, name) for name in config.settings.stages}
+    check_world_model_is_used(config, stages, all_sources)
+    for name, read in all_sources.items():
         sources = {
             input_name: tuple(found[one.stage].key if one.stage else str(one.folder) for one in many)
             for input_name, many in read.items()

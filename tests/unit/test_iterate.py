@@ -1,8 +1,11 @@
 """Rounds are ordinary runs whose configs say where policies, data and model of earlier rounds are."""
 
 import os
+import re
 
+import gymnasium
 import pytest
+from orrery.pipeline.cli import main
 from orrery.pipeline.config import discover_stages
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.iterate import load_iteration, plan_rounds
@@ -10,6 +13,13 @@ from orrery.pipeline.iterate_command import score_table
 from rich.console import Console
 
 STAGES = discover_stages()
+
+
+def closed():
+    raise RuntimeError("the simulator has no licence")
+
+
+gymnasium.register("OrreryTest/Closed-v0", closed)
 
 
 def load(*overrides, experiment="iterate_cartpole"):
@@ -92,6 +102,23 @@ def test_what_cannot_be_iterated_is_refused_before_anything_runs(overrides, mess
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         load(*overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", [[], ["--plan"]])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks=[gymnasium/OrreryTest/Closed-v0]"], "^error: task 'gymnasium/OrreryTest/Closed-v0'.*no licence"),
+        (["later.tasks=[gymnasium/OrreryTest/Closed-v0]"], "^error: round_1: task 'gymnasium/Orrery.*no licence"),
+        (["later.tasks=[dmc/absent]"], "^error: round_1: unknown task 'dmc/absent'"),
+        (["later.pack.tasks=[dmc/walker-run]"], "^error: round_1: pack: no data for 'dmc/walker-run'"),
+        (["world_model=elsewhere"], "^error: world_model=elsewhere would not be used"),
+    ],
+)
+def test_what_run_refuses_is_refused_for_every_round_before_anything_runs(overrides, message, flag, tmp_path, capsys):
+    assert main(["iterate", "iterate_cartpole", "rounds=3", f"run_dir={tmp_path}/rounds", *overrides, *flag]) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -305,6 +305,31 @@ def test_what_is_wrong_with_any_variant_is_said_before_any_work(toy: ToyStudy, t
     assert not toy.study_dir.exists()
 
 
+@pytest.mark.parametrize("flag", [[], ["--plan"]])
+def test_a_machine_that_cannot_is_said_before_any_work(toy: ToyStudy, monkeypatch, flag) -> None:
+    path = toy.write("grid: {tune.factor: [1, 2]}\n")
+    monkeypatch.setenv("TOY_FAILURE", "machine")
+    code, out = toy.study(path, *flag)
+    assert code == 2
+    assert "variant factor=1 of study scales: add needs an abacus: pip install 'toy[abacus]'" in " ".join(out.split())
+    assert toy.ran == []
+    assert not toy.study_dir.exists()
+    # What is up to date needs no machine.
+    monkeypatch.delenv("TOY_FAILURE")
+    toy.study(path)
+    monkeypatch.setenv("TOY_FAILURE", "machine")
+    assert toy.study(path, *flag)[0] == 0
+
+
+@pytest.mark.parametrize("flag", [[], ["--plan"]])
+def test_a_world_model_that_no_variant_would_read_is_refused(tmp_path, monkeypatch, capsys, flag) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["study", "regularisation", "world_model=elsewhere", f"run_dir={tmp_path}/study", *flag]
+    assert main(words) == 2
+    assert "world_model=elsewhere would not be used: stage pretrain makes the one that" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_study_names_the_nearest(toy: ToyStudy) -> None:
     (toy.config_dir / "studies").mkdir()
     (toy.config_dir / "studies" / "scales.yaml").write_text(Path(toy.write(GRID)).read_text())
