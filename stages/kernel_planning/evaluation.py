@@ -16,15 +16,15 @@ Source: POWR (arXiv 2406.19861) section 4; Lagoudakis and Parr (2003) for LSTD-Q
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from .actions import ActionKernel
 from .kernels import StateKernel
-from .stability import cholesky, solve_general
+from .stability import Pivot, check_factors, check_pivots, solve_general
 from .transitions import Transitions
 
 BLOCK_ROWS = 2048
@@ -59,12 +59,14 @@ class Block:
     rows: Transitions
     span: slice
     """Where these rows are among all."""
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    """(rows, centres) whose part of K is not zero."""
 
     @cached_property
     def parts(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(rows, centres, their part of K): K is zero elsewhere."""
         centres, found = self.centres, []
-        for row, centre in self.actions.partition(self.rows.action, centres.action):
+        for row, centre in self.pairs:
             kernel_bM = self.kernel(self.rows.state_NO[row], centres.state_MO[centre])
             found.append((row, centre, self.actions.within(kernel_bM, self.rows.action[row], centres.action[centre])))
         return found
@@ -89,19 +91,17 @@ class KernelBlocks:
     ) -> None:
         actions.check(rows.action)
         self.kernel, self.actions, self.centres, self.rows = kernel, actions, centres, rows
-        self._block_rows = block_rows
         self._keep = cache_bytes // (16 * block_rows * len(centres))
-        self._kept: dict[int, Block] = {}
+        # Checks of rows and the search for their actions wait for a GPU, so they come before any pass.
+        self._blocks: list[Block] = []
+        for start in range(0, len(rows), block_rows):
+            span = slice(start, min(start + block_rows, len(rows)))
+            pairs = actions.partition(rows.action[span], centres.action)
+            self._blocks.append(Block(kernel, actions, centres, rows[span], span, pairs))
 
     def __iter__(self) -> Iterator[Block]:
-        for number, start in enumerate(range(0, len(self.rows), self._block_rows)):
-            block = self._kept.get(number)
-            if block is None:
-                span = slice(start, min(start + self._block_rows, len(self.rows)))
-                block = Block(self.kernel, self.actions, self.centres, self.rows[span], span)
-                if number < self._keep:
-                    self._kept[number] = block
-            yield block
+        for number, block in enumerate(self._blocks):
+            yield block if number < self._keep else replace(block)  # without the matrices it would keep
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Fit:
 
         Raises SingularSystemError where a block has no factor.
         """
-        penalty, found = self.statistics.num_rows * self.ridge, []
+        penalty, found, info = self.statistics.num_rows * self.ridge, [], []
         action, state_MO = self.centres.action, self.centres.state_MO
         for centre, _ in self.actions.partition(action, action):
             kernel_BB = self.actions.within(
@@ -170,7 +170,12 @@ class Fit:
             )
             system_BB = self.statistics.gram_MM[centre[:, None], centre] + penalty * kernel_BB
             system_BB.diagonal().add_(self.jitter)
-            found.append((centre, cholesky(system_BB, kernel_BB, centre, self.centres.row_M, self._weights)))
+            factor_BB, failed = torch.linalg.cholesky_ex(system_BB)
+            found.append((centre, factor_BB))
+            info.append(failed)
+        check_factors(
+            info, [centre for centre, _ in found], lambda: self.centre_kernel_MM, self.centres.row_M, self._weights
+        )
         return found
 
     def solve(self, target_MX: torch.Tensor) -> torch.Tensor:
@@ -197,10 +202,17 @@ class Fit:
 
     def value_weights(self, successor_MM: torch.Tensor, discount: float) -> torch.Tensor:
         """c of (G - discount K'M) c = K'r: [M]. Raises SingularSystemError."""
-        system_MM = self.regression_MM - discount * successor_MM
-        return solve_general(
-            system_MM, self.statistics.target_M, self.centre_kernel_MM, self.centres.row_M, self._weights
-        )
+        weight_M, pivot = self.solve_values(successor_MM, discount)
+        self.check([pivot])
+        return weight_M
+
+    def solve_values(self, successor_MM: torch.Tensor, discount: float) -> tuple[torch.Tensor, Pivot]:
+        """`value_weights` for a loop that checks all its pivots at the end; see `solve_general`."""
+        return solve_general(self.regression_MM - discount * successor_MM, self.statistics.target_M)
+
+    def check(self, pivots: Sequence[Pivot]) -> None:
+        """Raise SingularSystemError for the first system of `solve_values` that is singular."""
+        check_pivots(pivots, self.centre_kernel_MM, self.centres.row_M, self._weights)
 
     def features(self, state_NO: torch.Tensor, weight_M: torch.Tensor) -> torch.Tensor:
         """sum_j kk((x, u), centre j) weight_j for every u: [N, U]."""

@@ -23,7 +23,7 @@ from .actions import ActionKernel
 from .evaluation import Fit, KernelBlocks, successor_part
 from .kernels import StateKernel
 from .repeated import NextStateModel, next_state_model
-from .stability import spectral_radius
+from .stability import Pivot, all_regular, spectral_radius
 from .transitions import Transitions
 
 BLOCK_BYTES = 2**27
@@ -80,6 +80,7 @@ def mirror_descent(
     value_weight_M = torch.zeros_like(weight_M)
     radius = math.nan
     before = 0.0
+    pivots: list[Pivot] = []
     for step, size in enumerate([*sizes, 0.0]):
         successor_MM = torch.zeros_like(model.statistics.gram_MM)
         for block in blocks:
@@ -92,10 +93,13 @@ def mirror_descent(
             if size:
                 successor_MM += successor_part(block, torch.softmax(here_bU, 1), choice_UM)
         if size:
-            value_weight_M = model.value_weights(successor_MM, discount)
+            value_weight_M, pivot = model.solve_values(successor_MM, discount)
+            pivots.append(pivot)
             weight_M += size * value_weight_M
             before = size
-            if watch_radius and step == len(sizes) - 1:
+        if step == len(sizes) - 1:
+            model.check(pivots)  # after all steps: each look at a pivot waits for a GPU
+            if size and watch_radius:
                 radius = transition_radius(model, successor_MM, discount)
     return Improvement(weight_M, value_weight_M, logits_NU, radius)
 
@@ -112,14 +116,15 @@ def _descend_process(
     logits_YU = next_logits_NU[process.first_Y]
     penalty_YU = torch.zeros_like(logits_YU) if penalty_NU is None else penalty_NU[process.first_Y]
     weight_M = torch.zeros_like(process.reward_weight_M)
+    pivots: list[Pivot] = []
     for size in sizes:
         transition_YY = process.transition(torch.softmax(logits_YU, 1))
-        evaluated = process.evaluate(torch.softmax(logits_YU, 1), transition_YY, discount)
-        if evaluated is None:
-            return None
-        value_weight_M, q_YU = evaluated
+        value_weight_M, q_YU, pivot = process.evaluate(torch.softmax(logits_YU, 1), transition_YY, discount)
+        pivots.append(pivot)
         weight_M += size * value_weight_M
         logits_YU = logits_YU + size * (q_YU - penalty_YU)
+    if not all_regular(pivots):
+        return None
     radius = math.nan
     if watch_radius:
         radius = spectral_radius(lambda x_Y: discount * transition_YY @ x_Y, len(logits_YU), logits_YU.device)

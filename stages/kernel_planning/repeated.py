@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from .evaluation import Fit, KernelBlocks
+from .stability import Pivot, solve_general
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,13 @@ class NextStateModel:
 
     def evaluate(
         self, policy_YU: torch.Tensor, transition_YY: torch.Tensor, discount: float
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(c, q at the next states [Y, U]) of a policy, or None where the system is singular to rounding."""
-        system_YY = torch.eye(len(policy_YU)).to(transition_YY) - discount * transition_YY
-        factor_YY, pivot_Y, _ = torch.linalg.lu_factor_ex(system_YY)
-        floor = torch.finfo(system_YY.dtype).eps * len(system_YY) * float(system_YY.abs().max())
-        if not float(factor_YY.diagonal().abs().min()) > floor:
-            return None
+    ) -> tuple[torch.Tensor, torch.Tensor, Pivot]:
+        """(c, q at the next states [Y, U], pivot) of a policy; no values where the pivot is not regular."""
+        identity_YY = torch.eye(len(policy_YU), dtype=transition_YY.dtype, device=transition_YY.device)
         target_Y = torch.einsum("yu,uy->y", policy_YU, self.reward_UY)
-        value_Y = torch.linalg.lu_solve(factor_YY, pivot_Y, target_Y[:, None])[:, 0]
+        value_Y, pivot = solve_general(identity_YY - discount * transition_YY, target_Y)
         q_YU = (self.reward_UY + discount * self.step_UYY @ value_Y).T
-        return self.reward_weight_M + discount * self.response_MY @ value_Y, q_YU
+        return self.reward_weight_M + discount * self.response_MY @ value_Y, q_YU, pivot
 
 
 def next_state_model(blocks: KernelBlocks, model: Fit) -> NextStateModel | None:

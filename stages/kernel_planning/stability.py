@@ -5,7 +5,8 @@ Dimension letters: M centres, B centres of one block of G.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,36 +17,60 @@ class SingularSystemError(OrreryError):
     """The linear system of the action values has no unique solution."""
 
 
-def cholesky(
-    system_BB: torch.Tensor, kernel_BB: torch.Tensor, centre_B: torch.Tensor, row_M: torch.Tensor, weights: str
-) -> torch.Tensor:
-    """Lower Cholesky factor of the block of G that belongs to the centres `centre_B`.
+@dataclass(frozen=True)
+class Pivot:
+    """The smallest pivot of a linear system. On its device: reading one waits for everything before it."""
 
-    Raises:
-        SingularSystemError: names the first centre that depends on those before it, and the one it is closest to.
-    """
-    factor_BB, info = torch.linalg.cholesky_ex(system_BB)
-    if int(info):
-        raise _singular("K'K + n ridge Kc + jitter I", int(info) - 1, kernel_BB, centre_B, row_M, weights)
-    return factor_BB
+    which: torch.Tensor
+    """[] int64, its position."""
+    regular: torch.Tensor
+    """[] bool, False where it is zero to rounding."""
 
 
-def solve_general(
-    system_MM: torch.Tensor, target_M: torch.Tensor, kernel_MM: torch.Tensor, row_M: torch.Tensor, weights: str
-) -> torch.Tensor:
-    """x of system x = target, by LU.
-
-    Raises:
-        SingularSystemError: a pivot that is zero to rounding; names its centre.
-    """
+def solve_general(system_MM: torch.Tensor, target_M: torch.Tensor) -> tuple[torch.Tensor, Pivot]:
+    """(x of system x = target, its smallest pivot), by LU; 0 where the system is singular. Never waits for a GPU."""
     factor_MM, pivots_M, _ = torch.linalg.lu_factor_ex(system_MM)
     diagonal_M = factor_MM.diagonal().abs()
-    floor = torch.finfo(system_MM.dtype).eps * len(system_MM) * float(system_MM.abs().max())
-    smallest = int(diagonal_M.argmin())
-    if not float(diagonal_M[smallest]) > floor:
-        everyone = torch.arange(len(row_M), device=row_M.device)
-        raise _singular("G - discount K'M", smallest, kernel_MM, everyone, row_M, weights)
-    return torch.linalg.lu_solve(factor_MM, pivots_M, target_M[:, None])[:, 0]
+    floor = torch.finfo(system_MM.dtype).eps * len(system_MM) * system_MM.abs().max()
+    smallest, which = diagonal_M.min(0)
+    regular = smallest > floor
+    solved_M = torch.linalg.lu_solve(factor_MM, pivots_M, target_M[:, None])[:, 0]
+    return torch.where(regular, solved_M, 0.0), Pivot(which, regular)
+
+
+def all_regular(pivots: Sequence[Pivot]) -> bool:
+    """Whether no system is singular; waits for a GPU once."""
+    return not pivots or bool(torch.stack([pivot.regular for pivot in pivots]).all())
+
+
+def check_pivots(pivots: Sequence[Pivot], kernel_MM: torch.Tensor, row_M: torch.Tensor, weights: str) -> None:
+    """Raise SingularSystemError for the first system G - discount K'M that is singular; names the pivot's centre."""
+    if all_regular(pivots):
+        return
+    which = next(int(pivot.which) for pivot in pivots if not pivot.regular)
+    everyone = torch.arange(len(row_M), device=row_M.device)
+    raise _singular("G - discount K'M", which, kernel_MM, everyone, row_M, weights)
+
+
+def check_factors(
+    info: Sequence[torch.Tensor],
+    centres: Sequence[torch.Tensor],
+    kernel_MM: Callable[[], torch.Tensor],
+    row_M: torch.Tensor,
+    weights: str,
+) -> None:
+    """Raise SingularSystemError for the first block of G without a Cholesky factor; waits for a GPU once.
+
+    Names the first centre that depends on those before it, and the one it is closest to.
+
+    Args:
+        info: of `torch.linalg.cholesky_ex`, per block. centres: [B] of each block. kernel_MM: made for the message.
+    """
+    if bool((torch.stack(list(info)) == 0).all()):
+        return
+    failed, centre_B = next((int(one), centre_B) for one, centre_B in zip(info, centres, strict=True) if int(one))
+    kernel_BB = kernel_MM()[centre_B[:, None], centre_B]
+    raise _singular("K'K + n ridge Kc + jitter I", failed - 1, kernel_BB, centre_B, row_M, weights)
 
 
 def _singular(
@@ -78,18 +103,20 @@ def spectral_radius(
     generator = torch.Generator().manual_seed(0)
     start_M = torch.randn(size, generator=generator, dtype=torch.float64).to(device)
     basis_DM[0] = start_M / start_M.norm()
+    norm_D = basis_DM.new_zeros(dimension)
     for d in range(dimension):
         image_M = apply(basis_DM[d])
-        norm = image_M.norm()
+        norm_D[d] = image_M.norm()
         for _ in range(2):  # once more, against rounding
             overlap_D = basis_DM[: d + 1] @ image_M
             hessenberg_DD[: d + 1, d] += overlap_D
             image_M = image_M - overlap_D @ basis_DM[: d + 1]
         hessenberg_DD[d + 1, d] = image_M.norm()
-        if float(hessenberg_DD[d + 1, d]) <= 1e-12 * float(norm):
-            dimension = d + 1
-            break
         basis_DM[d + 1] = image_M / hessenberg_DD[d + 1, d]
+    # Where nothing new is left the space is complete; what follows is noise. Read together: each read waits for a GPU.
+    complete_D = (hessenberg_DD.diagonal(-1) <= 1e-12 * norm_D).tolist()
+    if True in complete_D:
+        dimension = complete_D.index(True) + 1
     return float(torch.linalg.eigvals(hessenberg_DD[:dimension, :dimension]).abs().max())
 
 

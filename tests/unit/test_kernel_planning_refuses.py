@@ -18,7 +18,7 @@ from orrery.stages.kernel_planning.improvement import (
     uniform_logits,
 )
 from orrery.stages.kernel_planning.kernels import StateKernel, median_distance
-from orrery.stages.kernel_planning.stability import SingularSystemError
+from orrery.stages.kernel_planning.stability import SingularSystemError, check_pivots, solve_general
 from orrery.stages.kernel_planning.transitions import Transitions
 
 from .kernel_problems import F64, make_rows, model_of
@@ -92,6 +92,22 @@ def test_refuses_a_singular_system_and_names_the_centres():
     # the published jitter is enough
     blocks, model = model_of(twice, index, ridge=0.0, jitter=1e-6)
     mirror_descent(blocks, model, uniform_logits(2, twice.next_state_NO), [0.1], 0.9)
+
+
+def test_names_the_first_singular_system_of_several():
+    """Pivots are looked at after the last step: one that is singular must not spoil what is said of it."""
+    regular, target = torch.eye(4, dtype=F64), torch.ones(4, dtype=F64)
+    systems = [regular.clone() for _ in range(4)]
+    systems[1][2, 2] = 0.0
+    systems[2][3, 3] = torch.nan
+    solved = [solve_general(system, target) for system in systems]
+    assert [x.tolist() for x, _ in solved] == [[1.0] * 4, [0.0] * 4, [0.0] * 4, [1.0] * 4]
+    pivots, rows = [pivot for _, pivot in solved], torch.arange(10, 14)
+    check_pivots([pivots[0], pivots[3]], regular, rows, "ridge")
+    with pytest.raises(SingularSystemError, match=r"singular at centre 2 \(row 12 of the data\).* or raise ridge"):
+        check_pivots(pivots, regular, rows, "ridge")
+    with pytest.raises(SingularSystemError, match=r"singular at centre 3"):
+        check_pivots(pivots[2:], regular, rows, "ridge")
 
 
 @pytest.mark.parametrize(
