@@ -76,9 +76,9 @@ class StateKernel:
         if kind not in KERNELS:
             raise ConfigError(f"kernel: expected one of {', '.join(KERNELS)}, found {kind!r}")
         values = torch.as_tensor(scale, dtype=torch.float64, device=device)
-        wrong = ~(torch.isfinite(values) & (values > 0)).reshape(-1)
-        if wrong.any():
-            column = int(wrong.nonzero()[0])
+        right = (torch.isfinite(values) & (values > 0)).reshape(-1)
+        if not right.all():
+            column = int((~right).nonzero()[0])
             raise ConfigError(
                 f"kernel scale must be positive, found {values.reshape(-1)[column].item():g} for state component "
                 f"{column}; a component that never varies can have any positive scale"

@@ -32,10 +32,10 @@ class Transitions:
         if len(lengths) > 1:
             raise DatasetError(f"states, actions, next states and rewards must be as many, found {sorted(lengths)}")
         for name, values in (("state", self.state_NO), ("next state", self.next_state_NO), ("reward", self.reward_N)):
-            wrong = ~torch.isfinite(values)
-            wrong = wrong if wrong.ndim == 1 else wrong.any(1)
-            if wrong.any():
-                row, count = int(wrong.nonzero()[0]), int(wrong.sum())
+            finite = torch.isfinite(values)
+            finite = finite if finite.ndim == 1 else finite.all(1)
+            if not finite.all():
+                row, count = int((~finite).nonzero()[0]), int((~finite).sum())
                 raise DatasetError(
                     f"the {name} of row {row} is {values[row].tolist()} ({count} of {len(values)} rows are like it): "
                     "values must be finite. Drop those episodes or correct the file they came from"

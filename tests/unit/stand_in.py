@@ -83,6 +83,10 @@ class Device(TorchDispatchMode):
             if func is aten.nonzero.default:
                 self.wait(func)
                 return torch.zeros(args[0].numel(), args[0].dim(), dtype=torch.int64, device="meta")
+            if func is aten.unique_dim.default:
+                self.wait(func)
+                inverse = torch.zeros(args[0].shape[args[1]], dtype=torch.int64, device="meta")
+                return torch.empty_like(args[0]), inverse, torch.zeros_like(inverse)
             if func is aten.equal.default:
                 self.wait(func)
                 return True

@@ -18,6 +18,14 @@ from orrery.stages.awm.networks import build_model
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
+from orrery.stages.kernel_planning.actions import CandidateActions, DiscreteActions
+from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
+from orrery.stages.kernel_planning.evaluation import Centres, KernelBlocks, fit
+from orrery.stages.kernel_planning.improvement import mirror_descent, uniform_logits
+from orrery.stages.kernel_planning.kernels import StateKernel
+from orrery.stages.kernel_planning.offline import Data, plan
+from orrery.stages.kernel_planning.repeated import next_state_model
+from orrery.stages.kernel_planning.transitions import Transitions
 from orrery.stages.mrq_learning.learner import Learner, Shapes
 from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq_learning.replay import Replay
@@ -26,6 +34,7 @@ from orrery.stages.world_model.module import WorldModelTraining
 from orrery.stages.world_model.planner import Planner
 from orrery.stages.world_model.progress import quiet_lightning
 
+from .kernel_problems import F64, make_rows
 from .models import SMALL, random_model
 from .mrq_cases import LEARN, OFFLINE
 from .stand_in import Device
@@ -224,3 +233,55 @@ def test_mrq_from_a_replay_waits_once_per_period(device, monkeypatch, image):
     assert not device.waits
     learner.explore(torch.zeros(1, 1, *seen, device=device.name))
     learner.load_state_dict(learner.state_dict())
+
+
+# POWR
+
+
+def powr_problem(kind, choices):
+    """Rows and actions on the CPU, as the data come."""
+    rows = make_rows(60, actions=choices)
+    if kind == "discrete":
+        return rows, DiscreteActions(choices)
+    rows = Transitions(rows.state_NO, torch.rand(60, 1, dtype=F64), rows.next_state_NO, rows.reward_N)
+    return rows, CandidateActions(torch.linspace(-1, 1, choices, dtype=F64)[:, None], torch.ones(1, dtype=F64))
+
+
+@pytest.mark.parametrize("start", ["behaviour", "uniform"])
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_powr_plans_on_its_device_from_data_of_the_cpu(device, kind, start):
+    rows, actions = powr_problem(kind, 3)
+    ended = torch.arange(60) % 20 == 19
+    data = Data(rows, ended, rows[:9], ended[:9], rows.state_NO[:5])
+    planner = PlannerConfig(centres=20, selection="uniform", steps=3)
+    config = OfflineConfig(planner=planner, penalty=0.5, start=start)
+    made = plan(data, StateKernel.of("gaussian", 1.0), actions, 0.9, config, 0, device.name)
+    assert {made.improvement.weight_M.device.type, made.penalty.form_MM.device.type} == {device.name}
+
+
+# With one choice, and every row a centre, the process over next states is taken: all are distinct here.
+@pytest.mark.parametrize(
+    ("kind", "choices", "cache_bytes"),
+    [("discrete", 3, 0), ("discrete", 3, 2**30), ("continuous", 3, 0), ("continuous", 1, 0)],
+)
+def test_a_step_of_powr_never_waits(device, kind, choices, cache_bytes):
+    rows, actions = powr_problem(kind, choices)
+    if kind == "continuous":
+        actions = CandidateActions(actions.candidate_UA.to(device.name), actions.scale_A.to(device.name))
+    rows, kernel = rows.to(device.name), StateKernel.of("laplace", 1.0).to(device.name)
+    centres = Centres.of(rows, torch.arange(60).to(device.name))
+    blocks = KernelBlocks(kernel, actions, centres, rows, block_rows=25, cache_bytes=cache_bytes)
+    model = fit(blocks, 1e-3, 1e-6)
+    assert (next_state_model(blocks, model) is not None) == (choices == 1)
+    assert model.factors  # once per fit
+    waits = []
+    for steps in (1, 4):
+        device.waits.clear()
+        start_NU = uniform_logits(choices, rows.next_state_NO)
+        found = mirror_descent(blocks, model, start_NU, [0.1] * steps, 0.9, penalty_NU=torch.zeros_like(start_NU))
+        assert found.weight_M.device.type == device.name
+        waits.append(list(device.waits))
+    # Steps add none. Once per fit: whether next states repeat, whether a system was singular, and the spectral radius.
+    assert waits[0] == waits[1]
+    once = ["torch.unique", *["choice_M.nonzero"] * (choices == 1), "pivot.regular", "start_M", "complete_D", "eigvals"]
+    assert [name for name, wait in zip(once, waits[0], strict=True) if name not in wait] == []
