@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from typing import Any
 from ..datasets.schema import BEHAVIOURS, TaskSpec
 from ..datasets.tasks import expand_names
 from ..datasets.tasks.tdmpc2 import SETS
-from ..pipeline.errors import ConfigError, StageError, TaskError
+from ..pipeline.errors import ConfigError, DatasetError, StageError, TaskError
+from ..pipeline.overrides import quoted
 from ..pipeline.paths import user_path
 from ..pipeline.ranges import check_counts
 from ..pipeline.stage import Context, Input, Stage
@@ -180,8 +182,13 @@ class Pack(Stage):
         sources: dict[str, list[str]] = {}
         for name in self._external_names():
             external = _external(self.config, name)
-            with _named_environment(self.config, name):
-                reader = open_reader(**external)
+            try:
+                with _named_environment(self.config, name):
+                    reader = open_reader(**external)
+            except DatasetError as error:
+                if not (quotes := _with_quotes(self.config.tasks, name)):
+                    raise
+                raise DatasetError(f"{error}. A comma in the name of a file needs quotes: {quotes}") from error
             sources.setdefault(reader.name, []).append(external["source"])
         for name, same in sources.items():
             if len(same) > 1:
@@ -326,6 +333,19 @@ def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
         "behaviour": source.behaviour or None,
         "overrides": source.overrides(),
     }
+
+
+def _with_quotes(tasks: Sequence[str], name: str) -> str:
+    """`tasks=[...]` with quotes around the file whose name was taken apart at its commas, `name` being a part; empty
+    where no neighbours of it join to the name of a file.
+    """
+    for start, end in itertools.combinations(range(len(tasks) + 1), 2):
+        parts = tasks[start:end]
+        for whole in (",".join(parts), ", ".join(parts)):
+            if len(parts) > 1 and name in parts and user_path(whole).exists():
+                items = [*tasks[:start], whole, *tasks[end:]]
+                return shlex.quote(f"tasks=[{','.join(map(quoted, items))}]")
+    return ""
 
 
 @contextmanager

@@ -129,9 +129,10 @@ def _make(name: str, identifier: str, kwargs: dict[str, Any]) -> gymnasium.Env[A
             # The checker repeats at each step what the space checks of `Decisions` settle once, and prints warnings.
             return gymnasium.make(registered, disable_env_checker=True, **kwargs)
         except Exception as error:  # an environment's constructor raises what it likes
-            raise TaskError(
-                f"task {name!r}: its environment {identifier!r} cannot be built: {type(error).__name__}: {error}"
-            ) from error
+            said = f"{type(error).__name__}: {error}"
+            if isinstance(error, gymnasium.error.DependencyNotInstalled) and "gymnasium[box2d]" in said:
+                said = "it needs Box2D, which is not installed: pip install 'orrery[box2d]'"
+            raise TaskError(f"task {name!r}: its environment {identifier!r} cannot be built: {said}") from error
 
 
 def _wrap(name: str, environment: gymnasium.Env[Any, Any], wrapper: dict[str, Any]) -> gymnasium.Env[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 
 import gymnasium
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from orrery.datasets.store import TaskStore
+from orrery.pipeline.cli import main
 from orrery.pipeline.errors import ConfigError, DatasetError, OrreryError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
@@ -81,6 +83,27 @@ def packed(tmp_path):
         return TaskStore.open(out)
 
     return packed
+
+
+@pytest.mark.parametrize("name", ["a,b.hdf5", "a, b.hdf5", "a,b,c.hdf5", "it's a,b.hdf5", "x.hdf5,y.hdf5"])
+def test_a_file_with_a_comma_in_its_name_is_quoted_as_the_error_says(name, packed, tmp_path, monkeypatch, capsys):
+    packed(np.zeros((6, 1)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").mkdir()
+    shutil.copy("own.hdf5", f"work/{name}")
+    items = ["own.hdf5", *(part.strip() for part in f"work/{name}".split(","))]
+    with pytest.raises(DatasetError, match="A comma in the name of a file needs quotes") as refused:
+        Pack(PackConfig(tasks=items)).check()
+    (said,) = shlex.split(str(refused.value).rpartition("needs quotes: ")[2])
+    assert main(["plan", "offline", "stages=[pack]", f"run_dir={tmp_path}/run", said]) == 0, capsys.readouterr().err
+
+
+def test_an_absent_file_is_not_taken_for_part_of_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DatasetError, match="no dataset 'work/a'") as refused:
+        Pack(PackConfig(tasks=["work/a", "b.hdf5"])).check()
+    assert "comma" not in str(refused.value)
 
 
 def test_native_bounds_scale_the_actions_and_are_kept_for_the_environment(packed):

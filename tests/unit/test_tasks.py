@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import gymnasium
 import numpy as np
@@ -129,6 +130,14 @@ def test_an_environment_is_rebuilt_from_a_minari_spec_without_running_what_the_f
     wrapped = TaskSpec("minari/p", 3, 1, 7, environment={"kind": "gymnasium", "spec_json": json.dumps(recorded)})
     with pytest.raises(TaskError, match="RecordVideo"):
         make_environment(wrapped)
+
+
+def test_a_missing_box2d_is_named_by_the_extra_that_installs_it(monkeypatch):
+    for name in [one for one in sys.modules if one.startswith(("Box2D", "gymnasium.envs.box2d"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)  # as where it is not installed
+    with pytest.raises(TaskError, match=r"'LunarLander-v3'.*needs Box2D.*: pip install 'orrery\[box2d\]'$"):
+        task_spec("gymnasium/LunarLander-v3")
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_names():
