@@ -136,13 +136,17 @@ class ColumnMap:
         """Whether an episode of T transitions has T + 1 rows, the last with its final observation."""
         return self.shifted or self.final_row
 
-    def resolve(self, file: h5py.File) -> ColumnMap:
+    def resolve(self, file: h5py.File, group: str) -> ColumnMap:
         """This map with `group/*` expanded, after checking that every column is there.
+
+        Args:
+            file: the file.
+            group: path of the first episode's group, as `groups` gives it.
 
         Raises:
             DatasetError: a column is missing or is not one; says which there are.
         """
-        path, group = file.filename, self.groups(file)[0]
+        path = file.filename
         there = columns_of(file[group])
 
         def expand(keys: tuple[str, ...]) -> tuple[str, ...]:
@@ -188,36 +192,33 @@ class ColumnMap:
             self, observation=tuple(self.observation[i] for i in order), next_observation=following
         )
 
-    def groups(self, file: h5py.File) -> list[str]:
-        """Paths of the groups that hold an episode each, numbers in order; `/` alone for a flat file.
+    def groups(self, file: h5py.File) -> tuple[list[str], list[str]]:
+        """Paths of the groups that hold an episode each, numbers in order, and of those beside them without actions.
 
-        Groups without actions are none of them, if there are others; `other_groups` has these.
+        `/` alone for a flat file; all of them if none has actions.
+
+        Raises:
+            DatasetError: no group matches `episode_group`.
         """
-        found = self._matching(file)
-        return [name for name in found if self.action in file[name]] or found
-
-    def other_groups(self, file: h5py.File) -> list[str]:
-        """Paths of the groups that match `episode_group` and hold no actions."""
-        episodes = set(self.groups(file))
-        return [name for name in self._matching(file) if name not in episodes]
-
-    def _matching(self, file: h5py.File) -> list[str]:
         if self.episode_group is None:
-            return ["/"]
-        found = ["/"]
+            return ["/"], []
+        found: list[tuple[str, h5py.Group]] = [("", file)]
         for part in self.episode_group.strip("/").split("/"):
             found = [
-                f"{parent.rstrip('/')}/{key}"
-                for parent in found
-                for key in file[parent]
-                if fnmatchcase(key, part) and isinstance(file[parent].get(key), h5py.Group)
+                (f"{path}/{key}", child)
+                for path, parent in found
+                for key in parent
+                if fnmatchcase(key, part) and isinstance(child := parent.get(key), h5py.Group)
             ]
         if not found:
             raise DatasetError(
                 f"{file.filename}: no group matches episode_group {self.episode_group!r}; "
                 f"at the top there are {_listed(list(file))}"
             )
-        return sorted(found, key=_natural)
+        has_actions = {path: self.action in group for path, group in found}
+        paths = sorted(has_actions, key=_natural)
+        episodes = [path for path in paths if has_actions[path]]
+        return (episodes, [path for path in paths if not has_actions[path]]) if episodes else (paths, [])
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that say something."""
@@ -304,14 +305,9 @@ def _recognise_ends(group: h5py.Group, num_rows: int, *, flat: bool) -> dict[str
 
 def columns_of(group: h5py.Group) -> list[str]:
     """Paths of all datasets below a group, sorted."""
-    found: list[str] = []
-
-    def keep(name: str, link: object) -> None:
-        if isinstance(group.get(name), h5py.Dataset):
-            found.append(name)
-
-    group.visititems_links(keep)
-    return sorted(found)
+    names: list[str] = []
+    group.visit_links(names.append)
+    return sorted(name for name in names if isinstance(group.get(name), h5py.Dataset))
 
 
 def _listed(names: list[str]) -> str:

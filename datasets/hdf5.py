@@ -7,6 +7,7 @@ where the parts of a transition are, `episode_ends.py` where episodes end. Files
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,13 @@ class Hdf5Reader:
         environment = recorded_in(named) if named else None
         with open_hdf5(self._path) as file:
             given = detect_columns(file) if columns is None else ColumnMap.load(columns)
-            self._columns = given.resolve(file)
-            self._spans, self.warnings = _find_spans(file, self._columns, fields.get("episode_length"))
+            groups, others = given.groups(file)
+            self._columns = given.resolve(file, groups[0])
+            self._spans, self.warnings = _find_spans(file, groups, self._columns, fields.get("episode_length"))
+            if others:
+                self.warnings.append(
+                    f"groups without {given.action!r} are left out ({len(others)}): {', '.join(others[:8])}"
+                )
             if _looks_shifted(file, self._columns, self._spans):
                 # Dreamer's records and RLDS's have the same names for the marks of their ends.
                 if columns is None and self._columns.final_row:
@@ -120,7 +126,7 @@ class Hdf5Reader:
             names = _column_names(first, self._columns.observation)
             width = _width(first[self._columns.action])
             self._actions, said = read_actions(
-                ActionExtent.of(self._action_chunks(file, width), width),
+                ActionExtent.of(self._action_chunks(file, groups, width), width),
                 fields,
                 settings,
                 None if environment is None else environment.action_space,
@@ -198,12 +204,12 @@ class Hdf5Reader:
         rewards = _joined(columns, (names.reward,), *rows).reshape(-1)
         return Episode(observations, actions, rewards, span.terminated, success, label)
 
-    def _action_chunks(self, file: h5py.File, width: int) -> Iterator[np.ndarray]:
+    def _action_chunks(self, file: h5py.File, groups: Sequence[str], width: int) -> Iterator[np.ndarray]:
         """All actions, without those that shifted rows hold in front of an episode: they were never taken."""
         taken: dict[str, list[tuple[int, int]]] = {}
         for span in self._spans if self._columns.shifted else ():
             taken.setdefault(span.group, []).append((span.start + 1, span.stop + 1))
-        for group in self._columns.groups(file):
+        for group in groups:
             columns = Columns(file[group])
             actions = columns[self._columns.action]
             if _width(actions) != width:
@@ -216,10 +222,11 @@ class Hdf5Reader:
                 yield columns.rows(self._columns.action, *rows).reshape(-1, width)
 
 
-def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None) -> tuple[list[_Span], list[str]]:
+def _find_spans(
+    file: h5py.File, groups: Sequence[str], columns: ColumnMap, episode_length: int | None
+) -> tuple[list[_Span], list[str]]:
     """The episodes of the file, in order, without those that hold no complete transition; and what to warn of."""
     flat = columns.episode_group is None
-    groups = columns.groups(file)
     counts: list[tuple[int, int]] = []
     marks: dict[str, list[np.ndarray]] = {part: [] for part in columns.ends_named}
     for name in groups:
@@ -240,8 +247,6 @@ def _find_spans(file: h5py.File, columns: ColumnMap, episode_length: int | None)
         unread=_unread(file, columns) if flat else {},
     )
     warnings = ends.warnings
-    if others := columns.other_groups(file):
-        warnings.append(f"groups without {columns.action!r} are left out ({len(others)}): {', '.join(others[:8])}")
     spans = []
     num_short = sum(num_rows == 0 for num_rows, _ in counts) if not flat else 0
     for first, stop, terminated in zip(
@@ -318,10 +323,16 @@ def _count_rows(group: h5py.Group, table: Columns, columns: ColumnMap, path: str
     allowed_one_more = columns.observation if columns.episode_group else ()
     num_rows, stored = -1, -1
     for key in [k for k in named if k is not None] + [*columns.observation, *columns.next_observation]:
-        if key not in group:
-            raise DatasetError(f"{where}: has no column {key!r}, which the first episode has; add or remove it")
-        _check_numbers(table[key], f"{where}: column {key!r}")
-        rows = len(table[key])
+        try:
+            column = table[key]
+        except KeyError:
+            if key in group:  # and cannot be opened
+                raise
+            raise DatasetError(
+                f"{where}: has no column {key!r}, which the first episode has; add or remove it"
+            ) from None
+        _check_numbers(column, f"{where}: column {key!r}")
+        rows = len(column)
         if num_rows < 0:
             num_rows = rows
         if rows != num_rows and not (key in allowed_one_more and rows == num_rows + 1):
@@ -329,7 +340,7 @@ def _count_rows(group: h5py.Group, table: Columns, columns: ColumnMap, path: str
                 f"{where}: column {key!r} has {rows} rows, {columns.action!r} has {num_rows}; expected one per "
                 "transition. The file is misaligned or was cut short: write it again"
             )
-        if key in single and _width(table[key]) != 1:
+        if key in single and _width(column) != 1:
             _refuse_shape(key, table, columns, where)
         if key in columns.observation:
             stored = rows if stored < 0 else min(stored, rows)
@@ -365,7 +376,7 @@ def _check_numbers(column: h5py.Dataset, where: str) -> None:
 
 def _width(dataset: h5py.Dataset) -> int:
     """Numbers per row."""
-    return int(np.prod(dataset.shape[1:]))
+    return math.prod(dataset.shape[1:])
 
 
 def _column_names(group: h5py.Group, keys: tuple[str, ...]) -> list[str]:

@@ -186,7 +186,7 @@ class MinariReader:
             for index in range(len(self)):
                 try:
                     if file is not None:
-                        file[f"episode_{index}"].visititems(_check_size)
+                        _check_sizes(file, f"episode_{index}")
                     yield next(episodes)
                 except OrreryError:
                     raise
@@ -438,9 +438,13 @@ def _open_storage(folder: Path) -> MinariStorage:
         ) from error
 
 
-def _check_size(_: str, item: h5py.Dataset | h5py.Group) -> None:
-    if isinstance(item, h5py.Dataset):
-        check_size(item)
+def _check_sizes(file: h5py.File, group: str) -> None:
+    def check(_: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            check_size(item, file_bytes)
+
+    file_bytes = file.id.get_filesize()
+    file[group].visititems(check)
 
 
 def _first_termination(raw: Mapping[str, Any]) -> int:
