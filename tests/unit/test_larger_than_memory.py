@@ -45,6 +45,9 @@ def grow(folder, num_bytes):
         terminated=np.zeros(episodes, bool),
         returns=np.zeros(episodes),
     )
+    stated = json.loads((folder / "store.json").read_text())
+    stated["tasks"][0] |= {"episodes": episodes, "transitions": episodes * (EPISODE_ROWS - 1)}
+    (folder / "store.json").write_text(json.dumps(stated))
 
 
 @pytest.fixture
