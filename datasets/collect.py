@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.artifact import unfinished
+from ..pipeline.reading import read_made, reading_made
 from ..pipeline.seeding import derive_seed
 from .minari import BEHAVIOUR_KEY, TASK_KEY
 from .rollout import Act, EpisodeResult
@@ -287,7 +288,8 @@ def read_record(root: Path, task: str) -> dict[str, Any] | None:
     metadata = root / dataset_id(task) / "data" / "metadata.json"
     if not metadata.is_file():
         return None
-    return dict(json.loads(json.loads(metadata.read_text())[COLLECT_KEY]))
+    with reading_made(metadata):
+        return dict(json.loads(read_made(metadata, dict[str, Any])[COLLECT_KEY]))
 
 
 @contextmanager

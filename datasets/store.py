@@ -31,7 +31,7 @@ import numpy as np
 from ..pipeline.artifact import unfinished
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
-from ..pipeline.reading import decode, read_json, read_npz, reading
+from ..pipeline.reading import decode, read_json, read_made, read_npz, reading
 from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class TaskWriter:
 
 def finish_store(folder: Path, table: TaskTable) -> None:
     """Write tasks.json and store.json over the task folders that `TaskWriter` finished."""
-    summaries = [json.loads((folder / task.slug / "task.json").read_text()) for task in table]
+    summaries = [read_made(folder / task.slug / "task.json", TaskSummary) for task in table]
     (folder / "tasks.json").write_text(table.to_json())
     (folder / "store.json").write_text(json.dumps({"format": FORMAT, "tasks": summaries}, indent=1))
 
@@ -262,7 +262,7 @@ class TaskStore:
                 raise DatasetError(
                     f"{path}: format {described.get('format')!r}, this version reads {FORMAT}; pack again"
                 )
-            summaries = decode(_Described, described).tasks
+            summaries = decode(StoreRecord, described).tasks
         table = read_table(folder)
         if (listed := [summary.task for summary in summaries]) != list(table.names):
             raise DatasetError(f"{path} describes the tasks {listed}, tasks.json {list(table.names)}; pack again")
@@ -273,8 +273,8 @@ class TaskStore:
 
 
 @dataclass(frozen=True)
-class _Described:
-    """store.json."""
+class StoreRecord:
+    """What of store.json is read."""
 
     tasks: list[TaskSummary]
 

@@ -15,7 +15,6 @@ The comparison of the rounds is the stage `compare` in RUN, as for a study.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from .config import CONFIG_DIR, RunConfig, load_config
 from .errors import ConfigError, OrreryError, StageError
 from .paths import user_path
 from .plan import Decision, check_machine, plan
+from .reading import decode, read_json, reading
 from .run_folder import disk_errors, locked
 from .runner import Outcome, run_on_console
 from .seeding import derive_seed
@@ -208,17 +208,26 @@ def run_rounds(
     return worked
 
 
+@dataclass(frozen=True)
+class _IterationRecord:
+    """iteration.json."""
+
+    experiment: str
+    overrides: list[str]
+    rounds: int
+
+
 def read_iteration_file(folder: Path) -> dict[str, object]:
     """What iteration.json says: experiment, overrides, rounds.
 
     Raises:
         StageError: there is none, or it is damaged.
     """
-    path = folder / ITERATION_FILE
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path} cannot be read ({error}); `orrery iterate` writes it again") from error
+    path, remedy = folder / ITERATION_FILE, "`orrery iterate` writes it again"
+    with reading(path, StageError, remedy):
+        record: dict[str, object] = read_json(path, StageError, remedy)
+        decode(_IterationRecord, record)
+    return record
 
 
 def _maker_of_policies(config: RunConfig, stages: Mapping[str, type[Stage]], asked: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from . import artifact
 from .errors import OrreryError, StageError
 from .logging import duration
-from .reading import decode, read_json
+from .reading import decode, read_json, read_made, reading_made
 from .run_folder import disk_errors, partial_folder
 from .stage import ProgressTask
 
@@ -122,11 +122,23 @@ def _path(function: JobFunction) -> str:
     return f"{function.__module__}:{function.__qualname__}"
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """job.json."""
+
+    key: str
+    function: str
+    payload: dict[str, Any]
+    inputs: dict[str, str]
+    threads: int
+
+
 def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     """Do the job in this process and publish its result."""
-    spec = read_json(folder / SPEC, StageError)
-    module, _, name = spec["function"].partition(":")
-    function: JobFunction = getattr(import_module(module), name)
+    with reading_made(folder / SPEC):
+        spec = read_made(folder / SPEC, _Spec)
+        module, _, name = spec["function"].partition(":")
+        function: JobFunction = getattr(import_module(module), name)
     final = folder / RESULT
     partial = partial_folder(final)
     partial.mkdir(exist_ok=True)

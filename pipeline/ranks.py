@@ -26,6 +26,7 @@ from .errors import ConfigError, OrreryError, StageError
 from .logging import LOGGER_NAME
 from .plan import plan
 from .pool import usable_cores
+from .reading import decode, reading_made
 from .run_folder import lock_holder
 from .stage import Context, Stage
 
@@ -224,8 +225,21 @@ def _folder(config: RunConfig, name: str) -> Path:
     return config.run_dir / f"{name}{RANKS_SUFFIX}"
 
 
+@dataclass(frozen=True)
+class _Message:
+    """What processes write for each other; a call names its caller and the stage, too."""
+
+    id: str
+    caller: str = ""
+    stage: str = ""
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    with reading_made(path):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):  # also where it vanishes while it is opened
+            return None
+        values: dict[str, Any] = json.loads(text)
+        decode(_Message, values)
+        return values

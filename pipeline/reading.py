@@ -18,13 +18,19 @@ import stat
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import OrreryError
+from .errors import OrreryError, StageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 
 RESTORE = "restore the file, or make it again"
+
+TEXT_COLUMNS = ("algorithm", "task")
+"""Columns of tables that hold names."""
 
 YAML_NODES = 200_000
 """Values that a YAML file may hold once its aliases are expanded; an experiment holds some hundred."""
@@ -111,6 +117,55 @@ def read_json(path: Path, error: type[OrreryError], remedy: str = RESTORE) -> An
         raise error(f"{path} is not JSON ({reason}); {remedy}") from reason
 
 
+def make_again(path: Path) -> str:
+    """What to do about a damaged file that a command wrote: without its folder, the command writes it again."""
+    return f"delete {path.parent} and run the command that made it again"
+
+
+def reading_made(path: Path) -> contextlib.AbstractContextManager[None]:
+    """`reading` of a file that a stage or one of its jobs wrote; raises StageError."""
+    return reading(path, StageError, make_again(path))
+
+
+def read_made(path: Path, hint: Any) -> Any:
+    """The JSON value of a file that a stage or one of its jobs wrote.
+
+    Args:
+        hint: a dataclass or type that the value can be decoded as; keys that it does not know are kept.
+    Raises:
+        StageError: there is no such file, or it is damaged.
+    """
+    with reading_made(path):
+        value = read_json(path, StageError, make_again(path))
+        decode(hint, value)
+        return value
+
+
+def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of a CSV file that a stage or one of its jobs wrote.
+
+    Args:
+        columns: at least these must be there. Those of TEXT_COLUMNS are read as text, others must hold numbers.
+    Raises:
+        StageError: there is no such file, it is damaged, or lacks columns.
+    """
+    import pandas as pd
+
+    check_file(path, StageError)
+    with reading_made(path):
+        frame = pd.read_csv(path)
+        if missing := [column for column in columns if column not in frame]:
+            raise StageError(f"{path} lacks the columns {', '.join(missing)}; it has: {', '.join(frame.columns)}")
+        for column in columns:
+            text = column in TEXT_COLUMNS
+            known = frame[column].dropna()
+            if text and len(known) < len(frame):
+                raise StageError(f"{path}: column {column} lacks values; {make_again(path)}")
+            if not text and not pd.api.types.is_numeric_dtype(known) and len(known):
+                raise StageError(f"{path}: column {column} holds text, expected numbers; {make_again(path)}")
+        return frame.astype({column: str for column in columns if column in TEXT_COLUMNS})
+
+
 def check_yaml(path: Path, error: type[OrreryError]) -> None:
     """Raise `error` where aliases of a YAML file expand to more than YAML_NODES values, or to themselves: a few lines
     can stand for billions of values."""
@@ -143,7 +198,7 @@ def _expanded(root: Any) -> float:
     return count(root)
 
 
-def read_npz(path: Path, error: type[OrreryError]) -> dict[str, Any]:
+def read_npz(path: Path, error: type[OrreryError], remedy: str = RESTORE) -> dict[str, Any]:
     """The arrays of a file that `numpy.savez` wrote, after comparing the sizes that it declares with its own.
 
     Raises:
@@ -154,11 +209,11 @@ def read_npz(path: Path, error: type[OrreryError]) -> dict[str, Any]:
     import numpy as np
 
     check_file(path, error)
-    with reading(path, error):
+    with reading(path, error, remedy):
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
-                    raise error(f"{path}: {record.filename} is compressed or larger than the file; {RESTORE}")
+                    raise error(f"{path}: {record.filename} is compressed or larger than the file; {remedy}")
                 with archive.open(record) as file:
                     version = np.lib.format.read_magic(file)
                     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
@@ -167,7 +222,7 @@ def read_npz(path: Path, error: type[OrreryError]) -> dict[str, Any]:
                 if dtype.hasobject or declared > record.file_size:
                     raise error(
                         f"{path}: {record.filename} declares {list(shape)} {dtype}, more than the "
-                        f"{record.file_size:,} bytes it has; {RESTORE}"
+                        f"{record.file_size:,} bytes it has; {remedy}"
                     )
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -214,7 +269,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     kinds: Any = (int, float) if hint is float else hint
     if isinstance(kinds, type | tuple) and isinstance(value, kinds) and (hint is bool or not isinstance(value, bool)):
         return value
-    expected = hint.__name__ if isinstance(hint, type) and not arguments else str(hint).replace("typing.", "")
+    if dataclasses.is_dataclass(hint):
+        expected = f"the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
+    else:
+        expected = hint.__name__ if isinstance(hint, type) and not arguments else str(hint).replace("typing.", "")
     raise ValueError(f"{where or 'its content'}: expected {expected}, found {value!r:.60}")
 
 

@@ -10,7 +10,6 @@ made from it. The comparison is the stage `compare` in the study's own folder.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from .errors import OrreryError, StageError
 from .fanout import Detached
 from .paths import user_path
 from .plan import Decision
+from .reading import decode, make_again, read_csv, read_json, reading
 from .run_folder import disk_errors, locked
 from .runner import Outcome, run_on_console
 from .stage import Stage
@@ -172,14 +172,40 @@ def read_study(folder: str | Path) -> pd.DataFrame:
     Raises:
         StageError: there is none in `folder`.
     """
-    import pandas as pd
-
     path = user_path(folder) / COMPARE_STAGE / TABLE
     if not path.is_file():
         raise StageError(
             f"{folder} has no {COMPARE_STAGE}/{TABLE}; `orrery study` makes it when a variant is evaluated"
         )
-    return pd.read_csv(path).fillna({"variant": "", "task": ""})
+    frame = read_csv(path)
+    if missing := {"variant", "task"} - set(frame):
+        raise StageError(f"{path} lacks the columns {', '.join(sorted(missing))}; {make_again(path)}")
+    return frame.fillna({"variant": "", "task": ""})
+
+
+@dataclass(frozen=True)
+class _VariantRecord:
+    name: str
+    branches: list[str]
+
+
+@dataclass(frozen=True)
+class _BranchRecord:
+    name: str
+    stages: list[str]
+    parent: str | None
+    status: str
+
+
+@dataclass(frozen=True)
+class _StudyRecord:
+    """What study.json must hold to be shown or compared again."""
+
+    name: str
+    source: str
+    overrides: list[str]
+    variants: list[_VariantRecord]
+    branches: list[_BranchRecord]
 
 
 def read_study_file(folder: Path) -> dict[str, Any]:
@@ -188,11 +214,10 @@ def read_study_file(folder: Path) -> dict[str, Any]:
     Raises:
         StageError: there is none, or it is damaged.
     """
-    path = folder / STUDY_FILE
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path} cannot be read ({error}); `orrery study` writes it again") from error
+    path, remedy = folder / STUDY_FILE, "`orrery study` writes it again"
+    with reading(path, StageError, remedy):
+        record: dict[str, Any] = read_json(path, StageError, remedy)
+        decode(_StudyRecord, record)
     return record
 
 

@@ -3,7 +3,6 @@ where a task has a differentiable simulator, through that instead."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipeline.artifact import write_json
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.ranges import check_counts
+from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
 from .pack import SIMULATED, PackConfig
@@ -213,7 +213,7 @@ def _finish_one(
     record = context.folder / f"finished_{algorithm}_{trained.spec.slug}.json"
     if record.is_file():
         progress.advance(config.iterations)
-        return dict(json.loads(record.read_text()))
+        return dict(read_made(record, dict[str, Any]))
     curves: list[dict[str, Any]] = []
     for iteration in range(config.iterations):
         metrics = trained.update(iteration)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ..datasets.tasks import resolve_name, task_spec
 from ..pipeline.artifact import write_json
 from ..pipeline.errors import ConfigError
 from ..pipeline.ranges import check_counts
+from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Stage
 from .awm.config import OnlineConfig, SequenceModelConfig
 from .policy_index import policy_entry, write_index
@@ -78,7 +78,7 @@ class BpoOnline(Stage):
         record = folder / f"finished_{spec.slug}_{seed}.json"
         if record.is_file():
             progress.advance(config.online.decisions // spec.episode_length * spec.episode_length)
-            return dict(json.loads(record.read_text()))
+            return dict(read_made(record, dict[str, Any]))
         algorithm = f"bpo_online_{config.model.kind}"
         progress.note(f"{algorithm} {spec.name}")
         loop = OnlineLoop(spec, config.model, config.online, config.seed + seed)

@@ -17,7 +17,7 @@ from ..pipeline.accelerator import check_accelerator, check_gpu, device_of
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
-from ..pipeline.reading import reading
+from ..pipeline.reading import decode, read_made, reading, reading_made
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
@@ -171,13 +171,7 @@ class Evaluate(Stage):
         """The specs with the references of normalised scores, and what summary.json says of these."""
         earlier: dict[str, Any] = {}
         for folder in context.inputs.get("references", ()):
-            try:
-                earlier = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["references"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise StageError(
-                    f"{folder / 'summary.json'}: expected the references of an evaluation "
-                    f"({type(error).__name__}: {error}); run its stage again"
-                ) from error
+            earlier = read_made(folder / "summary.json", _References)["references"]
         known, references = {}, {}
         for name, spec in specs.items():
             random = [row for row in episodes if (row.task, row.algorithm) == (name, "random") and row.error is None]
@@ -326,11 +320,35 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
     return policies, specs
 
 
+@dataclass(frozen=True)
+class _References:
+    """What of an evaluation's summary.json another one reads."""
+
+    references: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Data:
+    task: str
+    episodes: int
+    return_mean: float
+    return_std: float
+    return_max: float | None = None
+    success_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class _Store:
+    """What of store.json is scored."""
+
+    tasks: list[_Data]
+
+
 def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, dict[str, Any]]:
     """Statistics of each task's data; adds the store's tasks to `specs` if no policy has brought any."""
     data: dict[str, dict[str, Any]] = {}
     for store in stores:
-        data |= {entry["task"]: entry for entry in json.loads((store / "store.json").read_text())["tasks"]}
+        data |= {entry["task"]: entry for entry in read_made(store / "store.json", _Store)["tasks"]}
         if not specs:
             specs |= {spec.name: spec for spec in read_table(store)}
     return data
@@ -343,9 +361,10 @@ def _read_finished(log: Path) -> dict[Run, list[EpisodeRow]]:
         return finished
     head, newline, _ = log.read_bytes().rpartition(b"\n")
     os.truncate(log, len(head + newline))  # written anew, all of it would be lost on a full disk
-    for line in head.splitlines():
-        rows = [EpisodeRow(**values) for values in json.loads(line)]
-        finished[rows[0].algorithm, rows[0].task, rows[0].seed] = rows
+    with reading_made(log):
+        for line in head.splitlines():
+            rows = decode(list[EpisodeRow], json.loads(line))
+            finished[rows[0].algorithm, rows[0].task, rows[0].seed] = rows
     return finished
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from ..pipeline.artifact import write_json
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.ranges import check_counts, check_not_negative
+from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 from .finetune import finetune_folders
-from .policy_index import write_index
+from .policy_index import PolicyEntry, write_index
 from .pretrain import PretrainConfig
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class Extract(Stage):
             model_bytes = (folder / "model.safetensors").stat().st_size
             number = members_per_job(len(members), self.config, model, model_bytes, table.action_dim, context.workers)
             write_json(path, {"members_per_job": number})
-        return int(json.loads(path.read_text())["members_per_job"])
+        return int(read_made(path, dict[str, int])["members_per_job"])
 
 
 MATCHED = (
@@ -340,10 +340,10 @@ def _gather(jobs: list[Path], members: list[Member], table: TaskTable, config: E
 
     entries, curves = {}, []
     for job in jobs:
-        for entry in json.loads((job / ENTRIES).read_text()):
+        for entry in read_made(job / ENTRIES, list[PolicyEntry]):
             shutil.copytree(job / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
             entries[entry["algorithm"], entry["task"], entry["seed"]] = entry
-        curves += json.loads((job / CURVES).read_text())
+        curves += read_made(job / CURVES, list[dict[str, Any]])
     position = {(member.algorithm, member.task, member.seed): m for m, member in enumerate(members)}
     curves.sort(key=lambda row: (row["iteration"], position[row["algorithm"], row["task"], row["seed"]]))
     order = sorted(members, key=lambda m: (not m.imagines, table.id_of(m.task), m.algorithm, m.seed))

@@ -14,6 +14,7 @@ from ..pipeline.accelerator import check_gpu
 from ..pipeline.errors import CheckpointError, ConfigError, StageError
 from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.ranges import check_choices, check_counts
+from ..pipeline.reading import read_csv, read_made
 from ..pipeline.stage import Context, Input, Stage
 from .reward_range import rewards_beyond_bins
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
@@ -187,7 +188,7 @@ def finetune_folders(artifact: Path) -> dict[str, Path]:
     path = artifact / MODELS
     if not path.is_file():
         return {}
-    return {task: artifact / inner for task, inner in json.loads(path.read_text()).items()}
+    return {task: artifact / inner for task, inner in read_made(path, dict[str, str]).items()}
 
 
 def check_unknown(known: Sequence[str], new: Sequence[str], folder: Path) -> None:
@@ -243,6 +244,13 @@ def _check_is_model(folder: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Added:
+    """What of added.json is gathered."""
+
+    tasks: dict[str, dict[str, Any]]
+
+
 def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context) -> str:
     """The models of all jobs as one artifact, with their metrics side by side."""
     import pandas as pd
@@ -253,10 +261,10 @@ def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context)
     for task in new:
         folder = context.folder / folders[task.name]
         shutil.copytree(results[task.slug], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        added |= json.loads((folder / ADDED).read_text())["tasks"]
-        own = pd.read_csv(folder / "validation.csv")
+        added |= read_made(folder / ADDED, _Added)["tasks"]
+        own = read_csv(folder / "validation.csv", ["task"])
         validation.append(own[own["task"] == task.name])
-        forgetting.append(pd.read_csv(folder / FORGETTING).assign(model=task.name))
+        forgetting.append(read_csv(folder / FORGETTING).assign(model=task.name))
     (context.folder / ADDED).write_text(json.dumps({"tasks": added}, indent=1))
     pd.concat(validation).to_csv(context.folder / "validation.csv", index=False)
     pd.concat(forgetting).to_csv(context.folder / FORGETTING, index=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.ranges import check_counts
+from ..pipeline.reading import read_made
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import policy_entry, write_index
@@ -70,7 +70,7 @@ class Mppi(Stage):
             model, where = maker.model.complete(), "the world model that stage pretrain is to make"
             self._check(maker.world_model == "sequence", model.num_q, model.dynamics, where)
         elif (path := folder / "model.json").is_file():
-            stored = json.loads(path.read_text())
+            stored = read_made(path, dict[str, Any])
             num_q, dynamics = stored.get("num_q"), stored.get("dynamics", "step")
             self._check(False, num_q, dynamics, f"the world model in {folder}")
         elif (folder / "sequence_model.json").is_file():

@@ -11,6 +11,7 @@ from ..pipeline.accelerator import check_accelerator
 from ..pipeline.errors import ConfigError, StageError
 from ..pipeline.executors import FanoutConfig
 from ..pipeline.ranges import check_counts, check_not_negative
+from ..pipeline.reading import read_csv
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -108,7 +109,7 @@ class Mrq(Stage):
                 entry = policy_entry(payload["algorithm"], store.table.spec_of(member["task"]), member["seed"])
                 shutil.copytree(results[name] / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
                 entries.append(entry)
-            curves.append(pd.read_csv(results[name] / "curve.csv"))
+            curves.append(read_csv(results[name] / "curve.csv"))
         write_index(context.folder, store.table, entries)
         pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
         tasks = len({entry["task"] for entry in entries})

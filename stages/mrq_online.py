@@ -16,6 +16,7 @@ from ..pipeline.accelerator import check_accelerator
 from ..pipeline.errors import ConfigError
 from ..pipeline.executors import FanoutConfig
 from ..pipeline.ranges import check_counts
+from ..pipeline.reading import read_csv
 from ..pipeline.stage import Context, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
 from .policy_index import policy_entry, write_index
@@ -134,7 +135,7 @@ class MrqOnline(Stage):
         entries, curves = [], []
         for name, (_, payload) in jobs.items():
             entries.append(_publish(results[name], payload, context.folder, config.keep_replay))
-            curves.append(pd.read_csv(results[name] / "curve.csv"))
+            curves.append(read_csv(results[name] / "curve.csv"))
         write_index(context.folder, specs, entries)
         training = pd.concat(curves, ignore_index=True)
         training.to_csv(context.folder / "training.csv", index=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,15 @@ from ..pipeline.errors import ConfigError, DatasetError, StageError, TaskError
 from ..pipeline.overrides import quoted
 from ..pipeline.paths import user_path
 from ..pipeline.ranges import check_counts
+from ..pipeline.reading import read_made, reading_made
 from ..pipeline.stage import Context, Input, Stage
+
+
+@dataclass(frozen=True)
+class _Datasets:
+    """What of datasets.json is read."""
+
+    tasks: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,7 @@ class Pack(Stage):
         collected: list[str] = []
         for folder, maker in inputs["datasets"]:
             if maker is None:
-                collected += json.loads((folder / "datasets.json").read_text())["tasks"]
+                collected += read_made(folder / "datasets.json", _Datasets)["tasks"]
             elif tasks := getattr(maker, "tasks", ()):
                 collected += expand_names(tasks)
             else:
@@ -235,7 +242,7 @@ class Pack(Stage):
     def run(self, context: Context) -> str:
         from ..datasets.schema import TaskTable
         from ..datasets.sources import open_reader
-        from ..datasets.store import finish_store
+        from ..datasets.store import StoreRecord, finish_store
         from ..pipeline.fanout import JobFailure, run_jobs
 
         readers = self._readers(context)
@@ -262,7 +269,7 @@ class Pack(Stage):
         if failures:
             raise StageError("pack: " + "\n".join(failures))
         finish_store(context.folder, table)
-        summaries = json.loads((context.folder / "store.json").read_text())["tasks"]
+        summaries = read_made(context.folder / "store.json", StoreRecord)["tasks"]
         for summary in summaries:
             for warning in summary["findings"].get("warnings", []):
                 context.log.warning("pack: %s: %s", summary["task"], warning)
@@ -282,8 +289,9 @@ class Pack(Stage):
         """Arguments of `open_reader` for every task, in the order of the table."""
         collected: dict[str, list[str]] = {}
         for folder in context.inputs["datasets"]:
-            for name, entry in json.loads((folder / "datasets.json").read_text())["tasks"].items():
-                collected.setdefault(name, []).append(str(folder / entry["path"]))
+            with reading_made(path := folder / "datasets.json"):
+                for name, entry in read_made(path, _Datasets)["tasks"].items():
+                    collected.setdefault(name, []).append(str(folder / entry["path"]))
         names = self.config.names or [*collected, *self.config.offered]
         self._check_data(names, collected)
         from_set = self._set_readers(context, [name for name in names if self.config.from_set(name)], collected)

@@ -34,7 +34,9 @@ def write_index(artifact: Path, tasks: Iterable[TaskSpec], entries: Sequence[Map
 
 
 @dataclass(frozen=True)
-class _Entry:
+class PolicyEntry:
+    """What policies.json says of a policy at least."""
+
     algorithm: str
     task: str
     seed: int
@@ -46,7 +48,7 @@ class _Index:
     """What policies.json has at least."""
 
     tasks: list[dict[str, Any]]
-    policies: list[_Entry]
+    policies: list[PolicyEntry]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..pipeline.accelerator import check_accelerator, check_gpu
 from ..pipeline.artifact import write_json
 from ..pipeline.errors import ConfigError, OrreryError
 from ..pipeline.ranges import check_choices, check_counts
+from ..pipeline.reading import read_made
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, OfflineConfig
@@ -108,7 +108,7 @@ class Powr(Stage):
                     except OrreryError as error:
                         raise type(error)(f"{name}: {error}") from error
                     write_json(record, found)
-                found = json.loads(record.read_text())
+                found = read_made(record, dict[str, Any])
                 self._warn(context, name, seed, found)
                 facts.append({"task": name, "seed": seed, **found})
                 progress.advance(1)

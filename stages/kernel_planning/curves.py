@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...pipeline.errors import StageError
+from ...pipeline.reading import check_file, reading_made
 
 if TYPE_CHECKING:
     from ...datasets.rollout import EpisodeResult
@@ -84,7 +85,8 @@ def write_curves(path: Path, rows: Sequence[CurveRow]) -> None:
 def read_curves(path: Path) -> list[CurveRow]:
     """Read what `write_curves` wrote."""
     kinds = {"str": str, "int": int, "float": float}
-    with path.open(newline="") as file:
+    check_file(path, StageError)
+    with reading_made(path), path.open(newline="") as file:
         return [
             CurveRow(**{field.name: kinds[str(field.type)](row[field.name]) for field in fields(CurveRow)})
             for row in csv.DictReader(file)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ...datasets.schema import Episode
 from ...pipeline.errors import StageError
+from ...pipeline.reading import make_again, read_npz, reading_made
 
 
 def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
@@ -37,8 +38,11 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 def read_episodes(path: Path, label: str, with_success: bool) -> list[Episode]:
     """What `write_episodes` wrote; `label` names the source in messages."""
-    with np.load(path, allow_pickle=False) as file:
-        values = {name: file[name] for name in file.files}
+    with reading_made(path):
+        return _episodes(read_npz(path, StageError, make_again(path)), label, with_success)
+
+
+def _episodes(values: Mapping[str, np.ndarray], label: str, with_success: bool) -> list[Episode]:
     ends = np.cumsum(values["lengths"])
     episodes = []
     for number, (end, length) in enumerate(zip(ends, values["lengths"], strict=True)):

@@ -5,16 +5,15 @@ Whatever is not there is empty or None. A file that is there but lacks a column 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ...pipeline import reading
 from ...pipeline.artifact import read_manifest
-from ...pipeline.errors import StageError
 from ..evaluate import BASELINES
 from ..finetune import ADDED, FORGETTING
 
@@ -22,6 +21,97 @@ SCORE_COLUMNS = ("algorithm", "task", "seed", "episodes", "return_mean", "return
 FORGETTING_COLUMNS = ("reward_r2_before", "reward_r2_after")
 GRADIENT_COLUMNS = ("horizon", "norm", "return_norm", "r2", "cosine")
 CURVE_COLUMNS = ("iteration", "algorithm", "task", "seed")
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A TaskSpec."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Policy:
+    algorithm: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Policies:
+    """policies.json."""
+
+    tasks: list[_Named] = field(default_factory=list)
+    policies: list[_Policy] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Data:
+    task: str
+    behaviour: str
+    episodes: int
+    transitions: int
+    return_mean: float
+    return_std: float
+    return_max: float
+    success_rate: float | None
+    source: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Store:
+    """store.json."""
+
+    tasks: list[_Data]
+
+
+@dataclass(frozen=True)
+class _ByTask:
+    """datasets.json, and what finetuning added."""
+
+    tasks: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class _Aggregate:
+    mean: _Estimate
+    iqm: _Estimate
+    seeds: int
+
+
+@dataclass(frozen=True)
+class _Failure:
+    algorithm: str
+    task: str
+    error: str
+
+
+@dataclass(frozen=True)
+class _Imagined:
+    algorithm: str
+    task: str
+    imagined_return: float | None
+    real_return: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json."""
+
+    algorithms: dict[str, _Aggregate] = field(default_factory=dict)
+    by_suite: dict[str, dict[str, _Aggregate]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, dict[str, Any]] = field(default_factory=dict)
+    imagined: list[_Imagined] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failures: list[_Failure] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,12 +178,12 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
     Raises:
         StageError: a file is damaged, or lacks columns.
     """
-    indices = [read_json(folder / "policies.json") for folder in inputs.get("policies", ())]
+    indices = [read_json(folder / "policies.json", Policies) for folder in inputs.get("policies", ())]
     tables = [_tasks(folder) for name in ("store", "world_model") for folder in inputs.get(name, ())]
     tables += [index.get("tasks", []) for index in indices]
     specs = {spec["name"]: spec for table in reversed(tables) for spec in table}
     scores = _table(inputs, "scores", "scores.csv", SCORE_COLUMNS)
-    summary = _first(inputs, "scores", "summary.json")
+    summary = _first(inputs, "scores", "summary.json", Summary)
     evaluated = [] if scores is None else scores["task"].tolist()
     tasks = [spec["name"] for table in tables for spec in table] + evaluated + list(summary.get("skipped", {}))
     logged = [read_csv(folder / "training.csv", CURVE_COLUMNS) for folder in inputs.get("policies", ())]
@@ -103,12 +193,12 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
     return Evidence(
         tasks=list(dict.fromkeys(tasks)),
         specs=specs,
-        data=_first(inputs, "store", "store.json").get("tasks", []),
-        collected=_first(inputs, "datasets", "datasets.json").get("tasks", {}),
+        data=_first(inputs, "store", "store.json", _Store).get("tasks", []),
+        collected=_first(inputs, "datasets", "datasets.json", _ByTask).get("tasks", {}),
         training=_table(inputs, "world_model", "training.csv", ["step"]),
         validation=_table(inputs, "world_model", "validation.csv", ["step", "task", "horizon", "reward_r2"]),
         forgetting=_table(inputs, "world_model", FORGETTING, ["task", "new", "horizon", *FORGETTING_COLUMNS]),
-        added=_first(inputs, "world_model", ADDED).get("tasks", {}),
+        added=_first(inputs, "world_model", ADDED, _ByTask).get("tasks", {}),
         model_gradients=_table(inputs, "gradients", "gradients.csv", ["task", *GRADIENT_COLUMNS]),
         policies=[entry for index in indices for entry in index.get("policies", [])],
         extraction=pd.concat(curves, ignore_index=True) if curves else None,
@@ -121,7 +211,7 @@ def read_evidence(inputs: Mapping[str, Sequence[Path]], run: Any) -> Evidence:
             file
             for folder in list(inputs.get("world_model", ()))[:1]
             for file in ("training.csv", "validation.csv")
-            if (folder / file).is_file() and pd.read_csv(folder / file).empty
+            if (folder / file).is_file() and reading.read_csv(folder / file).empty
         ),
     )
 
@@ -140,23 +230,16 @@ def _outside(inputs: Mapping[str, Sequence[Path]], records: Mapping[str, Any]) -
 
 def _tasks(folder: Path) -> list[dict[str, Any]]:
     path = folder / "tasks.json"
-    return _parse(path) if path.is_file() else []
+    return reading.read_made(path, list[_Named]) if path.is_file() else []
 
 
-def _first(inputs: Mapping[str, Sequence[Path]], name: str, file: str) -> dict[str, Any]:
-    return next((read_json(folder / file) for folder in inputs.get(name, ())), {})
+def _first(inputs: Mapping[str, Sequence[Path]], name: str, file: str, kind: type) -> dict[str, Any]:
+    return next((read_json(folder / file, kind) for folder in inputs.get(name, ())), {})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What is in a JSON file; empty where there is no such file."""
-    return _parse(path) if path.is_file() else {}
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StageError(f"{path} is not JSON ({error}); run the stage that made it again") from error
+def read_json(path: Path, kind: type) -> dict[str, Any]:
+    """What is in a JSON file, which can be decoded as `kind`; empty where there is no such file."""
+    return reading.read_made(path, kind) if path.is_file() else {}
 
 
 def _table(inputs: Mapping[str, Sequence[Path]], name: str, file: str, columns: Sequence[str]) -> pd.DataFrame | None:
@@ -167,10 +250,5 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
     """The table in `path`; None where there is no such file or no row in it."""
     if not path.is_file():
         return None
-    try:
-        frame = pd.read_csv(path)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise StageError(f"{path} is not a CSV table ({error}); run the stage that made it again") from error
-    if missing := [column for column in columns if column not in frame]:
-        raise StageError(f"{path} lacks the columns {', '.join(missing)}; it has: {', '.join(frame.columns)}")
+    frame = reading.read_csv(path, columns)
     return None if frame.empty else frame

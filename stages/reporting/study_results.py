@@ -32,7 +32,7 @@ from ...pipeline.study_config import NAMED, SEED, short_names
 from ..compare import VariantConfig
 from ..evaluate import BASELINES
 from ..statistics import mean_interval
-from .evidence import SCORE_COLUMNS, read_csv, read_json
+from .evidence import SCORE_COLUMNS, Policies, Summary, read_csv, read_json
 
 SET = "set"
 """Column of the named set of overrides, where there is a grid besides."""
@@ -185,7 +185,7 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
 
 def _score_rows(folder: Path) -> list[dict[str, Any]]:
     """Rows of one evaluation. Means and intervals over all tasks are those that it computed."""
-    scores, summary = read_csv(folder / "scores.csv", SCORE_COLUMNS), read_json(folder / "summary.json")
+    scores, summary = read_csv(folder / "scores.csv", SCORE_COLUMNS), read_json(folder / "summary.json", Summary)
     if scores is None:
         return []
     rows = []
@@ -252,7 +252,7 @@ def _growth_rows(folder: Path) -> list[dict[str, Any]]:
 def _actor_rows(folder: Path) -> list[dict[str, Any]]:
     """Quantiles of what training.csv and policies.json say of gradients, by algorithm and task and over all tasks."""
     curves = read_csv(folder / "training.csv", ["algorithm", "task"])
-    policies = pd.DataFrame(read_json(folder / "policies.json").get("policies", []))
+    policies = pd.DataFrame(read_json(folder / "policies.json", Policies).get("policies", []))
     rows = []
     for frame in [policies] if curves is None else [curves, policies]:
         for statistic in (column for column in frame if "grad" in str(column)):

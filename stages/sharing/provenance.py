@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from ...datasets.store import StoreRecord
 from ...pipeline.artifact import MANIFEST, Manifest, read_manifest
+from ...pipeline.reading import read_csv, read_made
 from ..policy_index import POLICIES_FILE, PolicyIndex
 
 DATA_FIELDS = (
@@ -112,14 +111,14 @@ def _data(store: Path, digest: str) -> Iterator[dict[str, Any]]:
     """What a store says of its tasks, if it still is the one that was read."""
     if not (store / MANIFEST).is_file() or getattr(read_manifest(store), "digest", "") != digest:
         return
-    for task in json.loads((store / "store.json").read_text(encoding="utf-8"))["tasks"]:
+    for task in read_made(store / "store.json", StoreRecord)["tasks"]:
         yield {name: task.get(name) for name in DATA_FIELDS}
 
 
 def _open_loop(path: Path) -> tuple[dict[str, float | None], str]:
     if not path.is_file():
         return {}, ""
-    table = pd.read_csv(path)
+    table = read_csv(path)
     column = "observation_r2" if "observation_r2" in table else "reward_r2"
     if table.empty or column not in table:
         return {}, ""

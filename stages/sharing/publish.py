@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...datasets.schema import TaskSpec, read_table
 from ...pipeline import artifact
 from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.hub import HUB_ID, SIGNS, upload
 from ...pipeline.paths import user_path
+from ...pipeline.reading import decode, read_json, reading
 from ..awm.networks import load_model
 from ..extraction.start_frames import STARTS, saved_count
 from ..policy import load_policy
+from ..policy_index import PolicyIndex
 from ..world_model.networks import WorldModel
 from .card import NOT_GIVEN, SEQUENCE_MODEL, model_card
 from .provenance import Provenance, trace
@@ -134,7 +136,7 @@ def _kind_of(source: Path) -> str:
 def _refuse_lost_model(source: Path) -> None:
     """A planner by itself lacks the model that it plans with."""
     path = source / "policy.json"
-    if path.is_file() and (model := json.loads(path.read_text(encoding="utf-8")).get("world_model")):
+    if path.is_file() and (model := read_json(path, CheckpointError).get("world_model")):
         raise StageError(
             f"{source} plans with the world model in {(source / model).resolve()}, which is not inside; publish the "
             "artifact that holds both"
@@ -145,16 +147,14 @@ def _tasks(source: Path) -> Sequence[dict[str, Any]]:
     """TaskSpecs; of policies, only those that there are policies for."""
     if (source / "models.json").is_file():
         raise StageError(f"{source} holds a model for each task (models.json); publish the folder of one of them")
-    try:
-        if (source / "tasks.json").is_file():
-            return json.loads((source / "tasks.json").read_text(encoding="utf-8"))
-        if (source / "policy.json").is_file():
-            return [json.loads((source / "policy.json").read_text(encoding="utf-8"))["task"]]
-        index = json.loads((source / "policies.json").read_text(encoding="utf-8"))
-        named = {entry["task"] for entry in index["policies"]}
-        return [task for task in index["tasks"] if task["name"] in named]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: its tasks cannot be read ({type(error).__name__}: {error})") from error
+    if (source / "tasks.json").is_file():
+        return [spec.to_dict() for spec in read_table(source)]
+    if (path := source / "policy.json").is_file():
+        with reading(path, CheckpointError):
+            return [TaskSpec.from_dict(read_json(path, CheckpointError)["task"]).to_dict()]
+    index = PolicyIndex.read(source)
+    named = {entry["task"] for entry in index.entries}
+    return [task.to_dict() for task in index.tasks if task.name in named]
 
 
 def _network(source: Path) -> tuple[dict[str, Any], int]:
@@ -167,7 +167,7 @@ def _network(source: Path) -> tuple[dict[str, Any], int]:
     for name in (*loaders, "*/*/*/policy.json"):
         for path in sorted(source.glob(name)):
             module = loaders[path.name](path.parent)
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = read_json(path, CheckpointError)
             return config, sum(parameter.numel() for parameter in module.parameters())
     raise StageError(f"{source} holds no policy")
 
@@ -175,11 +175,14 @@ def _network(source: Path) -> tuple[dict[str, Any], int]:
 def _known(source: Path) -> Provenance | None:
     """What an earlier publication of the same artifact said, whose run may be far away."""
     path = source / PROVENANCE
-    return Provenance(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with reading(path, CheckpointError):
+        return decode(Provenance, read_json(path, CheckpointError))
 
 
 def _index_one_policy(target: Path, task: dict[str, Any]) -> None:
     """policies.json for the policy in the folder itself, so that it serves as an input of stages as well."""
-    trained_by = json.loads((target / "policy.json").read_text(encoding="utf-8")).get("trained_by", {})
+    trained_by = read_json(target / "policy.json", CheckpointError).get("trained_by", {})
     entry = {"algorithm": "policy", "seed": 0, **trained_by, "task": task["name"], "path": "."}
     artifact.write_json(target / "policies.json", {"tasks": [task], "policies": [entry]})

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,31 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tdmpc2 import Tdmpc2Reader
 from orrery.pipeline import artifact, inspect
 from orrery.pipeline.config import discover_stages, load_config
-from orrery.pipeline.jobs import JobStatus, read_progress, read_status, write_status
+from orrery.pipeline.iterate import folder_of
+from orrery.pipeline.iterate_command import describe_iteration
+from orrery.pipeline.jobs import (
+    FolderJob,
+    JobContext,
+    JobStatus,
+    execute,
+    is_done,
+    prepare,
+    read_progress,
+    read_status,
+    write_status,
+)
 from orrery.pipeline.run_folder import Attempt, attempt_file, read_attempt, write_attempt
 from orrery.pipeline.status import describe_status
+from orrery.pipeline.study_command import describe_study
 from orrery.pipeline.study_config import load_study
+from orrery.stages.compare import VariantConfig
 from orrery.stages.policy import Policy, load_policy
-from orrery.stages.policy_index import PolicyIndex, write_index
+from orrery.stages.policy_index import PolicyIndex, policy_entry, write_index
+from orrery.stages.reporting import tables
+from orrery.stages.reporting.evidence import read_evidence
+from orrery.stages.reporting.scoring import markdown_table, score_table
+from orrery.stages.reporting.study_results import read_results
+from orrery.stages.scores import EpisodeRow, ScoreRow, summarise, write_csv
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2
 from rich.console import Console
@@ -252,6 +272,88 @@ def _read_run(folder: Path) -> Any:
     return [found and found.key, vars(read_status(job)), read_progress(job), attempt_file(run / "extract").name]
 
 
+def _make_study_record(folder: Path) -> None:
+    branches = [
+        {"name": "one", "stages": ["pretrain"], "parent": None, "status": "done", "seconds": 2.0, "reason": "tiny"},
+        {"name": "two", "stages": ["extract"], "parent": "one", "status": "waiting", "seconds": 0.0, "reason": ""},
+    ]
+    variants = [{"name": "two", "parameters": {"steps": "1"}, "branches": ["one", "two"]}]
+    record = {"name": "mine", "description": "", "source": "mine.yaml", "overrides": [], "variants": variants}
+    artifact.write_json(folder / "study.json", record | {"branches": branches})
+
+
+def _make_iteration(folder: Path) -> None:
+    artifact.write_json(folder / "iteration.json", {"experiment": "quickstart", "overrides": ["seeds=1"], "rounds": 2})
+    stages = [{"stage": "pretrain", "status": "done", "seconds": 3.0, "summary": "tiny"}]
+    record = {"experiment": "quickstart", "overrides": [], "config": {}, "versions": {}, "stages": stages}
+    (folder / folder_of(0)).mkdir()
+    artifact.write_json(folder / folder_of(0) / "run.json", record)
+
+
+def _shown(describe: Callable[[Path], Any]) -> Callable[[Path], str]:
+    def show(folder: Path) -> str:
+        console = Console(width=120, file=io.StringIO(), record=True)
+        console.print(describe(folder))
+        return console.export_text()
+
+    return show
+
+
+def _make_results(folder: Path) -> None:
+    episodes = [
+        EpisodeRow(name, "dmc/cup", seed, 0, 1, float(seed), 5, None, None, None)
+        for name in ("pwm", "random")
+        for seed in range(2)
+    ]
+    scores = [
+        ScoreRow(row.algorithm, row.task, row.seed, 1, row.return_, 0.0, None, 0.5 + row.seed) for row in episodes
+    ]
+    made = folder / "run"
+    for name in ("evaluate", "extract", "pretrain", "gradients"):
+        (made / name).mkdir(parents=True)
+    write_csv(made / "evaluate" / "scores.csv", ScoreRow, scores)
+    imagined = {"algorithm": "pwm", "task": "dmc/cup", "seed": 0, "imagined_return": 2.0, "real_return": 1.0}
+    summary = {"algorithms": summarise(scores, episodes), "by_suite": {}, "protocol": {"episodes": 1}}
+    summary |= {"references": {}, "imagined": [imagined], "skipped": {"dmc/other": "no environment"}, "failures": []}
+    artifact.write_json(made / "evaluate" / "summary.json", summary)
+    spec = TaskSpec("dmc/cup", 8, 2, 500, score_kind="return_per_1000")
+    write_index(made / "extract", [spec], [policy_entry("pwm", spec, seed, actor_grad_norm=1.5) for seed in range(2)])
+    curve = "iteration,algorithm,task,seed,imagined_reward,actor_grad_norm\n1,pwm,dmc/cup,0,0.5,2.5\n"
+    (made / "extract" / "training.csv").write_text(curve)
+    (made / "pretrain" / "training.csv").write_text("step,train/total\n1,2.5\n2,1.5\n")
+    validation = "step,task,horizon,latent_mse,reward_r2\n1,dmc/cup,1,0.1,0.9\n2,dmc/cup,1,0.1,0.95\n"
+    (made / "pretrain" / "validation.csv").write_text(validation)
+    measured = "task,horizon,norm,return_norm,r2,cosine\ndmc/cup,1,0.1,0.2,0.9,0.5\n"
+    (made / "gradients" / "gradients.csv").write_text(measured)
+
+
+def _read_results(folder: Path) -> Any:
+    places = {"scores": "evaluate", "policies": "extract", "world_model": "pretrain", "gradients": "gradients"}
+    evidence = read_evidence({kind: [folder / "run" / name] for kind, name in places.items()}, None)
+    table = score_table(evidence)
+    compared = VariantConfig("a", {"steps": "1"}, {kind: [f"run/{name}"] for kind, name in places.items()})
+    study = read_results({"a": compared}, folder)
+    return [
+        table and markdown_table(table),
+        tables.imagined_runs(evidence).to_csv(),
+        None if evidence.validation is None else tables.open_loop_rows(evidence.validation, evidence.tasks),
+        [frame.to_csv() for frame in study.tables.values()],
+    ]
+
+
+def job_of_the_job(payload: Mapping[str, Any], context: JobContext) -> None:
+    (context.folder / "result.json").write_text(json.dumps(sorted(payload)))
+
+
+def _make_job(folder: Path) -> None:
+    prepare(folder / "one", FolderJob("one", {"steps": 3}), job_of_the_job, {}, 1)
+
+
+def _read_job(folder: Path) -> Any:
+    execute(folder / "one", logging.getLogger("orrery"), None)
+    return is_done(folder / "one")
+
+
 FORMATS = {
     "minari": Format(_make_minari, lambda folder: _read_dataset(MinariReader(folder / "point/random-v0"))),
     "flat": Format(_make_flat, lambda folder: _read_dataset(Hdf5Reader(folder / "flat.hdf5"))),
@@ -273,4 +375,8 @@ FORMATS = {
     "experiment": Format(_make_experiment, _read_experiment),
     "study": Format(_make_study, _read_study),
     "run": Format(_make_run, _read_run),
+    "study record": Format(_make_study_record, _shown(describe_study)),
+    "iteration record": Format(_make_iteration, _shown(describe_iteration)),
+    "results": Format(_make_results, _read_results),
+    "job": Format(_make_job, _read_job),
 }

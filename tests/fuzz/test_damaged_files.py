@@ -24,6 +24,7 @@ WEIGHTS = {
     "minari": 8, "flat": 10, "robomimic": 10, "columns": 8,
     "store": 12, "verified store": 8, "model": 8, "verified model": 6, "policies": 3, "verified policy": 3,
     "checkpoint": 6, "chunks": 8, "experiment": 1, "study": 2, "run": 6,
+    "study record": 3, "iteration record": 3, "results": 6, "job": 4,
 }  # fmt: skip
 """How often each format is drawn; those that take long, less."""
 
