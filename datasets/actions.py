@@ -315,9 +315,7 @@ def scale_from_bounds(
             f"{_given(bounds)}"
         ) from error
     if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
-        raise DatasetError(
-            f"{where}: every action_low must be finite and below its action_high; found {_given(bounds)}"
-        )
+        raise DatasetError(f"{where}: every action_low must be finite and below its action_high; {_given(bounds)}")
     said = []
     if space is not None and not all(map(np.allclose, (low, high), action_bounds(space))):
         stated = "..".join(map(_listed, action_bounds(space)))

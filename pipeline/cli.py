@@ -212,7 +212,9 @@ def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], conf
         )
     if arguments.command == "report":
         record = read_run_file(arguments.run_dir)
-        overrides = [*record["overrides"], f"run_dir={arguments.run_dir}"]
+        # All stages of the experiment, also where the last command was about some of them.
+        overrides = [one for one in record["overrides"] if not one.startswith("stages=")]
+        overrides.append(f"run_dir={arguments.run_dir}")
         config = load_config(record["experiment"], overrides, stages=stages, config_dir=config_dir)
         if REPORT_STAGE not in config.settings.stages:
             raise StageError(f"the run in {arguments.run_dir} has no stage {REPORT_STAGE!r}; add it to `stages`")

@@ -16,7 +16,7 @@ from .hub import find_artifact
 from .logging import duration
 from .paths import user_path
 from .run_folder import partial_folder, read_attempt
-from .stage import Stage
+from .stage import Input, Stage
 
 Action = Literal["fresh", "resume", "run"]
 
@@ -131,7 +131,8 @@ def check_machine(config: RunConfig, stages: Mapping[str, type[Stage]], decision
 
 
 def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:
-    """Where each input of stage `name` comes from: given paths, else the latest stage before it that makes its kind.
+    """Where each input of stage `name` comes from: given paths, else the latest stage before it that makes its kind,
+    else what stages that this command does not list have left in the run folder.
 
     Raises:
         StageError: an input has no source, or a given path does not hold it.
@@ -152,6 +153,7 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
         elif config.settings.world_model and wanted.kind == "world_model" and not earlier:
             found[input_name] = [_given(config.settings.world_model, "world_model", wanted.kind)]
         else:
+            earlier = earlier or _published(config, stages, wanted)
             found[input_name] = earlier if wanted.many else earlier[-1:]
         if not found[input_name] and not wanted.optional:
             makers = [other for other, stage in stages.items() if stage.output_kind == wanted.kind]
@@ -161,6 +163,22 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
                 f"or give an artifact made elsewhere: {_key_of(input_name, wanted.kind)}=PATH"
             )
     return found
+
+
+def _published(config: RunConfig, stages: Mapping[str, type[Stage]], wanted: Input) -> list[Source]:
+    """What an earlier command left in the run folder, the latest last, by stages that this command does not list."""
+    if wanted.outside:
+        return []
+    others = [name for name, stage in stages.items() if stage.output_kind == wanted.kind]
+    manifests = {
+        name: manifest
+        for name in others
+        if name not in config.settings.stages
+        and (config.run_dir / name).is_dir()
+        and (manifest := artifact.read_manifest(config.run_dir / name)) is not None
+    }
+    latest_last = sorted(manifests, key=lambda name: manifests[name].created)
+    return [Source(config.run_dir / name, wanted.kind, None) for name in latest_last]
 
 
 def _key_of(input_name: str, kind: str) -> str:

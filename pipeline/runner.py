@@ -36,6 +36,7 @@ from .run_folder import (
     write_attempt,
 )
 from .stage import Context, Stage
+from .status import read_run_file
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _run_stage(
             threads=config.settings.threads or usable_cores(),
             log=log,
             progress=progress,
-            run=RunFacts(config.run_dir, config.resolved, _records(config, name)),
+            run=RunFacts(config.run_dir, config.resolved, _records(config, name, sources)),
         )
         started = time.time()
         try:
@@ -282,10 +283,20 @@ def _outcome(manifest: Manifest, status: Literal["fresh", "done"]) -> Outcome:
     return Outcome(manifest.stage, status, manifest.seconds, manifest.summary)
 
 
-def _records(config: RunConfig, name: str) -> dict[str, dict[str, Any]]:
+def _records(config: RunConfig, name: str, sources: Mapping[str, list[Source]]) -> dict[str, dict[str, Any]]:
+    """Manifests of the published stages that come before stage `name`, or that what it reads was made from."""
     earlier = config.settings.stages[: config.settings.stages.index(name)]
+    waiting = [source.folder for many in sources.values() for source in many]
+    made_from: dict[str, Manifest] = {}
+    while waiting:
+        folder = waiting.pop()
+        if folder.parent == config.run_dir and folder.name not in {*earlier, *made_from} and folder.is_dir():
+            made_from[folder.name] = manifest = _published(folder)
+            waiting += [Path(record.path) for records in manifest.inputs.values() for record in records]
+    found = dict(sorted(made_from.items(), key=lambda each: each[1].created))
     folders = {other: config.run_dir / other for other in earlier}
-    return {other: asdict(_published(folder)) for other, folder in folders.items() if folder.is_dir()}
+    found |= {other: _published(folder) for other, folder in folders.items() if folder.is_dir()}
+    return {other: asdict(manifest) for other, manifest in found.items()}
 
 
 def _published(folder: Path) -> Manifest:
@@ -295,13 +306,24 @@ def _published(folder: Path) -> Manifest:
     return manifest
 
 
+def _of_earlier_commands(config: RunConfig) -> list[dict[str, Any]]:
+    """What run.json says of published stages that this command does not list."""
+    with contextlib.suppress(StageError):  # there is none yet, or it is damaged and about to be written again
+        return [
+            outcome
+            for outcome in read_run_file(config.run_dir)["stages"]
+            if outcome["stage"] not in config.settings.stages and (config.run_dir / outcome["stage"]).is_dir()
+        ]
+    return []
+
+
 def _write_run_file(config: RunConfig, outcomes: Mapping[str, Outcome]) -> None:
     facts = {
         "experiment": config.experiment,
         "overrides": list(config.overrides),
         "config": config.resolved,
         "versions": artifact.package_versions(),
-        "stages": [asdict(outcome) for outcome in outcomes.values()],
+        "stages": [*_of_earlier_commands(config), *map(asdict, outcomes.values())],
     }
     with disk_errors(config.run_dir):
         artifact.write_json(config.run_dir / RUN_FILE, facts)

@@ -13,6 +13,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import plan
 from orrery.pipeline.run_folder import lock_holder, locked, read_attempt
 from orrery.pipeline.runner import Outcome, StageInterrupted, run
+from orrery.pipeline.status import read_run_file
 from rich.console import Console
 
 from .toy_stages import STAGES, write_configs
@@ -211,6 +212,20 @@ def test_inputs_from_elsewhere(toy: ToyProject, tmp_path: Path) -> None:
         toy.run("stages=[add]", f"inputs.numbers={there}")
     with pytest.raises(StageError, match=r"inputs\.numbers: there is no folder .*nowhere"):
         toy.run("stages=[add]", "inputs.numbers=nowhere")
+
+
+def test_a_stage_alone_reads_what_earlier_commands_left(toy: ToyProject) -> None:
+    toy.run()
+    assert toy.statuses("stages=[add]") == ["fresh"]
+    assert toy.run("stages=[add]", "add.scale=2")["add"].summary == "total 6 (from the start)"
+    assert toy.statuses("stages=[add]", "add.scale=2") == ["fresh"]
+    records = read_run_file(toy.run_dir)["stages"]
+    assert [(record["stage"], record["status"]) for record in records] == [
+        ("make", "done"), ("report", "done"), ("add", "fresh"),
+    ]  # fmt: skip
+    shutil.rmtree(toy.run_dir / "make")
+    with pytest.raises(StageError, match=r"inputs\.numbers=PATH"):
+        toy.run("stages=[add]")
 
 
 def test_a_file_outside_the_run_counts_as_an_input(toy: ToyProject, tmp_path: Path) -> None:
