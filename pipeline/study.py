@@ -195,6 +195,7 @@ class _BranchRecord:
     stages: list[str]
     parent: str | None
     status: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,11 @@ class _Aggregate:
     mean: _Estimate
     iqm: _Estimate
     seeds: int
+    tasks: int = 0
+    of_tasks: int = 0
+    failed_episodes: int = 0
+    returns: dict[str, float] = field(default_factory=dict)
+    unscored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

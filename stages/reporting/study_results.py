@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...pipeline.reading import reading_made
 from ...pipeline.study_config import NAMED, SEED, short_names
 from ..compare import VariantConfig
 from ..evaluate import BASELINES
@@ -254,15 +255,16 @@ def _actor_rows(folder: Path) -> list[dict[str, Any]]:
     curves = read_csv(folder / "training.csv", ["algorithm", "task"])
     policies = pd.DataFrame(read_json(folder / "policies.json", Policies).get("policies", []))
     rows = []
-    for frame in [policies] if curves is None else [curves, policies]:
-        for statistic in (column for column in frame if "grad" in str(column)):
-            logged = frame[["algorithm", "task", statistic]].dropna()
+    for name, frame in {"training.csv": curves, "policies.json": policies}.items():
+        for statistic in () if frame is None else (column for column in frame if "grad" in str(column)):
+            with reading_made(folder / name):
+                logged = frame[["algorithm", "task", statistic]].dropna().astype({statistic: float})
             groups: Iterable[tuple[Any, pd.DataFrame]] = itertools.chain(
                 logged.groupby(["algorithm", "task"], sort=False),
                 (((algorithm, ""), runs) for algorithm, runs in logged.groupby("algorithm", sort=False)),
             )
             for (algorithm, task), runs in groups:
-                quantiles = np.quantile(runs[statistic].astype(float), list(QUANTILES.values()))
+                quantiles = np.quantile(runs[statistic], list(QUANTILES.values()))
                 values = {name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}
                 if all(map(math.isfinite, values.values())):
                     rows.append({"statistic": statistic, "algorithm": algorithm, "task": task} | values)
