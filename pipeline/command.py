@@ -7,14 +7,13 @@ they have no place in a run.
 from __future__ import annotations
 
 import argparse
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.console import Console
 
-from .config import modules_of_stages
+from .config import discover
 from .errors import ConfigError
 
 
@@ -34,12 +33,8 @@ class Command(ABC):
 
 
 def discover_commands() -> dict[str, Command]:
-    """Return {name: command} of every module of `orrery.stages` that defines a subclass of Command."""
-    found: dict[str, Command] = {}
-    for name, class_name in modules_of_stages("Command").items():
-        module = importlib.import_module(f"..stages.{name}", __package__)
-        found[name] = getattr(module, class_name)()
-    return found
+    """Return {name: command} of every `command_<name>.py` below `orrery.stages`."""
+    return {name: command() for name, command in discover("command", "Command").items()}
 
 
 def read_words(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,46 +86,42 @@ class RunConfig:
 
 
 def discover_stages() -> dict[str, type[Stage]]:
-    """Return {name: class} of every module of `orrery.stages` that defines a subclass of Stage.
+    """Return {name: class} of every `stage_<name>.py` below `orrery.stages`, which defines one subclass of Stage.
 
     Only those modules are imported: their neighbours may need torch.
     """
-    found: dict[str, type[Stage]] = {}
-    for name, class_name in modules_of_stages("Stage").items():
-        found[name] = getattr(importlib.import_module(f"..stages.{name}", __package__), class_name)
-    return found
-
-
-def modules_of_stages(base: str) -> dict[str, str]:
-    """Return {module: class} of the modules of `orrery.stages` that define a class whose base is of that name.
-
-    Raises:
-        ConfigError: one of them defines several.
-    """
-    found: dict[str, str] = {}
-    for module, class_name, bases in _classes_of_stages():
-        if base not in bases:
-            continue
-        if module in found:
-            raise ConfigError(f"orrery.stages.{module} must define one {base}, found {found[module]} and {class_name}")
-        found[module] = class_name
-    return found
+    return discover("stage", "Stage")
 
 
 @functools.cache
-def _classes_of_stages() -> tuple[tuple[str, str, frozenset[str]], ...]:
-    """(module, class, names of its bases) of all classes directly in `orrery.stages`, read without importing any."""
+def _roofs(prefix: str) -> dict[str, tuple[str, Path]]:
+    """{name: (module, file)} of the files `<prefix>_<name>.py` below `orrery.stages`, by name."""
     package = importlib.import_module("..stages", __package__)
-    found = []
-    for module_info in pkgutil.iter_modules(package.__path__):
-        spec = importlib.util.find_spec(f"{package.__name__}.{module_info.name}")
-        if module_info.ispkg or spec is None or spec.origin is None:
-            continue
-        for node in ast.parse(Path(spec.origin).read_bytes()).body:
-            if isinstance(node, ast.ClassDef):
-                bases = frozenset(base.id for base in node.bases if isinstance(base, ast.Name))
-                found.append((module_info.name, node.name, bases))
-    return tuple(found)
+    found = {}
+    for place in map(Path, package.__path__):
+        for file in place.rglob(f"{prefix}_*.py"):
+            module = ".".join([package.__name__, *file.relative_to(place).with_suffix("").parts])
+            found[file.stem.removeprefix(f"{prefix}_")] = (module, file)
+    return dict(sorted(found.items()))
+
+
+def discover(prefix: str, base: str) -> dict[str, Any]:
+    """Return {name: class} of the files `<prefix>_<name>.py` below `orrery.stages`: the class whose base has that name.
+
+    Raises:
+        ConfigError: one of the files does not define exactly one.
+    """
+    found: dict[str, Any] = {}
+    for name, (module, file) in _roofs(prefix).items():
+        classes = [
+            node.name
+            for node in ast.parse(file.read_bytes()).body
+            if isinstance(node, ast.ClassDef) and base in [b.id for b in node.bases if isinstance(b, ast.Name)]
+        ]
+        if len(classes) != 1:
+            raise ConfigError(f"{file}: expected one subclass of {base}, found {', '.join(classes) or 'none'}")
+        found[name] = getattr(importlib.import_module(module), classes[0])
+    return found
 
 
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:

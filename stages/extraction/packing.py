@@ -20,7 +20,7 @@ from ..world_model.config import WorldModelConfig
 from .config import FirstOrderConfig
 
 if TYPE_CHECKING:
-    from ..extract import ExtractConfig
+    from ..stage_extract import ExtractConfig
     from .first_order import Member
 
 FLOAT = 4

@@ -30,7 +30,7 @@ from ...pipeline.config_schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
-from ..mrq_online import MrqOnlineConfig
+from ..stage_mrq_online import MrqOnlineConfig
 from .config import vary
 from .learner import Learner, Shapes
 from .networks import check_image

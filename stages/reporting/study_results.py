@@ -30,8 +30,8 @@ import pandas as pd
 
 from ...pipeline.reading import reading_made
 from ...pipeline.study_config import NAMED, SEED, short_names
-from ..compare import VariantConfig
-from ..evaluate import BASELINES
+from ..stage_compare import VariantConfig
+from ..stage_evaluate import BASELINES
 from ..statistics import mean_interval
 from .evidence import SCORE_COLUMNS, Policies, Summary, read_csv, read_json
 

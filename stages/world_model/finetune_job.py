@@ -33,7 +33,7 @@ from ..extraction.start_frames import (
     save_frames,
     saved_behaviours,
 )
-from ..finetune import ADDED, FORGETTING, FinetuneConfig
+from ..stage_finetune import ADDED, FORGETTING, FinetuneConfig
 from .balance import reward_entropy, reward_weights, scale_observations
 from .expansion import expand_model
 from .finetuning import Finetuning, begin_rows, learning_masks

@@ -75,7 +75,7 @@ def context(folder: Path, **inputs: list[Path]) -> Context:
 
 
 def pack(place: Path) -> None:
-    from orrery.stages.pack import Pack, PackConfig, SourceConfig
+    from orrery.stages.stage_pack import Pack, PackConfig, SourceConfig
 
     source = SourceConfig(path=str(place / "data.hdf5"), behaviour="exploration")
     Pack(PackConfig(sources={"bench/large": source})).run(context(place / "store", datasets=[]))
@@ -91,7 +91,7 @@ def sample(place: Path) -> None:
 
 
 def train(place: Path) -> None:
-    from orrery.stages.pretrain import Pretrain, PretrainConfig
+    from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
     from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 
     config = PretrainConfig(

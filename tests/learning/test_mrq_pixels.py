@@ -17,7 +17,7 @@ from gymnasium import spaces
 from orrery.datasets.tasks import task_spec
 from orrery.stages.mrq_learning.config import LearnConfig, NetworkConfig
 from orrery.stages.mrq_learning.online import OnlineTraining
-from orrery.stages.mrq_online import MrqOnlineConfig
+from orrery.stages.stage_mrq_online import MrqOnlineConfig
 
 DECISIONS = 12
 

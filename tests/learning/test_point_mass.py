@@ -13,10 +13,10 @@ import pytest
 import torch
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.extract import Extract, ExtractConfig
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.policy import load_policy
-from orrery.stages.pretrain import Pretrain, PretrainConfig
+from orrery.stages.stage_extract import Extract, ExtractConfig
+from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store

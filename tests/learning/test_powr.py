@@ -24,8 +24,8 @@ from orrery.pipeline.stage import Context
 from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
 from orrery.stages.kernel_planning.curves import CurveRow, read_curves
 from orrery.stages.policy import load_policy
-from orrery.stages.powr import Powr, PowrConfig
-from orrery.stages.powr_online import PowrOnline
+from orrery.stages.stage_powr import Powr, PowrConfig
+from orrery.stages.stage_powr_online import PowrOnline
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
 

@@ -23,11 +23,11 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import check_all
 from orrery.pipeline.stage import Context
 from orrery.pipeline.study import prepare_study
-from orrery.stages.extract import Extract, ExtractConfig
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.start_frames import saved_behaviours
-from orrery.stages.finetune import Finetune, FinetuneConfig, finetune_folders
 from orrery.stages.policy import load_policy
+from orrery.stages.stage_extract import Extract, ExtractConfig
+from orrery.stages.stage_finetune import Finetune, FinetuneConfig, finetune_folders
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.expansion import expand_model
 from orrery.stages.world_model.finetuning import Finetuning, begin_rows, try_rows

@@ -30,7 +30,7 @@ from orrery.stages.awm.gradients import (
     simulator_predictor,
 )
 from orrery.stages.awm.networks import build_model
-from orrery.stages.gradients import Gradients, GradientsConfig
+from orrery.stages.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

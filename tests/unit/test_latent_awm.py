@@ -12,13 +12,13 @@ import torch
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.extract import Extract, ExtractConfig
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.rollout import _roll_out, imagine, imagined_return, member_tasks
-from orrery.stages.gradients import Gradients, GradientsConfig
 from orrery.stages.policy import load_policy
-from orrery.stages.pretrain import Pretrain, PretrainConfig
+from orrery.stages.stage_extract import Extract, ExtractConfig
+from orrery.stages.stage_gradients import Gradients, GradientsConfig
+from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import rollout_losses

@@ -22,10 +22,10 @@ from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
 from orrery.stages.kernel_planning.curves import completed_returns, failure_warnings
 from orrery.stages.kernel_planning.online import OnlineLearner
 from orrery.stages.policy import load_policy
-from orrery.stages.powr import Powr, PowrConfig
-from orrery.stages.powr_baselines import PowrBaselines, PowrBaselinesConfig
-from orrery.stages.powr_online import PowrOnline, PowrOnlineConfig, discrete_task
-from orrery.stages.tabular import Tabular, TabularConfig
+from orrery.stages.stage_powr import Powr, PowrConfig
+from orrery.stages.stage_powr_baselines import PowrBaselines, PowrBaselinesConfig
+from orrery.stages.stage_powr_online import PowrOnline, PowrOnlineConfig, discrete_task
+from orrery.stages.stage_tabular import Tabular, TabularConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

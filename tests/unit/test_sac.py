@@ -16,7 +16,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.awm.mlp_policy import MlpPolicy
 from orrery.stages.policy import load_policy
-from orrery.stages.sac import Sac, SacConfig
+from orrery.stages.stage_sac import Sac, SacConfig
 from torch import nn
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

@@ -16,9 +16,9 @@ from orrery.stages.awm.config import SequenceModelConfig
 from orrery.stages.awm.episodes import Episodes, fit_model
 from orrery.stages.awm.networks import build_model
 from orrery.stages.awm.planning import StateModel
-from orrery.stages.mppi import Mppi, MppiConfig
 from orrery.stages.policy import load_policy
-from orrery.stages.pretrain import PretrainConfig
+from orrery.stages.stage_mppi import Mppi, MppiConfig
+from orrery.stages.stage_pretrain import PretrainConfig
 from orrery.stages.world_model.planner import Planner, PlanNoise, plan
 from orrery.stages.world_model.planner_config import PlannerConfig
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.pretrain import Pretrain, PretrainConfig
+from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 from rich.console import Console
 

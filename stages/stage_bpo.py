@@ -14,9 +14,9 @@ from ..pipeline.ranges import check_counts
 from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
-from .pack import SIMULATED, PackConfig
 from .policy_index import policy_entry, write_index
-from .pretrain import PretrainConfig
+from .stage_pack import SIMULATED, PackConfig
+from .stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskRows, TaskStore
@@ -182,7 +182,7 @@ class Bpo(Stage):
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
     from .awm.networks import load_model
-    from .extract import check_same_tables
+    from .stage_extract import check_same_tables
 
     folders = context.inputs["world_model"]
     if not folders:

@@ -19,9 +19,9 @@ from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
-from .finetune import finetune_folders
 from .policy_index import PolicyEntry, write_index
-from .pretrain import PretrainConfig
+from .stage_finetune import finetune_folders
+from .stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskTable

@@ -15,7 +15,7 @@ from ..pipeline.ranges import check_choices, check_counts, check_positive
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy_index import PolicyIndex
-from .pretrain import PretrainConfig
+from .stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import Episode
@@ -81,7 +81,7 @@ class Dyna(Stage):
         from ..datasets.store import TaskStore, TaskWriter, finish_store
         from .awm.imagination import ModelDynamics
         from .awm.networks import load_model
-        from .extract import check_same_tables
+        from .stage_extract import check_same_tables
         from .world_model.config import held_out_share
 
         torch.set_num_threads(context.threads)

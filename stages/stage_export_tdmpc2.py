@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.stage import Context, Input, Stage
-from .pretrain import PretrainConfig
+from .stage_pretrain import PretrainConfig
 from .world_model.tdmpc2_limits import check_tdmpc2_can_hold
 
 FILE = "model.pt"

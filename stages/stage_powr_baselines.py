@@ -25,7 +25,7 @@ from .kernel_planning.curves import (
     read_curves,
     write_curves,
 )
-from .powr_online import discrete_task
+from .stage_powr_online import discrete_task
 
 LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
 """Which package has which algorithm; both come with the extra `baselines`."""
