@@ -75,7 +75,7 @@ def context(folder: Path, **inputs: list[Path]) -> Context:
 
 
 def pack(place: Path) -> None:
-    from orrery.stages.stage_pack import Pack, PackConfig, SourceConfig
+    from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
 
     source = SourceConfig(path=str(place / "data.hdf5"), behaviour="exploration")
     Pack(PackConfig(sources={"bench/large": source})).run(context(place / "store", datasets=[]))

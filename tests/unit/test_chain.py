@@ -15,7 +15,7 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import DatasetError
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_pack import Pack, PackConfig
+from orrery.stages.data.stage_pack import Pack, PackConfig
 
 PENDULUM = task_spec("gymnasium/Pendulum-v1")
 

@@ -17,8 +17,8 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_collect import Collect, CollectConfig
-from orrery.stages.stage_pack import Pack, PackConfig
+from orrery.stages.data.stage_collect import Collect, CollectConfig
+from orrery.stages.data.stage_pack import Pack, PackConfig
 
 
 class Line:
@@ -92,7 +92,7 @@ def test_minari_itself_reads_what_was_collected(tmp_path, monkeypatch):
 def test_episodes_do_not_depend_on_workers_or_on_how_many_are_asked_for(tmp_path, monkeypatch):
     settings = {"tasks": ["gymnasium/Pendulum-v1"], "seed": 3}
     _, few = collect(tmp_path / "few", episodes=3, **settings)
-    monkeypatch.setattr("orrery.stages.stage_collect.CHUNK", 2)
+    monkeypatch.setattr("orrery.stages.data.stage_collect.CHUNK", 2)
     _, many = collect(tmp_path / "many", episodes=5, workers=2, **settings)
     pairs = zip(episodes(tmp_path / "few", *few.values()), episodes(tmp_path / "many", *many.values()), strict=False)
     for one, other in pairs:
@@ -110,7 +110,7 @@ def test_an_interrupted_collect_keeps_finished_tasks_and_replaces_half_written_o
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("orrery.stages.stage_collect.Collect._finish", killed)
+        patch.setattr("orrery.stages.data.stage_collect.Collect._finish", killed)
         with pytest.raises(KeyboardInterrupt):
             collect(tmp_path, **settings)
     finished = tmp_path / "minari" / dataset_id("gymnasium/Pendulum-v1") / "data" / "main_data.hdf5"

@@ -20,7 +20,7 @@ from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_pack import Pack, PackConfig, SourceConfig
+from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
 from rich.console import Console
 
 from .chunks import cut, joined, meet, task_rows, write_chunks
@@ -312,7 +312,7 @@ from pathlib import Path
 from orrery.datasets.tdmpc2 import Tdmpc2Reader
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_pack import Pack, PackConfig, SourceConfig
+from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
 from rich.console import Console
 
 def pack(store, folder, tasks):

@@ -21,8 +21,8 @@ from orrery.datasets.tasks import (
 from orrery.datasets.tasks.tdmpc2 import MT30
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_collect import Collect, CollectConfig
-from orrery.stages.stage_pack import Pack, PackConfig, SourceConfig
+from orrery.stages.data.stage_collect import Collect, CollectConfig
+from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
 
 CUSTOM = MT30[19:]
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datasets.schema import BEHAVIOURS, TaskSpec
-from ..datasets.tasks import expand_names
-from ..datasets.tasks.tdmpc2 import SETS
-from ..pipeline.errors import ConfigError, DatasetError, StageError, TaskError
-from ..pipeline.overrides import quoted
-from ..pipeline.paths import user_path
-from ..pipeline.ranges import check_counts
-from ..pipeline.reading import read_made, reading_made
-from ..pipeline.stage import Context, Input, Stage
+from ...datasets.schema import BEHAVIOURS, TaskSpec
+from ...datasets.tasks import expand_names
+from ...datasets.tasks.tdmpc2 import SETS
+from ...pipeline.errors import ConfigError, DatasetError, StageError, TaskError
+from ...pipeline.overrides import quoted
+from ...pipeline.paths import user_path
+from ...pipeline.ranges import check_counts
+from ...pipeline.reading import read_made, reading_made
+from ...pipeline.stage import Context, Input, Stage
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ class Pack(Stage):
     config: PackConfig
 
     def check(self) -> None:
-        from ..datasets.sources import open_reader
-        from ..datasets.tdmpc2 import chunk_files
+        from ...datasets.sources import open_reader
+        from ...datasets.tdmpc2 import chunk_files
 
         sources: dict[str, list[str]] = {}
         for name in self._external_names():
@@ -230,8 +230,8 @@ class Pack(Stage):
                 )
 
     def reads(self) -> list[Path]:
-        from ..datasets.sources import dataset_files
-        from ..datasets.tdmpc2 import chunk_files
+        from ...datasets.sources import dataset_files
+        from ...datasets.tdmpc2 import chunk_files
 
         files = [user_path(source.columns) for source in self.config.sources.values() if source.columns]
         if self.config.task_set:
@@ -240,10 +240,10 @@ class Pack(Stage):
         return [path for source in external for path in dataset_files(source)] + files
 
     def run(self, context: Context) -> str:
-        from ..datasets.schema import TaskTable
-        from ..datasets.sources import open_reader
-        from ..datasets.store import StoreRecord, finish_store
-        from ..pipeline.fanout import JobFailure, run_jobs
+        from ...datasets.schema import TaskTable
+        from ...datasets.sources import open_reader
+        from ...datasets.store import StoreRecord, finish_store
+        from ...pipeline.fanout import JobFailure, run_jobs
 
         readers = self._readers(context)
         table = TaskTable([open_reader(**reader).task for reader in readers])
@@ -309,7 +309,7 @@ class Pack(Stage):
         self, context: Context, names: list[str], collected: Container[str]
     ) -> dict[str, Mapping[str, Any]]:
         """Arguments of `open_reader` for the tasks whose data is in the chunks of a set."""
-        from ..datasets.tdmpc2 import LAYOUTS, chunk_files, find_rows
+        from ...datasets.tdmpc2 import LAYOUTS, chunk_files, find_rows
 
         task_set = self.config.task_set
         if task_set is None:
@@ -370,9 +370,9 @@ def _named_environment(config: PackConfig, name: str) -> Iterator[None]:
 
 def pack_task(job: PackJob) -> None:
     """Validate and write one task. Runs in a worker process."""
-    from ..datasets.sources import open_reader
-    from ..datasets.store import TaskWriter
-    from ..datasets.validate import Findings, validate
+    from ...datasets.sources import open_reader
+    from ...datasets.store import TaskWriter
+    from ...datasets.validate import Findings, validate
 
     reader = open_reader(**job.reader)
     findings = Findings(warnings=[*reader.warnings, *_environment_warnings(reader.task)])
@@ -385,7 +385,7 @@ def pack_task(job: PackJob) -> None:
 
 def _environment_warnings(task: TaskSpec) -> list[str]:
     """What to say before training where the environment that a published dataset states cannot be played here."""
-    from ..datasets.tasks import unplayable
+    from ...datasets.tasks import unplayable
 
     if "spec_json" not in task.environment or (reason := unplayable(task)) is None:
         return []

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.schema import Behaviour, TaskSpec
-from ..datasets.tasks import expand_names, resolve_name, task_spec
-from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import run_all
-from ..pipeline.paths import user_path
-from ..pipeline.ranges import check_counts, check_shares
-from ..pipeline.stage import Context, Stage
-from .policy_index import POLICIES_FILE, PolicyIndex
+from ...datasets.schema import Behaviour, TaskSpec
+from ...datasets.tasks import expand_names, resolve_name, task_spec
+from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.fanout import run_all
+from ...pipeline.paths import user_path
+from ...pipeline.ranges import check_counts, check_shares
+from ...pipeline.stage import Context, Stage
+from ..policy_index import POLICIES_FILE, PolicyIndex
 
 if TYPE_CHECKING:
-    from ..datasets.rollout import EpisodeResult
+    from ...datasets.rollout import EpisodeResult
 
 CHUNK = 20
 """Episodes per job: a few seconds of simulation, so that progress moves and the last jobs end together."""
@@ -98,7 +98,7 @@ class Collect(Stage):
         return [] if self.config.policy is None else [user_path(self.config.policy) / POLICIES_FILE]
 
     def run(self, context: Context) -> str:
-        from ..datasets.collect import read_record, write_dataset
+        from ...datasets.collect import read_record, write_dataset
 
         config = self.config
         root = context.folder / "minari"
@@ -157,8 +157,8 @@ def _names(config: CollectConfig) -> list[str]:
 
 def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
     """Play one chunk of a task's episodes, in order of their numbers. Runs in a worker process."""
-    from ..datasets.collect import Variation, behaviour_act, episode_seed, noisy
-    from ..datasets.rollout import play_episodes, policy_act
+    from ...datasets.collect import Variation, behaviour_act, episode_seed, noisy
+    from ...datasets.rollout import play_episodes, policy_act
 
     start = time.perf_counter()
     spec, config, numbers = task_spec(job.task), job.config, job.numbers
@@ -169,7 +169,7 @@ def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
         # These behaviours act one episode at a time, so more environments than one would gain nothing.
         lanes = 1
     else:
-        from .policy import load_policy
+        from ..policy import load_policy
 
         low, high = config.policy_noise
         act, lanes = policy_act(load_policy(job.policy)), CHUNK
@@ -180,7 +180,7 @@ def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
 
 
 def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:
-    from ..datasets.collect import has_expert
+    from ...datasets.collect import has_expert
 
     if config.policy is not None:
         return "policy"

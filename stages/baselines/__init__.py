@@ -1,0 +1,1 @@
+"""Learners from other libraries, trained on the same tasks."""

@@ -1,0 +1,1 @@
+"""Policies by backpropagation through imagined episodes of a frozen sequence model (BPO)."""

@@ -1,0 +1,1 @@
+"""From simulators and other people's files to one store."""

@@ -1,0 +1,1 @@
+"""What gradients through a world model are like."""

@@ -1,0 +1,1 @@
+"""Policies played in the real environments, and their scores with intervals."""

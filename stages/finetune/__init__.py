@@ -1,0 +1,1 @@
+"""New tasks for a pretrained world model."""

@@ -1,0 +1,1 @@
+"""Policies that plan through a frozen model at every step."""

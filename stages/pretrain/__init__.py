@@ -1,0 +1,1 @@
+"""One world model on all tasks of a store."""
