@@ -60,7 +60,7 @@ API = {
         "stages.extraction.first_order",
         "stages.extraction.rollout",
         "stages.extraction.returns",
-        "stages.statistics",
+        "stages.evaluation.statistics",
     ],
     "Sharing and deployment": [
         "pipeline.hub",

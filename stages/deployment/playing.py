@@ -12,8 +12,8 @@ from ...datasets.tasks import task_spec
 from ...datasets.tasks.decisions import Decisions
 from ...pipeline.errors import TaskError
 from ...pipeline.paths import user_path
+from ..evaluation.stage_evaluate import evaluation_seed
 from ..policy import Policy
-from ..stage_evaluate import evaluation_seed
 from .choice import made_by
 from .curves import draw_curves
 from .film import VIDEOS, Filmed, check_writable, partial

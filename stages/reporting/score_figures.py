@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from ..scores import interval_text
+from ..evaluation.scores import interval_text
 from .drawing import GREY, new_panel, score_limits, to_svg
 
 Styles = Mapping[str, tuple[str, str]]

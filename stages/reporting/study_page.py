@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from ..scores import returns_text, score_text, two_decimals
-from ..stage_evaluate import BASELINES
-from ..statistics import INTERVAL_METHOD
+from ..evaluation.scores import returns_text, score_text, two_decimals
+from ..evaluation.stage_evaluate import BASELINES
+from ..evaluation.statistics import INTERVAL_METHOD
 from . import study_figures
 from .machine import hardware_line
 from .study_results import PIPELINES, QUANTILES, StudyResults

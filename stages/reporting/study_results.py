@@ -30,9 +30,9 @@ import pandas as pd
 
 from ...pipeline.reading import reading_made
 from ...pipeline.study_config import NAMED, SEED, short_names
+from ..evaluation.stage_evaluate import BASELINES
+from ..evaluation.statistics import mean_interval
 from ..stage_compare import VariantConfig
-from ..stage_evaluate import BASELINES
-from ..statistics import mean_interval
 from .evidence import SCORE_COLUMNS, Policies, Summary, read_csv, read_json
 
 SET = "set"

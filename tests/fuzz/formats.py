@@ -47,13 +47,13 @@ from orrery.pipeline.run_folder import Attempt, attempt_file, read_attempt, writ
 from orrery.pipeline.status import describe_status
 from orrery.pipeline.study_command import describe_study
 from orrery.pipeline.study_config import load_study
+from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
 from orrery.stages.policy import Policy, load_policy
 from orrery.stages.policy_index import PolicyIndex, policy_entry, write_index
 from orrery.stages.reporting import tables
 from orrery.stages.reporting.evidence import read_evidence
 from orrery.stages.reporting.scoring import markdown_table, score_table
 from orrery.stages.reporting.study_results import read_results
-from orrery.stages.scores import EpisodeRow, ScoreRow, summarise, write_csv
 from orrery.stages.stage_compare import VariantConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2

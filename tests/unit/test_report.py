@@ -16,11 +16,11 @@ from orrery.datasets.schema import TaskSpec
 from orrery.pipeline import artifact
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
+from orrery.stages.evaluation.scores import interval_text, score_text, two_decimals
 from orrery.stages.reporting.drawing import algorithm_styles
 from orrery.stages.reporting.evidence import read_evidence
 from orrery.stages.reporting.scoring import score_table
 from orrery.stages.reporting.tables import duration, number
-from orrery.stages.scores import interval_text, score_text, two_decimals
 from orrery.stages.stage_report import Report, ReportConfig
 
 CUP, REACH, OTHER = "dmc/cup", "metaworld/reach-v3", "other/<script>$x$|y"

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from orrery.stages.statistics import iqm, iqm_interval, mean, mean_interval
+from orrery.stages.evaluation.statistics import iqm, iqm_interval, mean, mean_interval
 from scipy import stats
 
 

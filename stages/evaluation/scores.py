@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.schema import TaskSpec
+from ...datasets.schema import TaskSpec
 from .statistics import iqm, iqm_interval, mean, mean_interval
 
 

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..datasets.schema import TaskSpec, read_table
-from ..pipeline.accelerator import check_accelerator, check_gpu, device_of
-from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.fanout import run_all
-from ..pipeline.ranges import check_counts
-from ..pipeline.reading import decode, read_made, reading, reading_made
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Input, Stage
-from .policy_index import PolicyIndex
+from ...datasets.schema import TaskSpec, read_table
+from ...pipeline.accelerator import check_accelerator, check_gpu, device_of
+from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.fanout import run_all
+from ...pipeline.ranges import check_counts
+from ...pipeline.reading import decode, read_made, reading, reading_made
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Input, Stage
+from ..policy_index import PolicyIndex
 from .scores import EpisodeRow, ScoreRow, score_data, score_run, score_text, summarise, with_references, write_csv
 from .statistics import INTERVAL_METHOD
 
 if TYPE_CHECKING:
-    from ..datasets.rollout import Act
-    from ..datasets.tasks.decisions import Decisions
+    from ...datasets.rollout import Act
+    from ...datasets.tasks.decisions import Decisions
 
 BASELINES = ("behaviour", "random")
 FINISHED = "finished.jsonl"
@@ -249,7 +249,7 @@ def _without_environment(specs: Iterable[TaskSpec]) -> dict[str, str]:
     An environment that a user names has to be there, or the stage fails; one that a published dataset states may ask
     for anything, and without it there is still a report of the rest.
     """
-    from ..datasets.tasks import unplayable
+    from ...datasets.tasks import unplayable
 
     skipped = {}
     for spec in specs:
@@ -262,14 +262,14 @@ def _without_environment(specs: Iterable[TaskSpec]) -> dict[str, str]:
 
 def _evaluate(job: _Job) -> list[EpisodeRow]:
     """Play the episodes of one run. Runs in a worker process."""
-    from ..datasets.rollout import play_episodes, policy_act
+    from ...datasets.rollout import play_episodes, policy_act
 
     algorithm, task, seed = job.run
     seeds = [evaluation_seed(job.config.seed, task, seed, episode) for episode in range(job.config.episodes)]
     if job.policy is None:
         act = _random_act(job.spec, seeds)
     else:
-        from .policy import load_policy
+        from ..policy import load_policy
 
         act = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
     pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
@@ -288,7 +288,7 @@ def _pool(_spec: str) -> list[Decisions]:
 
 
 def _random_act(spec: TaskSpec, seeds: Sequence[int]) -> Act:
-    from ..datasets.collect import uniform
+    from ...datasets.collect import uniform
 
     controllers = [uniform(spec, np.random.default_rng(derive_seed("random", seed))) for seed in seeds]
 
