@@ -16,8 +16,8 @@ from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.reading import read_csv, read_made
 from ..pipeline.stage import Context, Input, Stage
-from .reward_range import rewards_beyond_bins
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from .world_model.reward_range import rewards_beyond_bins
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskSpec, TaskTable

@@ -16,8 +16,8 @@ from ..pipeline.ranges import check_choices, check_counts
 from ..pipeline.ranks import launched
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import SequenceLossConfig, SequenceModelConfig
-from .reward_range import rewards_beyond_bins
 from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from .world_model.reward_range import rewards_beyond_bins
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,8 @@ from orrery.stages.evaluation.scores import interval_text, score_text, two_decim
 from orrery.stages.reporting.drawing import algorithm_styles
 from orrery.stages.reporting.evidence import read_evidence
 from orrery.stages.reporting.scoring import score_table
+from orrery.stages.reporting.stage_report import Report, ReportConfig
 from orrery.stages.reporting.tables import duration, number
-from orrery.stages.stage_report import Report, ReportConfig
 
 CUP, REACH, OTHER = "dmc/cup", "metaworld/reach-v3", "other/<script>$x$|y"
 SPECS = [

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from orrery.stages.reward_range import rewards_beyond_bins
+from orrery.stages.world_model.reward_range import rewards_beyond_bins
 
 from .stores import numbered_episode, point_mass_spec, write_store
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..pipeline.stage import Context, Input, Stage
+from ...pipeline.stage import Context, Input, Stage
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Compare(Stage):
     config: CompareConfig
 
     def run(self, context: Context) -> str:
-        from .reporting.study_figures import draw_png
-        from .reporting.study_page import render_study
-        from .reporting.study_results import read_results
+        from .study_figures import draw_png
+        from .study_page import render_study
+        from .study_results import read_results
 
         config = self.config
         with context.progress("compare", total=2) as progress:

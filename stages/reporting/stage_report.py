@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..pipeline.stage import Context, Input, Stage
+from ...pipeline.stage import Context, Input, Stage
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Report(Stage):
     config: ReportConfig
 
     def run(self, context: Context) -> str:
-        from .reporting.evidence import read_evidence
-        from .reporting.page import render_page
-        from .reporting.reasons import no_scores
-        from .reporting.scoring import markdown_table, score_table
+        from .evidence import read_evidence
+        from .page import render_page
+        from .reasons import no_scores
+        from .scoring import markdown_table, score_table
 
         with context.progress("report", total=3) as progress:
             evidence = read_evidence(context.inputs, context.run)

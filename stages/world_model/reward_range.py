@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..datasets.store import TaskSummary
+    from ...datasets.store import TaskSummary
 
 
 def rewards_beyond_bins(tasks: Iterable[TaskSummary], bin_limit: float, key: str) -> str | None:
