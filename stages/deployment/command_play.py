@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ..pipeline.command import Command, read_words
-from ..pipeline.errors import ConfigError
-from .deployment.arguments import add_policy_arguments
+from ...pipeline.command import Command, read_words
+from ...pipeline.errors import ConfigError
+from .arguments import add_policy_arguments
 
 if TYPE_CHECKING:
-    from ..datasets.rollout import EpisodeResult
+    from ...datasets.rollout import EpisodeResult
 
 
 class Play(Command):
@@ -40,8 +40,8 @@ class Play(Command):
         for name in ("episodes", "size"):
             if getattr(arguments, name) < 1:
                 raise ConfigError(f"--{name} must be at least 1, found {getattr(arguments, name)}")
-        from .deployment.choice import made_by, read_policy
-        from .deployment.playing import play
+        from .choice import made_by, read_policy
+        from .playing import play
 
         policy = read_policy(arguments.policy, wishes)
         made = made_by(policy)

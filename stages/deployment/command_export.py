@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ..pipeline.command import Command, read_words
-from .deployment.arguments import add_policy_arguments
+from ...pipeline.command import Command, read_words
+from .arguments import add_policy_arguments
 
 if TYPE_CHECKING:
-    from .deployment.exporting import Export as Written
-    from .deployment.latency import Latency
+    from .exporting import Export as Written
+    from .latency import Latency
 
 RUNTIMES = {"torch": "torch.export", "onnx": "ONNX Runtime"}
 FORMATS = {"onnx": ["onnx"], "torch": ["torch"], "both": ["torch", "onnx"]}
@@ -37,8 +37,8 @@ class Export(Command):
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
         wishes = read_words(arguments.overrides, ("task", "algorithm", "seed"))
-        from .deployment.choice import made_by, read_policy
-        from .deployment.exporting import export_policy
+        from .choice import made_by, read_policy
+        from .exporting import export_policy
 
         policy = read_policy(arguments.policy, wishes)
         made = made_by(policy)
