@@ -55,7 +55,7 @@ API = {
         "stages.world_model.tdmpc2_checkpoint",
     ],
     "Policies": [
-        "stages.policy",
+        "stages.policy.policy",
         "stages.extraction.policy",
         "stages.extraction.first_order",
         "stages.extraction.rollout",

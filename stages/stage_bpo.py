@@ -15,7 +15,7 @@ from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
 from .data.stage_pack import SIMULATED, PackConfig
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 from .stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ..pipeline.ranges import check_counts
 from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Stage
 from .awm.config import OnlineConfig, SequenceModelConfig
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 
 
 @dataclass(frozen=True)

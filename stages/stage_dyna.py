@@ -14,7 +14,7 @@ from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.ranges import check_choices, check_counts, check_positive
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
-from .policy_index import PolicyIndex
+from .policy.policy_index import PolicyIndex
 from .stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Dyna(Stage):
         low, high = config.noise
         level_N1 = low + (high - low) * torch.rand(count, 1, generator=generator)
         if folders:
-            from .policy import load_policy
+            from .policy.policy import load_policy
 
             policies, name = [load_policy(folder) for folder in folders], folders[0].parts[-3]
 

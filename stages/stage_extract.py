@@ -19,7 +19,7 @@ from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
-from .policy_index import PolicyEntry, write_index
+from .policy.policy_index import PolicyEntry, write_index
 from .stage_finetune import finetune_folders
 from .stage_pretrain import PretrainConfig
 

@@ -14,7 +14,7 @@ from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.reading import read_csv
 from ..pipeline.stage import Context, Input, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 from .world_model.reward_range import rewards_beyond_bins
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ..datasets.schema import BEHAVIOURS
 from ..pipeline.errors import StageError
 from ..pipeline.ranges import check_choices
 from ..pipeline.stage import Context, Input, Stage
-from .policy_index import PolicyIndex
+from .policy.policy_index import PolicyIndex
 
 if TYPE_CHECKING:
     from ..datasets.rollout import EpisodeResult

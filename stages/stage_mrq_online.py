@@ -19,7 +19,7 @@ from ..pipeline.ranges import check_counts
 from ..pipeline.reading import read_csv
 from ..pipeline.stage import Context, Stage
 from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..pipeline.reading import read_made
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .kernel_planning.config import KERNELS, OfflineConfig
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from .kernel_planning.curves import (
     read_curves,
     write_curves,
 )
-from .policy_index import write_index
+from .policy.policy_index import write_index
 
 if TYPE_CHECKING:
     from ..datasets.schema import Episode, TaskSpec

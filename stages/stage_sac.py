@@ -14,7 +14,7 @@ from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipeline.errors import ConfigError, DatasetError
 from ..pipeline.ranges import check_choices, check_counts, check_positive
 from ..pipeline.stage import Context, Input, Stage
-from .policy_index import policy_entry, write_index
+from .policy.policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import numpy as np

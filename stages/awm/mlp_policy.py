@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ..policy import StoredPolicy
+from ..policy.policy import StoredPolicy
 from .networks import mlp
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from ...datasets.schema import TaskSpec
 from ..extraction.actor_critic import StackedMLP
-from ..policy import StoredPolicy
+from ..policy.policy import StoredPolicy
 
 MIN_STD = 0.001
 """Of the Gaussian before the squash."""

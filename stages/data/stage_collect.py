@@ -17,7 +17,7 @@ from ...pipeline.fanout import run_all
 from ...pipeline.paths import user_path
 from ...pipeline.ranges import check_counts, check_shares
 from ...pipeline.stage import Context, Stage
-from ..policy_index import POLICIES_FILE, PolicyIndex
+from ..policy.policy_index import POLICIES_FILE, PolicyIndex
 
 if TYPE_CHECKING:
     from ...datasets.rollout import EpisodeResult
@@ -169,7 +169,7 @@ def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
         # These behaviours act one episode at a time, so more environments than one would gain nothing.
         lanes = 1
     else:
-        from ..policy import load_policy
+        from ..policy.policy import load_policy
 
         low, high = config.policy_noise
         act, lanes = policy_act(load_policy(job.policy)), CHUNK

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...datasets.tasks import expand_names
 from ...pipeline.errors import ConfigError
-from ..policy import Policy
+from ..policy.policy import Policy
 
 
 def read_policy(reference: str, wishes: Mapping[str, str]) -> Policy:

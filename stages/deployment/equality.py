@@ -20,7 +20,7 @@ from ...datasets.spaces import flatten_observation
 from ...datasets.store import TaskStore
 from ...pipeline.errors import DatasetError, ExportError
 from ...pipeline.seeding import derive_seed
-from ..policy import Policy
+from ..policy.policy import Policy
 from .formats import Run
 from .interface import Interface
 

@@ -17,7 +17,7 @@ import torch
 
 from ...pipeline.errors import ExportError
 from ...pipeline.paths import user_path
-from ..policy import Policy
+from ..policy.policy import Policy
 from . import equality, formats
 from .function import DeployedPolicy
 from .interface import Interface

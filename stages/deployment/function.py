@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..policy import Policy
+from ..policy.policy import Policy
 from .interface import Interface
 
 

@@ -13,7 +13,7 @@ from ...datasets.tasks.decisions import Decisions
 from ...pipeline.errors import TaskError
 from ...pipeline.paths import user_path
 from ..evaluation.stage_evaluate import evaluation_seed
-from ..policy import Policy
+from ..policy.policy import Policy
 from .choice import made_by
 from .curves import draw_curves
 from .film import VIDEOS, Filmed, check_writable, partial

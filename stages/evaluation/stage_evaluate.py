@@ -20,7 +20,7 @@ from ...pipeline.ranges import check_counts
 from ...pipeline.reading import decode, read_made, reading, reading_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
-from ..policy_index import PolicyIndex
+from ..policy.policy_index import PolicyIndex
 from .scores import EpisodeRow, ScoreRow, score_data, score_run, score_text, summarise, with_references, write_csv
 from .statistics import INTERVAL_METHOD
 
@@ -269,7 +269,7 @@ def _evaluate(job: _Job) -> list[EpisodeRow]:
     if job.policy is None:
         act = _random_act(job.spec, seeds)
     else:
-        from ..policy import load_policy
+        from ..policy.policy import load_policy
 
         act = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
     pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))

@@ -18,7 +18,7 @@ from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
-from ..policy_index import policy_entry
+from ..policy.policy_index import policy_entry
 from ..stage_extract import IMAGINED_EPISODES, ExtractConfig
 from ..world_model.networks import WorldModel
 from .first_order import FirstOrderExtraction, Member

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ...datasets.schema import TaskSpec
-from ..policy import StoredPolicy
+from ..policy.policy import StoredPolicy
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
 from .actor_critic import StackedActor

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ...datasets.schema import TaskSpec
-from ..policy import StoredPolicy
+from ..policy.policy import StoredPolicy
 from .features import Features, describe, restore
 from .improvement import behaviour_logits, uncertainty
 from .kernels import StateKernel

@@ -23,7 +23,7 @@ from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
-from ..policy_index import policy_entry
+from ..policy.policy_index import policy_entry
 from ..stage_mrq import MrqConfig
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder

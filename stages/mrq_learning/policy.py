@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ..policy import StoredPolicy
+from ..policy.policy import StoredPolicy
 from ..world_model.task_encoder import TaskEncoder
 from .config import NetworkConfig
 from .networks import ImageLayers, PolicyNetwork, StackedMLP

@@ -122,7 +122,7 @@ def _loading(name: str, facts: Provenance, config: Mapping[str, Any], sizes: Map
     return _code(
         "python",
         "import torch",
-        "from orrery.stages.policy import Policy",
+        "from orrery.stages.policy.policy import Policy",
         f'policy = Policy.from_pretrained("{name}", task="{task["name"]}"{chosen})',
         f"observation = torch.zeros(1, {task['observation_dim']})  # [B, O], in the environment's units",
         "action = policy.act(observation)  # [B, A]",

@@ -11,7 +11,7 @@ from typing import Any
 from ...datasets.store import StoreRecord
 from ...pipeline.artifact import MANIFEST, Manifest, read_manifest
 from ...pipeline.reading import read_csv, read_made
-from ..policy_index import POLICIES_FILE, PolicyIndex
+from ..policy.policy_index import POLICIES_FILE, PolicyIndex
 
 DATA_FIELDS = (
     "task", "behaviour", "episodes", "transitions", "return_mean", "return_min", "return_max", "success_rate"

@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from orrery.datasets.sources import open_reader
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 
 TINY = Path(__file__).with_name("tiny.yaml")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -48,8 +48,8 @@ from orrery.pipeline.status import describe_status
 from orrery.pipeline.study_command import describe_study
 from orrery.pipeline.study_config import load_study
 from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
-from orrery.stages.policy import Policy, load_policy
-from orrery.stages.policy_index import PolicyIndex, policy_entry, write_index
+from orrery.stages.policy.policy import Policy, load_policy
+from orrery.stages.policy.policy_index import PolicyIndex, policy_entry, write_index
 from orrery.stages.reporting import tables
 from orrery.stages.reporting.evidence import read_evidence
 from orrery.stages.reporting.scoring import markdown_table, score_table

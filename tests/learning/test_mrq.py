@@ -17,7 +17,7 @@ from orrery.datasets.tasks import task_spec
 from orrery.stages.mrq_learning.config import LearnConfig, NetworkConfig
 from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq_learning.online import OnlineTraining
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_mrq import MrqConfig
 from orrery.stages.stage_mrq_online import MrqOnlineConfig
 

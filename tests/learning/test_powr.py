@@ -23,7 +23,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
 from orrery.stages.kernel_planning.curves import CurveRow, read_curves
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_powr import Powr, PowrConfig
 from orrery.stages.stage_powr_online import PowrOnline
 

@@ -22,7 +22,7 @@ from orrery.stages.awm.config import KINDS, BpoConfig, SequenceModelConfig
 from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
 from orrery.stages.awm.networks import build_model
 from orrery.stages.awm.policy import StackedPolicy, StatePolicy, squashed_entropy
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

@@ -22,7 +22,7 @@ from orrery.stages.awm.episodes import correlated_actions, simulate
 from orrery.stages.awm.gradient_record import jacobian_norm_by_probes, return_norms, return_sign_changes
 from orrery.stages.awm.networks import load_model
 from orrery.stages.data.stage_pack import PackConfig
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_bpo import Bpo, BpoStageConfig
 from orrery.stages.stage_bpo_online import BpoOnline, BpoOnlineConfig
 from orrery.stages.stage_gradients import Gradients, GradientsConfig

@@ -157,7 +157,7 @@ PENDULUM = "gymnasium/Pendulum-v1"
 
 
 def test_the_policies_of_a_task_collect_in_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr("orrery.stages.policy.load_policy", Push)
+    monkeypatch.setattr("orrery.stages.policy.policy.load_policy", Push)
     policy = write_policies(
         tmp_path / "policies", ("pwm", PENDULUM, 0, "pwm_5"), ("bc", PENDULUM, 0, "bc_9"), ("pwm", PENDULUM, 1, "pwm_3")
     )
@@ -176,7 +176,7 @@ def test_the_policies_of_a_task_collect_in_turn(tmp_path, monkeypatch):
 
 
 def test_policies_explore_as_much_as_they_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("orrery.stages.policy.load_policy", Push)
+    monkeypatch.setattr("orrery.stages.policy.policy.load_policy", Push)
     policy = write_policies(tmp_path / "policies", ("pwm", PENDULUM, 0, "pwm_0"))
 
     def deviations(name, **settings):
@@ -214,7 +214,7 @@ def test_a_task_whose_episodes_all_fail_stops_the_stage(tmp_path, monkeypatch):
     artifact.mkdir()
     entry = {"algorithm": "pwm", "task": "gymnasium/Pendulum-v1", "seed": 0, "path": "pwm"}
     (artifact / "policies.json").write_text(json.dumps({"tasks": [], "policies": [entry]}))
-    monkeypatch.setattr("orrery.stages.policy.load_policy", lambda folder: Broken())
+    monkeypatch.setattr("orrery.stages.policy.policy.load_policy", lambda folder: Broken())
     with pytest.raises(StageError, match="all 2 episodes failed; the first: the action is not finite"):
         collect(tmp_path / "out", tasks=["gymnasium/Pendulum-v1"], episodes=2, policy=str(artifact))
 

@@ -21,7 +21,7 @@ from orrery.stages.awm.generation import explored, generate
 from orrery.stages.awm.imagination import ModelDynamics
 from orrery.stages.awm.losses import set_statistics
 from orrery.stages.awm.networks import build_model
-from orrery.stages.policy_index import policy_entry, write_index
+from orrery.stages.policy.policy_index import policy_entry, write_index
 from orrery.stages.stage_dyna import Dyna, DynaConfig
 from orrery.stages.stage_pretrain import PretrainConfig
 
@@ -141,7 +141,7 @@ class Push:
 
 def test_policies_act_in_turn(tmp_path, monkeypatch):
     make(tmp_path, [NARROW])
-    monkeypatch.setattr("orrery.stages.policy.load_policy", Push)
+    monkeypatch.setattr("orrery.stages.policy.policy.load_policy", Push)
     artifact = tmp_path / "policies"
     artifact.mkdir()
     write_index(artifact, [NARROW], [policy_entry("bpo", NARROW, seed) for seed in (0, 1)])

@@ -16,7 +16,7 @@ from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
 from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

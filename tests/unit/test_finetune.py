@@ -25,7 +25,7 @@ from orrery.pipeline.stage import Context
 from orrery.pipeline.study import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.start_frames import saved_behaviours
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_extract import Extract, ExtractConfig
 from orrery.stages.stage_finetune import Finetune, FinetuneConfig, finetune_folders
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig

@@ -23,7 +23,7 @@ from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.start_frames import load_frames, save_store_frames
-from orrery.stages.policy import Policy
+from orrery.stages.policy.policy import Policy
 from orrery.stages.sharing.card import model_card
 from orrery.stages.sharing.provenance import Provenance
 from orrery.stages.sharing.publish import push_to_hub, write_publication

@@ -37,7 +37,7 @@ from orrery.stages.kernel_planning.online import OnlineLearner
 from orrery.stages.kernel_planning.policy import Behaviour, KernelPolicy, Penalty
 from orrery.stages.kernel_planning.stability import radius_warning, spectral_radius
 from orrery.stages.kernel_planning.transitions import Transitions, concatenate, with_sinks
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 
 from .kernel_problems import F64, make_rows, model_of
 

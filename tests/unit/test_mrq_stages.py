@@ -14,7 +14,7 @@ from orrery.pipeline.errors import ConfigError
 from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq_learning.online import OnlineTraining
 from orrery.stages.mrq_learning.pixels import pixel_spec
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_mrq import Mrq
 from orrery.stages.stage_mrq_datasets import MrqDatasets, MrqDatasetsConfig
 from orrery.stages.stage_mrq_online import MrqOnline

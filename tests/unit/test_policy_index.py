@@ -3,7 +3,7 @@ import json
 import pytest
 from orrery.datasets.schema import TaskSpec
 from orrery.pipeline.errors import CheckpointError, ConfigError
-from orrery.stages.policy_index import POLICIES_FILE, PolicyIndex, policy_entry, write_index
+from orrery.stages.policy.policy_index import POLICIES_FILE, PolicyIndex, policy_entry, write_index
 
 WALK, RUN = TaskSpec("dmc/walker-walk", 24, 6, 500), TaskSpec("dmc/walker-run", 24, 6, 500)
 

@@ -21,7 +21,7 @@ from orrery.pipeline.stage import Context
 from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
 from orrery.stages.kernel_planning.curves import completed_returns, failure_warnings
 from orrery.stages.kernel_planning.online import OnlineLearner
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_powr import Powr, PowrConfig
 from orrery.stages.stage_powr_baselines import PowrBaselines, PowrBaselinesConfig
 from orrery.stages.stage_powr_online import PowrOnline, PowrOnlineConfig, discrete_task

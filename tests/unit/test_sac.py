@@ -15,7 +15,7 @@ from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.awm.mlp_policy import MlpPolicy
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_sac import Sac, SacConfig
 from torch import nn
 

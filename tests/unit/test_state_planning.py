@@ -16,7 +16,7 @@ from orrery.stages.awm.config import SequenceModelConfig
 from orrery.stages.awm.episodes import Episodes, fit_model
 from orrery.stages.awm.networks import build_model
 from orrery.stages.awm.planning import StateModel
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from orrery.stages.stage_mppi import Mppi, MppiConfig
 from orrery.stages.stage_pretrain import PretrainConfig
 from orrery.stages.world_model.planner import Planner, PlanNoise, plan

@@ -8,7 +8,7 @@ import stat
 
 import pytest
 import torch
-from orrery.stages.policy import load_policy
+from orrery.stages.policy.policy import load_policy
 from safetensors.torch import load_file, save_file
 
 from .deployed import arm_task, latent, mrq, perceptron

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..datasets.schema import TaskSpec
-from ..pipeline.artifact import check_inside, write_json
-from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.reading import decode, read_json, reading
+from ...datasets.schema import TaskSpec
+from ...pipeline.artifact import check_inside, write_json
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.reading import decode, read_json, reading
 
 POLICIES_FILE = "policies.json"
 

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn
 
-from ..datasets.schema import TaskSpec
-from ..pipeline.artifact import MANIFEST, verify, verify_listed
-from ..pipeline.checkpoint import load_module, read_config, save_weights
-from ..pipeline.errors import CheckpointError
-from ..pipeline.hub import find_artifact
-from ..pipeline.paths import user_path
-from ..pipeline.reading import read_json, reading
+from ...datasets.schema import TaskSpec
+from ...pipeline.artifact import MANIFEST, verify, verify_listed
+from ...pipeline.checkpoint import load_module, read_config, save_weights
+from ...pipeline.errors import CheckpointError
+from ...pipeline.hub import find_artifact
+from ...pipeline.paths import user_path
+from ...pipeline.reading import read_json, reading
 from .policy_index import POLICIES_FILE, PolicyIndex
 
 _KINDS = {
@@ -135,7 +135,7 @@ def load_policy(folder: str | Path) -> Policy:
         if kind not in _KINDS:
             raise CheckpointError(f"{path}: policy kind {kind!r}, this version knows: {', '.join(_KINDS)}")
         module, name = _KINDS[kind]
-        policy: Policy = getattr(import_module(f".{module}", __package__), name).load(folder)
+        policy: Policy = getattr(import_module(f"..{module}", __package__), name).load(folder)
     return policy
 
 

@@ -1,0 +1,1 @@
+"""What every algorithm ends in: a policy, its index, and how both are loaded."""
