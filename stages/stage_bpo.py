@@ -16,7 +16,7 @@ from ..pipeline.stage import Context, Input, Stage
 from .awm.config import BpoConfig
 from .data.stage_pack import SIMULATED, PackConfig
 from .policy.policy_index import policy_entry, write_index
-from .stage_pretrain import PretrainConfig
+from .pretrain.stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.store import TaskRows, TaskStore

@@ -15,7 +15,7 @@ from ..pipeline.ranges import check_choices, check_counts, check_positive
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy.policy_index import PolicyIndex
-from .stage_pretrain import PretrainConfig
+from .pretrain.stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import Episode

@@ -20,8 +20,8 @@ from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
 from .policy.policy_index import PolicyEntry, write_index
+from .pretrain.stage_pretrain import PretrainConfig
 from .stage_finetune import finetune_folders
-from .stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskTable

@@ -15,7 +15,7 @@ from ..pipeline.reading import read_made
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Input, Stage
 from .policy.policy_index import policy_entry, write_index
-from .stage_pretrain import PretrainConfig
+from .pretrain.stage_pretrain import PretrainConfig
 from .world_model.planner_config import PlannerConfig, check_can_plan
 
 ALGORITHM = "tdmpc2_plan"

@@ -91,7 +91,7 @@ def sample(place: Path) -> None:
 
 
 def train(place: Path) -> None:
-    from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
+    from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
     from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 
     config = PretrainConfig(

@@ -29,7 +29,7 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_pretrain import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import PretrainConfig
 from orrery.stages.world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from orrery.stages.world_model.networks import WorldModel

@@ -16,7 +16,7 @@ import torch
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from safetensors.torch import load_file

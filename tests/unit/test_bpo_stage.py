@@ -23,10 +23,10 @@ from orrery.stages.awm.gradient_record import jacobian_norm_by_probes, return_no
 from orrery.stages.awm.networks import load_model
 from orrery.stages.data.stage_pack import PackConfig
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.stage_bpo import Bpo, BpoStageConfig
 from orrery.stages.stage_bpo_online import BpoOnline, BpoOnlineConfig
 from orrery.stages.stage_gradients import Gradients, GradientsConfig
-from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -22,8 +22,8 @@ from orrery.stages.awm.imagination import ModelDynamics
 from orrery.stages.awm.losses import set_statistics
 from orrery.stages.awm.networks import build_model
 from orrery.stages.policy.policy_index import policy_entry, write_index
+from orrery.stages.pretrain.stage_pretrain import PretrainConfig
 from orrery.stages.stage_dyna import Dyna, DynaConfig
-from orrery.stages.stage_pretrain import PretrainConfig
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

@@ -15,8 +15,8 @@ from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import CheckpointError, ConfigError, TaskError
 from orrery.pipeline.stage import Context
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.pretrain.stage_pretrain import PretrainConfig
 from orrery.stages.stage_mppi import Mppi, MppiConfig
-from orrery.stages.stage_pretrain import PretrainConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.planner import Planner, PlanNoise, plan

@@ -17,8 +17,8 @@ from orrery.stages.awm.episodes import Episodes, fit_model
 from orrery.stages.awm.networks import build_model
 from orrery.stages.awm.planning import StateModel
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.pretrain.stage_pretrain import PretrainConfig
 from orrery.stages.stage_mppi import Mppi, MppiConfig
-from orrery.stages.stage_pretrain import PretrainConfig
 from orrery.stages.world_model.planner import Planner, PlanNoise, plan
 from orrery.stages.world_model.planner_config import PlannerConfig
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.stage_pretrain import Pretrain, PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 from rich.console import Console
 

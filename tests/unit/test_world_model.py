@@ -7,7 +7,7 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import CheckpointError, ConfigError
-from orrery.stages.stage_pretrain import PretrainConfig, mixture_weights
+from orrery.stages.pretrain.stage_pretrain import PretrainConfig, mixture_weights
 from orrery.stages.world_model.balance import reward_entropy, reward_weights
 from orrery.stages.world_model.config import LossConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

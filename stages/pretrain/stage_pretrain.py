@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.schema import BEHAVIOURS
-from ..pipeline.accelerator import check_gpu
-from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.hub import find_artifact
-from ..pipeline.ranges import check_choices, check_counts
-from ..pipeline.ranks import launched
-from ..pipeline.stage import Context, Input, Stage
-from .awm.config import SequenceLossConfig, SequenceModelConfig
-from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
-from .world_model.reward_range import rewards_beyond_bins
+from ...datasets.schema import BEHAVIOURS
+from ...pipeline.accelerator import check_gpu
+from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.hub import find_artifact
+from ...pipeline.ranges import check_choices, check_counts
+from ...pipeline.ranks import launched
+from ...pipeline.stage import Context, Input, Stage
+from ..awm.config import SequenceLossConfig, SequenceModelConfig
+from ..world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from ..world_model.reward_range import rewards_beyond_bins
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..datasets.store import TaskStore
+    from ...datasets.store import TaskStore
 
 WORLD_MODELS = ("latent", "sequence")
 
@@ -149,10 +149,10 @@ class Pretrain(Stage):
     def run(self, context: Context) -> str:
         import torch
 
-        from ..datasets.store import TaskStore
-        from .extraction.start_frames import save_store_frames
-        from .world_model.training import logged_metrics
-        from .world_model.warm_start import take_weights
+        from ...datasets.store import TaskStore
+        from ..extraction.start_frames import save_store_frames
+        from ..world_model.training import logged_metrics
+        from ..world_model.warm_start import take_weights
 
         config = self.config
         store = TaskStore.open(context.input("store"))
@@ -182,10 +182,10 @@ class Pretrain(Stage):
     def _latent(self, store: TaskStore) -> tuple[Any, int]:
         """The latent model to be trained, and the decisions of a validation window."""
 
-        from .world_model.balance import reward_entropy, reward_weights, scale_observations
-        from .world_model.module import WorldModelTraining
-        from .world_model.networks import WorldModel
-        from .world_model.open_loop import validation_length
+        from ..world_model.balance import reward_entropy, reward_weights, scale_observations
+        from ..world_model.module import WorldModelTraining
+        from ..world_model.networks import WorldModel
+        from ..world_model.open_loop import validation_length
 
         config = self.config
         model = WorldModel(config.latent_model, store.table)
@@ -207,9 +207,9 @@ class Pretrain(Stage):
 
     def _sequence(self, store: TaskStore) -> tuple[Any, int]:
         """The sequence model to be trained, and the decisions of a validation window."""
-        from .awm.losses import set_statistics
-        from .awm.module import SequenceModelTraining
-        from .awm.networks import build_model
+        from ..awm.losses import set_statistics
+        from ..awm.module import SequenceModelTraining
+        from ..awm.networks import build_model
 
         config = self.config
         model = build_model(config.sequence, store.table)
@@ -225,8 +225,8 @@ class Pretrain(Stage):
         return module, config.horizon
 
     def _fit(self, module: Any, weights: dict[str, float], validation_length: int, context: Context) -> None:
-        from ..datasets.datamodule import WindowData, WindowSettings
-        from .world_model.training import fit
+        from ...datasets.datamodule import WindowData, WindowSettings
+        from ..world_model.training import fit
 
         config = self.config
         settings = WindowSettings(

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..datasets.schema import TaskTable, read_table
-from ..datasets.tasks import expand_names, task_spec
-from ..pipeline.errors import ConfigError
-from ..pipeline.paths import user_path
-from ..pipeline.ranges import check_counts
-from ..pipeline.stage import Context, Input, Stage
-from .world_model.config import WorldModelConfig
+from ...datasets.schema import TaskTable, read_table
+from ...datasets.tasks import expand_names, task_spec
+from ...pipeline.errors import ConfigError
+from ...pipeline.paths import user_path
+from ...pipeline.ranges import check_counts
+from ...pipeline.stage import Context, Input, Stage
+from .config import WorldModelConfig
 
 if TYPE_CHECKING:
-    from .world_model.networks import WorldModel
-    from .world_model.tdmpc2_checkpoint import Published
+    from .networks import WorldModel
+    from .tdmpc2_checkpoint import Published
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ImportTdmpc2(Stage):
         return [self._path]
 
     def run(self, context: Context) -> str:
-        from .world_model.tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2
+        from .tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2
 
         path = str(self._path)
         state = read_tdmpc2(path)

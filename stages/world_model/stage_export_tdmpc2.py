@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.stage import Context, Input, Stage
-from .stage_pretrain import PretrainConfig
-from .world_model.tdmpc2_limits import check_tdmpc2_can_hold
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.stage import Context, Input, Stage
+from ..pretrain.stage_pretrain import PretrainConfig
+from .tdmpc2_limits import check_tdmpc2_can_hold
 
 FILE = "model.pt"
 
@@ -46,8 +46,8 @@ class ExportTdmpc2(Stage):
         check_tdmpc2_can_hold(maker.model.complete(), where, scaled=maker.model.normalize_observations)
 
     def run(self, context: Context) -> str:
-        from .world_model.networks import WorldModel
-        from .world_model.tdmpc2_checkpoint import save_tdmpc2
+        from .networks import WorldModel
+        from .tdmpc2_checkpoint import save_tdmpc2
 
         model = WorldModel.load(context.input("world_model"), frozen=False)
         save_tdmpc2(model, context.folder / FILE, self.config.form)
