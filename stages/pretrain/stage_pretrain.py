@@ -151,8 +151,8 @@ class Pretrain(Stage):
 
         from ...datasets.store import TaskStore
         from ..extraction.start_frames import save_store_frames
-        from ..world_model.training import logged_metrics
-        from ..world_model.warm_start import take_weights
+        from ..training.fit import logged_metrics
+        from ..training.warm_start import take_weights
 
         config = self.config
         store = TaskStore.open(context.input("store"))
@@ -226,7 +226,7 @@ class Pretrain(Stage):
 
     def _fit(self, module: Any, weights: dict[str, float], validation_length: int, context: Context) -> None:
         from ...datasets.datamodule import WindowData, WindowSettings
-        from ..world_model.training import fit
+        from ..training.fit import fit
 
         config = self.config
         settings = WindowSettings(

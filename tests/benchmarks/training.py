@@ -30,10 +30,10 @@ from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.pretrain.stage_pretrain import PretrainConfig
+from orrery.stages.training.fit import fit
 from orrery.stages.world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from orrery.stages.world_model.networks import WorldModel
-from orrery.stages.world_model.training import fit
 from random_store import write_random_store
 from rich.console import Console
 

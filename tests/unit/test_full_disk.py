@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from orrery.stages.world_model.training import logged_metrics
+from orrery.stages.training.fit import logged_metrics
 
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "bash", "-ec")
 

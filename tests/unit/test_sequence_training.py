@@ -13,8 +13,8 @@ from orrery.stages.awm.config import KINDS, SequenceLossConfig, SequenceModelCon
 from orrery.stages.awm.losses import masked_mean, prediction_error, sequence_losses, set_statistics
 from orrery.stages.awm.module import OpenLoopSkill, SequenceModelTraining, check_finite, diagnosed_horizons
 from orrery.stages.awm.networks import build_model
+from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import OptimizerConfig
-from orrery.stages.world_model.progress import quiet_lightning
 from tensordict import TensorDict
 from torch.utils.data import DataLoader
 

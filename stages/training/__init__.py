@@ -1,0 +1,1 @@
+"""Lightning set-up, exact resume and process groups."""
