@@ -19,9 +19,9 @@ from ..pipeline.ranges import check_counts, check_not_negative
 from ..pipeline.reading import read_made
 from ..pipeline.stage import Context, Input, Stage
 from .extraction.config import ALGORITHMS, FirstOrderConfig
+from .finetune.stage_finetune import finetune_folders
 from .policy.policy_index import PolicyEntry, write_index
 from .pretrain.stage_pretrain import PretrainConfig
-from .stage_finetune import finetune_folders
 
 if TYPE_CHECKING:
     from ..datasets.schema import TaskTable

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
-from orrery.stages.world_model.expansion import expand_model
-from orrery.stages.world_model.finetuning import begin_rows, learning_masks
+from orrery.stages.finetune.expansion import expand_model
+from orrery.stages.finetune.module import begin_rows, learning_masks
 
 from .models import SMALL, random_model
 

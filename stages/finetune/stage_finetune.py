@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.accelerator import check_gpu
-from ..pipeline.errors import CheckpointError, ConfigError, StageError
-from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from ..pipeline.ranges import check_choices, check_counts
-from ..pipeline.reading import read_csv, read_made
-from ..pipeline.stage import Context, Input, Stage
-from .world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
-from .world_model.reward_range import rewards_beyond_bins
+from ...pipeline.accelerator import check_gpu
+from ...pipeline.errors import CheckpointError, ConfigError, StageError
+from ...pipeline.fanout import FanoutConfig, FolderJob, fan_out
+from ...pipeline.ranges import check_choices, check_counts
+from ...pipeline.reading import read_csv, read_made
+from ...pipeline.stage import Context, Input, Stage
+from ..world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from ..world_model.reward_range import rewards_beyond_bins
 
 if TYPE_CHECKING:
-    from ..datasets.schema import TaskSpec, TaskTable
+    from ...datasets.schema import TaskSpec, TaskTable
 
 INITIAL = ("nearest", "mean", "random")
 SCALING = ("own", "best")
@@ -134,16 +134,16 @@ class Finetune(Stage):
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if name == "world_model" and maker is None:
-            from ..datasets.schema import read_table
-            from ..datasets.tasks import expand_names
+            from ...datasets.schema import read_table
+            from ...datasets.tasks import expand_names
 
             _check_is_model(folder)
             table = read_table(folder)
             check_unknown(table.names, expand_names(self.config.tasks), folder)
 
     def run(self, context: Context) -> str:
-        from ..datasets.store import TaskStore
-        from .world_model.finetune_job import finetune, finetune_task
+        from ...datasets.store import TaskStore
+        from .job import finetune, finetune_task
 
         config = self.config
         store = TaskStore.open(context.input("store"))
@@ -163,9 +163,9 @@ class Finetune(Stage):
 
     def _check(self, new: Sequence[TaskSpec], context: Context) -> WorldModelConfig:
         """Refuse what cannot be trained, before any of it is; return what the model is."""
-        from ..datasets.schema import read_table
-        from ..datasets.store import TaskStore
-        from ..pipeline.checkpoint import read_config
+        from ...datasets.schema import read_table
+        from ...datasets.store import TaskStore
+        from ...pipeline.checkpoint import read_config
 
         folder = context.input("world_model")
         model = read_config(folder, "model", WorldModelConfig)
@@ -218,7 +218,7 @@ def check_can_join(table: TaskTable, new: Sequence[TaskSpec], task_dim: int, fol
 
 def check_replayed(model: TaskTable, store: TaskTable, model_folder: Path, store_folder: Path) -> None:
     """Raise a CheckpointError unless the tasks of the store are the model's: all of them, or some."""
-    from .stage_extract import repr_task
+    from ..stage_extract import repr_task
 
     problems = []
     for k, task in enumerate(store):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from .module import WorldModelTraining
-from .networks import WorldModel
+from ..world_model.module import WorldModelTraining
+from ..world_model.networks import WorldModel
 
 LEVELS: Mapping[str, tuple[str, ...]] = {
     "embedding": (),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from ...datasets.schema import TaskSpec, TaskTable
-from .networks import WorldModel
+from ..world_model.networks import WorldModel
 
 PRIOR_OUTPUT = "policy_prior.2."
 """Means of an action's components, then log standard deviations."""

@@ -33,13 +33,13 @@ from ..extraction.start_frames import (
     save_frames,
     saved_behaviours,
 )
-from ..stage_finetune import ADDED, FORGETTING, FinetuneConfig
 from ..training.fit import Place, fit, logged_metrics
-from .balance import reward_entropy, reward_weights, scale_observations
+from ..world_model.balance import reward_entropy, reward_weights, scale_observations
+from ..world_model.networks import WorldModel
+from ..world_model.open_loop import OpenLoopError, validation_length
 from .expansion import expand_model
-from .finetuning import Finetuning, begin_rows, learning_masks
-from .networks import WorldModel
-from .open_loop import OpenLoopError, validation_length
+from .module import Finetuning, begin_rows, learning_masks
+from .stage_finetune import ADDED, FORGETTING, FinetuneConfig
 
 NEAREST_WINDOWS = 512
 """Of a new task's data, on which it is tried as each old task."""
