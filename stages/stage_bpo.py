@@ -182,7 +182,7 @@ class Bpo(Stage):
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
     from .awm.networks import load_model
-    from .stage_extract import check_same_tables
+    from .extraction.stage_extract import check_same_tables
 
     folders = context.inputs["world_model"]
     if not folders:

@@ -81,7 +81,7 @@ class Dyna(Stage):
         from ..datasets.store import TaskStore, TaskWriter, finish_store
         from .awm.imagination import ModelDynamics
         from .awm.networks import load_model
-        from .stage_extract import check_same_tables
+        from .extraction.stage_extract import check_same_tables
         from .world_model.config import held_out_share
 
         torch.set_num_threads(context.threads)

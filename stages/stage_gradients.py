@@ -62,7 +62,7 @@ class Gradients(Stage):
         from .awm.figures import draw_growth
         from .awm.gradient_record import record_latent, record_sequence
         from .awm.networks import load_model
-        from .stage_extract import check_same_tables
+        from .extraction.stage_extract import check_same_tables
         from .world_model.config import held_out_share
         from .world_model.networks import WorldModel
 

@@ -81,7 +81,7 @@ class Powr(Stage):
 
         from ..datasets.store import TaskStore
         from ..pipeline.accelerator import device_of
-        from .stage_extract import check_same_tables
+        from .extraction.stage_extract import check_same_tables
         from .world_model.networks import WorldModel
 
         config = self.config

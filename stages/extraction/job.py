@@ -19,11 +19,11 @@ from ...pipeline.artifact import replacing
 from ...pipeline.config_schema import build
 from ...pipeline.jobs import JobContext
 from ..policy.policy_index import policy_entry
-from ..stage_extract import IMAGINED_EPISODES, ExtractConfig
 from ..world_model.networks import WorldModel
 from .first_order import FirstOrderExtraction, Member
 from .groups import MemberGroups
 from .policy import LatentPolicy
+from .stage_extract import IMAGINED_EPISODES, ExtractConfig
 from .start_frames import frame_source
 from .starts import encode_starts
 

@@ -218,7 +218,7 @@ def check_can_join(table: TaskTable, new: Sequence[TaskSpec], task_dim: int, fol
 
 def check_replayed(model: TaskTable, store: TaskTable, model_folder: Path, store_folder: Path) -> None:
     """Raise a CheckpointError unless the tasks of the store are the model's: all of them, or some."""
-    from ..stage_extract import repr_task
+    from ..extraction.stage_extract import repr_task
 
     problems = []
     for k, task in enumerate(store):

@@ -23,8 +23,8 @@ from orrery.stages.extraction import packing
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import Member
 from orrery.stages.extraction.packing import MemoryEstimate, job_names, members_per_job, pack
+from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.stage_extract import Extract, ExtractConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from rich.console import Console

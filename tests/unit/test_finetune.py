@@ -24,12 +24,12 @@ from orrery.pipeline.plan import check_all
 from orrery.pipeline.stage import Context
 from orrery.pipeline.study import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
+from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
 from orrery.stages.extraction.start_frames import saved_behaviours
 from orrery.stages.finetune.expansion import expand_model
 from orrery.stages.finetune.module import Finetuning, begin_rows, try_rows
 from orrery.stages.finetune.stage_finetune import Finetune, FinetuneConfig, finetune_folders
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.stage_extract import Extract, ExtractConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from rich.console import Console

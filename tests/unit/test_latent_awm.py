@@ -15,9 +15,9 @@ from orrery.pipeline.stage import Context
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.rollout import _roll_out, imagine, imagined_return, member_tasks
+from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.stage_extract import Extract, ExtractConfig
 from orrery.stages.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

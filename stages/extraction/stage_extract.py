@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.accelerator import check_accelerator, wants_gpu
-from ..pipeline.artifact import write_json
-from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from ..pipeline.ranges import check_counts, check_not_negative
-from ..pipeline.reading import read_made
-from ..pipeline.stage import Context, Input, Stage
-from .extraction.config import ALGORITHMS, FirstOrderConfig
-from .finetune.stage_finetune import finetune_folders
-from .policy.policy_index import PolicyEntry, write_index
-from .pretrain.stage_pretrain import PretrainConfig
+from ...pipeline.accelerator import check_accelerator, wants_gpu
+from ...pipeline.artifact import write_json
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.fanout import FanoutConfig, FolderJob, fan_out
+from ...pipeline.ranges import check_counts, check_not_negative
+from ...pipeline.reading import read_made
+from ...pipeline.stage import Context, Input, Stage
+from ..finetune.stage_finetune import finetune_folders
+from ..policy.policy_index import PolicyEntry, write_index
+from ..pretrain.stage_pretrain import PretrainConfig
+from .config import ALGORITHMS, FirstOrderConfig
 
 if TYPE_CHECKING:
-    from ..datasets.schema import TaskTable
-    from .extraction.first_order import Member
-    from .world_model.config import WorldModelConfig
+    from ...datasets.schema import TaskTable
+    from ..world_model.config import WorldModelConfig
+    from .first_order import Member
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class Extract(Stage):
         if isinstance(maker, PretrainConfig) and maker.world_model == "latent":
             maker.latent_model.check_horizon(self.config.first_order.horizon, "extract.first_order.horizon")
         if name == "world_model" and maker is None and not finetune_folders(folder):
-            from ..datasets.schema import read_table
-            from ..datasets.tasks import find_tasks
+            from ...datasets.schema import read_table
+            from ...datasets.tasks import find_tasks
 
             find_tasks(read_table(folder), self.config.tasks, folder)
 
@@ -158,10 +158,10 @@ class Extract(Stage):
         self.config.fanout.check_machine(self.config.accelerator, "extract.accelerator")
 
     def run(self, context: Context) -> str:
-        from ..datasets.schema import TaskTable, read_table
-        from ..datasets.tasks import expand_names
-        from .extraction.job import payload_of, train_members
-        from .extraction.packing import job_names
+        from ...datasets.schema import TaskTable, read_table
+        from ...datasets.tasks import expand_names
+        from .job import payload_of, train_members
+        from .packing import job_names
 
         config, root = self.config, context.input("world_model")
         if models := finetune_folders(root):  # each new task has a model of its own; the members of a job share one
@@ -184,10 +184,10 @@ class Extract(Stage):
 
     def _plan(self, folder: Path, names: Sequence[str], context: Context) -> _Plan:
         """What is extracted from the model in `folder`: for the tasks `names`, or all where it is empty."""
-        from ..datasets.schema import read_table
-        from ..pipeline.checkpoint import read_config
-        from .extraction.packing import pack
-        from .world_model.config import WorldModelConfig
+        from ...datasets.schema import read_table
+        from ...pipeline.checkpoint import read_config
+        from ..world_model.config import WorldModelConfig
+        from .packing import pack
 
         config = self.config
         model = read_config(folder, "model", WorldModelConfig)
@@ -205,8 +205,8 @@ class Extract(Stage):
         Raises:
             CheckpointError: model and data hold different tasks under these names, or there is nowhere to start.
         """
-        from ..datasets.store import TaskStore
-        from .extraction.start_frames import saved_behaviours, saved_folder
+        from ...datasets.store import TaskStore
+        from .start_frames import saved_behaviours, saved_folder
 
         for folder in context.inputs.get("store", ()):
             store = TaskStore.open(folder)
@@ -233,7 +233,7 @@ class Extract(Stage):
         self, members: list[Member], model: WorldModelConfig, folder: Path, table: TaskTable, context: Context
     ) -> int:
         """As configured, or as memory allows; the same again when an interrupted attempt continues."""
-        from .extraction.packing import members_per_job
+        from .packing import members_per_job
 
         if self.config.fanout.members_per_job:
             return self.config.fanout.members_per_job
@@ -311,7 +311,7 @@ def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[M
     Raises:
         ConfigError: an anchor for a task that is not extracted.
     """
-    from .extraction.first_order import Member
+    from .first_order import Member
 
     if unknown := sorted(set(config.task_anchor) - set(behaviours)):
         known = ", ".join(behaviours)
@@ -336,7 +336,7 @@ def _gather(jobs: list[Path], members: list[Member], table: TaskTable, config: E
     depend on how they were split."""
     import pandas as pd
 
-    from .extraction.job import CURVES, ENTRIES
+    from .job import CURVES, ENTRIES
 
     entries, curves = {}, []
     for job in jobs:

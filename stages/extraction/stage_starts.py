@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import StageError
-from ..pipeline.fanout import run_all
-from ..pipeline.ranges import check_choices, check_counts
-from ..pipeline.stage import Context, Input, Stage
+from ...pipeline.errors import StageError
+from ...pipeline.fanout import run_all
+from ...pipeline.ranges import check_choices, check_counts
+from ...pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:
-    from ..datasets.schema import Episode, TaskSpec
-    from .extraction.start_frames import StartFrames
+    from ...datasets.schema import Episode, TaskSpec
+    from .start_frames import StartFrames
 
 SOURCES = ("auto", "model", "episodes")
 CHUNK = 5
@@ -66,13 +66,13 @@ class Starts(Stage):
             self._tasks(folder)
 
     def _tasks(self, folder: Path) -> list[TaskSpec]:
-        from ..datasets.schema import read_table
-        from ..datasets.tasks import find_tasks
+        from ...datasets.schema import read_table
+        from ...datasets.tasks import find_tasks
 
         return find_tasks(read_table(folder), self.config.tasks, folder)
 
     def run(self, context: Context) -> str:
-        from .extraction.start_frames import has_frames, load_frames, save_frames
+        from .start_frames import has_frames, load_frames, save_frames
 
         config, folder = self.config, context.input("world_model")
         specs = self._tasks(folder)
@@ -86,7 +86,7 @@ class Starts(Stage):
         return f"{count:,} frames of each of {len(frames)} tasks, {source}"
 
     def _played(self, specs: Sequence[TaskSpec], context: Context) -> dict[str, StartFrames]:
-        from ..datasets.collect import has_expert
+        from ...datasets.collect import has_expert
 
         config = self.config
         if unplayable := [spec.name for spec in specs if not spec.environment]:
@@ -117,8 +117,8 @@ class Starts(Stage):
 
 def _play(job: _Job) -> list[tuple[int, Episode]]:
     """The episodes that completed, by number. Runs in a worker process."""
-    from ..datasets.collect import Variation, behaviour_act, episode_seed
-    from ..datasets.rollout import play_episodes
+    from ...datasets.collect import Variation, behaviour_act, episode_seed
+    from ...datasets.rollout import play_episodes
 
     seeds = [episode_seed(job.seed, job.spec.name, number) for number in job.numbers]
     act = behaviour_act(job.spec, job.numbers, job.seed, Variation())
@@ -131,7 +131,7 @@ def _frames(spec: TaskSpec, episodes: Sequence[Episode], behaviour: str, count: 
     import numpy as np
     import torch
 
-    from .extraction.start_frames import StartFrames
+    from .start_frames import StartFrames
 
     rewards = np.concatenate([episode.rewards for episode in episodes])
     everything = StartFrames(
