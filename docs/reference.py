@@ -49,9 +49,9 @@ API = {
     ],
     "World model": [
         "stages.world_model.networks",
-        "stages.world_model.task_model",
+        "stages.planning.task_model",
         "stages.world_model.losses",
-        "stages.world_model.planner",
+        "stages.planning.planner",
         "stages.world_model.tdmpc2_checkpoint",
     ],
     "Policies": [

@@ -28,7 +28,7 @@ _KINDS = {
     "mlp": ("awm.mlp_policy", "MlpPolicy"),
     "kernel": ("kernel_planning.policy", "KernelPolicy"),
     "mrq": ("mrq_learning.policy", "MrqPolicy"),
-    "planner": ("world_model.planner", "Planner"),
+    "planner": ("planning.planner", "Planner"),
 }
 """Policy class by the `kind` in policy.json: module under orrery.stages, class."""
 

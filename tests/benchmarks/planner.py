@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.stages.planning.config import PlannerConfig
+from orrery.stages.planning.planner import Planner
+from orrery.stages.planning.task_model import TaskModel
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
-from orrery.stages.world_model.planner import Planner
-from orrery.stages.world_model.planner_config import PlannerConfig
-from orrery.stages.world_model.task_model import TaskModel
 
 ROUNDS = 5
 SIZES = {

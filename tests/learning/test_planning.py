@@ -13,11 +13,11 @@ import pytest
 import torch
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.stages.planning.config import PlannerConfig
+from orrery.stages.planning.stage_mppi import Mppi, MppiConfig
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.stage_mppi import Mppi, MppiConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
-from orrery.stages.world_model.planner_config import PlannerConfig
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
 

@@ -16,6 +16,7 @@ from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.rollout import _roll_out, imagine, imagined_return, member_tasks
 from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
+from orrery.stages.planning.config import check_can_plan
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
 from orrery.stages.stage_gradients import Gradients, GradientsConfig
@@ -23,7 +24,6 @@ from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import rollout_losses
 from orrery.stages.world_model.open_loop import diagnosed_horizons, validation_length
-from orrery.stages.world_model.planner_config import check_can_plan
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

@@ -29,10 +29,10 @@ from orrery.stages.kernel_planning.transitions import Transitions
 from orrery.stages.mrq_learning.learner import Learner, Shapes
 from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq_learning.replay import Replay
+from orrery.stages.planning.planner import Planner
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig, OptimizerConfig
 from orrery.stages.world_model.module import WorldModelTraining
-from orrery.stages.world_model.planner import Planner
 
 from .kernel_problems import F64, make_rows
 from .models import SMALL, random_model

@@ -14,14 +14,14 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import CheckpointError, ConfigError, TaskError
 from orrery.pipeline.stage import Context
+from orrery.stages.planning.config import PlannerConfig
+from orrery.stages.planning.planner import Planner, PlanNoise, plan
+from orrery.stages.planning.stage_mppi import Mppi, MppiConfig
+from orrery.stages.planning.task_model import TaskModel
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import PretrainConfig
-from orrery.stages.stage_mppi import Mppi, MppiConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
-from orrery.stages.world_model.planner import Planner, PlanNoise, plan
-from orrery.stages.world_model.planner_config import PlannerConfig
-from orrery.stages.world_model.task_model import TaskModel
 
 CONFIG = WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, bin_limit=2, num_q=3)
 TABLE = TaskTable(

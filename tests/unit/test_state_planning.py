@@ -15,12 +15,12 @@ from orrery.pipeline.stage import Context
 from orrery.stages.awm.config import SequenceModelConfig
 from orrery.stages.awm.episodes import Episodes, fit_model
 from orrery.stages.awm.networks import build_model
-from orrery.stages.awm.planning import StateModel
+from orrery.stages.planning.config import PlannerConfig
+from orrery.stages.planning.planner import Planner, PlanNoise, plan
+from orrery.stages.planning.sequence_task import StateModel
+from orrery.stages.planning.stage_mppi import Mppi, MppiConfig
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import PretrainConfig
-from orrery.stages.stage_mppi import Mppi, MppiConfig
-from orrery.stages.world_model.planner import Planner, PlanNoise, plan
-from orrery.stages.world_model.planner_config import PlannerConfig
 
 from .stores import point_mass_episodes, point_mass_spec
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...pipeline.errors import ConfigError
-from .imagination import ModelDynamics
-from .networks import SequenceModel
+from ..awm.imagination import ModelDynamics
+from ..awm.networks import SequenceModel
 
 
 class StateModel(nn.Module):

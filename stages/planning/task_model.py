@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .losses import two_hot_decode
-from .networks import WorldModel
-from .planner_config import check_can_plan
-from .values import sample_prior
+from ..world_model.losses import two_hot_decode
+from ..world_model.networks import WorldModel
+from ..world_model.values import sample_prior
+from .config import check_can_plan
 
 
 class TaskModel(nn.Module):

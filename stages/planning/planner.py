@@ -34,9 +34,9 @@ from ...pipeline.errors import CheckpointError
 from ...pipeline.paths import user_path
 from ...pipeline.seeding import derive_seed
 from ..awm.networks import SequenceModel, load_model
-from ..awm.planning import StateModel
-from .networks import WorldModel
-from .planner_config import PlannerConfig, check_can_plan
+from ..world_model.networks import WorldModel
+from .config import PlannerConfig, check_can_plan
+from .sequence_task import StateModel
 from .task_model import TaskModel
 
 

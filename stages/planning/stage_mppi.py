@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.ranges import check_counts
-from ..pipeline.reading import read_made
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Input, Stage
-from .policy.policy_index import policy_entry, write_index
-from .pretrain.stage_pretrain import PretrainConfig
-from .world_model.planner_config import PlannerConfig, check_can_plan
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.ranges import check_counts
+from ...pipeline.reading import read_made
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import policy_entry, write_index
+from ..pretrain.stage_pretrain import PretrainConfig
+from .config import PlannerConfig, check_can_plan
 
 ALGORITHM = "tdmpc2_plan"
 MPPI, CEM = "mppi", "cem"
@@ -90,9 +90,9 @@ class Mppi(Stage):
             check_can_plan(num_q, dynamics, where)
 
     def run(self, context: Context) -> str:
-        from .awm.networks import SequenceModel, load_model
-        from .world_model.networks import WorldModel
-        from .world_model.planner import Planner, PlannerPolicyConfig, relative_folder, world_model_digest
+        from ..awm.networks import SequenceModel, load_model
+        from ..world_model.networks import WorldModel
+        from .planner import Planner, PlannerPolicyConfig, relative_folder, world_model_digest
 
         config = self.config
         source = context.input("world_model")
