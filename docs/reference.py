@@ -71,9 +71,9 @@ API = {
     ],
     "Action world models": ["stages.awm.networks", "stages.awm.gradients", "stages.awm.imagination", "stages.awm.bpo"],
     "MR.Q and POWR": [
-        "stages.mrq_learning.losses",
-        "stages.mrq_learning.learner",
-        "stages.mrq_learning.linear_theory",
+        "stages.mrq.losses",
+        "stages.mrq.learner",
+        "stages.mrq.linear_theory",
         "stages.kernel_planning.kernels",
         "stages.kernel_planning.evaluation",
         "stages.kernel_planning.improvement",

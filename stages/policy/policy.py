@@ -27,7 +27,7 @@ _KINDS = {
     "state": ("awm.policy", "StatePolicy"),
     "mlp": ("awm.mlp_policy", "MlpPolicy"),
     "kernel": ("kernel_planning.policy", "KernelPolicy"),
-    "mrq": ("mrq_learning.policy", "MrqPolicy"),
+    "mrq": ("mrq.policy", "MrqPolicy"),
     "planner": ("planning.planner", "Planner"),
 }
 """Policy class by the `kind` in policy.json: module under orrery.stages, class."""

@@ -13,9 +13,9 @@ import statistics
 import time
 
 import torch
-from orrery.stages.mrq_learning.config import LearnConfig
-from orrery.stages.mrq_learning.learner import Learner, Shapes
-from orrery.stages.mrq_learning.replay import Replay
+from orrery.stages.mrq.config import LearnConfig
+from orrery.stages.mrq.learner import Learner, Shapes
+from orrery.stages.mrq.replay import Replay
 
 OBSERVATION, ACTION, EPISODE = 17, 6, 500
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from orrery.datasets.tasks import task_spec
-from orrery.stages.mrq_learning.config import LearnConfig, NetworkConfig
-from orrery.stages.mrq_learning.online import OnlineTraining
-from orrery.stages.stage_mrq_online import MrqOnlineConfig
+from orrery.stages.mrq.config import LearnConfig, NetworkConfig
+from orrery.stages.mrq.online import OnlineTraining
+from orrery.stages.mrq.stage_mrq_online import MrqOnlineConfig
 
 DECISIONS = 12
 

@@ -10,12 +10,12 @@ import dataclasses
 
 import pytest
 import torch
-from orrery.stages.mrq_learning import losses
-from orrery.stages.mrq_learning.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig
-from orrery.stages.mrq_learning.learner import Learner, Shapes
-from orrery.stages.mrq_learning.networks import Encoder, PolicyNetwork, TwinValues
-from orrery.stages.mrq_learning.priorities import Priorities
-from orrery.stages.mrq_learning.replay import Windows
+from orrery.stages.mrq import losses
+from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig
+from orrery.stages.mrq.learner import Learner, Shapes
+from orrery.stages.mrq.networks import Encoder, PolicyNetwork, TwinValues
+from orrery.stages.mrq.priorities import Priorities
+from orrery.stages.mrq.replay import Windows
 
 from .mrq_golden import CLOSE, GOLDEN, load, under
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from orrery.stages.mrq_learning import losses
-from orrery.stages.mrq_learning.replay import Replay
+from orrery.stages.mrq import losses
+from orrery.stages.mrq.replay import Replay
 
 from .mrq_golden import CLOSE, GOLDEN, load
 

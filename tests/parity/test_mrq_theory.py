@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orrery.stages.mrq_learning.linear_theory import (
+from orrery.stages.mrq.linear_theory import (
     LinearProblem,
     linear_model,
     model_based_weights,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orrery.stages.mrq_learning.replay import Replay
-from orrery.stages.mrq_learning.stored import allowed_starts
+from orrery.stages.mrq.replay import Replay
+from orrery.stages.mrq.stored import allowed_starts
 
 
 @dataclass

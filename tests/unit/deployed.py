@@ -19,8 +19,8 @@ from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.kernel_planning.features import Features, index_features, raw_features
 from orrery.stages.kernel_planning.kernels import StateKernel
 from orrery.stages.kernel_planning.policy import Behaviour, KernelPolicy, Penalty
-from orrery.stages.mrq_learning.config import NetworkConfig
-from orrery.stages.mrq_learning.policy import MrqPolicy, MrqPolicyConfig
+from orrery.stages.mrq.config import NetworkConfig
+from orrery.stages.mrq.policy import MrqPolicy, MrqPolicyConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.task_encoder import TaskEncoder

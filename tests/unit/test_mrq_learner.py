@@ -10,10 +10,10 @@ import torch
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.study_config import load_study
-from orrery.stages.mrq_learning.config import DESIGN_STUDY
-from orrery.stages.mrq_learning.learner import Learner, Shapes
-from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
-from orrery.stages.mrq_learning.online import OnlineTraining
+from orrery.stages.mrq.config import DESIGN_STUDY
+from orrery.stages.mrq.learner import Learner, Shapes
+from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
+from orrery.stages.mrq.online import OnlineTraining
 
 from .mrq_cases import CARTPOLE, LEARN, OFFLINE, ONLINE, PENDULUM, run_to
 from .stores import point_mass_episodes, point_mass_spec, write_store

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from orrery.pipeline.errors import ConfigError, DatasetError
-from orrery.stages.mrq_learning import losses
-from orrery.stages.mrq_learning.actions import Actions
-from orrery.stages.mrq_learning.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig, vary
-from orrery.stages.mrq_learning.networks import Encoder, Prediction, initialise
-from orrery.stages.mrq_learning.norm import norm_elu
-from orrery.stages.mrq_learning.priorities import Priorities
+from orrery.stages.mrq import losses
+from orrery.stages.mrq.actions import Actions
+from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig, vary
+from orrery.stages.mrq.networks import Encoder, Prediction, initialise
+from orrery.stages.mrq.norm import norm_elu
+from orrery.stages.mrq.priorities import Priorities
 
 SMALL = NetworkConfig(12, 12, 6, 10, 10, 10, num_bins=9, bin_limit=3.0)
 

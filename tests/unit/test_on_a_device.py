@@ -26,9 +26,9 @@ from orrery.stages.kernel_planning.kernels import StateKernel
 from orrery.stages.kernel_planning.offline import Data, plan
 from orrery.stages.kernel_planning.repeated import next_state_model
 from orrery.stages.kernel_planning.transitions import Transitions
-from orrery.stages.mrq_learning.learner import Learner, Shapes
-from orrery.stages.mrq_learning.offline import OfflineMember, OfflineTraining
-from orrery.stages.mrq_learning.replay import Replay
+from orrery.stages.mrq.learner import Learner, Shapes
+from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
+from orrery.stages.mrq.replay import Replay
 from orrery.stages.planning.planner import Planner
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig, OptimizerConfig
@@ -200,8 +200,8 @@ def test_a_latent_planner_and_a_latent_policy_act_on_their_device(models, device
 @pytest.mark.parametrize("tasks", [["toy/small", "toy/wide"], ["toy/choice"]])
 def test_mrq_from_a_store_waits_once_per_period(models, device, monkeypatch, tasks, variant):
     store, _ = models
-    monkeypatch.setattr("orrery.stages.mrq_learning.targets.LIMIT_BYTES", 0)  # their number is made up here
-    monkeypatch.setattr("orrery.stages.mrq_learning.offline.device_of", lambda _: torch.device(device.name))
+    monkeypatch.setattr("orrery.stages.mrq.targets.LIMIT_BYTES", 0)  # their number is made up here
+    monkeypatch.setattr("orrery.stages.mrq.offline.device_of", lambda _: torch.device(device.name))
     training = OfflineTraining(store, [OfflineMember(name, 0) for name in tasks], OFFLINE, variant)
     for _ in range(training.encoder_periods + 1):
         training.advance()
@@ -216,7 +216,7 @@ def test_mrq_from_a_store_waits_once_per_period(models, device, monkeypatch, tas
 
 @pytest.mark.parametrize("image", [False, True])
 def test_mrq_from_a_replay_waits_once_per_period(device, monkeypatch, image):
-    monkeypatch.setattr("orrery.stages.mrq_learning.targets.LIMIT_BYTES", 0)  # their number is made up here
+    monkeypatch.setattr("orrery.stages.mrq.targets.LIMIT_BYTES", 0)  # their number is made up here
     stored, seen = ((1, 84, 84), (2, 84, 84)) if image else ((3,), (3,))
     shapes = Shapes(seen, False, torch.ones(1, 2), torch.tensor([0.99]))
     learn = dataclasses.replace(LEARN, batch_size=2) if image else LEARN

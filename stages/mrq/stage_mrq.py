@@ -7,18 +7,18 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.accelerator import check_accelerator
-from ..pipeline.errors import ConfigError, StageError
-from ..pipeline.executors import FanoutConfig
-from ..pipeline.ranges import check_counts, check_not_negative
-from ..pipeline.reading import read_csv
-from ..pipeline.stage import Context, Input, Stage
-from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
-from .policy.policy_index import policy_entry, write_index
-from .world_model.reward_range import rewards_beyond_bins
+from ...pipeline.accelerator import check_accelerator
+from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.executors import FanoutConfig
+from ...pipeline.ranges import check_counts, check_not_negative
+from ...pipeline.reading import read_csv
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import policy_entry, write_index
+from ..world_model.reward_range import rewards_beyond_bins
+from .config import LearnConfig, algorithm_name, check_variants
 
 if TYPE_CHECKING:
-    from ..datasets.store import TaskStore
+    from ...datasets.store import TaskStore
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Mrq(Stage):
     def run(self, context: Context) -> str:
         import pandas as pd
 
-        from ..datasets.store import TaskStore
-        from ..pipeline.fanout import FolderJob, fan_out
-        from .mrq_learning.offline import learn_offline
+        from ...datasets.store import TaskStore
+        from ...pipeline.fanout import FolderJob, fan_out
+        from .offline import learn_offline
 
         store = TaskStore.open(context.input("store"))
         if self.config.start_from_world_model:
@@ -117,8 +117,8 @@ class Mrq(Stage):
 
     def _payloads(self, store: TaskStore) -> dict[str, dict[str, Any]]:
         """Of each job by its name: a program of one or more members."""
-        from ..pipeline.accelerator import device_of
-        from .mrq_learning.offline import OfflineMember, split_members
+        from ...pipeline.accelerator import device_of
+        from .offline import OfflineMember, split_members
 
         config = self.config
         names = config.tasks or list(store.table.names)
@@ -141,8 +141,8 @@ class Mrq(Stage):
         return payloads
 
     def _check_world_model(self, context: Context, store: TaskStore) -> None:
-        from ..datasets.schema import read_table
-        from .extraction.stage_extract import check_same_tables
+        from ...datasets.schema import read_table
+        from ..extraction.stage_extract import check_same_tables
 
         if not context.inputs["world_model"]:
             raise StageError(

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.schema import BEHAVIOURS
-from ..pipeline.errors import StageError
-from ..pipeline.ranges import check_choices
-from ..pipeline.stage import Context, Input, Stage
-from .policy.policy_index import PolicyIndex
+from ...datasets.schema import BEHAVIOURS
+from ...pipeline.errors import StageError
+from ...pipeline.ranges import check_choices
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import PolicyIndex
 
 if TYPE_CHECKING:
-    from ..datasets.rollout import EpisodeResult
-    from ..datasets.schema import TaskSpec
+    from ...datasets.rollout import EpisodeResult
+    from ...datasets.schema import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MrqDatasets(Stage):
     config: MrqDatasetsConfig
 
     def run(self, context: Context) -> str:
-        from ..datasets.collect import read_record, write_dataset
+        from ...datasets.collect import read_record, write_dataset
 
         artifact = context.input("policies")
         index = PolicyIndex.read(artifact)
@@ -91,8 +91,8 @@ class MrqDatasets(Stage):
 
 
 def _episodes(artifact: Path, entry: dict[str, Any], spec: TaskSpec) -> list[EpisodeResult]:
-    from ..datasets.rollout import EpisodeResult
-    from .mrq_learning.recorded import read_episodes
+    from ...datasets.rollout import EpisodeResult
+    from .recorded import read_episodes
 
     label = f"{entry['algorithm']}:seed_{entry['seed']}"
     return [

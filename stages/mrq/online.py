@@ -30,13 +30,13 @@ from ...pipeline.config_schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
-from ..stage_mrq_online import MrqOnlineConfig
 from .config import vary
 from .learner import Learner, Shapes
 from .networks import check_image
 from .policy import MrqPolicy, policy_of_member
 from .recorded import write_episodes
 from .replay import Replay
+from .stage_mrq_online import MrqOnlineConfig
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datasets.schema import TaskSpec
-from ..datasets.tasks import resolve_name, task_spec
-from ..pipeline.accelerator import check_accelerator
-from ..pipeline.errors import ConfigError
-from ..pipeline.executors import FanoutConfig
-from ..pipeline.ranges import check_counts
-from ..pipeline.reading import read_csv
-from ..pipeline.stage import Context, Stage
-from .mrq_learning.config import LearnConfig, algorithm_name, check_variants
-from .policy.policy_index import policy_entry, write_index
+from ...datasets.schema import TaskSpec
+from ...datasets.tasks import resolve_name, task_spec
+from ...pipeline.accelerator import check_accelerator
+from ...pipeline.errors import ConfigError
+from ...pipeline.executors import FanoutConfig
+from ...pipeline.ranges import check_counts
+from ...pipeline.reading import read_csv
+from ...pipeline.stage import Context, Stage
+from ..policy.policy_index import policy_entry, write_index
+from .config import LearnConfig, algorithm_name, check_variants
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class MrqOnline(Stage):
     def run(self, context: Context) -> str:
         import pandas as pd
 
-        from ..pipeline.fanout import FolderJob, fan_out
-        from .mrq_learning.online import learn_online
+        from ...pipeline.fanout import FolderJob, fan_out
+        from .online import learn_online
 
         config = self.config
         specs = self._specs()
@@ -144,7 +144,7 @@ class MrqOnline(Stage):
     def _specs(self) -> list[TaskSpec]:
         specs = [task_spec(resolve_name(name)) for name in self.config.tasks]
         if self.config.pixels:
-            from .mrq_learning.pixels import pixel_spec
+            from .pixels import pixel_spec
 
             specs = [pixel_spec(spec, self.config.frames) for spec in specs]
         return specs
