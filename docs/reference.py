@@ -74,9 +74,9 @@ API = {
         "stages.mrq.losses",
         "stages.mrq.learner",
         "stages.mrq.linear_theory",
-        "stages.kernel_planning.kernels",
-        "stages.kernel_planning.evaluation",
-        "stages.kernel_planning.improvement",
+        "stages.powr.kernels",
+        "stages.powr.evaluation",
+        "stages.powr.improvement",
         "stages.tabular_planning.solve",
     ],
 }

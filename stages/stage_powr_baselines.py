@@ -15,7 +15,7 @@ from ..pipeline.fanout import run_all
 from ..pipeline.ranges import check_counts
 from ..pipeline.seeding import derive_seed
 from ..pipeline.stage import Context, Stage
-from .kernel_planning.curves import (
+from .powr.curves import (
     CURVES_FILE,
     FIGURE_FILE,
     CurveRow,
@@ -25,7 +25,7 @@ from .kernel_planning.curves import (
     read_curves,
     write_curves,
 )
-from .stage_powr_online import discrete_task
+from .powr.stage_powr_online import discrete_task
 
 LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
 """Which package has which algorithm; both come with the extra `baselines`."""

@@ -78,9 +78,9 @@ class Tabular(Stage):
         import numpy as np
         import torch
 
-        from .kernel_planning.features import raw_features
-        from .kernel_planning.kernels import StateKernel
-        from .kernel_planning.policy import KernelPolicy
+        from .powr.features import raw_features
+        from .powr.kernels import StateKernel
+        from .powr.policy import KernelPolicy
         from .tabular_planning.counts import count, empirical_mdp
 
         spec = rows.spec

@@ -26,7 +26,7 @@ _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
     "state": ("awm.policy", "StatePolicy"),
     "mlp": ("awm.mlp_policy", "MlpPolicy"),
-    "kernel": ("kernel_planning.policy", "KernelPolicy"),
+    "kernel": ("powr.policy", "KernelPolicy"),
     "mrq": ("mrq.policy", "MrqPolicy"),
     "planner": ("planning.planner", "Planner"),
 }

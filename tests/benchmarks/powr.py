@@ -21,11 +21,11 @@ import time
 
 import numpy as np
 import torch
-from orrery.stages.kernel_planning.actions import DiscreteActions
-from orrery.stages.kernel_planning.evaluation import Centres, KernelBlocks, fit
-from orrery.stages.kernel_planning.improvement import mirror_descent, uniform_logits
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.transitions import Transitions
+from orrery.stages.powr.actions import DiscreteActions
+from orrery.stages.powr.evaluation import Centres, KernelBlocks, fit
+from orrery.stages.powr.improvement import mirror_descent, uniform_logits
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.transitions import Transitions
 
 REPEATS = 3
 

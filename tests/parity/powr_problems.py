@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from orrery.stages.kernel_planning.actions import DiscreteActions
-from orrery.stages.kernel_planning.evaluation import (
+from orrery.stages.powr.actions import DiscreteActions
+from orrery.stages.powr.evaluation import (
     Centres,
     KernelBlocks,
     fit,
 )
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.transitions import Transitions
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.transitions import Transitions
 from orrery.stages.tabular_planning.counts import count
 from orrery.stages.tabular_planning.solve import mirror_descent as exact_mirror_descent
 from orrery.stages.tabular_planning.solve import (

@@ -10,16 +10,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from orrery.stages.kernel_planning.actions import DiscreteActions
-from orrery.stages.kernel_planning.evaluation import (
+from orrery.stages.powr.actions import DiscreteActions
+from orrery.stages.powr.evaluation import (
     Centres,
     KernelBlocks,
     fit,
     successor_matrix,
 )
-from orrery.stages.kernel_planning.improvement import mirror_descent, uniform_logits
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.transitions import Transitions, with_sinks
+from orrery.stages.powr.improvement import mirror_descent, uniform_logits
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.transitions import Transitions, with_sinks
 from orrery.stages.tabular_planning.counts import empirical_mdp
 from orrery.stages.tabular_planning.solve import mirror_descent as exact_mirror_descent
 from orrery.stages.tabular_planning.solve import (

@@ -9,9 +9,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from orrery.stages.kernel_planning.actions import CandidateActions, DiscreteActions
-from orrery.stages.kernel_planning.centres import choose_centres, distinct_rows
-from orrery.stages.kernel_planning.evaluation import (
+from orrery.stages.powr.actions import CandidateActions, DiscreteActions
+from orrery.stages.powr.centres import choose_centres, distinct_rows
+from orrery.stages.powr.evaluation import (
     Centres,
     KernelBlocks,
     Statistics,
@@ -19,15 +19,15 @@ from orrery.stages.kernel_planning.evaluation import (
     statistics,
     successor_matrix,
 )
-from orrery.stages.kernel_planning.improvement import (
+from orrery.stages.powr.improvement import (
     kernel_sum,
     mirror_descent,
     policy_weights,
     transition_radius,
     uniform_logits,
 )
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.transitions import Transitions, with_sinks
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.transitions import Transitions, with_sinks
 from orrery.stages.tabular_planning.counts import MDP, empirical_mdp
 from orrery.stages.tabular_planning.solve import (
     action_values,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from orrery.stages.kernel_planning import improvement
-from orrery.stages.kernel_planning.actions import CandidateActions, DiscreteActions
-from orrery.stages.kernel_planning.evaluation import Centres, KernelBlocks, fit
-from orrery.stages.kernel_planning.improvement import mirror_descent, uniform_logits
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.repeated import next_state_model
-from orrery.stages.kernel_planning.stability import SingularSystemError
-from orrery.stages.kernel_planning.transitions import Transitions
+from orrery.stages.powr import improvement
+from orrery.stages.powr.actions import CandidateActions, DiscreteActions
+from orrery.stages.powr.evaluation import Centres, KernelBlocks, fit
+from orrery.stages.powr.improvement import mirror_descent, uniform_logits
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.repeated import next_state_model
+from orrery.stages.powr.stability import SingularSystemError
+from orrery.stages.powr.transitions import Transitions
 from orrery.stages.tabular_planning.counts import empirical_mdp
 
 from .powr_problems import cells, close, copies, counted, delta_fit, every, relative, small_problem

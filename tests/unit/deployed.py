@@ -16,11 +16,11 @@ from orrery.stages.awm.policy import StackedPolicy, StatePolicy
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy
-from orrery.stages.kernel_planning.features import Features, index_features, raw_features
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.policy import Behaviour, KernelPolicy, Penalty
 from orrery.stages.mrq.config import NetworkConfig
 from orrery.stages.mrq.policy import MrqPolicy, MrqPolicyConfig
+from orrery.stages.powr.features import Features, index_features, raw_features
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.policy import Behaviour, KernelPolicy, Penalty
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.task_encoder import TaskEncoder

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from orrery.stages.kernel_planning.actions import (
+from orrery.stages.powr.actions import (
     DiscreteActions,
 )
-from orrery.stages.kernel_planning.evaluation import Centres, KernelBlocks, fit
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.transitions import Transitions
+from orrery.stages.powr.evaluation import Centres, KernelBlocks, fit
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.transitions import Transitions
 
 F64 = torch.float64
 

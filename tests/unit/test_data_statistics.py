@@ -13,9 +13,9 @@ from orrery.stages.awm.bpo import start_observations
 from orrery.stages.awm.config import SequenceModelConfig
 from orrery.stages.awm.networks import build_model
 from orrery.stages.extraction.start_frames import draw_frames, load_frames, save_store_frames
-from orrery.stages.kernel_planning.features import index_features
-from orrery.stages.kernel_planning.offline import read_rows
-from orrery.stages.stage_powr import Powr, PowrConfig
+from orrery.stages.powr.features import index_features
+from orrery.stages.powr.offline import read_rows
+from orrery.stages.powr.stage_powr import Powr, PowrConfig
 from orrery.stages.world_model import balance
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
@@ -71,7 +71,7 @@ def few_rows(monkeypatch):
     """So few that a stride would be a whole episode, or all but its last row."""
     monkeypatch.setattr(losses, "_SAMPLED_ROWS", EPISODES)
     monkeypatch.setattr(balance, "_SAMPLED_ROWS", EPISODES)
-    monkeypatch.setattr("orrery.stages.stage_powr.FEATURE_ROWS", EPISODES)
+    monkeypatch.setattr("orrery.stages.powr.stage_powr.FEATURE_ROWS", EPISODES)
 
 
 def test_scales_do_not_depend_on_how_long_episodes_are(store, few_rows):

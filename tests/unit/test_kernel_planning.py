@@ -9,22 +9,23 @@ import pytest
 import torch
 from orrery.datasets.schema import Episode, TaskSpec
 from orrery.pipeline.errors import CheckpointError, ConfigError
-from orrery.stages.kernel_planning.actions import (
+from orrery.stages.policy.policy import load_policy
+from orrery.stages.powr.actions import (
     DiscreteActions,
     grid_candidates,
     kmeans_candidates,
 )
-from orrery.stages.kernel_planning.centres import choose_centres, distinct_rows
-from orrery.stages.kernel_planning.config import PlannerConfig
-from orrery.stages.kernel_planning.curves import CurveRow, band, by_seed, draw_curves, read_curves, write_curves
-from orrery.stages.kernel_planning.evaluation import successor_matrix
-from orrery.stages.kernel_planning.features import (
+from orrery.stages.powr.centres import choose_centres, distinct_rows
+from orrery.stages.powr.config import PlannerConfig
+from orrery.stages.powr.curves import CurveRow, band, by_seed, draw_curves, read_curves, write_curves
+from orrery.stages.powr.evaluation import successor_matrix
+from orrery.stages.powr.features import (
     index_features,
     is_one_hot,
     raw_features,
     standardised_features,
 )
-from orrery.stages.kernel_planning.improvement import (
+from orrery.stages.powr.improvement import (
     behaviour_logits,
     mirror_descent,
     transition_radius,
@@ -32,12 +33,11 @@ from orrery.stages.kernel_planning.improvement import (
     uncertainty_form,
     uniform_logits,
 )
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.online import OnlineLearner
-from orrery.stages.kernel_planning.policy import Behaviour, KernelPolicy, Penalty
-from orrery.stages.kernel_planning.stability import radius_warning, spectral_radius
-from orrery.stages.kernel_planning.transitions import Transitions, concatenate, with_sinks
-from orrery.stages.policy.policy import load_policy
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.online import OnlineLearner
+from orrery.stages.powr.policy import Behaviour, KernelPolicy, Penalty
+from orrery.stages.powr.stability import radius_warning, spectral_radius
+from orrery.stages.powr.transitions import Transitions, concatenate, with_sinks
 
 from .kernel_problems import F64, make_rows, model_of
 

@@ -7,19 +7,19 @@ import math
 import pytest
 import torch
 from orrery.pipeline.errors import ConfigError, DatasetError
-from orrery.stages.kernel_planning.actions import (
+from orrery.stages.powr.actions import (
     CandidateActions,
     DiscreteActions,
 )
-from orrery.stages.kernel_planning.centres import choose_centres
-from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
-from orrery.stages.kernel_planning.improvement import (
+from orrery.stages.powr.centres import choose_centres
+from orrery.stages.powr.config import OfflineConfig, PlannerConfig
+from orrery.stages.powr.improvement import (
     mirror_descent,
     uniform_logits,
 )
-from orrery.stages.kernel_planning.kernels import StateKernel, median_distance
-from orrery.stages.kernel_planning.stability import SingularSystemError, check_pivots, solve_general
-from orrery.stages.kernel_planning.transitions import Transitions
+from orrery.stages.powr.kernels import StateKernel, median_distance
+from orrery.stages.powr.stability import SingularSystemError, check_pivots, solve_general
+from orrery.stages.powr.transitions import Transitions
 
 from .kernel_problems import F64, make_rows, model_of
 

@@ -18,18 +18,18 @@ from orrery.stages.awm.networks import build_model
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
-from orrery.stages.kernel_planning.actions import CandidateActions, DiscreteActions
-from orrery.stages.kernel_planning.config import OfflineConfig, PlannerConfig
-from orrery.stages.kernel_planning.evaluation import Centres, KernelBlocks, fit
-from orrery.stages.kernel_planning.improvement import mirror_descent, uniform_logits
-from orrery.stages.kernel_planning.kernels import StateKernel
-from orrery.stages.kernel_planning.offline import Data, plan
-from orrery.stages.kernel_planning.repeated import next_state_model
-from orrery.stages.kernel_planning.transitions import Transitions
 from orrery.stages.mrq.learner import Learner, Shapes
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.replay import Replay
 from orrery.stages.planning.planner import Planner
+from orrery.stages.powr.actions import CandidateActions, DiscreteActions
+from orrery.stages.powr.config import OfflineConfig, PlannerConfig
+from orrery.stages.powr.evaluation import Centres, KernelBlocks, fit
+from orrery.stages.powr.improvement import mirror_descent, uniform_logits
+from orrery.stages.powr.kernels import StateKernel
+from orrery.stages.powr.offline import Data, plan
+from orrery.stages.powr.repeated import next_state_model
+from orrery.stages.powr.transitions import Transitions
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig, OptimizerConfig
 from orrery.stages.world_model.module import WorldModelTraining

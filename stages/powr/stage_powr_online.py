@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import ConfigError
-from ..pipeline.fanout import run_all
-from ..pipeline.ranges import check_choices, check_counts, check_not_negative
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Input, Stage
-from .kernel_planning.config import KERNELS, PlannerConfig
-from .kernel_planning.curves import (
+from ...pipeline.errors import ConfigError
+from ...pipeline.fanout import run_all
+from ...pipeline.ranges import check_choices, check_counts, check_not_negative
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import write_index
+from .config import KERNELS, PlannerConfig
+from .curves import (
     CURVES_FILE,
     FIGURE_FILE,
     CurveRow,
@@ -25,11 +26,10 @@ from .kernel_planning.curves import (
     read_curves,
     write_curves,
 )
-from .policy.policy_index import write_index
 
 if TYPE_CHECKING:
-    from ..datasets.schema import Episode, TaskSpec
-    from .kernel_planning.online import Epoch
+    from ...datasets.schema import Episode, TaskSpec
+    from .online import Epoch
 
 ALGORITHM = "powr_online"
 
@@ -142,7 +142,7 @@ def discrete_task(name: str, environment: dict[str, Any]) -> TaskSpec:
     Raises:
         TaskError: there is no such task. ConfigError: its actions are continuous.
     """
-    from ..datasets.tasks import task_spec
+    from ...datasets.tasks import task_spec
 
     spec = task_spec(name)
     if spec.action_kind != "discrete":
@@ -159,13 +159,13 @@ def _learn(job: _Job) -> list[str]:
     """Learn with one seed; write its curve and its policy. Returns warnings. Runs in a worker process."""
     import torch
 
-    from ..datasets.rollout import play_episodes
-    from ..datasets.tasks import make_environment
-    from .kernel_planning.features import index_features, raw_features
-    from .kernel_planning.kernels import StateKernel
-    from .kernel_planning.online import OnlineLearner, completed, greedy_act, sampled_act
-    from .kernel_planning.policy import KernelPolicy
-    from .kernel_planning.stability import radius_warning
+    from ...datasets.rollout import play_episodes
+    from ...datasets.tasks import make_environment
+    from .features import index_features, raw_features
+    from .kernels import StateKernel
+    from .online import OnlineLearner, completed, greedy_act, sampled_act
+    from .policy import KernelPolicy
+    from .stability import radius_warning
 
     torch.set_num_threads(1)
     config, spec = job.config, job.spec

@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.accelerator import check_accelerator, check_gpu
-from ..pipeline.artifact import write_json
-from ..pipeline.errors import ConfigError, OrreryError
-from ..pipeline.ranges import check_choices, check_counts
-from ..pipeline.reading import read_made
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Input, Stage
-from .kernel_planning.config import KERNELS, OfflineConfig
-from .policy.policy_index import policy_entry, write_index
+from ...pipeline.accelerator import check_accelerator, check_gpu
+from ...pipeline.artifact import write_json
+from ...pipeline.errors import ConfigError, OrreryError
+from ...pipeline.ranges import check_choices, check_counts
+from ...pipeline.reading import read_made
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import policy_entry, write_index
+from .config import KERNELS, OfflineConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from ..datasets.store import TaskStore
-    from .kernel_planning.features import Features
-    from .world_model.networks import WorldModel
+    from ...datasets.store import TaskStore
+    from ..world_model.networks import WorldModel
+    from .features import Features
 
 ALGORITHM = "powr"
 STATES = ("raw", "latent")
@@ -79,10 +79,10 @@ class Powr(Stage):
         import pandas as pd
         import torch
 
-        from ..datasets.store import TaskStore
-        from ..pipeline.accelerator import device_of
-        from .extraction.stage_extract import check_same_tables
-        from .world_model.networks import WorldModel
+        from ...datasets.store import TaskStore
+        from ...pipeline.accelerator import device_of
+        from ..extraction.stage_extract import check_same_tables
+        from ..world_model.networks import WorldModel
 
         config = self.config
         torch.set_num_threads(context.threads)
@@ -122,10 +122,10 @@ class Powr(Stage):
         self, store: TaskStore, model: WorldModel | None, name: str, seed: int, folder: Path, device: torch.device
     ) -> dict[str, Any]:
         """Plan one policy and save it; returns what is said of its fit."""
-        from .kernel_planning.actions import CandidateActions
-        from .kernel_planning.kernels import StateKernel, median_distance
-        from .kernel_planning.offline import make_actions, plan, read_rows
-        from .kernel_planning.policy import KernelPolicy
+        from .actions import CandidateActions
+        from .kernels import StateKernel, median_distance
+        from .offline import make_actions, plan, read_rows
+        from .policy import KernelPolicy
 
         config, start = self.config, time.perf_counter()
         own = derive_seed(config.seed, "powr", name, seed) % 2**31
@@ -158,8 +158,8 @@ class Powr(Stage):
     def _features(self, store: TaskStore, model: WorldModel | None, name: str) -> tuple[Features, bool]:
         """The map from observations to states, and whether those are indices."""
 
-        from .kernel_planning.features import index_features, is_one_hot, latent_features, standardised_features
-        from .world_model.task_encoder import TaskEncoder
+        from ..world_model.task_encoder import TaskEncoder
+        from .features import index_features, is_one_hot, latent_features, standardised_features
 
         k = store.table.id_of(name)
         rows = store.tasks[k]
@@ -172,7 +172,7 @@ class Powr(Stage):
         return standardised_features(observation), False
 
     def _warn(self, context: Context, name: str, seed: int, found: dict[str, Any]) -> None:
-        from .kernel_planning.stability import radius_warning
+        from .stability import radius_warning
 
         if (message := radius_warning(found["spectral_radius"])) is not None:
             context.log.warning("%s, seed %d: %s", name, seed, message)
