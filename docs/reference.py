@@ -77,7 +77,7 @@ API = {
         "stages.powr.kernels",
         "stages.powr.evaluation",
         "stages.powr.improvement",
-        "stages.tabular_planning.solve",
+        "stages.tabular.solve",
     ],
 }
 """Modules by page: what a user of the package or the author of a stage calls."""

@@ -15,9 +15,9 @@ from orrery.stages.powr.evaluation import (
 )
 from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.transitions import Transitions
-from orrery.stages.tabular_planning.counts import count
-from orrery.stages.tabular_planning.solve import mirror_descent as exact_mirror_descent
-from orrery.stages.tabular_planning.solve import (
+from orrery.stages.tabular.counts import count
+from orrery.stages.tabular.solve import mirror_descent as exact_mirror_descent
+from orrery.stages.tabular.solve import (
     state_values,
     value_iteration,
 )

@@ -20,9 +20,9 @@ from orrery.stages.powr.evaluation import (
 from orrery.stages.powr.improvement import mirror_descent, uniform_logits
 from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.transitions import Transitions, with_sinks
-from orrery.stages.tabular_planning.counts import empirical_mdp
-from orrery.stages.tabular_planning.solve import mirror_descent as exact_mirror_descent
-from orrery.stages.tabular_planning.solve import (
+from orrery.stages.tabular.counts import empirical_mdp
+from orrery.stages.tabular.solve import mirror_descent as exact_mirror_descent
+from orrery.stages.tabular.solve import (
     policy_iteration,
     policy_values,
     value_iteration,

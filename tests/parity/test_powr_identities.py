@@ -28,8 +28,8 @@ from orrery.stages.powr.improvement import (
 )
 from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.transitions import Transitions, with_sinks
-from orrery.stages.tabular_planning.counts import MDP, empirical_mdp
-from orrery.stages.tabular_planning.solve import (
+from orrery.stages.tabular.counts import MDP, empirical_mdp
+from orrery.stages.tabular.solve import (
     action_values,
     policy_values,
     state_values,

@@ -13,7 +13,7 @@ from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.repeated import next_state_model
 from orrery.stages.powr.stability import SingularSystemError
 from orrery.stages.powr.transitions import Transitions
-from orrery.stages.tabular_planning.counts import empirical_mdp
+from orrery.stages.tabular.counts import empirical_mdp
 
 from .powr_problems import cells, close, copies, counted, delta_fit, every, relative, small_problem
 

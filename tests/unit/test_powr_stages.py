@@ -25,7 +25,7 @@ from orrery.stages.powr.online import OnlineLearner
 from orrery.stages.powr.stage_powr import Powr, PowrConfig
 from orrery.stages.powr.stage_powr_online import PowrOnline, PowrOnlineConfig, discrete_task
 from orrery.stages.stage_powr_baselines import PowrBaselines, PowrBaselinesConfig
-from orrery.stages.stage_tabular import Tabular, TabularConfig
+from orrery.stages.tabular.stage_tabular import Tabular, TabularConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import ConfigError, DatasetError
-from ..pipeline.ranges import check_choices, check_counts, check_positive
-from ..pipeline.stage import Context, Input, Stage
-from .policy.policy_index import policy_entry, write_index
+from ...pipeline.errors import ConfigError, DatasetError
+from ...pipeline.ranges import check_choices, check_counts, check_positive
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..datasets.store import TaskRows
-    from .tabular_planning.counts import MDP
+    from ...datasets.store import TaskRows
+    from .counts import MDP
 
 ALGORITHM = "tabular"
 METHODS = ("value_iteration", "policy_iteration", "mirror_descent")
@@ -56,7 +56,7 @@ class Tabular(Stage):
     config: TabularConfig
 
     def run(self, context: Context) -> str:
-        from ..datasets.store import TaskStore
+        from ...datasets.store import TaskStore
 
         store = TaskStore.open(context.input("store"))
         names = self.config.tasks or list(store.table.names)
@@ -78,10 +78,10 @@ class Tabular(Stage):
         import numpy as np
         import torch
 
-        from .powr.features import raw_features
-        from .powr.kernels import StateKernel
-        from .powr.policy import KernelPolicy
-        from .tabular_planning.counts import count, empirical_mdp
+        from ..powr.features import raw_features
+        from ..powr.kernels import StateKernel
+        from ..powr.policy import KernelPolicy
+        from .counts import count, empirical_mdp
 
         spec = rows.spec
         if spec.action_kind != "discrete":
@@ -106,7 +106,7 @@ class Tabular(Stage):
     def _plan(self, mdp: MDP, seen_SA: np.ndarray, discount: float) -> np.ndarray:
         import numpy as np
 
-        from .tabular_planning import solve
+        from . import solve
 
         allowed_SA = seen_SA if self.config.unseen == "avoid" else None
         if self.config.method == "value_iteration":
