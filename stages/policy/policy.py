@@ -25,7 +25,7 @@ from .policy_index import POLICIES_FILE, PolicyIndex
 _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
     "state": ("awm.policy", "StatePolicy"),
-    "mlp": ("awm.mlp_policy", "MlpPolicy"),
+    "mlp": ("baselines.mlp_policy", "MlpPolicy"),
     "kernel": ("powr.policy", "KernelPolicy"),
     "mrq": ("mrq.policy", "MrqPolicy"),
     "planner": ("planning.planner", "Planner"),

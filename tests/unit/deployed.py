@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from orrery.datasets.schema import TaskSpec, TaskTable
-from orrery.stages.awm.mlp_policy import MlpPolicy, MlpPolicyConfig
 from orrery.stages.awm.policy import StackedPolicy, StatePolicy
+from orrery.stages.baselines.mlp_policy import MlpPolicy, MlpPolicyConfig
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..datasets.schema import TaskSpec
-from ..pipeline.errors import ConfigError
-from ..pipeline.fanout import run_all
-from ..pipeline.ranges import check_counts
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Input, Stage
-from .policy.policy_index import policy_entry, write_index
+from ...datasets.schema import TaskSpec
+from ...pipeline.errors import ConfigError
+from ...pipeline.fanout import run_all
+from ...pipeline.ranges import check_counts
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import policy_entry, write_index
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ class Sac(Stage):
             )
 
     def run(self, context: Context) -> str:
-        from ..datasets.store import TaskStore
+        from ...datasets.store import TaskStore
 
         config = self.config
         store = TaskStore.open(context.input("store"))
@@ -119,7 +119,7 @@ class Sac(Stage):
         return f"{len(jobs)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
 
     def _job(self, store: Any, name: str, seed: int, artifact: Path) -> _Job:
-        from .awm.losses import observation_statistics
+        from ..awm.losses import observation_statistics
 
         rows = store.rows_of(name)
         spec = rows.spec
@@ -137,8 +137,8 @@ def _learn(job: _Job) -> None:
     import stable_baselines3
     import torch
 
-    from ..datasets.tasks import make_environment
-    from .awm.mlp_policy import MlpPolicy
+    from ...datasets.tasks import make_environment
+    from .mlp_policy import MlpPolicy
 
     torch.set_num_threads(1)
     config, spec = job.config, job.spec

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datasets.schema import TaskSpec
-from ..pipeline.errors import ConfigError
-from ..pipeline.fanout import run_all
-from ..pipeline.ranges import check_counts
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Stage
-from .powr.curves import (
+from ...datasets.schema import TaskSpec
+from ...pipeline.errors import ConfigError
+from ...pipeline.fanout import run_all
+from ...pipeline.ranges import check_counts
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Stage
+from ..powr.curves import (
     CURVES_FILE,
     FIGURE_FILE,
     CurveRow,
@@ -25,7 +25,7 @@ from .powr.curves import (
     read_curves,
     write_curves,
 )
-from .powr.stage_powr_online import discrete_task
+from ..powr.stage_powr_online import discrete_task
 
 LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
 """Which package has which algorithm; both come with the extra `baselines`."""
@@ -120,8 +120,8 @@ def _learn(job: _Job) -> list[str]:
     import numpy as np
     import torch
 
-    from ..datasets.rollout import play_episodes
-    from ..datasets.tasks import make_environment
+    from ...datasets.rollout import play_episodes
+    from ...datasets.tasks import make_environment
 
     torch.set_num_threads(1)
     config, spec = job.config, job.spec
