@@ -13,7 +13,6 @@ import pytest
 import torch
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
-from orrery.stages.awm.bpo import PolicyOptimisation
 from orrery.stages.awm.config import BpoConfig, SequenceModelConfig
 from orrery.stages.awm.episodes import correlated_actions, fit_model, simulate
 from orrery.stages.awm.gradients import (
@@ -30,6 +29,7 @@ from orrery.stages.awm.gradients import (
     simulator_predictor,
 )
 from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine
+from orrery.stages.bpo.bpo import PolicyOptimisation
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)

@@ -21,11 +21,11 @@ from orrery.stages.awm.config import BpoConfig, OnlineConfig, SequenceModelConfi
 from orrery.stages.awm.episodes import correlated_actions, simulate
 from orrery.stages.awm.gradient_record import jacobian_norm_by_probes, return_norms, return_sign_changes
 from orrery.stages.awm.networks import load_model
+from orrery.stages.bpo.stage_bpo import Bpo, BpoStageConfig
+from orrery.stages.bpo.stage_bpo_online import BpoOnline, BpoOnlineConfig
 from orrery.stages.data.stage_pack import PackConfig
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.stage_bpo import Bpo, BpoStageConfig
-from orrery.stages.stage_bpo_online import BpoOnline, BpoOnlineConfig
 from orrery.stages.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
@@ -104,7 +104,7 @@ def test_bpo_trains_a_policy_per_task_seed_and_gradient_and_resumes(run, tmp_pat
     class Stopped(Exception):
         pass
 
-    from orrery.stages.awm.bpo import PolicyOptimisation
+    from orrery.stages.bpo.bpo import PolicyOptimisation
 
     update = PolicyOptimisation.update
 
@@ -214,7 +214,7 @@ def test_the_online_loop_refuses_what_it_cannot_simulate():
         BpoOnline(BpoOnlineConfig(tasks=["dmc/cartpole-balance"])).check()
     with pytest.raises(ConfigError, match="tasks is empty"):
         BpoOnline(BpoOnlineConfig()).check()
-    from orrery.stages.awm.online import OnlineLoop
+    from orrery.stages.bpo.online import OnlineLoop
 
     with pytest.raises(ConfigError, match="leave nothing to learn from"):
         OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(decisions=30, warm_up=30), 0)

@@ -21,11 +21,11 @@ import torch
 from ...datasets.schema import TaskSpec
 from ...pipeline.errors import ConfigError
 from ...pipeline.seeding import derive_seed
+from ..awm.config import OnlineConfig, SequenceModelConfig
+from ..awm.episodes import Episodes, ModelFit
+from ..awm.imagination import ModelDynamics, SimulatorDynamics, imagine
+from ..awm.policy import StackedPolicy
 from .bpo import PolicyOptimisation, imagined_horizon
-from .config import OnlineConfig, SequenceModelConfig
-from .episodes import Episodes, ModelFit
-from .imagination import ModelDynamics, SimulatorDynamics, imagine
-from .policy import StackedPolicy
 
 
 class OnlineLoop:

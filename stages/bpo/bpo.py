@@ -21,11 +21,11 @@ from ...datasets.store import TaskRows
 from ...datasets.windows import WindowIndex
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.seeding import derive_seed
+from ..awm.config import BpoConfig
+from ..awm.imagination import Dynamics, Imagined, SimulatorDynamics, imagine, imagine_in_parallel
+from ..awm.networks import SequenceModel
+from ..awm.policy import StackedPolicy
 from ..extraction.actor_critic import clip_members_
-from .config import BpoConfig
-from .imagination import Dynamics, Imagined, SimulatorDynamics, imagine, imagine_in_parallel
-from .networks import SequenceModel
-from .policy import StackedPolicy
 
 IMAGINED_EPISODES = 16
 """Over which the imagined return of a finished policy is averaged."""

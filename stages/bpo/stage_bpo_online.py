@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datasets.tasks import resolve_name, task_spec
-from ..pipeline.artifact import write_json
-from ..pipeline.errors import ConfigError
-from ..pipeline.ranges import check_counts
-from ..pipeline.reading import read_made
-from ..pipeline.stage import Context, Stage
-from .awm.config import OnlineConfig, SequenceModelConfig
-from .policy.policy_index import policy_entry, write_index
+from ...datasets.tasks import resolve_name, task_spec
+from ...pipeline.artifact import write_json
+from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_counts
+from ...pipeline.reading import read_made
+from ...pipeline.stage import Context, Stage
+from ..awm.config import OnlineConfig, SequenceModelConfig
+from ..policy.policy_index import policy_entry, write_index
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class BpoOnline(Stage):
         return f"{len(entries)} policies for {len(specs)} tasks, {config.online.decisions} decisions each"
 
     def _one(self, folder: Path, spec: Any, seed: int, progress: Any) -> dict[str, Any]:
-        from .awm.online import OnlineLoop
-        from .awm.policy import StatePolicy
+        from ..awm.policy import StatePolicy
+        from .online import OnlineLoop
 
         config = self.config
         record = folder / f"finished_{spec.slug}_{seed}.json"

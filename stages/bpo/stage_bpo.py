@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.artifact import write_json
-from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.ranges import check_counts
-from ..pipeline.reading import read_made
-from ..pipeline.stage import Context, Input, Stage
-from .awm.config import BpoConfig
-from .data.stage_pack import SIMULATED, PackConfig
-from .policy.policy_index import policy_entry, write_index
-from .pretrain.stage_pretrain import PretrainConfig
+from ...pipeline.artifact import write_json
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.ranges import check_counts
+from ...pipeline.reading import read_made
+from ...pipeline.stage import Context, Input, Stage
+from ..awm.config import BpoConfig
+from ..data.stage_pack import SIMULATED, PackConfig
+from ..policy.policy_index import policy_entry, write_index
+from ..pretrain.stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
-    from ..datasets.store import TaskRows, TaskStore
-    from .awm.bpo import PolicyOptimisation
-    from .awm.networks import SequenceModel
+    from ...datasets.store import TaskRows, TaskStore
+    from ..awm.networks import SequenceModel
+    from .bpo import PolicyOptimisation
 
 GRADIENTS = ("model", "simulator")
 
@@ -94,7 +94,7 @@ class Bpo(Stage):
             )
 
     def _check_tasks(self, names: Sequence[str]) -> None:
-        from ..datasets.tasks import task_spec
+        from ...datasets.tasks import task_spec
 
         config = self.config
         others = [name for name in names if name.startswith(SIMULATED) and not name.startswith("myriad/")]
@@ -124,8 +124,8 @@ class Bpo(Stage):
         import pandas as pd
         import torch
 
-        from ..datasets.store import TaskStore
-        from .world_model.config import held_out_share
+        from ...datasets.store import TaskStore
+        from ..world_model.config import held_out_share
 
         config = self.config
         torch.set_num_threads(context.threads)
@@ -152,9 +152,9 @@ class Bpo(Stage):
         return f"{len(entries)} policies for {len(names)} tasks, {config.iterations} updates each"
 
     def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str, held_out: float) -> PolicyOptimisation:
-        from .awm.bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
-        from .awm.imagination import Dynamics, ModelDynamics, SimulatorDynamics
-        from .awm.losses import observation_statistics
+        from ..awm.imagination import Dynamics, ModelDynamics, SimulatorDynamics
+        from ..awm.losses import observation_statistics
+        from .bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
 
         config, spec = self.config, rows.spec
         dynamics: Dynamics
@@ -181,8 +181,8 @@ class Bpo(Stage):
 
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
-    from .awm.networks import load_model
-    from .extraction.stage_extract import check_same_tables
+    from ..awm.networks import load_model
+    from ..extraction.stage_extract import check_same_tables
 
     folders = context.inputs["world_model"]
     if not folders:
@@ -208,7 +208,7 @@ def _finish_one(
     context: Context, trained: PolicyOptimisation, algorithm: str, config: BpoStageConfig, progress: Any
 ) -> dict[str, Any]:
     """Train the policies of one task and write them, or read what an interrupted attempt had finished."""
-    from .awm.policy import StatePolicy
+    from ..awm.policy import StatePolicy
 
     record = context.folder / f"finished_{algorithm}_{trained.spec.slug}.json"
     if record.is_file():
