@@ -69,7 +69,12 @@ API = {
         "stages.deployment.equality",
         "stages.deployment.latency",
     ],
-    "Action world models": ["stages.awm.networks", "stages.awm.gradients", "stages.awm.imagination", "stages.bpo.bpo"],
+    "Action world models": [
+        "stages.awm.networks",
+        "stages.diagnostics.gradients",
+        "stages.awm.imagination",
+        "stages.bpo.bpo",
+    ],
     "MR.Q and POWR": [
         "stages.mrq.losses",
         "stages.mrq.learner",

@@ -15,7 +15,9 @@ from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
 from orrery.stages.awm.config import BpoConfig, SequenceModelConfig
 from orrery.stages.awm.episodes import correlated_actions, fit_model, simulate
-from orrery.stages.awm.gradients import (
+from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine
+from orrery.stages.bpo.bpo import PolicyOptimisation
+from orrery.stages.diagnostics.gradients import (
     climb,
     final_reward,
     first_action_jacobian,
@@ -28,8 +30,6 @@ from orrery.stages.awm.gradients import (
     sequence_predictor,
     simulator_predictor,
 )
-from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine
-from orrery.stages.bpo.bpo import PolicyOptimisation
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)

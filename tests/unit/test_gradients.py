@@ -12,8 +12,9 @@ from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
 from orrery.stages.awm.config import KINDS, SequenceModelConfig
 from orrery.stages.awm.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
-from orrery.stages.awm.gradient_record import median
-from orrery.stages.awm.gradients import (
+from orrery.stages.awm.networks import build_model
+from orrery.stages.diagnostics.gradient_record import median
+from orrery.stages.diagnostics.gradients import (
     climb,
     final_reward,
     first_action_jacobian,
@@ -29,8 +30,7 @@ from orrery.stages.awm.gradients import (
     sequence_predictor,
     simulator_predictor,
 )
-from orrery.stages.awm.networks import build_model
-from orrery.stages.stage_gradients import Gradients, GradientsConfig
+from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -12,6 +12,7 @@ import torch
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.rollout import _roll_out, imagine, imagined_return, member_tasks
@@ -19,7 +20,6 @@ from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
 from orrery.stages.planning.config import check_can_plan
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import rollout_losses

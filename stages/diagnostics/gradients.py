@@ -20,9 +20,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
+from ..awm.episodes import play
+from ..awm.networks import SequenceModel
 from ..world_model.networks import WorldModel
-from .episodes import play
-from .networks import SequenceModel
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import ConfigError
-from ..pipeline.ranges import check_counts
-from ..pipeline.stage import Context, Input, Stage
+from ...pipeline.errors import ConfigError
+from ...pipeline.ranges import check_counts
+from ...pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:
     import torch
 
-    from ..datasets.store import TaskStore
+    from ...datasets.store import TaskStore
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Gradients(Stage):
         import pandas as pd
         import torch
 
-        from ..datasets.store import TaskStore
-        from .awm.figures import draw_growth
-        from .awm.gradient_record import record_latent, record_sequence
-        from .awm.networks import load_model
-        from .extraction.stage_extract import check_same_tables
-        from .world_model.config import held_out_share
-        from .world_model.networks import WorldModel
+        from ...datasets.store import TaskStore
+        from ..awm.networks import load_model
+        from ..extraction.stage_extract import check_same_tables
+        from ..world_model.config import held_out_share
+        from ..world_model.networks import WorldModel
+        from .figures import draw_growth
+        from .gradient_record import record_latent, record_sequence
 
         torch.set_num_threads(context.threads)
         folder = context.input("world_model")
@@ -117,7 +117,7 @@ class Gradients(Stage):
     def _windows(self, store: TaskStore, name: str, length: int, held_out: float) -> dict[str, torch.Tensor]:
         """Windows of the held-out episodes; of all where `held_out` is 0 or there is one. Shorter than `length` where
         those episodes are."""
-        from ..datasets.windows import Split, WindowIndex, WindowSampler
+        from ...datasets.windows import Split, WindowIndex, WindowSampler
 
         rows = store.rows_of(name)
         unseen = rows.held_out(held_out)

@@ -16,6 +16,8 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks.myriad import simulator
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
 from ...pipeline.errors import TaskError
+from ..awm.imagination import ModelDynamics
+from ..awm.networks import SequenceModel
 from ..world_model.networks import WorldModel
 from .gradients import (
     Predict,
@@ -28,8 +30,6 @@ from .gradients import (
     sequence_predictor,
     simulator_predictor,
 )
-from .imagination import ModelDynamics
-from .networks import SequenceModel
 
 Rewards = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Predicted rewards [B, T] from first observations [B, O] and actions [B, T, A]."""
