@@ -70,9 +70,9 @@ API = {
         "stages.deployment.latency",
     ],
     "Action world models": [
-        "stages.awm.networks",
+        "stages.sequence_model.networks",
         "stages.diagnostics.gradients",
-        "stages.awm.imagination",
+        "stages.sequence_model.imagination",
         "stages.bpo.bpo",
     ],
     "MR.Q and POWR": [

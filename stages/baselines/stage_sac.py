@@ -119,7 +119,7 @@ class Sac(Stage):
         return f"{len(jobs)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
 
     def _job(self, store: Any, name: str, seed: int, artifact: Path) -> _Job:
-        from ..awm.losses import observation_statistics
+        from ..sequence_model.losses import observation_statistics
 
         rows = store.rows_of(name)
         spec = rows.spec

@@ -21,11 +21,11 @@ from ...datasets.store import TaskRows
 from ...datasets.windows import WindowIndex
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.seeding import derive_seed
-from ..awm.config import BpoConfig
-from ..awm.imagination import Dynamics, Imagined, SimulatorDynamics, imagine, imagine_in_parallel
-from ..awm.networks import SequenceModel
-from ..awm.policy import StackedPolicy
 from ..extraction.actor_critic import clip_members_
+from ..sequence_model.config import BpoConfig
+from ..sequence_model.imagination import Dynamics, Imagined, SimulatorDynamics, imagine, imagine_in_parallel
+from ..sequence_model.networks import SequenceModel
+from ..sequence_model.policy import StackedPolicy
 
 IMAGINED_EPISODES = 16
 """Over which the imagined return of a finished policy is averaged."""

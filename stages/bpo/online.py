@@ -21,10 +21,10 @@ import torch
 from ...datasets.schema import TaskSpec
 from ...pipeline.errors import ConfigError
 from ...pipeline.seeding import derive_seed
-from ..awm.config import OnlineConfig, SequenceModelConfig
-from ..awm.episodes import Episodes, ModelFit
-from ..awm.imagination import ModelDynamics, SimulatorDynamics, imagine
-from ..awm.policy import StackedPolicy
+from ..sequence_model.config import OnlineConfig, SequenceModelConfig
+from ..sequence_model.episodes import Episodes, ModelFit
+from ..sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine
+from ..sequence_model.policy import StackedPolicy
 from .bpo import PolicyOptimisation, imagined_horizon
 
 

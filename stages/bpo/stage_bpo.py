@@ -13,14 +13,14 @@ from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
-from ..awm.config import BpoConfig
 from ..data.stage_pack import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
 from ..pretrain.stage_pretrain import PretrainConfig
+from ..sequence_model.config import BpoConfig
 
 if TYPE_CHECKING:
     from ...datasets.store import TaskRows, TaskStore
-    from ..awm.networks import SequenceModel
+    from ..sequence_model.networks import SequenceModel
     from .bpo import PolicyOptimisation
 
 GRADIENTS = ("model", "simulator")
@@ -152,8 +152,8 @@ class Bpo(Stage):
         return f"{len(entries)} policies for {len(names)} tasks, {config.iterations} updates each"
 
     def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str, held_out: float) -> PolicyOptimisation:
-        from ..awm.imagination import Dynamics, ModelDynamics, SimulatorDynamics
-        from ..awm.losses import observation_statistics
+        from ..sequence_model.imagination import Dynamics, ModelDynamics, SimulatorDynamics
+        from ..sequence_model.losses import observation_statistics
         from .bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
 
         config, spec = self.config, rows.spec
@@ -181,8 +181,8 @@ class Bpo(Stage):
 
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
-    from ..awm.networks import load_model
     from ..extraction.stage_extract import check_same_tables
+    from ..sequence_model.networks import load_model
 
     folders = context.inputs["world_model"]
     if not folders:
@@ -208,7 +208,7 @@ def _finish_one(
     context: Context, trained: PolicyOptimisation, algorithm: str, config: BpoStageConfig, progress: Any
 ) -> dict[str, Any]:
     """Train the policies of one task and write them, or read what an interrupted attempt had finished."""
-    from ..awm.policy import StatePolicy
+    from ..sequence_model.policy import StatePolicy
 
     record = context.folder / f"finished_{algorithm}_{trained.spec.slug}.json"
     if record.is_file():

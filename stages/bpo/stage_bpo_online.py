@@ -12,8 +12,8 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Stage
-from ..awm.config import OnlineConfig, SequenceModelConfig
 from ..policy.policy_index import policy_entry, write_index
+from ..sequence_model.config import OnlineConfig, SequenceModelConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class BpoOnline(Stage):
         return f"{len(entries)} policies for {len(specs)} tasks, {config.online.decisions} decisions each"
 
     def _one(self, folder: Path, spec: Any, seed: int, progress: Any) -> dict[str, Any]:
-        from ..awm.policy import StatePolicy
+        from ..sequence_model.policy import StatePolicy
         from .online import OnlineLoop
 
         config = self.config

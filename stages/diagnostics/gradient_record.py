@@ -16,8 +16,8 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks.myriad import simulator
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
 from ...pipeline.errors import TaskError
-from ..awm.imagination import ModelDynamics
-from ..awm.networks import SequenceModel
+from ..sequence_model.imagination import ModelDynamics
+from ..sequence_model.networks import SequenceModel
 from ..world_model.networks import WorldModel
 from .gradients import (
     Predict,

@@ -20,8 +20,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
-from ..awm.episodes import play
-from ..awm.networks import SequenceModel
+from ..sequence_model.episodes import play
+from ..sequence_model.networks import SequenceModel
 from ..world_model.networks import WorldModel
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

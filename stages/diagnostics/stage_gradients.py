@@ -59,8 +59,8 @@ class Gradients(Stage):
         import torch
 
         from ...datasets.store import TaskStore
-        from ..awm.networks import load_model
         from ..extraction.stage_extract import check_same_tables
+        from ..sequence_model.networks import load_model
         from ..world_model.config import held_out_share
         from ..world_model.networks import WorldModel
         from .figures import draw_growth

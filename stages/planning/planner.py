@@ -33,7 +33,7 @@ from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
 from ...pipeline.paths import user_path
 from ...pipeline.seeding import derive_seed
-from ..awm.networks import SequenceModel, load_model
+from ..sequence_model.networks import SequenceModel, load_model
 from ..world_model.networks import WorldModel
 from .config import PlannerConfig, check_can_plan
 from .sequence_task import StateModel

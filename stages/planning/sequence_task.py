@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...pipeline.errors import ConfigError
-from ..awm.imagination import ModelDynamics
-from ..awm.networks import SequenceModel
+from ..sequence_model.imagination import ModelDynamics
+from ..sequence_model.networks import SequenceModel
 
 
 class StateModel(nn.Module):

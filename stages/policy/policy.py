@@ -24,7 +24,7 @@ from .policy_index import POLICIES_FILE, PolicyIndex
 
 _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
-    "state": ("awm.policy", "StatePolicy"),
+    "state": ("sequence_model.policy", "StatePolicy"),
     "mlp": ("baselines.mlp_policy", "MlpPolicy"),
     "kernel": ("powr.policy", "KernelPolicy"),
     "mrq": ("mrq.policy", "MrqPolicy"),

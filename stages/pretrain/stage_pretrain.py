@@ -15,7 +15,7 @@ from ...pipeline.hub import find_artifact
 from ...pipeline.ranges import check_choices, check_counts
 from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
-from ..awm.config import SequenceLossConfig, SequenceModelConfig
+from ..sequence_model.config import SequenceLossConfig, SequenceModelConfig
 from ..world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
 from ..world_model.reward_range import rewards_beyond_bins
 
@@ -207,9 +207,9 @@ class Pretrain(Stage):
 
     def _sequence(self, store: TaskStore) -> tuple[Any, int]:
         """The sequence model to be trained, and the decisions of a validation window."""
-        from ..awm.losses import set_statistics
-        from ..awm.module import SequenceModelTraining
-        from ..awm.networks import build_model
+        from ..sequence_model.losses import set_statistics
+        from ..sequence_model.module import SequenceModelTraining
+        from ..sequence_model.networks import build_model
 
         config = self.config
         model = build_model(config.sequence, store.table)

@@ -13,9 +13,6 @@ import pytest
 import torch
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
-from orrery.stages.awm.config import BpoConfig, SequenceModelConfig
-from orrery.stages.awm.episodes import correlated_actions, fit_model, simulate
-from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine
 from orrery.stages.bpo.bpo import PolicyOptimisation
 from orrery.stages.diagnostics.gradients import (
     climb,
@@ -30,6 +27,9 @@ from orrery.stages.diagnostics.gradients import (
     sequence_predictor,
     simulator_predictor,
 )
+from orrery.stages.sequence_model.config import BpoConfig, SequenceModelConfig
+from orrery.stages.sequence_model.episodes import correlated_actions, fit_model, simulate
+from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)

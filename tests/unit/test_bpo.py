@@ -11,10 +11,6 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import ConfigError, TaskError
-from orrery.stages.awm.config import KINDS, BpoConfig, SequenceModelConfig
-from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
-from orrery.stages.awm.networks import build_model
-from orrery.stages.awm.policy import StackedPolicy, StatePolicy, squashed_entropy
 from orrery.stages.bpo.bpo import (
     PolicyOptimisation,
     bpo_objective,
@@ -23,6 +19,10 @@ from orrery.stages.bpo.bpo import (
     start_observations,
 )
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.sequence_model.config import KINDS, BpoConfig, SequenceModelConfig
+from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
+from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.policy import StackedPolicy, StatePolicy, squashed_entropy
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

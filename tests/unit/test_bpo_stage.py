@@ -17,9 +17,6 @@ from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.awm.config import BpoConfig, OnlineConfig, SequenceModelConfig
-from orrery.stages.awm.episodes import correlated_actions, simulate
-from orrery.stages.awm.networks import load_model
 from orrery.stages.bpo.stage_bpo import Bpo, BpoStageConfig
 from orrery.stages.bpo.stage_bpo_online import BpoOnline, BpoOnlineConfig
 from orrery.stages.data.stage_pack import PackConfig
@@ -27,6 +24,9 @@ from orrery.stages.diagnostics.gradient_record import jacobian_norm_by_probes, r
 from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
+from orrery.stages.sequence_model.config import BpoConfig, OnlineConfig, SequenceModelConfig
+from orrery.stages.sequence_model.episodes import correlated_actions, simulate
+from orrery.stages.sequence_model.networks import load_model
 from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -16,14 +16,14 @@ from orrery.datasets.store import TaskStore
 from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError
 from orrery.pipeline.stage import Context
-from orrery.stages.awm.config import SequenceModelConfig
-from orrery.stages.awm.generation import explored, generate
-from orrery.stages.awm.imagination import ModelDynamics
-from orrery.stages.awm.losses import set_statistics
-from orrery.stages.awm.networks import build_model
 from orrery.stages.policy.policy_index import policy_entry, write_index
 from orrery.stages.pretrain.stage_pretrain import PretrainConfig
-from orrery.stages.stage_dyna import Dyna, DynaConfig
+from orrery.stages.sequence_model.config import SequenceModelConfig
+from orrery.stages.sequence_model.generation import explored, generate
+from orrery.stages.sequence_model.imagination import ModelDynamics
+from orrery.stages.sequence_model.losses import set_statistics
+from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.stage_dyna import Dyna, DynaConfig
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

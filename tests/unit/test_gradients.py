@@ -10,9 +10,6 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
-from orrery.stages.awm.config import KINDS, SequenceModelConfig
-from orrery.stages.awm.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
-from orrery.stages.awm.networks import build_model
 from orrery.stages.diagnostics.gradient_record import median
 from orrery.stages.diagnostics.gradients import (
     climb,
@@ -31,6 +28,9 @@ from orrery.stages.diagnostics.gradients import (
     simulator_predictor,
 )
 from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
+from orrery.stages.sequence_model.config import KINDS, SequenceModelConfig
+from orrery.stages.sequence_model.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
+from orrery.stages.sequence_model.networks import build_model
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -12,9 +12,6 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from orrery.datasets.datamodule import WindowData, WindowSettings, _Batches
 from orrery.datasets.windows import WindowSampler
-from orrery.stages.awm.config import KINDS, SequenceLossConfig, SequenceModelConfig
-from orrery.stages.awm.module import SequenceModelTraining
-from orrery.stages.awm.networks import build_model
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
@@ -30,6 +27,9 @@ from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.offline import Data, plan
 from orrery.stages.powr.repeated import next_state_model
 from orrery.stages.powr.transitions import Transitions
+from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.sequence_model.module import SequenceModelTraining
+from orrery.stages.sequence_model.networks import build_model
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig, OptimizerConfig
 from orrery.stages.world_model.module import WorldModelTraining

@@ -15,8 +15,8 @@ from orrery.pipeline.config import discover_stages
 from orrery.pipeline.errors import CheckpointError, OrreryError
 from orrery.pipeline.iterate import load_iteration
 from orrery.pipeline.study_config import load_study
-from orrery.stages.awm.networks import load_model
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.sequence_model.networks import load_model
 from orrery.stages.world_model.networks import WorldModel
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

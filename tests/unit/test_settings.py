@@ -12,8 +12,8 @@ import pytest
 from orrery.pipeline.config import discover_stages, load_config
 from orrery.pipeline.config_schema import build, plain_type
 from orrery.pipeline.errors import ConfigError
-from orrery.stages.awm.config import SequenceModelConfig
 from orrery.stages.pretrain.stage_pretrain import PretrainConfig
+from orrery.stages.sequence_model.config import SequenceModelConfig
 
 REFUSED = {
     "quickstart": [

@@ -7,14 +7,14 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import ConfigError
-from orrery.stages.awm.config import NOISY_KINDS, BpoConfig, SequenceLossConfig, SequenceModelConfig
-from orrery.stages.awm.episodes import Episodes, ModelFit
-from orrery.stages.awm.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
-from orrery.stages.awm.losses import sequence_losses
-from orrery.stages.awm.networks import build_model, load_model
-from orrery.stages.awm.policy import StackedPolicy
-from orrery.stages.awm.stochastic import StochasticActionModel
 from orrery.stages.bpo.bpo import PolicyOptimisation
+from orrery.stages.sequence_model.config import NOISY_KINDS, BpoConfig, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.sequence_model.episodes import Episodes, ModelFit
+from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
+from orrery.stages.sequence_model.losses import sequence_losses
+from orrery.stages.sequence_model.networks import build_model, load_model
+from orrery.stages.sequence_model.policy import StackedPolicy
+from orrery.stages.sequence_model.stochastic import StochasticActionModel
 
 E, T = 2, 6
 

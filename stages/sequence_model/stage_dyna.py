@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline.errors import CheckpointError, ConfigError
-from ..pipeline.ranges import check_choices, check_counts, check_positive
-from ..pipeline.seeding import derive_seed
-from ..pipeline.stage import Context, Input, Stage
-from .policy.policy_index import PolicyIndex
-from .pretrain.stage_pretrain import PretrainConfig
+from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.ranges import check_choices, check_counts, check_positive
+from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import Context, Input, Stage
+from ..policy.policy_index import PolicyIndex
+from ..pretrain.stage_pretrain import PretrainConfig
 
 if TYPE_CHECKING:
-    from ..datasets.schema import Episode
-    from ..datasets.store import TaskRows, TaskStore
-    from .awm.episodes import Episodes
-    from .awm.imagination import ModelDynamics
+    from ...datasets.schema import Episode
+    from ...datasets.store import TaskRows, TaskStore
+    from .episodes import Episodes
+    from .imagination import ModelDynamics
 
 ACTIONS = ("auto", "policies", "data", "uniform")
 
@@ -78,11 +78,11 @@ class Dyna(Stage):
     def run(self, context: Context) -> str:
         import torch
 
-        from ..datasets.store import TaskStore, TaskWriter, finish_store
-        from .awm.imagination import ModelDynamics
-        from .awm.networks import load_model
-        from .extraction.stage_extract import check_same_tables
-        from .world_model.config import held_out_share
+        from ...datasets.store import TaskStore, TaskWriter, finish_store
+        from ..extraction.stage_extract import check_same_tables
+        from ..world_model.config import held_out_share
+        from .imagination import ModelDynamics
+        from .networks import load_model
 
         torch.set_num_threads(context.threads)
         store = TaskStore.open(context.input("store"))
@@ -126,7 +126,7 @@ class Dyna(Stage):
         """The generated episodes of one task, and whose actions they are."""
         import torch
 
-        from .awm.generation import explored, generate, starts_and_actions, uniform_actions
+        from .generation import explored, generate, starts_and_actions, uniform_actions
 
         config, spec = self.config, rows.spec
         generator = torch.Generator().manual_seed(derive_seed("dyna", config.seed, spec.name))
@@ -137,7 +137,7 @@ class Dyna(Stage):
         low, high = config.noise
         level_N1 = low + (high - low) * torch.rand(count, 1, generator=generator)
         if folders:
-            from .policy.policy import load_policy
+            from ..policy.policy import load_policy
 
             policies, name = [load_policy(folder) for folder in folders], folders[0].parts[-3]
 
@@ -176,7 +176,7 @@ class Dyna(Stage):
 
 def _all_episodes(rows: TaskRows, store: TaskStore, generated: Episodes) -> Iterator[Episode]:
     """The data's episodes as they are, then the generated ones, which are cut off and never terminated."""
-    from ..datasets.schema import Episode
+    from ...datasets.schema import Episode
 
     O, A, width = rows.spec.observation_dim, rows.spec.action_dim, store.table.observation_dim  # noqa: E741
     for number, (first, after) in enumerate(zip(rows.offsets[:-1], rows.offsets[1:], strict=True)):
