@@ -25,9 +25,9 @@ from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
 from ...pipeline.reading import reading
-from .activations import ACTIVATIONS, Activation, simnorm
+from ..layers.activations import ACTIVATIONS, Activation, simnorm
+from ..layers.ensemble import HeadEnsemble
 from .config import WorldModelConfig
-from .ensemble import HeadEnsemble
 from .latent_awm import LatentActionModel
 from .losses import two_hot_decode
 from .values import PriorSample, sample_prior

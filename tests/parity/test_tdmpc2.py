@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable, heuristic_discount
-from orrery.stages.world_model.activations import simnorm
+from orrery.stages.layers.activations import simnorm
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.losses import soft_cross_entropy, symexp, symlog, two_hot, two_hot_decode
 from orrery.stages.world_model.networks import WorldModel

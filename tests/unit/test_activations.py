@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from orrery.stages.world_model.activations import mish, simnorm
+from orrery.stages.layers.activations import mish, simnorm
 
 
 def reference_simnorm(x, group):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from orrery.stages.world_model.activations import simnorm
+from orrery.stages.layers.activations import simnorm
 from orrery.stages.world_model.losses import (
     horizon_mean,
     soft_cross_entropy,
