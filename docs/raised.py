@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orrery.pipeline import cli, errors
-from orrery.pipeline.config import discover_stages
+from orrery.pipeline.config.load import discover_stages
 from orrery.pipeline.stage import Stage
 
 

@@ -22,15 +22,15 @@ from typing import Any
 
 import yaml
 from orrery.pipeline import cli
-from orrery.pipeline.config import CONFIG_DIR, Settings, describe_files, discover_stages, dotted_keys, load_config
-from orrery.pipeline.config_help import Key, config_keys, shortened
+from orrery.pipeline.config.help import Key, config_keys, shortened
+from orrery.pipeline.config.load import CONFIG_DIR, Settings, describe_files, discover_stages, dotted_keys, load_config
 from orrery.pipeline.stage import Stage
 from raised import Raised, raised_errors, used_modules
 
 NOTES = Path(__file__).with_name("stage_notes.yaml")
 
 API = {
-    "Runs and studies": ["pipeline.config", "pipeline.runner", "pipeline.study", "pipeline.artifact"],
+    "Runs and studies": ["pipeline.config.load", "pipeline.runner", "pipeline.study", "pipeline.artifact"],
     "Writing a stage": [
         "pipeline.stage",
         "pipeline.fanout",

@@ -22,13 +22,13 @@ from rich.text import Text
 
 from . import iterate_command, push_command, study_command
 from .command import Command, discover_commands
-from .config import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
-from .config_help import experiment_help, run_help
+from .config.help import experiment_help, run_help
+from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
+from .config.overrides import SWEEP
 from .errors import ConfigError, OrreryError, StageError
 from .fanout import Detached
 from .iterate import is_iteration
 from .logging import ConsoleProgress, duration, end_line, start_line
-from .overrides import SWEEP
 from .paths import user_path
 from .plan import Decision, check_machine, plan
 from .ranks import Launch, check_launch, follow, launched

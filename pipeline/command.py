@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from .config import discover
+from .config.load import discover
 from .errors import ConfigError
 
 

@@ -151,7 +151,7 @@ def _describe_provenance(facts: Mapping[str, Any]) -> RenderableType:
 
 def _describe_scores(summary: Mapping[str, Any]) -> RenderableType:
     """Key numbers of `summary.json`, whatever their nesting."""
-    from .config import dotted_keys
+    from .config.load import dotted_keys
 
     table = _table("number", "value")
     for key, value in dotted_keys(summary):

@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import artifact
-from .config import CONFIG_DIR, RunConfig, load_config
+from .config.load import CONFIG_DIR, RunConfig, load_config
 from .errors import ConfigError, OrreryError, StageError
 from .paths import user_path
 from .plan import Decision, check_machine, plan

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from . import artifact
 from .artifact import InputRecord, MadeFrom
-from .config import RunConfig, dotted_keys
+from .config.load import RunConfig, dotted_keys
 from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
 from .logging import duration

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import MANIFEST, write_json
-from .config import RunConfig
+from .config.load import RunConfig
 from .errors import ConfigError, OrreryError, StageError
 from .logging import LOGGER_NAME
 from .plan import plan

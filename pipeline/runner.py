@@ -18,7 +18,7 @@ from rich.console import Console
 
 from . import artifact, fanout, termination
 from .artifact import InputRecord, MadeFrom, Manifest
-from .config import RunConfig
+from .config.load import RunConfig
 from .errors import OrreryError, StageError
 from .jobs import describe_error
 from .logging import ConsoleProgress, end_line, logging_to, start_line

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from . import artifact
-from .config import CONFIG_DIR, RunConfig, discover_stages
-from .config_schema import build
+from .config.load import CONFIG_DIR, RunConfig, discover_stages
+from .config.schema import build
 from .errors import OrreryError, StageError
 from .fanout import Detached
 from .paths import user_path

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from .config import CONFIG_DIR, RunConfig, describe_file, describe_files, load_config
-from .config_schema import nearest
+from .config.load import CONFIG_DIR, RunConfig, describe_file, describe_files, load_config
+from .config.schema import nearest
 from .errors import ConfigError
 from .paths import user_path
 from .reading import check_yaml, reading

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import artifact
-from .config import CONFIG_DIR, RunConfig, load_config
+from .config.load import CONFIG_DIR, RunConfig, load_config
 from .errors import ConfigError, OrreryError
 from .plan import check_inputs, check_world_model_is_used, find_sources, keyed
 from .stage import Stage

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import TaskSpec
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.fanout import run_all
-from ...pipeline.ranges import check_counts
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Stage
 from ..powr.curves import (

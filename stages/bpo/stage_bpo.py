@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.artifact import write_json
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
 from ..data.stage_pack import SIMULATED, PackConfig

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...datasets.tasks import resolve_name, task_spec
 from ...pipeline.artifact import write_json
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
+from ...pipeline.config.checks import check_counts, check_shares
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.fanout import run_all
 from ...pipeline.paths import user_path
-from ...pipeline.ranges import check_counts, check_shares
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex
 

@@ -13,10 +13,10 @@ from typing import Any
 from ...datasets.schema import BEHAVIOURS, TaskSpec
 from ...datasets.tasks import expand_names
 from ...datasets.tasks.tdmpc2 import SETS
+from ...pipeline.config.checks import check_counts
+from ...pipeline.config.overrides import quoted
 from ...pipeline.errors import ConfigError, DatasetError, StageError, TaskError
-from ...pipeline.overrides import quoted
 from ...pipeline.paths import user_path
-from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
 

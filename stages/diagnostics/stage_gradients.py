@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_counts
 from ...pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:

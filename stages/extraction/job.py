@@ -16,7 +16,7 @@ import torch
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
-from ...pipeline.config_schema import build
+from ...pipeline.config.schema import build
 from ...pipeline.jobs import JobContext
 from ..policy.policy_index import policy_entry
 from ..world_model.networks import WorldModel

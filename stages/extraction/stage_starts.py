@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import StageError
 from ...pipeline.fanout import run_all
-from ...pipeline.ranges import check_choices, check_counts
 from ...pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ...datasets.joined import JoinedWindowData, JoinedWindows, StoreShare
 from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...datasets.windows import WindowSampler
-from ...pipeline.config_schema import build
+from ...pipeline.config.schema import build
 from ...pipeline.jobs import JobContext
 from ..extraction.start_frames import (
     SAVED_FRAMES,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.accelerator import check_gpu
+from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from ...pipeline.ranges import check_choices, check_counts
 from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
 from ..world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...pipeline.config.checks import check_choices, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_choices, check_not_negative, check_positive, check_shares
 
 IMAGE_SIZE = 84
 """Height and width in pixels that the convolutions are made for: they end in 32 x 7 x 7 = 1568 numbers."""

@@ -20,7 +20,7 @@ from ...datasets.store import TaskStore
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
-from ...pipeline.config_schema import build
+from ...pipeline.config.schema import build
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed
 from ..policy.policy_index import policy_entry

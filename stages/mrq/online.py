@@ -26,7 +26,7 @@ from ...datasets.tasks.decisions import Decisions
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
-from ...pipeline.config_schema import build
+from ...pipeline.config.schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs import JobContext
 from ...pipeline.seeding import derive_seed

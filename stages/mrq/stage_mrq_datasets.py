@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.schema import BEHAVIOURS
+from ...pipeline.config.checks import check_choices
 from ...pipeline.errors import StageError
-from ...pipeline.ranges import check_choices
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyIndex
 

@@ -13,9 +13,9 @@ from typing import Any
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import resolve_name, task_spec
 from ...pipeline.accelerator import check_accelerator
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.executors import FanoutConfig
-from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index

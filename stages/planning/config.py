@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...pipeline.config.checks import check_counts, check_not_negative
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.ranges import check_counts, check_not_negative
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 

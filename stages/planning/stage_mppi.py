@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.ranges import check_counts
 from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage

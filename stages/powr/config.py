@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_choices, check_counts, check_not_negative, check_positive
 
 KERNELS = ("delta", "laplace", "gaussian", "product_laplace", "linear")
 """Kernels of states, see `kernels`."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipeline.accelerator import check_accelerator, check_gpu
 from ...pipeline.artifact import write_json
+from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import ConfigError, OrreryError
-from ...pipeline.ranges import check_choices, check_counts
 from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage

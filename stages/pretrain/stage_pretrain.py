@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.schema import BEHAVIOURS
 from ...pipeline.accelerator import check_gpu
+from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.hub import find_artifact
-from ...pipeline.ranges import check_choices, check_counts
 from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
 from ..sequence_model.config import SequenceLossConfig, SequenceModelConfig

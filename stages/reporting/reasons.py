@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...pipeline.config import discover_stages
+from ...pipeline.config.load import discover_stages
 from .evidence import Evidence
 
 WORDS: Mapping[str, str] = {

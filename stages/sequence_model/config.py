@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...pipeline.config.checks import check_choices, check_counts, check_layers, check_not_negative, check_shares
 from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import check_choices, check_counts, check_layers, check_not_negative, check_shares
 
 KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
 """markov: s' = s + f(s, a) or f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.config.checks import check_choices, check_counts, check_positive
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.ranges import check_choices, check_counts, check_positive
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyIndex

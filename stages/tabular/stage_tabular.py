@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.config.checks import check_choices, check_counts, check_positive
 from ...pipeline.errors import ConfigError, DatasetError
-from ...pipeline.ranges import check_choices, check_counts, check_positive
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.artifact import MANIFEST, read_manifest
-from ...pipeline.errors import ConfigError
-from ...pipeline.ranges import (
+from ...pipeline.config.checks import (
     check_choices,
     check_counts,
     check_layers,
@@ -18,6 +17,7 @@ from ...pipeline.ranges import (
     check_positive,
     check_shares,
 )
+from ...pipeline.errors import ConfigError
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ...datasets.schema import TaskTable, read_table
 from ...datasets.tasks import expand_names, task_spec
+from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.paths import user_path
-from ...pipeline.ranges import check_counts
 from ...pipeline.stage import Context, Input, Stage
 from .config import WorldModelConfig
 

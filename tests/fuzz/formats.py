@@ -29,7 +29,7 @@ from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
 from orrery.datasets.tdmpc2 import Tdmpc2Reader
 from orrery.pipeline import artifact, inspect
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.iterate import folder_of
 from orrery.pipeline.iterate_command import describe_iteration
 from orrery.pipeline.jobs import (

@@ -18,7 +18,7 @@ import pytest
 import torch
 from orrery.datasets.rollout import play_episodes
 from orrery.datasets.tasks import task_spec
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.policy.policy import load_policy

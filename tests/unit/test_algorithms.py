@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.stage import Input, Stage
 

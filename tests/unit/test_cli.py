@@ -278,7 +278,7 @@ def test_an_up_to_date_run_imports_nothing_heavy() -> None:
     script = (
         "import sys, json\n"
         "from orrery.pipeline.cli import main\n"
-        "from orrery.pipeline.config import discover_stages\n"
+        "from orrery.pipeline.config.load import discover_stages\n"
         "discover_stages()\n"
         "code = main(['run', '--help'])\n"
         "print(json.dumps([code, sorted({name.partition('.')[0] for name in sys.modules})]))\n"

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.config import RunConfig, discover_stages, list_experiments, load_config
+from orrery.pipeline.config.load import RunConfig, discover_stages, list_experiments, load_config
 from orrery.pipeline.errors import ConfigError
 
 from .toy_stages import STAGES, FrameConfig, MakeConfig, write_configs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of, matmul_precision
-from orrery.pipeline.config import discover_stages, dotted_keys
-from orrery.pipeline.config_schema import build, make_schema
+from orrery.pipeline.config.load import discover_stages, dotted_keys
+from orrery.pipeline.config.schema import build, make_schema
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.executors import FanoutConfig, SlurmConfig
 from orrery.stages.extraction.packing import gpu_memory

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from orrery.pipeline.config import discover_stages, dotted_keys, list_experiments
-from orrery.pipeline.config_schema import make_schema
+from orrery.pipeline.config.load import discover_stages, dotted_keys, list_experiments
+from orrery.pipeline.config.schema import make_schema
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

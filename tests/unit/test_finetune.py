@@ -16,7 +16,7 @@ import torch
 from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline import artifact
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress

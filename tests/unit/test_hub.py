@@ -16,7 +16,7 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline import artifact, hub
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, OrreryError, StageError
 from orrery.pipeline.plan import plan
 from orrery.stages.extraction.actor_critic import StackedActor

@@ -6,7 +6,7 @@ import re
 import gymnasium
 import pytest
 from orrery.pipeline.cli import main
-from orrery.pipeline.config import discover_stages
+from orrery.pipeline.config.load import discover_stages
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.iterate import load_iteration, plan_rounds
 from orrery.pipeline.iterate_command import score_table

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from orrery.pipeline import artifact
-from orrery.pipeline.config import RunConfig, load_config
+from orrery.pipeline.config.load import RunConfig, load_config
 from orrery.pipeline.fanout import FanoutConfig, FolderJob, fan_out
 from orrery.pipeline.jobs import STATUS
 from orrery.pipeline.logging import ConsoleProgress

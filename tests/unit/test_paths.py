@@ -11,7 +11,7 @@ from orrery.datasets.datamodule import WindowData, WindowSettings
 from orrery.datasets.minari import minari_root
 from orrery.datasets.store import TaskStore
 from orrery.pipeline.cli import main
-from orrery.pipeline.config import discover_stages
+from orrery.pipeline.config.load import discover_stages
 from orrery.pipeline.errors import CheckpointError, OrreryError
 from orrery.pipeline.iterate import load_iteration
 from orrery.pipeline.study_config import load_study

@@ -14,7 +14,7 @@ import pytest
 import torch
 from orrery.datasets.rollout import EpisodeResult, play_episodes
 from orrery.datasets.schema import Episode, TaskSpec
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from orrery.datasets.tasks.tdmpc2 import SETS
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 
 
 @pytest.mark.parametrize(("name", "task_dim"), [("mt30", 64), ("mt80", 96)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from orrery.pipeline import ranks
 from orrery.pipeline.cli import main
-from orrery.pipeline.config import load_config
+from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.ranks import Launch, check_launch, follow, launched

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.config import load_config
+from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import plan

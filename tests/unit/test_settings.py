@@ -9,8 +9,8 @@ import re
 from typing import get_args, get_origin, get_type_hints
 
 import pytest
-from orrery.pipeline.config import discover_stages, load_config
-from orrery.pipeline.config_schema import build, plain_type
+from orrery.pipeline.config.load import discover_stages, load_config
+from orrery.pipeline.config.schema import build, plain_type
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.pretrain.stage_pretrain import PretrainConfig
 from orrery.stages.sequence_model.config import SequenceModelConfig

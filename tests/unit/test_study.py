@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from orrery.pipeline.cli import main
-from orrery.pipeline.config import load_config
+from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.fanout import Detached
 from orrery.pipeline.run_folder import locked

@@ -16,7 +16,7 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks.tdmpc2 import MT30
 from orrery.datasets.tdmpc2 import Tdmpc2Reader, chunk_files, find_rows
 from orrery.datasets.validate import Findings, validate
-from orrery.pipeline.config import discover_stages, load_config
+from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context

@@ -13,8 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .config import RunConfig, Settings
-from .stage import Stage
+from ..stage import Stage
+from .load import RunConfig, Settings
 
 EXAMPLES = """\
 orrery run quickstart

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 MAX_LAYERS = 1000
 """Of a network."""

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import ConfigError
-from .stage import Stage
+from ..errors import ConfigError
+from ..stage import Stage
 
 
 def select_stages(

@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from .errors import ConfigError, OrreryError
+from ..errors import ConfigError, OrreryError
 
 SHOWN_KEYS = 6
 """Keys of the same name that a message lists."""

@@ -15,8 +15,8 @@ from typing import Any, get_args, get_origin
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from .config_schema import describe_type, find_key, plain_type, unknown_key
-from .errors import ConfigError
+from ..errors import ConfigError
+from .schema import describe_type, find_key, plain_type, unknown_key
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _NEEDS_QUOTES = re.compile(r"[\[\]{}'\"]")

@@ -29,15 +29,15 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from ..errors import ConfigError
+from ..paths import user_path
+from ..reading import check_yaml, reading
+from ..stage import Stage
 from .algorithms import select_stages
-from .config_schema import build, describe_type, find_key, make_schema, nearest, plain_type, unknown_key
-from .errors import ConfigError
 from .overrides import Override, read_overrides
-from .paths import user_path
-from .reading import check_yaml, reading
-from .stage import Stage
+from .schema import build, describe_type, find_key, make_schema, nearest, plain_type, unknown_key
 
-CONFIG_DIR = Path(__file__).parent.parent / "configs"
+CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def discover_stages() -> dict[str, type[Stage]]:
 @functools.cache
 def _roofs(prefix: str) -> dict[str, tuple[str, Path]]:
     """{name: (module, file)} of the files `<prefix>_<name>.py` below `orrery.stages`, by name."""
-    package = importlib.import_module("..stages", __package__)
+    package = importlib.import_module("...stages", __package__)
     found = {}
     for place in map(Path, package.__path__):
         for file in place.rglob(f"{prefix}_*.py"):
