@@ -33,7 +33,7 @@ API = {
     "Runs and studies": ["pipeline.config.load", "pipeline.runner", "pipeline.study", "pipeline.artifact"],
     "Writing a stage": [
         "pipeline.stage",
-        "pipeline.fanout",
+        "pipeline.jobs.fanout",
         "pipeline.checkpoint",
         "pipeline.command",
         "pipeline.errors",

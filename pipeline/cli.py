@@ -26,8 +26,8 @@ from .config.help import experiment_help, run_help
 from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config.overrides import SWEEP
 from .errors import ConfigError, OrreryError, StageError
-from .fanout import Detached
 from .iterate import is_iteration
+from .jobs.fanout import Detached
 from .logging import ConsoleProgress, duration, end_line, start_line
 from .paths import user_path
 from .plan import Decision, check_machine, plan

@@ -23,9 +23,9 @@ from typing import Any
 from .artifact import MANIFEST, write_json
 from .config.load import RunConfig
 from .errors import ConfigError, OrreryError, StageError
+from .jobs.pool import usable_cores
 from .logging import LOGGER_NAME
 from .plan import plan
-from .pool import usable_cores
 from .reading import decode, reading_made
 from .run_folder import lock_holder
 from .stage import Context, Stage

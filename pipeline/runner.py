@@ -16,14 +16,15 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from . import artifact, fanout, termination
+from . import artifact, termination
 from .artifact import InputRecord, MadeFrom, Manifest
 from .config.load import RunConfig
 from .errors import OrreryError, StageError
-from .jobs import describe_error
+from .jobs import fanout
+from .jobs.job import describe_error
+from .jobs.pool import usable_cores
 from .logging import ConsoleProgress, end_line, logging_to, start_line
 from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records
-from .pool import usable_cores
 from .ranks import gathered
 from .run_folder import (
     RUN_FILE,

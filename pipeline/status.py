@@ -13,7 +13,7 @@ from rich.text import Text
 
 from . import artifact
 from .errors import StageError
-from .jobs import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
+from .jobs.job import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
 from .logging import duration
 from .reading import decode, read_json, reading
 from .run_folder import RUN_FILE, jobs_folder, lock_holder, read_attempt
@@ -100,7 +100,7 @@ def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tup
 def _describe_jobs(stage: str, folders: list[Path], *, running: bool) -> Table:
     alive: set[Path] = set()
     if any((folder / SUBMISSION).is_file() for folder in folders):
-        from .slurm_executor import still_alive
+        from .jobs.slurm_executor import still_alive
 
         alive = still_alive(folders)
     table = Table(f"job of {stage}", "state", "attempts", "time", "log", "", box=None, pad_edge=False)

@@ -22,7 +22,7 @@ from . import artifact
 from .config.load import CONFIG_DIR, RunConfig, discover_stages
 from .config.schema import build
 from .errors import OrreryError, StageError
-from .fanout import Detached
+from .jobs.fanout import Detached
 from .paths import user_path
 from .plan import Decision
 from .reading import decode, make_again, read_csv, read_json, reading

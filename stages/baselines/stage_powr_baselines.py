@@ -12,7 +12,7 @@ from typing import Any
 from ...datasets.schema import TaskSpec
 from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
-from ...pipeline.fanout import run_all
+from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Stage
 from ..powr.curves import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...datasets.schema import TaskSpec
 from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
-from ...pipeline.fanout import run_all
+from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index

@@ -14,7 +14,7 @@ from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
 from ...pipeline.config.checks import check_counts, check_shares
 from ...pipeline.errors import ConfigError, StageError
-from ...pipeline.fanout import run_all
+from ...pipeline.jobs.fanout import run_all
 from ...pipeline.paths import user_path
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex

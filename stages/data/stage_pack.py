@@ -243,7 +243,7 @@ class Pack(Stage):
         from ...datasets.schema import TaskTable
         from ...datasets.sources import open_reader
         from ...datasets.store import StoreRecord, finish_store
-        from ...pipeline.fanout import JobFailure, run_jobs
+        from ...pipeline.jobs.fanout import JobFailure, run_jobs
 
         readers = self._readers(context)
         table = TaskTable([open_reader(**reader).task for reader in readers])

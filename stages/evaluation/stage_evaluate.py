@@ -16,7 +16,7 @@ from ...datasets.schema import TaskSpec, read_table
 from ...pipeline.accelerator import check_accelerator, check_gpu, device_of
 from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError, StageError
-from ...pipeline.fanout import run_all
+from ...pipeline.jobs.fanout import run_all
 from ...pipeline.reading import decode, read_made, reading, reading_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage

@@ -17,7 +17,7 @@ from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
-from ...pipeline.jobs import JobContext
+from ...pipeline.jobs.job import JobContext
 from ..policy.policy_index import policy_entry
 from ..world_model.networks import WorldModel
 from .first_order import FirstOrderExtraction, Member

@@ -15,7 +15,7 @@ from ...pipeline.accelerator import check_accelerator, wants_gpu
 from ...pipeline.artifact import write_json
 from ...pipeline.config.checks import check_counts, check_not_negative
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.fanout import FanoutConfig, FolderJob, fan_out
+from ...pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
 from ..finetune.stage_finetune import finetune_folders

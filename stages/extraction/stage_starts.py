@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import StageError
-from ...pipeline.fanout import run_all
+from ...pipeline.jobs.fanout import run_all
 from ...pipeline.stage import Context, Input, Stage
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...datasets.windows import WindowSampler
 from ...pipeline.config.schema import build
-from ...pipeline.jobs import JobContext
+from ...pipeline.jobs.job import JobContext
 from ..extraction.start_frames import (
     SAVED_FRAMES,
     SAVED_INITIAL,

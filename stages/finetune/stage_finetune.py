@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...pipeline.accelerator import check_gpu
 from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
-from ...pipeline.fanout import FanoutConfig, FolderJob, fan_out
+from ...pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
 from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
 from ..world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig

@@ -28,7 +28,7 @@ from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
-from ...pipeline.jobs import JobContext
+from ...pipeline.jobs.job import JobContext
 from ...pipeline.seeding import derive_seed
 from .config import vary
 from .learner import Learner, Shapes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_counts, check_not_negative
 from ...pipeline.errors import ConfigError, StageError
-from ...pipeline.executors import FanoutConfig
+from ...pipeline.jobs.executors import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
@@ -89,7 +89,7 @@ class Mrq(Stage):
         import pandas as pd
 
         from ...datasets.store import TaskStore
-        from ...pipeline.fanout import FolderJob, fan_out
+        from ...pipeline.jobs.fanout import FolderJob, fan_out
         from .offline import learn_offline
 
         store = TaskStore.open(context.input("store"))

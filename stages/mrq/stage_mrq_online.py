@@ -15,7 +15,7 @@ from ...datasets.tasks import resolve_name, task_spec
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
-from ...pipeline.executors import FanoutConfig
+from ...pipeline.jobs.executors import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index
@@ -111,7 +111,7 @@ class MrqOnline(Stage):
     def run(self, context: Context) -> str:
         import pandas as pd
 
-        from ...pipeline.fanout import FolderJob, fan_out
+        from ...pipeline.jobs.fanout import FolderJob, fan_out
         from .online import learn_online
 
         config = self.config

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative
 from ...pipeline.errors import ConfigError
-from ...pipeline.fanout import run_all
+from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import write_index

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.jobs import read_status
+from orrery.pipeline.jobs.job import read_status
 
 from ..unit.fanout_jobs import write_configs
 

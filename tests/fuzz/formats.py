@@ -32,7 +32,7 @@ from orrery.pipeline import artifact, inspect
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.iterate import folder_of
 from orrery.pipeline.iterate_command import describe_iteration
-from orrery.pipeline.jobs import (
+from orrery.pipeline.jobs.job import (
     FolderJob,
     JobContext,
     JobStatus,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orrery.pipeline import termination
-from orrery.pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from orrery.pipeline.jobs import JobContext
+from orrery.pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
+from orrery.pipeline.jobs.job import JobContext
 from orrery.pipeline.stage import Context, Stage
 
 STEP_SECONDS = 0.05

@@ -14,9 +14,9 @@ import pytest
 import torch
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.executors import SlurmConfig
-from orrery.pipeline.fanout import FanoutConfig, FanoutFailed
-from orrery.pipeline.jobs import read_status
+from orrery.pipeline.jobs.executors import SlurmConfig
+from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed
+from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from orrery.pipeline import job_process
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.executors import FanoutConfig, SlurmConfig, local_slots
-from orrery.pipeline.fanout import FanoutFailed, FolderJob, clear, fan_out, prune
-from orrery.pipeline.jobs import read_status
+from orrery.pipeline.jobs import process as job_process
+from orrery.pipeline.jobs.executors import FanoutConfig, SlurmConfig, local_slots
+from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, clear, fan_out, prune
+from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from rich.console import Console
@@ -307,7 +307,7 @@ def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StageError, match="there is no srun on this machine"):
         FanoutConfig("slurm", time_limit_min=1.0).check_machine()
-    monkeypatch.setattr("orrery.pipeline.executors.find_spec", lambda name: None)
+    monkeypatch.setattr("orrery.pipeline.jobs.executors.find_spec", lambda name: None)
     with pytest.raises(StageError, match=r"pip install 'orrery\[ray\]'"):
         FanoutConfig("ray").check_machine()
     with pytest.raises(StageError, match="pip install submitit"):
@@ -330,7 +330,7 @@ def test_a_dead_ray_address_is_said_at_once(bench: Bench, scheme: str) -> None:
 
 @pytest.mark.ray
 def test_what_listens_but_is_no_ray_cluster_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orrery.pipeline.ray_executor.HEALTH_SECONDS", 3.0)
+    monkeypatch.setattr("orrery.pipeline.jobs.ray_executor.HEALTH_SECONDS", 3.0)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(StageError, match="does not answer as a Ray cluster"),

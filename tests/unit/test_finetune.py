@@ -18,7 +18,7 @@ from orrery.datasets.windows import WindowSampler
 from orrery.pipeline import artifact
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
-from orrery.pipeline.fanout import FanoutConfig
+from orrery.pipeline.jobs.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import check_all
 from orrery.pipeline.stage import Context

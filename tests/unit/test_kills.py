@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from orrery.pipeline import artifact
 from orrery.pipeline.config.load import RunConfig, load_config
-from orrery.pipeline.fanout import FanoutConfig, FolderJob, fan_out
-from orrery.pipeline.jobs import STATUS
+from orrery.pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
+from orrery.pipeline.jobs.job import STATUS
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.run_folder import locked
 from orrery.pipeline.runner import run

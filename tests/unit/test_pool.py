@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.pool import JobFailure, run_all, run_jobs
+from orrery.pipeline.jobs.pool import JobFailure, run_all, run_jobs
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "from pool_jobs import leave_pid_and_sleep\n"
-        "from orrery.pipeline.pool import run_jobs\n"
+        "from orrery.pipeline.jobs.pool import run_jobs\n"
         "list(run_jobs(leave_pid_and_sleep, [(Path(sys.argv[1]), 60.0)] * 2, workers=2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])

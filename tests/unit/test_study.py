@@ -10,7 +10,7 @@ import pytest
 from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.fanout import Detached
+from orrery.pipeline.jobs.fanout import Detached
 from orrery.pipeline.run_folder import locked
 from orrery.pipeline.stage import Context, Input, Stage
 from orrery.pipeline.study import prepare_study, run_study

@@ -16,12 +16,12 @@ from typing import Any
 
 import submitit
 
-from . import artifact
-from .errors import StageError
+from .. import artifact
+from ..errors import StageError
+from ..reading import read_json
 from .executors import FanoutConfig, JobNeeds
-from .job_process import GRACE_SECONDS, JobProcess
-from .jobs import SUBMISSION, read_status, write_status
-from .reading import read_json
+from .job import SUBMISSION, read_status, write_status
+from .process import GRACE_SECONDS, JobProcess
 
 SUBMITIT_FOLDER = ".submitit"
 """Beside the job folders: submission scripts, and what SLURM and submitit printed."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import ray
 
-from .accelerator import wants_gpu
-from .errors import StageError
+from ..accelerator import wants_gpu
+from ..errors import StageError
 from .executors import FanoutConfig, JobNeeds
-from .job_process import GRACE_SECONDS, JobProcess
+from .process import GRACE_SECONDS, JobProcess
 
 CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0

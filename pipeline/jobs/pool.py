@@ -20,9 +20,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
-from . import termination
-from .errors import OrreryError, StageError
-from .run_folder import disk_errors
+from .. import termination
+from ..errors import OrreryError, StageError
+from ..run_folder import disk_errors
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

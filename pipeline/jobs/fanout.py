@@ -16,10 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import termination
-from .errors import StageError
+from .. import termination
+from ..errors import StageError
+from ..logging import duration
+from ..run_folder import JOBS_SUFFIX
+from ..stage import Context, ProgressTask
 from .executors import Executor, FanoutConfig, InlineExecutor, JobNeeds, LocalExecutor, local_slots
-from .jobs import (
+from .job import (
     ENDED,
     LOG,
     RESULT,
@@ -37,10 +40,7 @@ from .jobs import (
     seconds_spent,
     write_status,
 )
-from .logging import duration
 from .pool import JobFailure, run_all, run_jobs
-from .run_folder import JOBS_SUFFIX
-from .stage import Context, ProgressTask
 
 __all__ = [
     "Detached",

@@ -25,12 +25,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from . import artifact
-from .errors import OrreryError, StageError
-from .logging import duration
-from .reading import decode, read_json, read_made, reading_made
-from .run_folder import disk_errors, partial_folder
-from .stage import ProgressTask
+from .. import artifact
+from ..errors import OrreryError, StageError
+from ..logging import duration
+from ..reading import decode, read_json, read_made, reading_made
+from ..run_folder import disk_errors, partial_folder
+from ..stage import ProgressTask
 
 SPEC = "job.json"
 STATUS = "status.json"

@@ -1,6 +1,6 @@
 """A job in a process of its own, and the watch over it: the same for every executor that can lose a job.
 
-`JobProcess` starts `python -m orrery.pipeline.job_process FOLDER`, which does the job and ends with 0 (published),
+`JobProcess` starts `python -m orrery.pipeline.jobs.process FOLDER`, which does the job and ends with 0 (published),
 1 (raised) or 75 (asked to end by a signal; its state is saved), with the reason in error.txt. Whatever else happens to
 it, the watcher writes into status.json. When the watcher dies, the process ends, too.
 """
@@ -21,8 +21,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from . import termination
-from .jobs import (
+from .. import termination
+from ..logging import LOGGER_NAME
+from .job import (
     LOG,
     PROGRESS,
     STATUS,
@@ -35,7 +36,6 @@ from .jobs import (
     read_status,
     write_status,
 )
-from .logging import LOGGER_NAME
 
 ERROR = "error.txt"
 

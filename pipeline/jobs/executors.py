@@ -17,14 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import termination
-from .accelerator import check_gpu, wants_gpu
-from .config.checks import check_choices, check_counts, check_not_negative
-from .errors import ConfigError, StageError
-from .job_process import JobProcess
-from .jobs import LOG, State, describe_error, execute, log_end, log_start, read_status, write_status
-from .logging import LogFile
+from .. import termination
+from ..accelerator import check_gpu, wants_gpu
+from ..config.checks import check_choices, check_counts, check_not_negative
+from ..errors import ConfigError, StageError
+from ..logging import LogFile
+from .job import LOG, State, describe_error, execute, log_end, log_start, read_status, write_status
 from .pool import THREAD_VARIABLES
+from .process import JobProcess
 
 EXECUTORS = ("inline", "local", "slurm", "ray")
 CLUSTERS = ("slurm", "local", "debug")

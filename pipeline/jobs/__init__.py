@@ -1,0 +1,1 @@
+"""Work as jobs, and the executors that run them."""
