@@ -30,7 +30,7 @@ from raised import Raised, raised_errors, used_modules
 NOTES = Path(__file__).with_name("stage_notes.yaml")
 
 API = {
-    "Runs and studies": ["pipeline.config.load", "pipeline.runner", "pipeline.study", "pipeline.artifact"],
+    "Runs and studies": ["pipeline.config.load", "pipeline.runner", "pipeline.study.study", "pipeline.artifact"],
     "Writing a stage": [
         "pipeline.stage",
         "pipeline.jobs.fanout",

@@ -20,13 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import iterate_command, push_command, study_command
+from . import push_command
 from .command import Command, discover_commands
 from .config.help import experiment_help, run_help
 from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config.overrides import SWEEP
 from .errors import ConfigError, OrreryError, StageError
-from .iterate import is_iteration
 from .jobs.fanout import Detached
 from .logging import ConsoleProgress, duration, end_line, start_line
 from .paths import user_path
@@ -36,8 +35,11 @@ from .run_folder import disk_errors, lock_holder, locked
 from .runner import Outcome, StageInterrupted, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
-from .study import is_study
-from .study_command import describe_study
+from .study import command as study_command
+from .study import iterate_command
+from .study.command import describe_study
+from .study.iterate import is_iteration
+from .study.study import is_study
 from .termination import EXIT_UNFINISHED, Terminated, handled, ignore
 
 REPORT_STAGE = "report"

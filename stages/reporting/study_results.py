@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from ...pipeline.reading import reading_made
-from ...pipeline.study_config import NAMED, SEED, short_names
+from ...pipeline.study.config import NAMED, SEED, short_names
 from ..evaluation.stage_evaluate import BASELINES
 from ..evaluation.statistics import mean_interval
 from .evidence import SCORE_COLUMNS, Policies, Summary, read_csv, read_json

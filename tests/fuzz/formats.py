@@ -30,8 +30,6 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tdmpc2 import Tdmpc2Reader
 from orrery.pipeline import artifact, inspect
 from orrery.pipeline.config.load import discover_stages, load_config
-from orrery.pipeline.iterate import folder_of
-from orrery.pipeline.iterate_command import describe_iteration
 from orrery.pipeline.jobs.job import (
     FolderJob,
     JobContext,
@@ -45,8 +43,10 @@ from orrery.pipeline.jobs.job import (
 )
 from orrery.pipeline.run_folder import Attempt, attempt_file, read_attempt, write_attempt
 from orrery.pipeline.status import describe_status
-from orrery.pipeline.study_command import describe_study
-from orrery.pipeline.study_config import load_study
+from orrery.pipeline.study.command import describe_study
+from orrery.pipeline.study.config import load_study
+from orrery.pipeline.study.iterate import folder_of
+from orrery.pipeline.study.iterate_command import describe_iteration
 from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
 from orrery.stages.policy.policy import Policy, load_policy
 from orrery.stages.policy.policy_index import PolicyIndex, policy_entry, write_index

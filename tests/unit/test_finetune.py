@@ -22,7 +22,7 @@ from orrery.pipeline.jobs.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import check_all
 from orrery.pipeline.stage import Context
-from orrery.pipeline.study import prepare_study
+from orrery.pipeline.study.study import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
 from orrery.stages.extraction.start_frames import saved_behaviours

@@ -8,8 +8,8 @@ import pytest
 from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import discover_stages
 from orrery.pipeline.errors import ConfigError
-from orrery.pipeline.iterate import load_iteration, plan_rounds
-from orrery.pipeline.iterate_command import score_table
+from orrery.pipeline.study.iterate import load_iteration, plan_rounds
+from orrery.pipeline.study.iterate_command import score_table
 from rich.console import Console
 
 STAGES = discover_stages()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import StageError
-from orrery.pipeline.study_config import load_study
+from orrery.pipeline.study.config import load_study
 from orrery.stages.mrq.config import DESIGN_STUDY
 from orrery.stages.mrq.learner import Learner, Shapes
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining

@@ -13,8 +13,8 @@ from orrery.datasets.store import TaskStore
 from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import discover_stages
 from orrery.pipeline.errors import CheckpointError, OrreryError
-from orrery.pipeline.iterate import load_iteration
-from orrery.pipeline.study_config import load_study
+from orrery.pipeline.study.config import load_study
+from orrery.pipeline.study.iterate import load_iteration
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.sequence_model.networks import load_model
 from orrery.stages.world_model.networks import WorldModel

@@ -13,8 +13,8 @@ from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.fanout import Detached
 from orrery.pipeline.run_folder import locked
 from orrery.pipeline.stage import Context, Input, Stage
-from orrery.pipeline.study import prepare_study, run_study
-from orrery.pipeline.study_config import load_study, short_names
+from orrery.pipeline.study.config import load_study, short_names
+from orrery.pipeline.study.study import prepare_study, run_study
 from rich.console import Console
 
 from .toy_stages import STAGES, Add, write_configs

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
-from orrery.pipeline.study import read_study
+from orrery.pipeline.study.study import read_study
 from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
 from orrery.stages.reporting.stage_compare import Compare, CompareConfig, VariantConfig
 from orrery.stages.reporting.study_figures import line_styles

@@ -1,6 +1,6 @@
 """Runs a study: every branch in turn, then the comparison of its variants; and says how far it is.
 
-    from orrery.pipeline.study import read_study, run_study
+    from orrery.pipeline.study.study import read_study, run_study
     frame = run_study("regularisation", ["seeds=3"])
     frame = read_study("runs/regularisation")
 
@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from . import artifact
-from .config.load import CONFIG_DIR, RunConfig, discover_stages
-from .config.schema import build
-from .errors import OrreryError, StageError
-from .jobs.fanout import Detached
-from .paths import user_path
-from .plan import Decision
-from .reading import decode, make_again, read_csv, read_json, reading
-from .run_folder import disk_errors, locked
-from .runner import Outcome, run_on_console
-from .stage import Stage
-from .study_config import Study, compose_variants, load_study
-from .study_plan import plan_branches, take_over
-from .study_tree import COMPARE_STAGE, Branch, Layout, lay_out
-from .termination import handled
+from .. import artifact
+from ..config.load import CONFIG_DIR, RunConfig, discover_stages
+from ..config.schema import build
+from ..errors import OrreryError, StageError
+from ..jobs.fanout import Detached
+from ..paths import user_path
+from ..plan import Decision
+from ..reading import decode, make_again, read_csv, read_json, reading
+from ..run_folder import disk_errors, locked
+from ..runner import Outcome, run_on_console
+from ..stage import Stage
+from ..termination import handled
+from .config import Study, compose_variants, load_study
+from .plan import plan_branches, take_over
+from .tree import COMPARE_STAGE, Branch, Layout, lay_out
 
 if TYPE_CHECKING:
     import pandas as pd

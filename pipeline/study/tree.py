@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import artifact
-from .config.load import CONFIG_DIR, RunConfig, load_config
-from .errors import ConfigError, OrreryError
-from .plan import check_inputs, check_world_model_is_used, find_sources, keyed
-from .stage import Stage
-from .study_config import Study, Variant
+from .. import artifact
+from ..config.load import CONFIG_DIR, RunConfig, load_config
+from ..errors import ConfigError, OrreryError
+from ..plan import check_inputs, check_world_model_is_used, find_sources, keyed
+from ..stage import Stage
+from .config import Study, Variant
 
 SHARED = "shared"
 LONGEST_NAME = 60

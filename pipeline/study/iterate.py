@@ -22,20 +22,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import artifact
-from .config.load import CONFIG_DIR, RunConfig, load_config
-from .errors import ConfigError, OrreryError, StageError
-from .paths import user_path
-from .plan import Decision, check_machine, plan
-from .reading import decode, read_json, reading
-from .run_folder import disk_errors, locked
-from .runner import Outcome, run_on_console
-from .seeding import derive_seed
-from .stage import Stage
+from .. import artifact
+from ..config.load import CONFIG_DIR, RunConfig, load_config
+from ..errors import ConfigError, OrreryError, StageError
+from ..paths import user_path
+from ..plan import Decision, check_machine, plan
+from ..reading import decode, read_json, reading
+from ..run_folder import disk_errors, locked
+from ..runner import Outcome, run_on_console
+from ..seeding import derive_seed
+from ..stage import Stage
+from ..termination import handled
+from .config import merge
 from .study import comparison_run
-from .study_config import merge
-from .study_tree import COMPARE_STAGE
-from .termination import handled
+from .tree import COMPARE_STAGE
 
 ITERATION_FILE = "iteration.json"
 COLLECT, PRETRAIN = "collect", "pretrain"

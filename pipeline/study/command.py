@@ -13,12 +13,15 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from .logging import duration, end_line, start_line
-from .plan import Decision
-from .run_folder import RUN_FILE, lock_holder
-from .runner import Outcome
-from .stage import Stage
-from .status import read_run_file
+from ..logging import duration, end_line, start_line
+from ..plan import Decision
+from ..run_folder import RUN_FILE, lock_holder
+from ..runner import Outcome
+from ..stage import Stage
+from ..status import read_run_file
+from ..termination import EXIT_UNFINISHED
+from .config import Study, list_studies
+from .plan import plan_branches
 from .study import (
     PAGE,
     TABLE,
@@ -29,10 +32,7 @@ from .study import (
     read_study_file,
     run_branches,
 )
-from .study_config import Study, list_studies
-from .study_plan import plan_branches
-from .study_tree import COMPARE_STAGE, Branch, Layout
-from .termination import EXIT_UNFINISHED
+from .tree import COMPARE_STAGE, Branch, Layout
 
 USAGE = "usage: orrery study STUDY [run_dir=PATH] [key=value ...] [grid.KEY=[value,...]] [--plan]\n"
 EXAMPLES = """\

@@ -24,12 +24,12 @@ from typing import Any
 
 import yaml
 
-from .config.load import CONFIG_DIR, RunConfig, describe_file, describe_files, load_config
-from .config.schema import nearest
-from .errors import ConfigError
-from .paths import user_path
-from .reading import check_yaml, reading
-from .stage import Stage
+from ..config.load import CONFIG_DIR, RunConfig, describe_file, describe_files, load_config
+from ..config.schema import nearest
+from ..errors import ConfigError
+from ..paths import user_path
+from ..reading import check_yaml, reading
+from ..stage import Stage
 
 STUDY_KEYS = ("experiment", "overrides", "grid", "variants")
 SEED = "seed"

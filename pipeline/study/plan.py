@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import artifact
-from .errors import OrreryError, StageError
-from .plan import Decision, Source, check_machine, decide
-from .run_folder import lock_holder
-from .stage import Stage
-from .study_config import Study
-from .study_tree import Branch, Layout, Step
+from .. import artifact
+from ..errors import OrreryError, StageError
+from ..plan import Decision, Source, check_machine, decide
+from ..run_folder import lock_holder
+from ..stage import Stage
+from .config import Study
+from .tree import Branch, Layout, Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from . import artifact
+from .. import artifact
+from ..logging import duration, end_line, start_line
+from ..plan import Decision
+from ..run_folder import RUN_FILE, lock_holder
+from ..runner import Outcome
+from ..stage import Stage
+from ..status import read_run_file
 from .iterate import (
     COLLECT,
     Iteration,
@@ -21,14 +27,8 @@ from .iterate import (
     read_iteration_file,
     run_rounds,
 )
-from .logging import duration, end_line, start_line
-from .plan import Decision
-from .run_folder import RUN_FILE, lock_holder
-from .runner import Outcome
-from .stage import Stage
-from .status import read_run_file
 from .study import PAGE, TABLE, read_study
-from .study_tree import COMPARE_STAGE
+from .tree import COMPARE_STAGE
 
 USAGE = "usage: orrery iterate EXPERIMENT [rounds=N] [run_dir=PATH] [key=value ...] [later.key=value ...] [--plan]\n"
 KEYS = {

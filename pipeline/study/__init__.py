@@ -1,0 +1,1 @@
+"""Variants of an experiment, and rounds of one."""
