@@ -26,7 +26,7 @@ import numpy as np
 from ..pipeline.artifact import unfinished
 from ..pipeline.reading import read_made, reading_made
 from ..pipeline.seeding import derive_seed
-from .minari import BEHAVIOUR_KEY, TASK_KEY
+from .formats.minari import BEHAVIOUR_KEY, TASK_KEY
 from .rollout import Act, EpisodeResult
 from .schema import Behaviour, TaskSpec
 

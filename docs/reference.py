@@ -41,8 +41,8 @@ API = {
     "Tasks and data": [
         "datasets.schema",
         "datasets.tasks",
-        "datasets.sources",
-        "datasets.readers",
+        "datasets.formats.sources",
+        "datasets.formats.reader",
         "datasets.store",
         "datasets.windows",
         "datasets.rollout",

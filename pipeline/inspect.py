@@ -22,7 +22,7 @@ from .run_folder import RUN_FILE
 from .status import read_run_file, stage_rows
 
 if TYPE_CHECKING:
-    from ..datasets.readers import EpisodeReader
+    from ..datasets.formats.reader import EpisodeReader
     from ..datasets.schema import Episode
 
 SHOWN_FILES = 12
@@ -54,7 +54,7 @@ def describe(path: Path) -> RenderableType:
         with reading(policy, StageError):
             facts = [_describe_policy(read_json(policy, StageError))] if policy.is_file() else []
         return Group(*facts, _describe_weights(weights))
-    from ..datasets.sources import open_reader
+    from ..datasets.formats.sources import open_reader
 
     try:
         return _describe_dataset(open_reader(str(path)))

@@ -183,8 +183,8 @@ class Pack(Stage):
     config: PackConfig
 
     def check(self) -> None:
-        from ...datasets.sources import open_reader
-        from ...datasets.tdmpc2 import chunk_files
+        from ...datasets.formats.sources import open_reader
+        from ...datasets.formats.tdmpc2 import chunk_files
 
         sources: dict[str, list[str]] = {}
         for name in self._external_names():
@@ -230,8 +230,8 @@ class Pack(Stage):
                 )
 
     def reads(self) -> list[Path]:
-        from ...datasets.sources import dataset_files
-        from ...datasets.tdmpc2 import chunk_files
+        from ...datasets.formats.sources import dataset_files
+        from ...datasets.formats.tdmpc2 import chunk_files
 
         files = [user_path(source.columns) for source in self.config.sources.values() if source.columns]
         if self.config.task_set:
@@ -240,8 +240,8 @@ class Pack(Stage):
         return [path for source in external for path in dataset_files(source)] + files
 
     def run(self, context: Context) -> str:
+        from ...datasets.formats.sources import open_reader
         from ...datasets.schema import TaskTable
-        from ...datasets.sources import open_reader
         from ...datasets.store import StoreRecord, finish_store
         from ...pipeline.jobs.fanout import JobFailure, run_jobs
 
@@ -309,7 +309,7 @@ class Pack(Stage):
         self, context: Context, names: list[str], collected: Container[str]
     ) -> dict[str, Mapping[str, Any]]:
         """Arguments of `open_reader` for the tasks whose data is in the chunks of a set."""
-        from ...datasets.tdmpc2 import LAYOUTS, chunk_files, find_rows
+        from ...datasets.formats.tdmpc2 import LAYOUTS, chunk_files, find_rows
 
         task_set = self.config.task_set
         if task_set is None:
@@ -370,7 +370,7 @@ def _named_environment(config: PackConfig, name: str) -> Iterator[None]:
 
 def pack_task(job: PackJob) -> None:
     """Validate and write one task. Runs in a worker process."""
-    from ...datasets.sources import open_reader
+    from ...datasets.formats.sources import open_reader
     from ...datasets.store import TaskWriter
     from ...datasets.validate import Findings, validate
 

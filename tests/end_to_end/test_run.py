@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from orrery.datasets.sources import open_reader
+from orrery.datasets.formats.sources import open_reader
 from orrery.stages.policy.policy import load_policy
 
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -23,11 +23,11 @@ import minari
 import numpy as np
 import torch
 from minari.data_collector import EpisodeBuffer
-from orrery.datasets.hdf5 import Hdf5Reader
-from orrery.datasets.minari import MinariReader
+from orrery.datasets.formats.hdf5 import Hdf5Reader
+from orrery.datasets.formats.minari import MinariReader
+from orrery.datasets.formats.tdmpc2 import Tdmpc2Reader
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
-from orrery.datasets.tdmpc2 import Tdmpc2Reader
 from orrery.pipeline import artifact, inspect
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.jobs.job import (

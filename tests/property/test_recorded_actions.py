@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orrery.datasets.hdf5 import Hdf5Reader
+from orrery.datasets.formats.hdf5 import Hdf5Reader
 from orrery.datasets.tasks import make_environment
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from orrery.datasets.formats.tdmpc2 import LAYOUTS
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.tdmpc2 import SETS
-from orrery.datasets.tdmpc2 import LAYOUTS
 from tensordict import TensorDict
 
 Arrays = dict[str, np.ndarray]

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from orrery.datasets.chain import ChainReader, joint_behaviour
 from orrery.datasets.collect import write_dataset
+from orrery.datasets.formats.chain import ChainReader, joint_behaviour
+from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.rollout import play_episodes
-from orrery.datasets.sources import open_reader
 from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import DatasetError

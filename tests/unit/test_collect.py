@@ -10,7 +10,7 @@ import minari
 import numpy as np
 import pytest
 from orrery.datasets.collect import Variation, dataset_id, episode_seed, expert, exploration, noisy
-from orrery.datasets.minari import MinariReader
+from orrery.datasets.formats.minari import MinariReader
 from orrery.datasets.rollout import play_episodes
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore

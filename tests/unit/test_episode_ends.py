@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from orrery.datasets.episode_ends import END_PARTS, find_ends, look_like_ends, sounds_like_ends
+from orrery.datasets.formats.episode_ends import END_PARTS, find_ends, look_like_ends, sounds_like_ends
 from orrery.pipeline.errors import DatasetError
 
 N = 10

@@ -10,9 +10,9 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from orrery.datasets.columns import ColumnMap
-from orrery.datasets.hdf5 import Hdf5Reader
-from orrery.datasets.sources import open_reader
+from orrery.datasets.formats.columns import ColumnMap
+from orrery.datasets.formats.hdf5 import Hdf5Reader
+from orrery.datasets.formats.sources import open_reader
 from orrery.pipeline.errors import DatasetError
 
 ENDS_AT = 7
@@ -482,7 +482,7 @@ def test_arrays_by_episode_and_time_are_named(tmp_path):
 def test_a_file_that_may_not_be_read_is_named_with_its_owner(tmp_path):
     path = write(tmp_path / "arm.hdf5", flat_columns())
     path.chmod(0o200)
-    script = "import sys; from orrery.datasets.hdf5 import Hdf5Reader; Hdf5Reader(sys.argv[1])"
+    script = "import sys; from orrery.datasets.formats.hdf5 import Hdf5Reader; Hdf5Reader(sys.argv[1])"
     command = [sys.executable, "-c", script, str(path)]
     if os.geteuid() == 0:  # whom permissions do not stop, unless it gives up that right
         if shutil.which("setpriv") is None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from orrery.datasets.hdf5 import Hdf5Reader
-from orrery.datasets.hdf5_file import Columns, is_hdf5, open_hdf5
+from orrery.datasets.formats.hdf5 import Hdf5Reader
+from orrery.datasets.formats.hdf5_file import Columns, is_hdf5, open_hdf5
 from orrery.pipeline.errors import DatasetError
 
 from .test_hdf5 import flat_columns, write

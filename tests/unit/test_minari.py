@@ -12,9 +12,9 @@ import minari
 import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
-from orrery.datasets.minari import BEHAVIOUR_KEY, TASK_KEY, MinariReader
+from orrery.datasets.formats.minari import BEHAVIOUR_KEY, TASK_KEY, MinariReader
+from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.schema import TaskSpec
-from orrery.datasets.sources import open_reader
 from orrery.datasets.tasks import make_environment
 from orrery.pipeline.errors import DatasetError, TaskError
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from orrery.datasets.sources import open_reader
+from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining

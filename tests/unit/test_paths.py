@@ -6,9 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from orrery.datasets.columns import ColumnMap
 from orrery.datasets.datamodule import WindowData, WindowSettings
-from orrery.datasets.minari import minari_root
+from orrery.datasets.formats.columns import ColumnMap
+from orrery.datasets.formats.minari import minari_root
 from orrery.datasets.store import TaskStore
 from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import discover_stages

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from orrery.datasets.sources import dataset_files, open_reader
+from orrery.datasets.formats.sources import dataset_files, open_reader
 from orrery.pipeline.errors import DatasetError
 
 from .test_hdf5 import flat_columns, write

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from orrery.datasets.sources import open_reader
+from orrery.datasets.formats.sources import open_reader
+from orrery.datasets.formats.tdmpc2 import Tdmpc2Reader, chunk_files, find_rows
 from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks.tdmpc2 import MT30
-from orrery.datasets.tdmpc2 import Tdmpc2Reader, chunk_files, find_rows
 from orrery.datasets.validate import Findings, validate
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
@@ -181,7 +181,7 @@ def test_a_chunk_that_is_not_as_published_is_refused(tmp_path, rows, message):
 def test_the_last_chunk_is_checked_before_the_first_is_read(mt30, monkeypatch):
     write = mt30["folder"] / "chunk_7.pt"
     torch.save({"obs": torch.zeros(1)}, write)
-    monkeypatch.setattr("orrery.datasets.tdmpc2._task_ids", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("orrery.datasets.formats.tdmpc2._task_ids", lambda *_: pytest.fail("read"))
     with pytest.raises(DatasetError, match=r"chunk_7\.pt: is not a chunk of mt30: expected obs .*; found obs \[1\]"):
         find_rows(mt30["folder"], "mt30", [PENDULUM])
 
@@ -309,7 +309,7 @@ def test_a_source_of_its_own_goes_before_the_set(mt30, tmp_path):
 PACKING = """
 import logging, os, resource, sys
 from pathlib import Path
-from orrery.datasets.tdmpc2 import Tdmpc2Reader
+from orrery.datasets.formats.tdmpc2 import Tdmpc2Reader
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig

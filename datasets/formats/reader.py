@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from .schema import Behaviour, Episode, TaskSpec
+from ..schema import Behaviour, Episode, TaskSpec
 
 
 class EpisodeReader(Protocol):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..pipeline.errors import DatasetError
+from ...pipeline.errors import DatasetError
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from ..pipeline.errors import DatasetError
-from ..pipeline.paths import user_path
-from .actions import ActionExtent, ActionScale, Choices, read_actions
+from ...pipeline.errors import DatasetError
+from ...pipeline.paths import user_path
+from ..actions import ActionExtent, ActionScale, Choices, read_actions
+from ..schema import Behaviour, Episode, TaskSpec
+from ..spaces import as_float32, flat_parts, order_parts
+from ..task_from_data import limit_warnings, split_overrides, success_flags
+from ..tasks import recorded_in
 from .columns import ColumnMap, columns_of, detect_columns
 from .episode_ends import END_PARTS, as_flags, find_ends, sounds_like_ends
 from .hdf5_file import Columns, open_hdf5
-from .schema import Behaviour, Episode, TaskSpec
-from .spaces import as_float32, flat_parts, order_parts
-from .task_from_data import limit_warnings, split_overrides, success_flags
-from .tasks import recorded_in
 
 _CHUNK = 65536
 """Rows of actions that are looked at together when fitting their scale."""

@@ -20,10 +20,10 @@ import gymnasium.spaces as gs
 import h5py
 import numpy as np
 
-from ..pipeline.errors import DatasetError, OrreryError, TaskError
-from ..pipeline.paths import user_path
-from ..pipeline.reading import check_file, read_json, reading
-from .actions import (
+from ...pipeline.errors import DatasetError, OrreryError, TaskError
+from ...pipeline.paths import user_path
+from ...pipeline.reading import check_file, read_json, reading
+from ..actions import (
     ACTION_BOUNDS,
     CHOICES_START,
     ActionExtent,
@@ -35,9 +35,8 @@ from .actions import (
     scale_from_bounds,
     scale_in_environment,
 )
-from .hdf5_file import check_size
-from .schema import Behaviour, Episode, TaskSpec
-from .spaces import (
+from ..schema import Behaviour, Episode, TaskSpec
+from ..spaces import (
     Space,
     as_float32,
     flat_columns,
@@ -47,8 +46,9 @@ from .spaces import (
     looks_like_images,
     order_parts,
 )
-from .task_from_data import limit_warnings, split_overrides, success_flags
-from .tasks import recorded_in
+from ..task_from_data import limit_warnings, split_overrides, success_flags
+from ..tasks import recorded_in
+from .hdf5_file import check_size
 
 if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage

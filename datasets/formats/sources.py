@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.errors import DatasetError
-from ..pipeline.paths import user_path
+from ...pipeline.errors import DatasetError
+from ...pipeline.paths import user_path
+from ..schema import Behaviour
 from .chain import ChainReader
 from .columns import ColumnMap
 from .hdf5 import Hdf5Reader
 from .hdf5_file import is_hdf5
 from .minari import MinariReader, find_minari, is_minari_folder
-from .readers import EpisodeReader
-from .schema import Behaviour
+from .reader import EpisodeReader
 from .tdmpc2 import Rows, Tdmpc2Reader, is_chunk_folder
 
 

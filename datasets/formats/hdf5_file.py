@@ -14,8 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..pipeline.errors import DatasetError
-from ..pipeline.reading import reading
+from ...pipeline.errors import DatasetError
+from ...pipeline.reading import reading
 
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf", ".he5")
 """In lower case."""

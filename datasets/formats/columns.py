@@ -16,11 +16,11 @@ from typing import Any
 
 import h5py
 
-from ..pipeline.errors import DatasetError
-from ..pipeline.paths import user_path
-from ..pipeline.reading import check_yaml, decode, reading
+from ...pipeline.errors import DatasetError
+from ...pipeline.paths import user_path
+from ...pipeline.reading import check_yaml, decode, reading
+from ..spaces import looks_like_images
 from .episode_ends import END_PARTS
-from .spaces import looks_like_images
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "observation": ("observations", "observation", "obs"),

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..pipeline.errors import DatasetError
-from .readers import EpisodeReader
-from .schema import Behaviour, Episode, TaskSpec
+from ...pipeline.errors import DatasetError
+from ..schema import Behaviour, Episode, TaskSpec
+from .reader import EpisodeReader
 
 
 class ChainReader:

@@ -34,11 +34,11 @@ from typing import Any
 
 import numpy as np
 
-from ..pipeline.errors import DatasetError
-from ..pipeline.paths import user_path
-from .schema import Behaviour, Episode, TaskSpec
-from .tasks import task_spec
-from .tasks.tdmpc2 import SETS
+from ...pipeline.errors import DatasetError
+from ...pipeline.paths import user_path
+from ..schema import Behaviour, Episode, TaskSpec
+from ..tasks import task_spec
+from ..tasks.tdmpc2 import SETS
 
 BEHAVIOUR: Behaviour = "exploration"
 """Whole replay buffers of 240 agents (three per task), from their first random steps to the trained policy: wide data
@@ -263,7 +263,7 @@ def _open_chunk(path: Path, task_set: str, *, checksums: bool = False) -> _Chunk
     """Map a chunk and check its keys, dtypes and shapes; with `checksums` every byte of it."""
     import torch  # not at the top: a run that has nothing to do starts without it
 
-    from ..pipeline.torch_file import read_torch_file
+    from ...pipeline.torch_file import read_torch_file
 
     layout = LAYOUTS[task_set]
     content = read_torch_file(path, checksums=checksums, error=DatasetError)

@@ -1,0 +1,1 @@
+"""Other people's datasets as episodes: one file per format."""
