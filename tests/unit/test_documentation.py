@@ -94,7 +94,7 @@ def test_messages_are_read_from_the_source(reference, tmp_path):
 
 def test_errors_of_the_parts_that_a_stage_uses_are_on_its_page(makers):
     page = makers["stages/pack.md"]()
-    assert "From datasets.hdf5" in page
+    assert "From datasets.formats.hdf5" in page
     assert "has no transitions; expected at least one" in page
     assert "pack.sources.{name}.path is empty" in page
 
