@@ -27,12 +27,12 @@ from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiment
 from .config.overrides import SWEEP
 from .errors import ConfigError, OrreryError, StageError
 from .jobs.fanout import Detached
-from .logging import ConsoleProgress, duration, end_line, start_line
+from .logging import ConsoleProgress, duration
 from .paths import user_path
-from .plan import Decision, check_machine, plan
+from .plan import Decision, check_machine, plan, start_line
 from .ranks import Launch, check_launch, follow, launched
 from .run_folder import disk_errors, lock_holder, locked
-from .runner import Outcome, StageInterrupted, run_on_console
+from .runner import Outcome, StageInterrupted, end_line, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
 from .study import command as study_command

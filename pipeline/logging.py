@@ -14,7 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,10 +21,6 @@ from rich.progress import TaskID as LineID
 from rich.text import Text
 
 from .stage import ProgressTask
-
-if TYPE_CHECKING:
-    from .plan import Decision
-    from .runner import Outcome
 
 LINE_SECONDS = 10.0
 SPEED_LINES = 12
@@ -64,19 +59,6 @@ def logging_to(console: Console, file: Path) -> Iterator[logging.Logger]:
         in_file.close()
         logger.setLevel(former_level)
         logger.propagate, third_party.propagate = former_propagate
-
-
-def start_line(decision: Decision, width: int = 0) -> Text:
-    """What is printed when a stage starts; `width` is that of the longest name."""
-    verb = "continues" if decision.action == "resume" else "starts"
-    reason = f": {decision.reason}" if decision.reason else ""
-    return Text(f"{decision.stage:{width}}  {verb}{reason}", style="dim")
-
-
-def end_line(outcome: Outcome, width: int = 0) -> Text:
-    """What is printed when a stage has ended, or was up to date."""
-    note = "up to date" if outcome.status == "fresh" else duration(outcome.seconds)
-    return Text.assemble((f"{outcome.stage:{width}}", "bold"), f"  {outcome.summary} ", (f"({note})", "dim"))
 
 
 class LogFile(logging.FileHandler):

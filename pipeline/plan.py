@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.text import Text
+
 from . import artifact
 from .artifact import InputRecord, MadeFrom
 from .config.load import RunConfig, dotted_keys
@@ -37,6 +39,13 @@ class Decision:
     def would(self) -> str:
         """What a run would do, in a word for tables."""
         return {"fresh": "up to date", "resume": "continue", "run": "run"}[self.action]
+
+
+def start_line(decision: Decision, width: int = 0) -> Text:
+    """What is printed when a stage starts; `width` is that of the longest name."""
+    verb = "continues" if decision.action == "resume" else "starts"
+    reason = f": {decision.reason}" if decision.reason else ""
+    return Text(f"{decision.stage:{width}}  {verb}{reason}", style="dim")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from . import artifact, termination
 from .artifact import InputRecord, MadeFrom, Manifest
@@ -23,8 +24,8 @@ from .errors import OrreryError, StageError
 from .jobs import fanout
 from .jobs.job import describe_error
 from .jobs.pool import usable_cores
-from .logging import ConsoleProgress, end_line, logging_to, start_line
-from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records
+from .logging import ConsoleProgress, duration, logging_to
+from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records, start_line
 from .ranks import gathered
 from .run_folder import (
     RUN_FILE,
@@ -49,6 +50,12 @@ class Outcome:
     seconds: float = 0.0
     """Over all attempts."""
     summary: str = ""
+
+
+def end_line(outcome: Outcome, width: int = 0) -> Text:
+    """What is printed when a stage has ended, or was up to date."""
+    note = "up to date" if outcome.status == "fresh" else duration(outcome.seconds)
+    return Text.assemble((f"{outcome.stage:{width}}", "bold"), f"  {outcome.summary} ", (f"({note})", "dim"))
 
 
 @dataclass(frozen=True)

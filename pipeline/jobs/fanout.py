@@ -21,7 +21,8 @@ from ..errors import StageError
 from ..logging import duration
 from ..run_folder import JOBS_SUFFIX
 from ..stage import Context, ProgressTask
-from .executors import Executor, FanoutConfig, InlineExecutor, JobNeeds, LocalExecutor, local_slots
+from .config import FanoutConfig
+from .executors import Executor, InlineExecutor, JobNeeds, LocalExecutor, local_slots
 from .job import (
     ENDED,
     LOG,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ import ray
 
 from ..accelerator import wants_gpu
 from ..errors import StageError
-from .executors import FanoutConfig, JobNeeds
+from .config import FanoutConfig, check_reachable
+from .executors import JobNeeds
 from .process import GRACE_SECONDS, JobProcess
 
-CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0
 
 
@@ -91,18 +90,6 @@ def connect(address: str) -> None:
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, former)
-
-
-def check_reachable(address: str) -> None:
-    """Raise a StageError within seconds where nothing listens at host:port; Ray itself would try for two minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"fanout.ray_address={address}: nothing answers there ({error}). Start the cluster (`ray start --head`), "
-            "correct the address, or leave it empty to start one on this machine"
-        ) from error
 
 
 def _check_healthy(address: str) -> None:

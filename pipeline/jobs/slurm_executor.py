@@ -19,7 +19,8 @@ import submitit
 from .. import artifact
 from ..errors import StageError
 from ..reading import read_json
-from .executors import FanoutConfig, JobNeeds
+from .config import FanoutConfig
+from .executors import JobNeeds
 from .job import SUBMISSION, read_status, write_status
 from .process import GRACE_SECONDS, JobProcess
 

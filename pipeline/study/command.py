@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from ..logging import duration, end_line, start_line
-from ..plan import Decision
+from ..logging import duration
+from ..plan import Decision, start_line
 from ..run_folder import RUN_FILE, lock_holder
-from ..runner import Outcome
+from ..runner import Outcome, end_line
 from ..stage import Stage
 from ..status import read_run_file
 from ..termination import EXIT_UNFINISHED

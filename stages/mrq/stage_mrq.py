@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_counts, check_not_negative
 from ...pipeline.errors import ConfigError, StageError
-from ...pipeline.jobs.executors import FanoutConfig
+from ...pipeline.jobs.config import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index

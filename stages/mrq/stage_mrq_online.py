@@ -15,7 +15,7 @@ from ...datasets.tasks import resolve_name, task_spec
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
-from ...pipeline.jobs.executors import FanoutConfig
+from ...pipeline.jobs.config import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index

@@ -11,7 +11,7 @@ from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of, matm
 from orrery.pipeline.config.load import discover_stages, dotted_keys
 from orrery.pipeline.config.schema import build, make_schema
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.jobs.executors import FanoutConfig, SlurmConfig
+from orrery.pipeline.jobs.config import FanoutConfig, SlurmConfig
 from orrery.stages.extraction.packing import gpu_memory
 
 STAGES = discover_stages()
@@ -114,7 +114,7 @@ def test_jobs_of_slurm_that_need_a_gpu_ask_for_one(name, no_gpu):
 
 
 def test_a_gpu_is_looked_for_only_where_the_jobs_run(no_gpu, monkeypatch):
-    monkeypatch.setattr("orrery.pipeline.jobs.executors.shutil.which", lambda _: "/usr/bin/srun")
+    monkeypatch.setattr("orrery.pipeline.jobs.config.shutil.which", lambda _: "/usr/bin/srun")
     FanoutConfig("slurm", time_limit_min=1.0, slurm=SlurmConfig(gpus=1)).check_machine("cuda")
     for fanout in (
         FanoutConfig("inline"),

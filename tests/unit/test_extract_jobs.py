@@ -14,7 +14,7 @@ import pytest
 import torch
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.jobs.executors import SlurmConfig
+from orrery.pipeline.jobs.config import SlurmConfig
 from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress

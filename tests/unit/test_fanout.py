@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs import process as job_process
-from orrery.pipeline.jobs.executors import FanoutConfig, SlurmConfig, local_slots
+from orrery.pipeline.jobs.config import FanoutConfig, SlurmConfig
+from orrery.pipeline.jobs.executors import local_slots
 from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, clear, fan_out, prune
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
@@ -307,7 +308,7 @@ def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StageError, match="there is no srun on this machine"):
         FanoutConfig("slurm", time_limit_min=1.0).check_machine()
-    monkeypatch.setattr("orrery.pipeline.jobs.executors.find_spec", lambda name: None)
+    monkeypatch.setattr("orrery.pipeline.jobs.config.find_spec", lambda name: None)
     with pytest.raises(StageError, match=r"pip install 'orrery\[ray\]'"):
         FanoutConfig("ray").check_machine()
     with pytest.raises(StageError, match="pip install submitit"):
