@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -229,11 +230,10 @@ def input_records(
 
 def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]) -> Decision:
     """Compare what the stage would be made from now with what its artifact was made from."""
-    records = input_records(config, stage, name, sources)
-    digests = {input_name: [record.digest for record in many] for input_name, many in records.items()}
-    version = artifact.package_versions()["orrery"]
-    stage_config = keyed(config.resolved[name], stage)
-    key = artifact.hash_json([name, stage.output_kind, stage_config, digests, version])
+    now = MadeFrom(
+        config.resolved[name], input_records(config, stage, name, sources), artifact.package_versions()["orrery"]
+    )
+    key = key_of(stage, name, now)
     final = config.run_dir / name
     try:
         manifest = artifact.read_manifest(final) if final.is_dir() else None
@@ -242,10 +242,9 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     except StageError as error:
         # Its own output is damaged: making it again is what the error would ask for.
         return Decision(name, "run", f"its output is damaged: {error}", key)
-    now = MadeFrom(stage_config, records, version)
     if manifest is None:
         reason: str | None = "it has not run yet"
-    elif manifest.key != key:
+    elif key_of(stage, name, manifest.made_from) != key:
         reason = _what_changed(name, manifest.made_from, now, stage)
     else:
         folders = {input_name: [source.folder for source in many] for input_name, many in sources.items()}
@@ -255,7 +254,7 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     attempt = read_attempt(final)
     if attempt is None:
         return Decision(name, "run", reason, key)
-    if attempt.key != key:
+    if key_of(stage, name, attempt.made_from) != key:
         changes = _what_changed(name, attempt.made_from, now, stage)
         lost = f"the interrupted attempt ({duration(attempt.seconds)} of work) will be discarded"
         return Decision(name, "run", f"{changes}: {lost}", key)
@@ -264,13 +263,46 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     return Decision(name, "run", f"{partial_folder(final)}, from which it would continue, is gone", key)
 
 
-def keyed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
-    """What of a stage's config decides whether its artifact is up to date."""
-    return {name: value for name, value in config.items() if name not in stage.unkeyed}
+def key_of(stage: type[Stage], name: str, made_from: MadeFrom) -> str:
+    """The hash of all that decides a stage's result: what has the same key is the same, wherever it lies."""
+    digests = {input_name: [record.digest for record in many] for input_name, many in made_from.inputs.items()}
+    return artifact.hash_json([name, stage.output_kind, hashed(made_from.config, stage), digests, made_from.version])
+
+
+def find_made(stage: type[Stage], name: str, key: str, folders: Iterable[Path]) -> Path | None:
+    """The first of these folders that holds the artifact with this key, and all of its files.
+
+    Keys are computed from what the manifests record, so that artifacts of versions that hashed more are found, too.
+    """
+    for folder in folders:
+        with contextlib.suppress(StageError):  # no folder, or damaged
+            manifest = artifact.read_manifest(folder)
+            if manifest is not None and key_of(stage, name, manifest.made_from) == key:
+                artifact.verify_quick(folder, stage.output_kind)
+                return folder
+    return None
+
+
+def hashed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
+    """What of a stage's config decides its result: all but `Stage.not_hashed`."""
+    return without(config, stage.not_hashed)
+
+
+def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Nested mappings without some of their entries, which are named by dotted keys."""
+    nested: dict[str, list[str]] = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        nested.setdefault(first, []).append(rest)
+    return {
+        key: without(value, nested[key]) if key in nested else value
+        for key, value in values.items()
+        if "" not in nested.get(key, ())
+    }
 
 
 def _what_changed(name: str, former: MadeFrom, now: MadeFrom, stage: type[Stage]) -> str:
-    before, after = dict(dotted_keys(keyed(former.config, stage))), dict(dotted_keys(now.config))
+    before, after = (dict(dotted_keys(hashed(one.config, stage))) for one in (former, now))
     changes = [
         f"{name}.{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())

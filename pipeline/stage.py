@@ -80,9 +80,9 @@ class Stage:
     algorithms: ClassVar[Sequence[str]] = ()
     """Algorithms whose policies this stage makes: it runs only if the run's `algorithms` name one of them, which it
     finds in its own setting `algorithms` if it has one. Empty: it runs whenever it is listed."""
-    unkeyed: ClassVar[Sequence[str]] = ()
-    """Fields of Config that decide where and how fast the work is done, not what comes of it: changing them makes no
-    artifact stale, and an interrupted stage goes on."""
+    not_hashed: ClassVar[Sequence[str]] = ()
+    """Fields of Config, by dotted keys, that change speed, memory or how often something is logged, not the result:
+    changing them neither makes an artifact stale nor discards an interrupted attempt. All others are hashed."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -18,7 +18,7 @@ from typing import Any
 from .. import artifact
 from ..config.load import CONFIG_DIR, RunConfig, load_config
 from ..errors import ConfigError, OrreryError
-from ..plan import check_inputs, check_world_model_is_used, find_sources, keyed
+from ..plan import check_inputs, check_world_model_is_used, find_sources, hashed
 from ..stage import Stage
 from .config import Study, Variant
 
@@ -133,7 +133,7 @@ def _steps(config: RunConfig, stages: Mapping[str, type[Stage]], checked: set[st
             input_name: tuple(found[one.stage].key if one.stage else str(one.folder) for one in many)
             for input_name, many in read.items()
         }
-        key = artifact.hash_json([name, keyed(config.resolved[name], stages[name]), sources])
+        key = artifact.hash_json([name, hashed(config.resolved[name], stages[name]), sources])
         if key not in checked:
             stages[name](config.stage_configs[name]).check()
             check_inputs(config, stages, name, read)

@@ -78,7 +78,7 @@ class Collect(Stage):
     Config = CollectConfig
     output_kind = "datasets"
     # Where the policies are; which they are is seen by `reads`.
-    unkeyed = ("policy",)
+    not_hashed = ("policy",)
     config: CollectConfig
 
     def check(self) -> None:

@@ -132,7 +132,7 @@ class Extract(Stage):
     }
     output_kind = "policies"
     algorithms = ALGORITHMS
-    unkeyed = ("fanout",)
+    not_hashed = ("fanout",)
     config: ExtractConfig
 
     def check(self) -> None:

@@ -118,7 +118,7 @@ class Finetune(Stage):
         "replay": Input("store", optional=True, outside=True),
     }
     output_kind = "world_model"
-    unkeyed = ("fanout",)
+    not_hashed = ("fanout",)
     config: FinetuneConfig
 
     def check(self) -> None:

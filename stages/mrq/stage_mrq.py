@@ -76,7 +76,7 @@ class Mrq(Stage):
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
     output_kind = "policies"
     algorithms = ("mrq",)
-    unkeyed = ("fanout",)
+    not_hashed = ("fanout",)
     config: MrqConfig
 
     def check(self) -> None:

@@ -85,7 +85,7 @@ class MrqOnline(Stage):
     Config = MrqOnlineConfig
     output_kind = "policies"
     algorithms = ("mrq_online",)
-    unkeyed = ("fanout",)
+    not_hashed = ("fanout",)
     config: MrqOnlineConfig
 
     def check(self) -> None:

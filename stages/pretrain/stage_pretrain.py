@@ -120,7 +120,7 @@ class Pretrain(Stage):
     Config = PretrainConfig
     inputs = {"store": Input("store")}
     output_kind = "world_model"
-    unkeyed = ("start_from",)
+    not_hashed = ("start_from",)
     config: PretrainConfig
 
     def check(self) -> None:

@@ -98,7 +98,7 @@ class Count(Stage):
 
     Config = CountConfig
     output_kind = "counts"
-    unkeyed = ("fanout",)
+    not_hashed = ("fanout",)
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine()

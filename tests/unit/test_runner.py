@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from orrery.pipeline.artifact import MANIFEST
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.plan import plan
+from orrery.pipeline.plan import find_made, plan
 from orrery.pipeline.run_folder import lock_holder, locked, read_attempt
 from orrery.pipeline.runner import Outcome, StageInterrupted, run
 from orrery.pipeline.status import read_run_file
@@ -77,6 +78,20 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(toy: ToyProje
         "fresh",
         "fresh",
     ]
+
+
+def test_a_setting_that_is_not_hashed_makes_nothing_stale(toy: ToyProject) -> None:
+    toy.run()
+    manifest = toy.run_dir / "report" / MANIFEST
+    # As an earlier version left it, whose keys held this setting, too.
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"key": "of an earlier version"}))
+    assert toy.plan("report.frame.width=2")[2] == ("fresh", "")
+    assert toy.plan("report.frame.sides=[3]")[2] == ("run", "report.frame.sides [1, 2] -> [3]")
+    key = plan(toy.load("report.frame.width=2"), STAGES)[2].key or ""
+    report, elsewhere = toy.run_dir / "report", toy.run_dir / "make"
+    assert find_made(STAGES["report"], "report", key, [toy.run_dir / "gone", elsewhere, report]) == report
+    (report / "index.html").unlink()
+    assert find_made(STAGES["report"], "report", key, [elsewhere, report]) is None
 
 
 @pytest.mark.parametrize(("failure", "error"), [("interrupt", StageInterrupted), ("bug", ZeroDivisionError)])

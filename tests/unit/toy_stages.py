@@ -110,6 +110,7 @@ class Show(Stage):
     Config = ShowConfig
     output_kind = "report"
     inputs = {"totals": Input("total", optional=True, many=True)}
+    not_hashed = ("frame.width",)
 
     def reads(self) -> list[Path]:
         return [Path(self.config.picture)] if self.config.picture else []
