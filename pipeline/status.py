@@ -100,7 +100,7 @@ def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tup
 def _describe_jobs(stage: str, folders: list[Path], *, running: bool) -> Table:
     alive: set[Path] = set()
     if any((folder / SUBMISSION).is_file() for folder in folders):
-        from .jobs.slurm_executor import still_alive
+        from .jobs.executors.slurm import still_alive
 
         alive = still_alive(folders)
     table = Table(f"job of {stage}", "state", "attempts", "time", "log", "", box=None, pad_edge=False)

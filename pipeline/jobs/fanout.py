@@ -1,7 +1,7 @@
 """Hours of work as jobs, each with a folder of its own, on the executor that the config names.
 
 A job that raises, dies or hangs costs only itself; the same command continues, with what is missing alone. What a job
-is stands in jobs.py, where it runs in executors.py. For minutes of work inside a stage, whose results come back as
+is stands in job.py, where it runs in executors/. For minutes of work inside a stage, whose results come back as
 objects and leave nothing on disk, there are `run_jobs` and `run_all` (pool.py).
 """
 
@@ -22,7 +22,9 @@ from ..logging import duration
 from ..run_folder import JOBS_SUFFIX
 from ..stage import Context, ProgressTask
 from .config import FanoutConfig
-from .executors import Executor, InlineExecutor, JobNeeds, LocalExecutor, local_slots
+from .executor import Executor, JobNeeds
+from .executors.inline import InlineExecutor
+from .executors.local import LocalExecutor, local_slots
 from .job import (
     ENDED,
     LOG,
@@ -237,7 +239,7 @@ class _Fanout:
         """Jobs that an earlier command submitted to SLURM and that have not ended."""
         if not any((folder / SUBMISSION).is_file() for folder in folders):
             return set()
-        from .slurm_executor import still_alive
+        from .executors.slurm import still_alive
 
         alive = still_alive(folders)
         if alive and self.config.executor != "slurm":
@@ -250,11 +252,11 @@ class _Fanout:
     def _executor(self) -> Any:
         config, context, needs = self.config, self.context, self.needs
         if config.executor == "slurm":
-            from .slurm_executor import SlurmExecutor
+            from .executors.slurm import SlurmExecutor
 
             return SlurmExecutor(context.jobs, config, needs)
         if config.executor == "ray":
-            from .ray_executor import RayExecutor
+            from .executors.ray import RayExecutor
 
             return RayExecutor(config, needs, self.accelerator)
         if config.executor == "local":
@@ -311,7 +313,7 @@ def prune(jobs_folder: Path) -> None:
 
 def _discard(folder: Path) -> None:
     if (folder / SUBMISSION).is_file():
-        from .slurm_executor import cancel
+        from .executors.slurm import cancel
 
         cancel(folder)
     shutil.rmtree(folder)

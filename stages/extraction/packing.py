@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...pipeline.jobs.executors import local_slots
+from ...pipeline.jobs.executors.local import local_slots
 from ..world_model.config import WorldModelConfig
 from .config import FirstOrderConfig
 

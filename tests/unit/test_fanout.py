@@ -16,7 +16,7 @@ import pytest
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs import process as job_process
 from orrery.pipeline.jobs.config import FanoutConfig, SlurmConfig
-from orrery.pipeline.jobs.executors import local_slots
+from orrery.pipeline.jobs.executors.local import local_slots
 from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, clear, fan_out, prune
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
@@ -331,7 +331,7 @@ def test_a_dead_ray_address_is_said_at_once(bench: Bench, scheme: str) -> None:
 
 @pytest.mark.ray
 def test_what_listens_but_is_no_ray_cluster_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orrery.pipeline.jobs.ray_executor.HEALTH_SECONDS", 3.0)
+    monkeypatch.setattr("orrery.pipeline.jobs.executors.ray.HEALTH_SECONDS", 3.0)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(StageError, match="does not answer as a Ray cluster"),

@@ -16,13 +16,13 @@ from typing import Any
 
 import submitit
 
-from .. import artifact
-from ..errors import StageError
-from ..reading import read_json
-from .config import FanoutConfig
-from .executors import JobNeeds
-from .job import SUBMISSION, read_status, write_status
-from .process import GRACE_SECONDS, JobProcess
+from ... import artifact
+from ...errors import StageError
+from ...reading import read_json
+from ..config import FanoutConfig
+from ..executor import JobNeeds
+from ..job import SUBMISSION, read_status, write_status
+from ..process import GRACE_SECONDS, JobProcess
 
 SUBMITIT_FOLDER = ".submitit"
 """Beside the job folders: submission scripts, and what SLURM and submitit printed."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import ray
 
-from ..accelerator import wants_gpu
-from ..errors import StageError
-from .config import FanoutConfig, check_reachable
-from .executors import JobNeeds
-from .process import GRACE_SECONDS, JobProcess
+from ...accelerator import wants_gpu
+from ...errors import StageError
+from ..config import FanoutConfig, check_reachable
+from ..executor import JobNeeds
+from ..process import GRACE_SECONDS, JobProcess
 
 HEALTH_SECONDS = 20.0
 
