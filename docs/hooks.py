@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[1]
 GUIDES = {
     "Your own data": "data.md",
     "Models": "models.md",
-    "From a pretrained model on": "pretrained.md",
+    "Using a pretrained model": "pretrained.md",
     "Tasks": "tasks.md",
     "Scores and metrics": "scores.md",
     "Results": "results.md",
     "Results of the alternatives": "alternatives.md",
     "Devices and jobs": "jobs.md",
-    "Beside the released code": "differences.md",
+    "Differences from the released code": "differences.md",
     "Notebooks": "notebooks.md",
     "Gallery": "gallery.md",
 }
