@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
@@ -26,36 +25,7 @@ from ..powr.curves import (
     write_curves,
 )
 from ..powr.stage_powr_online import discrete_task
-
-LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
-"""Which package has which algorithm; both come with the extra `baselines`."""
-
-
-@dataclass(frozen=True)
-class PowrBaselinesConfig:
-    """The libraries' default settings with a multi-layer perceptron, on one environment."""
-
-    task: str = ""
-    """Name such as gymnasium/CartPole-v1."""
-    environment: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment, for example {is_slippery: false}."""
-    algorithms: list[str] = field(default_factory=lambda: list(LIBRARIES))
-    """Of a2c, dqn, ppo, trpo."""
-    transitions: int = 10000
-    """Environment decisions of each run."""
-    evaluate_every: int = 1000
-    """Decisions between evaluations."""
-    evaluation_episodes: int = 10
-    """Per evaluation, greedily."""
-    seeds: int = 5
-    """Independent runs of each algorithm."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.algorithms) - set(LIBRARIES)):
-            raise ConfigError(f"algorithms: unknown {unknown}, this stage has: {', '.join(LIBRARIES)}")
-        check_counts(self, "transitions", "evaluate_every", "evaluation_episodes", "seeds")
+from .config import LIBRARIES, PowrBaselinesConfig
 
 
 @dataclass(frozen=True)

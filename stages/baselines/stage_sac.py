@@ -4,17 +4,17 @@ reaches from a given number of decisions."""
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.schema import TaskSpec
-from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
+from .config import SacConfig
 
 if TYPE_CHECKING:
     import torch
@@ -23,39 +23,6 @@ PACKAGE = "stable_baselines3"
 REWARD_ROWS = 65536
 """Transitions of the data that the reward is scaled by, at most."""
 """Comes with the extra `baselines`."""
-
-
-@dataclass(frozen=True)
-class SacConfig:
-    """Ma et al.'s settings (arXiv 2402.05290, released code) where they name them, the library's otherwise."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the store with continuous actions; all of them where empty."""
-    seeds: int = 2
-    """Runs per task."""
-    decisions: int = 5000
-    """Environment decisions of each run."""
-    warm_up: int = 1000
-    """Decisions before the first update."""
-    update_every: int = 2
-    """Decisions per update."""
-    batch_size: int = 128
-    """Transitions per update."""
-    lr: float = 3e-4
-    """Adam, of actor, critics and temperature."""
-    discount: float = 0.99
-    """Per decision."""
-    actor_units: list[int] = field(default_factory=lambda: [128, 128])
-    """Hidden widths."""
-    critic_units: list[int] = field(default_factory=lambda: [256, 256])
-    """Hidden widths."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "seeds", "decisions", "update_every", "batch_size")
-        if not 0 <= self.warm_up < self.decisions:
-            raise ConfigError(f"sac.warm_up must be less than the {self.decisions} decisions, found {self.warm_up}")
 
 
 @dataclass(frozen=True)

@@ -4,54 +4,23 @@ where a task has a differentiable simulator, through that instead."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.artifact import write_json
-from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
-from ..data.stage_pack import SIMULATED, PackConfig
+from ..data.config import PackConfig
+from ..data.stage_pack import SIMULATED
 from ..policy.policy_index import policy_entry, write_index
-from ..pretrain.stage_pretrain import PretrainConfig
-from ..sequence_model.config import BpoConfig
+from ..pretrain.config import PretrainConfig
+from .config import BpoStageConfig
 
 if TYPE_CHECKING:
     from ...datasets.store import TaskRows, TaskStore
     from ..sequence_model.networks import SequenceModel
     from .bpo import PolicyOptimisation
-
-GRADIENTS = ("model", "simulator")
-
-
-@dataclass(frozen=True)
-class BpoStageConfig:
-    """Which policies are trained, and how."""
-
-    bpo: BpoConfig = field(default_factory=BpoConfig)
-    """Rollouts, policy and optimiser."""
-    gradients: list[str] = field(default_factory=lambda: ["model"])
-    """model: through the sequence model; its policies are called bpo_<kind>, for example bpo_awm. simulator: through
-    the task's own simulator, an upper baseline for differentiable tasks; called bpo_simulator."""
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the store to train policies for; all of them where empty."""
-    seeds: int = 2
-    """Policies per task and gradient."""
-    iterations: int = 500
-    """Updates of each policy."""
-    starts_per_task: int = 16384
-    """Frames of the data from which imagined episodes begin, at most."""
-    log_every: int = 10
-    """Iterations between logged numbers."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "seeds", "iterations", "starts_per_task", "log_every")
-        if not self.gradients or set(self.gradients) - set(GRADIENTS):
-            raise ConfigError(f"bpo.gradients: expected some of {', '.join(GRADIENTS)}, found {self.gradients}")
 
 
 class Bpo(Stage):

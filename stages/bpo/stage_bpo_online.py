@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...datasets.tasks import resolve_name, task_spec
 from ...pipeline.artifact import write_json
-from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index
-from ..sequence_model.config import OnlineConfig, SequenceModelConfig
-
-
-@dataclass(frozen=True)
-class BpoOnlineConfig:
-    """Which tasks are learned, with which model."""
-
-    online: OnlineConfig = field(default_factory=OnlineConfig)
-    """Budget and updates."""
-    model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
-    """Kind and sizes of the sequence model."""
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the suite myriad."""
-    seeds: int = 2
-    """Runs per task."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "seeds")
+from .config import BpoOnlineConfig
 
 
 class BpoOnline(Stage):

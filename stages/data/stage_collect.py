@@ -6,58 +6,24 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
-from ...pipeline.config.checks import check_counts, check_shares
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.paths import user_path
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex
+from .config import CollectConfig
 
 if TYPE_CHECKING:
     from ...datasets.rollout import EpisodeResult
 
 CHUNK = 20
 """Episodes per job: a few seconds of simulation, so that progress moves and the last jobs end together."""
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """What data to make."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Names such as dmc/walker-run, metaworld/reach-v3, gymnasium/Pendulum-v1; mt30 and mt80 are TD-MPC2's sets."""
-    episodes: int = 200
-    """Per task."""
-    seed: int = 0
-    """With the task and an episode's number, determines that episode."""
-    expert_noise: list[float] = field(default_factory=lambda: [0.0, 0.6])
-    """Lowest and highest standard deviation of the noise on scripted experts, drawn once per episode."""
-    random_share: float = 0.1
-    """Share of a scripted expert's episodes that are uniformly random instead."""
-    policy: str | None = None
-    """Folder of a policies artifact whose policies act instead, those of a task in turn; tasks without a policy in it
-    are refused."""
-    policy_algorithm: str = ""
-    """Which of its algorithms acts; empty takes the first that the artifact lists."""
-    policy_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Lowest and highest level of exploration on those policies, drawn once per episode: the standard deviation of
-    noise on continuous actions, the share of uniform choices where actions are discrete."""
-    policy_random_share: float = 0.0
-    """Share of their episodes that explore at random instead, as where there is no policy."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "episodes")
-        for name in ("expert_noise", "policy_noise"):
-            noise = getattr(self, name)
-            if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:
-                raise ConfigError(f"{name} must be two numbers 0 <= low <= high, found {noise}")
-        check_shares(self, "random_share", "policy_random_share")
 
 
 @dataclass(frozen=True)

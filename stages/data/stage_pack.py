@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...datasets.schema import BEHAVIOURS, TaskSpec
+from ...datasets.schema import TaskSpec
 from ...datasets.tasks import expand_names
-from ...datasets.tasks.tdmpc2 import SETS
-from ...pipeline.config.checks import check_counts
 from ...pipeline.config.overrides import quoted
 from ...pipeline.errors import ConfigError, DatasetError, StageError, TaskError
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
+from .config import PackConfig, SourceConfig
 
 
 @dataclass(frozen=True)
@@ -26,134 +25,6 @@ class _Datasets:
     """What of datasets.json is read."""
 
     tasks: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """A dataset that Orrery did not collect."""
-
-    path: str = ""
-    """HDF5 file, Minari folder, or Minari id; of mt30 and mt80, the folder of TD-MPC2's chunk_*.pt."""
-    columns: str = ""
-    """YAML file that maps the columns of an HDF5 file; empty recognises D4RL's and robomimic's layouts."""
-    behaviour: str = ""
-    """exploration, expert or policy: how the data was made; decides the default behaviour anchor. Empty takes what the
-    dataset says of itself; mt30 and mt80 count as exploration."""
-    episode_length: int = 0
-    """Decisions per episode; 0 takes the environment's limit, or the longest episode."""
-    score_random: float | None = None
-    """Return that scores 0."""
-    score_expert: float | None = None
-    """Return that scores 1; above `score_random`."""
-    environment: str = ""
-    """Environment the data was recorded in, for evaluation, where the dataset does not tell: a Gymnasium id, with the
-    module that registers it as MODULE:ID, or a task such as dmc/walker-run. Its action bounds and time limit apply."""
-    action_low: list[float] = field(default_factory=list)
-    """Value of each action component that becomes -1, in the dataset's units (one number for all, or one each); actions
-    are then continuous. Empty: bounds of the environment or action space, else the largest magnitude in the data."""
-    action_high: list[float] = field(default_factory=list)
-    """Value of each action component that becomes 1."""
-    choices: int = 0
-    """HDF5: number of choices of a discrete action, where the data does not show all, or holds them as floats or
-    one-hot rows."""
-    choices_start: int | None = None
-    """HDF5: number that the data gives to the first choice. Empty: as the environment counts, else 0."""
-
-    def check(self, name: str) -> None:
-        """Raise a ConfigError where settings of the source `name` contradict each other."""
-        if not self.path:
-            raise ConfigError(
-                f"pack.sources.{name}.path is empty. Settings of a dataset need its path (an HDF5 file, a Minari "
-                f"folder or id) under a task name of your choice: tasks=[lab/arm] pack.sources.lab/arm.path=arm.hdf5"
-            )
-        if self.behaviour not in ("", *BEHAVIOURS):
-            raise ConfigError(
-                f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}"
-            )
-        for key in ("episode_length", "choices"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"pack.sources.{name}.{key} must not be negative, found {getattr(self, key)}")
-        if bool(self.action_low) != bool(self.action_high):
-            raise ConfigError(f"pack.sources.{name}: action_low and action_high are given together")
-        random, expert = self.score_random, self.score_expert
-        if random is not None and expert is not None and not random < expert:
-            raise ConfigError(
-                f"pack.sources.{name}.score_expert must be above score_random, or a worse policy would score higher; "
-                f"found {expert:g} and {random:g}"
-            )
-        if self.action_low and (discrete := [key for key in ("choices", "choices_start") if getattr(self, key)]):
-            raise ConfigError(
-                f"pack.sources.{name}: {discrete[0]} is for discrete actions, action_low and action_high for others"
-            )
-
-    def overrides(self) -> dict[str, Any]:
-        """What it says of the task, as `open_reader` takes it."""
-        scores = {"score_random": self.score_random, "score_expert": self.score_expert}
-        given: dict[str, Any] = {key: score for key, score in scores.items() if score is not None}
-        if self.episode_length:
-            given["episode_length"] = self.episode_length
-        if self.action_low:
-            given |= {"action_low": self.action_low, "action_high": self.action_high}
-        if self.environment:
-            given["environment"] = self.environment
-        if self.choices:
-            given |= {"action_kind": "discrete", "action_dim": self.choices}
-        if self.choices_start is not None:
-            given |= {"action_kind": "discrete", "choices_start": self.choices_start}
-        return given
-
-
-@dataclass(frozen=True)
-class PackConfig:
-    """Which datasets make the store, in which order."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the table, in order: simulated tasks that `collect` made, names under `sources`, Minari datasets as
-    minari/<id>, or HDF5 files; mt30 and mt80 are TD-MPC2's sets. Empty takes everything that was collected, then every
-    source."""
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Datasets by the task name they get; one named mt30 or mt80 has every task of TD-MPC2's set."""
-    window: int = 5
-    """Decisions of the windows that will be drawn; an error where no episode is as long."""
-    episodes: int = 0
-    """At most so many of each task, the first ones of its dataset; 0 takes all."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "window")
-        if self.episodes < 0:
-            raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
-        for name, source in self.sources.items():
-            source.check(name)
-            if name in SETS and source != SourceConfig(path=source.path, behaviour=source.behaviour):
-                raise ConfigError(f"pack.sources.{name}: only path and behaviour apply to the tasks of a set")
-            if self.tasks and name in SETS and not set(self.names) & set(SETS[name]):
-                raise ConfigError(f"pack.sources names {name!r}, of which no task is in tasks: {', '.join(self.tasks)}")
-            if self.tasks and name not in SETS and name not in self.names:
-                raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
-        if SETS.keys() <= self.sources.keys():
-            raise ConfigError(f"pack.sources names {' and '.join(SETS)}, which share tasks; leave one of them out")
-
-    @property
-    def names(self) -> list[str]:
-        """`tasks` without sets and aliases."""
-        return self._expand(self.tasks)
-
-    @property
-    def offered(self) -> list[str]:
-        """The tasks that `sources` have."""
-        return list(dict.fromkeys(self._expand(self.sources)))
-
-    @property
-    def task_set(self) -> str | None:
-        """mt30 or mt80, where `sources` has it."""
-        return next((name for name in self.sources if name in SETS), None)
-
-    def from_set(self, name: str) -> bool:
-        """Whether the data of a task is in the chunks of that set."""
-        return self.task_set is not None and name in SETS[self.task_set] and name not in self.sources
-
-    def _expand(self, names: Iterable[str]) -> list[str]:
-        return expand_names(names, keep=self.sources.keys() - SETS.keys())
 
 
 @dataclass(frozen=True)

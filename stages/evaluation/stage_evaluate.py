@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...datasets.schema import TaskSpec, read_table
-from ...pipeline.accelerator import check_accelerator, check_gpu, device_of
-from ...pipeline.config.checks import check_counts
-from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.accelerator import check_gpu, device_of
+from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.reading import decode, read_made, reading, reading_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyIndex
+from .config import BASELINES, EvaluateConfig
 from .scores import EpisodeRow, ScoreRow, score_data, score_run, score_text, summarise, with_references, write_csv
 from .statistics import INTERVAL_METHOD
 
@@ -28,32 +28,11 @@ if TYPE_CHECKING:
     from ...datasets.rollout import Act
     from ...datasets.tasks.decisions import Decisions
 
-BASELINES = ("behaviour", "random")
 FINISHED = "finished.jsonl"
 """Episodes by run, a line each, until all are played."""
 
 Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """How policies are judged."""
-
-    episodes: int = 10
-    """Per policy."""
-    seed: int = 0
-    """With the task, the policy's seed and an episode's number, determines that episode's environment seed."""
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    """behaviour: the returns in the dataset. random: uniform actions, as many episodes as a policy has."""
-    accelerator: str = "cpu"
-    """cpu, cuda (or gpu, the same), or auto. Only planning through a large model gains from a GPU."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "episodes")
-        if unknown := sorted(set(self.baselines) - set(BASELINES)):
-            raise ConfigError(f"baselines: expected some of {', '.join(BASELINES)}, found {', '.join(unknown)}")
-        check_accelerator(self)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...pipeline.accelerator import check_accelerator, wants_gpu
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 from ..world_model.config import ACTIVATION_NAMES
 
 ALGORITHMS = ("pwm", "bc")
@@ -112,3 +114,96 @@ class FirstOrderConfig:
                 f"horizon x batch_size ({self.horizon} x {self.batch_size}) must divide into "
                 f"critic_minibatches ({self.critic_minibatches})"
             )
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Which policies are extracted, and how."""
+
+    first_order: FirstOrderConfig = field(default_factory=FirstOrderConfig)
+    """Rollouts, critics and optimiser."""
+    algorithms: list[str] = field(default_factory=lambda: list(ALGORITHMS))
+    """pwm (first-order extraction) and bc (behaviour cloning at equal budget)."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to extract for, of those that the world model and the store share; all of them where empty, and then the
+    store must hold neither more nor fewer."""
+    seeds: int = 2
+    """Policies per task and algorithm."""
+    iterations: int = 500
+    """Actor updates of each policy."""
+    anchor: list[float] = field(default_factory=list)
+    """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2 beside the normalised return. Empty takes each task's
+    own from how its data was made: 0 for exploration, 1 for experts, policies and unknown data. Several weights make
+    one policy each, scored as pwm@WEIGHT."""
+    task_anchor: dict[str, float] = field(default_factory=dict)
+    """Anchor weight by task, before both of the above."""
+    uncertainty: list[float] = field(default_factory=lambda: [0.0])
+    """Penalty on the model's disagreement where it is larger than on the data (pretrain.model.disagreement_heads), in
+    units of the task's reward. Several weights make one policy each, scored as pwm@uWEIGHT."""
+    starts_per_task: int = 16384
+    """Dataset frames per task that are encoded as start latents; without a store, at most as many as are saved."""
+    log_every: int = 10
+    """Iterations between logged numbers; reading them waits for the device."""
+    checkpoint_every: int = 50
+    """Iterations between checkpoints for resuming."""
+    groups: int = 0
+    """Groups that the policies of a job are split into and trained side by side, a CPU core each; 0 = auto: 2 on a CPU,
+    1 on a GPU. Changes speed and float rounding, nothing else."""
+    accelerator: str = "auto"
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """How policies are split into jobs, and where these run. Changes speed and float rounding, nothing else."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every")
+        check_not_negative(self, "groups")
+        check_accelerator(self)
+        if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
+            raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
+        for name, weights in {
+            "anchor": self.anchor,
+            "task_anchor": self.task_anchor.values(),
+            "uncertainty": self.uncertainty,
+        }.items():
+            if min(weights, default=0) < 0:
+                raise ConfigError(f"{name} must not be negative, found {min(weights)}")
+        if not self.uncertainty:
+            raise ConfigError("uncertainty must have at least one number")
+        for key in ("anchor", "uncertainty"):
+            if len(set(weights := getattr(self, key))) < len(weights):
+                raise ConfigError(f"extract.{key} has a weight twice: {weights}")
+
+    def groups_on(self, device: str) -> int:
+        """`groups`, or what suits this kind of device."""
+        return self.groups or (2 if device == "cpu" else 1)
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of a job."""
+        return self.groups_on("cuda" if wants_gpu(self.accelerator) else "cpu")
+
+
+SOURCES = ("auto", "model", "episodes")
+
+
+@dataclass(frozen=True)
+class StartsConfig:
+    """Where the frames come from."""
+
+    source: str = "auto"
+    """model: the sample of its training data that is saved beside it. episodes: scripted experts with noise where a
+    suite has them, exploration elsewhere, played now in the tasks' environments. auto: of the model, if it has any."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the world model; all of them where empty."""
+    episodes: int = 40
+    """Per task, where they are played."""
+    frames: int = 16384
+    """Kept per task, at most, of what was played."""
+    seed: int = 0
+    """Of the episodes and of the choice of frames."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, source=SOURCES)
+        check_counts(self, "episodes", "frames")

@@ -20,10 +20,11 @@ from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ..policy.policy_index import policy_entry
 from ..world_model.networks import WorldModel
+from .config import ExtractConfig
 from .first_order import FirstOrderExtraction, Member
 from .groups import MemberGroups
 from .policy import LatentPolicy
-from .stage_extract import IMAGINED_EPISODES, ExtractConfig
+from .stage_extract import IMAGINED_EPISODES
 from .start_frames import frame_source
 from .starts import encode_starts
 

@@ -20,8 +20,8 @@ from ..world_model.config import WorldModelConfig
 from .config import FirstOrderConfig
 
 if TYPE_CHECKING:
+    from .config import ExtractConfig
     from .first_order import Member
-    from .stage_extract import ExtractConfig
 
 FLOAT = 4
 MARGIN = 0.8

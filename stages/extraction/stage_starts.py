@@ -4,43 +4,21 @@ played now."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.stage import Context, Input, Stage
+from .config import StartsConfig
 
 if TYPE_CHECKING:
     from ...datasets.schema import Episode, TaskSpec
     from .start_frames import StartFrames
 
-SOURCES = ("auto", "model", "episodes")
 CHUNK = 5
 """Episodes per job."""
-
-
-@dataclass(frozen=True)
-class StartsConfig:
-    """Where the frames come from."""
-
-    source: str = "auto"
-    """model: the sample of its training data that is saved beside it. episodes: scripted experts with noise where a
-    suite has them, exploration elsewhere, played now in the tasks' environments. auto: of the model, if it has any."""
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the world model; all of them where empty."""
-    episodes: int = 40
-    """Per task, where they are played."""
-    frames: int = 16384
-    """Kept per task, at most, of what was played."""
-    seed: int = 0
-    """Of the episodes and of the choice of frames."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, source=SOURCES)
-        check_counts(self, "episodes", "frames")
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,10 @@ from ..training.fit import Place, fit, logged_metrics
 from ..world_model.balance import reward_entropy, reward_weights, scale_observations
 from ..world_model.networks import WorldModel
 from ..world_model.open_loop import OpenLoopError, validation_length
+from .config import FinetuneConfig
 from .expansion import expand_model
 from .module import Finetuning, begin_rows, learning_masks
-from .stage_finetune import ADDED, FORGETTING, FinetuneConfig
+from .stage_finetune import ADDED, FORGETTING
 
 NEAREST_WINDOWS = 512
 """Of a new task's data, on which it is tried as each old task."""

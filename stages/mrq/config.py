@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...pipeline.config.checks import check_choices, check_not_negative, check_positive, check_shares
+from ...datasets.schema import BEHAVIOURS
+from ...pipeline.accelerator import check_accelerator
+from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 
 IMAGE_SIZE = 84
 """Height and width in pixels that the convolutions are made for: they end in 32 x 7 x 7 = 1568 numbers."""
@@ -214,3 +217,124 @@ def check_variants(variants: list[str], where: str) -> None:
 def algorithm_name(stage: str, variant: str) -> str:
     """What a variant's policies are called in scores: the stage's name, and the variant after an @ unless plain."""
     return stage if variant == "mrq" else f"{stage}@{variant}"
+
+
+@dataclass(frozen=True)
+class MrqConfig:
+    """Which policies are learned from the store, and how."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store to learn; all of them where empty."""
+    seeds: int = 2
+    """Policies per task and variant."""
+    variants: list[str] = field(default_factory=lambda: ["mrq"])
+    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq@VARIANT."""
+    encoder_updates: int = 5_000
+    """Updates of the encoder alone before the first of values and policy, in whole periods of 250; 0 for none."""
+    updates: int = 25_000
+    """Training steps: updates of values and policy, with one of the encoder for each, in bursts."""
+    freeze_encoder: bool = False
+    """Leave the encoder as it is after `encoder_updates`."""
+    start_from_world_model: bool = False
+    """Learn on the latents of the run's world model instead of observations; its encoder stays frozen."""
+    behaviour_weight: float = 0.1
+    """lambda of the behaviour term lambda * mean|Q| * distance(policy, data's action) in the policy loss: mean squared
+    distance, or cross-entropy where actions are discrete. 0 trusts the values alone."""
+    clamp_targets: bool = True
+    """Keep bootstrapped values within the range of the targets of the last 250 steps; guards extrapolation."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """The training step."""
+    load_up_to_gb: float = 2.0
+    """A store of at most this many gigabytes is loaded into memory; a larger one is read through a memory map."""
+    log_every: int = 250
+    """Updates between logged numbers."""
+    checkpoint_every: int = 1_000
+    """Updates between checkpoints for resuming."""
+    accelerator: str = "auto"
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Where the policies are trained. fanout.members_per_job=0 trains one in a job on a CPU, where stacking them gains
+    nothing, and all of them on a GPU."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "seeds", "updates", "log_every", "checkpoint_every")
+        check_not_negative(self, "encoder_updates", "behaviour_weight")
+        if self.freeze_encoder and not self.encoder_updates:
+            raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
+        check_accelerator(self)
+        check_variants(self.variants, "mrq")
+
+
+@dataclass(frozen=True)
+class MrqOnlineConfig:
+    """What is learned, and for how long."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names such as dmc/walker-run or gymnasium/CartPole-v1."""
+    seeds: int = 1
+    """Policies per task and variant."""
+    variants: list[str] = field(default_factory=lambda: ["mrq"])
+    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq_online@VARIANT."""
+    steps: int = 25_000
+    """Decisions of each policy, over all its environments."""
+    warmup: int = 10_000
+    """Decisions with random actions before the first training step."""
+    environments: int = 1
+    """Environments of one policy that are played side by side; each decision of each is one training step."""
+    replay_size: int = 1_000_000
+    """Decisions, and one slot more per episode, that are kept."""
+    pixels: bool = False
+    """Learn dm_control tasks from images of 84 x 84 pixels instead of states."""
+    frames: int = 3
+    """Frames that an environment with image observations stacks into one; the replay keeps each once."""
+    evaluate_every: int = 5_000
+    """Decisions between evaluations, in an environment of their own; also before the first."""
+    evaluation_episodes: int = 10
+    """Episodes of an evaluation."""
+    checkpoint_every: int = 2_500
+    """Decisions between checkpoints for resuming, which hold the replay."""
+    keep_replay: bool = False
+    """Keep every complete episode of the replay, for the stage mrq_datasets."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """The training step."""
+    accelerator: str = "auto"
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Where the policies are trained."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        names = (
+            "seeds",
+            "steps",
+            "environments",
+            "frames",
+            "evaluate_every",
+            "evaluation_episodes",
+            "checkpoint_every",
+        )
+        check_counts(self, *names)
+        longest = max(self.learn.horizons)
+        if self.warmup < longest + 1:
+            raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
+        check_accelerator(self)
+        check_variants(self.variants, "mrq_online")
+
+
+@dataclass(frozen=True)
+class MrqDatasetsConfig:
+    """Which replays become data."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to write; empty takes every task that was learned."""
+    algorithm: str = "mrq_online"
+    """Whose replays, where several variants were trained."""
+    behaviour: str = "exploration"
+    """How the data counts for the defaults of later stages. A replay reaches from random actions to a trained policy's,
+    which is as wide as exploration; policy or unknown anchor extraction to it."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, behaviour=BEHAVIOURS)

@@ -26,10 +26,9 @@ from ...pipeline.seeding import derive_seed
 from ..policy.policy_index import policy_entry
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
-from .config import vary
+from .config import MrqConfig, vary
 from .learner import Learner, OfflineTerms, Shapes
 from .policy import policy_of_member
-from .stage_mrq import MrqConfig
 from .stored import StoredTask
 
 CHECKPOINT = "checkpoint.pt"

@@ -30,13 +30,12 @@ from ...pipeline.config.schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.seeding import derive_seed
-from .config import vary
+from .config import MrqOnlineConfig, vary
 from .learner import Learner, Shapes
 from .networks import check_image
 from .policy import MrqPolicy, policy_of_member
 from .recorded import write_episodes
 from .replay import Replay
-from .stage_mrq_online import MrqOnlineConfig
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -4,69 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.accelerator import check_accelerator
-from ...pipeline.config.checks import check_counts, check_not_negative
-from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.errors import StageError
 from ...pipeline.jobs.config import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
 from ..world_model.reward_range import rewards_beyond_bins
-from .config import LearnConfig, algorithm_name, check_variants
+from .config import MrqConfig, algorithm_name
 
 if TYPE_CHECKING:
     from ...datasets.store import TaskStore
-
-
-@dataclass(frozen=True)
-class MrqConfig:
-    """Which policies are learned from the store, and how."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the store to learn; all of them where empty."""
-    seeds: int = 2
-    """Policies per task and variant."""
-    variants: list[str] = field(default_factory=lambda: ["mrq"])
-    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq@VARIANT."""
-    encoder_updates: int = 5_000
-    """Updates of the encoder alone before the first of values and policy, in whole periods of 250; 0 for none."""
-    updates: int = 25_000
-    """Training steps: updates of values and policy, with one of the encoder for each, in bursts."""
-    freeze_encoder: bool = False
-    """Leave the encoder as it is after `encoder_updates`."""
-    start_from_world_model: bool = False
-    """Learn on the latents of the run's world model instead of observations; its encoder stays frozen."""
-    behaviour_weight: float = 0.1
-    """lambda of the behaviour term lambda * mean|Q| * distance(policy, data's action) in the policy loss: mean squared
-    distance, or cross-entropy where actions are discrete. 0 trusts the values alone."""
-    clamp_targets: bool = True
-    """Keep bootstrapped values within the range of the targets of the last 250 steps; guards extrapolation."""
-    learn: LearnConfig = field(default_factory=LearnConfig)
-    """The training step."""
-    load_up_to_gb: float = 2.0
-    """A store of at most this many gigabytes is loaded into memory; a larger one is read through a memory map."""
-    log_every: int = 250
-    """Updates between logged numbers."""
-    checkpoint_every: int = 1_000
-    """Updates between checkpoints for resuming."""
-    accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
-    fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Where the policies are trained. fanout.members_per_job=0 trains one in a job on a CPU, where stacking them gains
-    nothing, and all of them on a GPU."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "seeds", "updates", "log_every", "checkpoint_every")
-        check_not_negative(self, "encoder_updates", "behaviour_weight")
-        if self.freeze_encoder and not self.encoder_updates:
-            raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
-        check_accelerator(self)
-        check_variants(self.variants, "mrq")
 
 
 class Mrq(Stage):

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...datasets.schema import BEHAVIOURS
-from ...pipeline.config.checks import check_choices
 from ...pipeline.errors import StageError
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyIndex
+from .config import MrqDatasetsConfig
 
 if TYPE_CHECKING:
     from ...datasets.rollout import EpisodeResult
     from ...datasets.schema import TaskSpec
-
-
-@dataclass(frozen=True)
-class MrqDatasetsConfig:
-    """Which replays become data."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks to write; empty takes every task that was learned."""
-    algorithm: str = "mrq_online"
-    """Whose replays, where several variants were trained."""
-    behaviour: str = "exploration"
-    """How the data counts for the defaults of later stages. A replay reaches from random actions to a trained policy's,
-    which is as wide as exploration; policy or unknown anchor extraction to it."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, behaviour=BEHAVIOURS)
 
 
 class MrqDatasets(Stage):

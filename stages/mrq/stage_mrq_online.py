@@ -6,77 +6,17 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import resolve_name, task_spec
-from ...pipeline.accelerator import check_accelerator
-from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index
-from .config import LearnConfig, algorithm_name, check_variants
-
-
-@dataclass(frozen=True)
-class MrqOnlineConfig:
-    """What is learned, and for how long."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Names such as dmc/walker-run or gymnasium/CartPole-v1."""
-    seeds: int = 1
-    """Policies per task and variant."""
-    variants: list[str] = field(default_factory=lambda: ["mrq"])
-    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq_online@VARIANT."""
-    steps: int = 25_000
-    """Decisions of each policy, over all its environments."""
-    warmup: int = 10_000
-    """Decisions with random actions before the first training step."""
-    environments: int = 1
-    """Environments of one policy that are played side by side; each decision of each is one training step."""
-    replay_size: int = 1_000_000
-    """Decisions, and one slot more per episode, that are kept."""
-    pixels: bool = False
-    """Learn dm_control tasks from images of 84 x 84 pixels instead of states."""
-    frames: int = 3
-    """Frames that an environment with image observations stacks into one; the replay keeps each once."""
-    evaluate_every: int = 5_000
-    """Decisions between evaluations, in an environment of their own; also before the first."""
-    evaluation_episodes: int = 10
-    """Episodes of an evaluation."""
-    checkpoint_every: int = 2_500
-    """Decisions between checkpoints for resuming, which hold the replay."""
-    keep_replay: bool = False
-    """Keep every complete episode of the replay, for the stage mrq_datasets."""
-    learn: LearnConfig = field(default_factory=LearnConfig)
-    """The training step."""
-    accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
-    fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Where the policies are trained."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        names = (
-            "seeds",
-            "steps",
-            "environments",
-            "frames",
-            "evaluate_every",
-            "evaluation_episodes",
-            "checkpoint_every",
-        )
-        check_counts(self, *names)
-        longest = max(self.learn.horizons)
-        if self.warmup < longest + 1:
-            raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
-        check_accelerator(self)
-        check_variants(self.variants, "mrq_online")
+from .config import MrqOnlineConfig, algorithm_name
 
 
 class MrqOnline(Stage):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 
 from ...pipeline.config.checks import check_counts, check_not_negative
 from ...pipeline.errors import CheckpointError, ConfigError
+
+LATENT_ALGORITHM = "tdmpc2_plan"
+"""Through a latent model, with its values."""
+MPPI, CEM = "mppi", "cem"
+STATE_ALGORITHMS = (MPPI, CEM)
+"""Through a model of observations, of rewards alone."""
+ALGORITHMS = (LATENT_ALGORITHM, *STATE_ALGORITHMS)
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -68,3 +76,35 @@ class PlannerConfig:
             raise ConfigError(
                 f"matmul_precision: expected {', '.join(MATMUL_PRECISIONS)}, found {self.matmul_precision!r}"
             )
+
+
+@dataclass(frozen=True)
+class MppiConfig:
+    """Which planners are made, and how they plan."""
+
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Sampling and refitting."""
+    algorithms: list[str] = field(default_factory=lambda: [LATENT_ALGORITHM])
+    """tdmpc2_plan through a latent model; mppi and cem (elites count alike) through a model of observations."""
+    state_horizon: int = 20
+    """Imagined decisions of mppi and cem, in place of planner.horizon: no value stands for what comes after them."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the world model to plan for; all of them where empty."""
+    seeds: int = 2
+    """Planners per task, which differ in their random numbers and in the episodes that they are evaluated on."""
+    seed: int = 0
+    """Base of all randomness of the planners."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "seeds", "state_horizon")
+        if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
+            raise ConfigError(f"mppi.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
+
+    def planner_of(self, algorithm: str) -> PlannerConfig:
+        """Its settings for an algorithm."""
+        if algorithm not in STATE_ALGORITHMS:
+            return self.planner
+        temperature = 0.0 if algorithm == CEM else self.planner.temperature
+        return dataclasses.replace(
+            self.planner, horizon=self.state_horizon, prior_trajectories=0, temperature=temperature
+        )

@@ -5,55 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...pipeline.config.checks import check_counts
-from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.errors import CheckpointError
 from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
-from ..pretrain.stage_pretrain import PretrainConfig
-from .config import PlannerConfig, check_can_plan
-
-ALGORITHM = "tdmpc2_plan"
-MPPI, CEM = "mppi", "cem"
-STATE_ALGORITHMS = (MPPI, CEM)
-"""Through a model of observations, of rewards alone."""
-
-
-@dataclass(frozen=True)
-class MppiConfig:
-    """Which planners are made, and how they plan."""
-
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    """Sampling and refitting."""
-    algorithms: list[str] = field(default_factory=lambda: [ALGORITHM])
-    """tdmpc2_plan through a latent model; mppi and cem (elites count alike) through a model of observations."""
-    state_horizon: int = 20
-    """Imagined decisions of mppi and cem, in place of planner.horizon: no value stands for what comes after them."""
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the world model to plan for; all of them where empty."""
-    seeds: int = 2
-    """Planners per task, which differ in their random numbers and in the episodes that they are evaluated on."""
-    seed: int = 0
-    """Base of all randomness of the planners."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "seeds", "state_horizon")
-        if unknown := sorted(set(self.algorithms) - set(Mppi.algorithms)):
-            raise ConfigError(f"mppi.algorithms: unknown {unknown}, this stage has: {', '.join(Mppi.algorithms)}")
-
-    def planner_of(self, algorithm: str) -> PlannerConfig:
-        """Its settings for an algorithm."""
-        if algorithm not in STATE_ALGORITHMS:
-            return self.planner
-        temperature = 0.0 if algorithm == CEM else self.planner.temperature
-        return dataclasses.replace(
-            self.planner, horizon=self.state_horizon, prior_trajectories=0, temperature=temperature
-        )
+from ..pretrain.config import PretrainConfig
+from .config import ALGORITHMS, LATENT_ALGORITHM, MPPI, STATE_ALGORITHMS, MppiConfig, check_can_plan
 
 
 class Mppi(Stage):
@@ -62,7 +23,7 @@ class Mppi(Stage):
     Config = MppiConfig
     inputs = {"world_model": Input("world_model")}
     output_kind = "policies"
-    algorithms = (ALGORITHM, *STATE_ALGORITHMS)
+    algorithms = ALGORITHMS
     config: MppiConfig
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
@@ -81,9 +42,10 @@ class Mppi(Stage):
         for algorithm in self.config.algorithms:
             if observations != (algorithm in STATE_ALGORITHMS):
                 kinds = ("sequence", "latent") if observations else ("latent", "sequence")
+                known = STATE_ALGORITHMS if observations else [LATENT_ALGORITHM]
                 raise CheckpointError(
                     f"mppi.algorithms has {algorithm}, but {where} is {kinds[0]}, of which "
-                    f"{' and '.join(STATE_ALGORITHMS) if observations else ALGORITHM} can be made; pretrain one with "
+                    f"{' and '.join(known)} can be made; pretrain one with "
                     f"pretrain.world_model={kinds[1]}, or take {algorithm} out of `algorithms`"
                 )
         if not observations:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive
 from ...pipeline.errors import ConfigError
+
+STATES = ("raw", "latent")
+ACTIONS = ("mode", "mean")
 
 KERNELS = ("delta", "laplace", "gaussian", "product_laplace", "linear")
 """Kernels of states, see `kernels`."""
@@ -98,3 +103,84 @@ class OfflineConfig:
             raise ConfigError(f"held_out must lie in [0, 1), found {self.held_out}")
         if not self.grid or max(map(abs, self.grid)) > 1:
             raise ConfigError(f"grid: actions lie in [-1, 1], found {self.grid}")
+
+
+@dataclass(frozen=True)
+class PowrConfig:
+    """Which policies are planned, and on what."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store; all of them where empty."""
+    states: str = "raw"
+    """What kernels compare: raw (standardised observations) or latent (of the run's world model, whitened)."""
+    components: int = 16
+    """Principal components kept of latents."""
+    kernel: str = "laplace"
+    """Of states: laplace, gaussian, product_laplace, linear or delta. One-hot observations always take delta."""
+    scale: float = 3.0
+    """Of the kernel, in median distances between states of the data."""
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    """Data, choices, start and pessimism."""
+    action: str = "mode"
+    """The policy takes the most likely choice (mode), or, with continuous actions, their mean under it."""
+    seeds: int = 2
+    """Policies per task; they differ in rows, centres and candidates drawn."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+    accelerator: str = "auto"
+    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, states=STATES, kernel=KERNELS, action=ACTIONS)
+        check_accelerator(self)
+        if self.scale <= 0:
+            raise ConfigError(f"scale: a kernel's scale must be positive, found {self.scale}")
+        check_counts(self, "seeds", "components")
+
+
+@dataclass(frozen=True)
+class PowrOnlineConfig:
+    """One environment with discrete actions, learned from scratch."""
+
+    task: str = ""
+    """Name such as gymnasium/CartPole-v1."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment, for example {is_slippery: false}."""
+    kernel: str = "laplace"
+    """Of states: delta (states that repeat), laplace, gaussian, product_laplace or linear."""
+    scale: list[float] = field(default_factory=lambda: [1.0])
+    """Of the kernel, in the observation's units: one for all components, or one for each."""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Regression and mirror descent."""
+    discount: float = 0.99
+    """Per decision."""
+    transitions: int = 10000
+    """Learning ends with the epoch that reaches this many."""
+    warm_up_episodes: int = 3
+    """Played by the uniform policy before the first epoch."""
+    episodes: int = 3
+    """Collected per epoch."""
+    replan_every: int = 0
+    """Improve the policy within episodes too, after this many transitions, if a state and action among them is new:
+    exploration by optimism would otherwise try it again until the episode ends. 0 improves between epochs alone."""
+    evaluation_episodes: int = 10
+    """Per evaluation, once greedily and once with sampled actions; learning never sees them."""
+    evaluate_every: int = 1
+    """Evaluate after the first epoch that is at least this many transitions later than the last evaluated one."""
+    threshold: float | None = None
+    """Return at which the environment counts as solved; a dashed line in the figure."""
+    seeds: int = 5
+    """Independent runs."""
+    seed: int = 0
+    """Base of all randomness of this stage."""
+
+    def __post_init__(self) -> None:
+        check_counts(
+            self, "transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"
+        )
+        check_not_negative(self, "replan_every")
+        check_choices(self, kernel=KERNELS)
+        if not self.scale or min(self.scale) <= 0:
+            raise ConfigError(f"scale: a kernel's scales must be positive, found {self.scale}")
+        if not 0 <= self.discount < 1:
+            raise ConfigError(f"discount must lie in [0, 1), found {self.discount}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.accelerator import check_accelerator, check_gpu
+from ...pipeline.accelerator import check_gpu
 from ...pipeline.artifact import write_json
-from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import ConfigError, OrreryError
 from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
-from .config import KERNELS, OfflineConfig
+from .config import PowrConfig
 
 if TYPE_CHECKING:
     import torch
@@ -25,43 +23,8 @@ if TYPE_CHECKING:
     from .features import Features
 
 ALGORITHM = "powr"
-STATES = ("raw", "latent")
-ACTIONS = ("mode", "mean")
 FEATURE_ROWS = 20_000
 """Observations that scaling and principal components are estimated from."""
-
-
-@dataclass(frozen=True)
-class PowrConfig:
-    """Which policies are planned, and on what."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the store; all of them where empty."""
-    states: str = "raw"
-    """What kernels compare: raw (standardised observations) or latent (of the run's world model, whitened)."""
-    components: int = 16
-    """Principal components kept of latents."""
-    kernel: str = "laplace"
-    """Of states: laplace, gaussian, product_laplace, linear or delta. One-hot observations always take delta."""
-    scale: float = 3.0
-    """Of the kernel, in median distances between states of the data."""
-    offline: OfflineConfig = field(default_factory=OfflineConfig)
-    """Data, choices, start and pessimism."""
-    action: str = "mode"
-    """The policy takes the most likely choice (mode), or, with continuous actions, their mean under it."""
-    seeds: int = 2
-    """Policies per task; they differ in rows, centres and candidates drawn."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-    accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, states=STATES, kernel=KERNELS, action=ACTIONS)
-        check_accelerator(self)
-        if self.scale <= 0:
-            raise ConfigError(f"scale: a kernel's scale must be positive, found {self.scale}")
-        check_counts(self, "seeds", "components")
 
 
 class Powr(Stage):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.config.checks import check_choices, check_counts, check_not_negative
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import write_index
-from .config import KERNELS, PlannerConfig
+from .config import PowrOnlineConfig
 from .curves import (
     CURVES_FILE,
     FIGURE_FILE,
@@ -32,54 +31,6 @@ if TYPE_CHECKING:
     from .online import Epoch
 
 ALGORITHM = "powr_online"
-
-
-@dataclass(frozen=True)
-class PowrOnlineConfig:
-    """One environment with discrete actions, learned from scratch."""
-
-    task: str = ""
-    """Name such as gymnasium/CartPole-v1."""
-    environment: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment, for example {is_slippery: false}."""
-    kernel: str = "laplace"
-    """Of states: delta (states that repeat), laplace, gaussian, product_laplace or linear."""
-    scale: list[float] = field(default_factory=lambda: [1.0])
-    """Of the kernel, in the observation's units: one for all components, or one for each."""
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    """Regression and mirror descent."""
-    discount: float = 0.99
-    """Per decision."""
-    transitions: int = 10000
-    """Learning ends with the epoch that reaches this many."""
-    warm_up_episodes: int = 3
-    """Played by the uniform policy before the first epoch."""
-    episodes: int = 3
-    """Collected per epoch."""
-    replan_every: int = 0
-    """Improve the policy within episodes too, after this many transitions, if a state and action among them is new:
-    exploration by optimism would otherwise try it again until the episode ends. 0 improves between epochs alone."""
-    evaluation_episodes: int = 10
-    """Per evaluation, once greedily and once with sampled actions; learning never sees them."""
-    evaluate_every: int = 1
-    """Evaluate after the first epoch that is at least this many transitions later than the last evaluated one."""
-    threshold: float | None = None
-    """Return at which the environment counts as solved; a dashed line in the figure."""
-    seeds: int = 5
-    """Independent runs."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        check_counts(
-            self, "transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"
-        )
-        check_not_negative(self, "replan_every")
-        check_choices(self, kernel=KERNELS)
-        if not self.scale or min(self.scale) <= 0:
-            raise ConfigError(f"scale: a kernel's scales must be positive, found {self.scale}")
-        if not 0 <= self.discount < 1:
-            raise ConfigError(f"discount must lie in [0, 1), found {self.discount}")
 
 
 @dataclass(frozen=True)

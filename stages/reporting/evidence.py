@@ -14,7 +14,7 @@ import pandas as pd
 
 from ...pipeline import reading
 from ...pipeline.artifact import read_manifest
-from ..evaluation.stage_evaluate import BASELINES
+from ..evaluation.config import BASELINES
 from ..finetune.stage_finetune import ADDED, FORGETTING
 
 SCORE_COLUMNS = ("algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score")

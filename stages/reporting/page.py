@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 import yaml
 
+from ..evaluation.config import BASELINES
 from ..evaluation.scores import score_text
-from ..evaluation.stage_evaluate import BASELINES
 from . import gradient_figures, reasons, score_figures, tables, training_figures
 from .drawing import algorithm_styles, drawing_style
 from .evidence import Evidence

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from ..evaluation.config import BASELINES
 from ..evaluation.scores import returns_text, score_text, two_decimals
-from ..evaluation.stage_evaluate import BASELINES
 from .evidence import Evidence
 
 FAILING_SCORE = 0.1

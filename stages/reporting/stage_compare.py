@@ -2,35 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ...pipeline.stage import Context, Input, Stage
-
-
-@dataclass(frozen=True)
-class VariantConfig:
-    """One variant of a study."""
-
-    group: str = ""
-    """Its name without the seed of the whole pipeline."""
-    parameters: dict[str, str] = field(default_factory=dict)
-    """What tells it from the others, by dotted key."""
-    artifacts: dict[str, list[str]] = field(default_factory=dict)
-    """Its artifacts by the name of this stage's input, as paths below the run's folder."""
-    problem: str = ""
-    """Why it is not complete; empty where it is."""
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """What is compared; `orrery study` fills it in."""
-
-    title: str = ""
-    """Heading of the page."""
-    description: str = ""
-    """What the study finds out, in one line."""
-    variants: dict[str, VariantConfig] = field(default_factory=dict)
-    """By name."""
+from .config import CompareConfig
 
 
 class Compare(Stage):

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...pipeline.stage import Context, Input, Stage
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """What the page is called."""
-
-    title: str = ""
-    """Heading of the page; empty takes the name of the run."""
+from .config import ReportConfig
 
 
 class Report(Stage):

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from ..evaluation.config import BASELINES
 from ..evaluation.scores import returns_text, score_text, two_decimals
-from ..evaluation.stage_evaluate import BASELINES
 from ..evaluation.statistics import INTERVAL_METHOD
 from . import study_figures
 from .machine import hardware_line

@@ -30,10 +30,10 @@ import pandas as pd
 
 from ...pipeline.reading import reading_made
 from ...pipeline.study.config import NAMED, SEED, short_names
-from ..evaluation.stage_evaluate import BASELINES
+from ..evaluation.config import BASELINES
 from ..evaluation.statistics import mean_interval
+from .config import VariantConfig
 from .evidence import SCORE_COLUMNS, Policies, Summary, read_csv, read_json
-from .stage_compare import VariantConfig
 
 SET = "set"
 """Column of the named set of overrides, where there is a grid besides."""

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed
-from ..world_model.config import OptimizerConfig
+from ..training.config import OptimizerConfig
 from .config import SequenceLossConfig
 from .losses import sequence_losses
 from .networks import SequenceModel

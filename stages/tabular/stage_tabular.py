@@ -5,13 +5,12 @@ The plainest model-based baseline, and what POWR equals with a delta kernel. For
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.config.checks import check_choices, check_counts, check_positive
 from ...pipeline.errors import ConfigError, DatasetError
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
+from .config import TabularConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,31 +19,6 @@ if TYPE_CHECKING:
     from .counts import MDP
 
 ALGORITHM = "tabular"
-METHODS = ("value_iteration", "policy_iteration", "mirror_descent")
-UNSEEN = ("avoid", "zero")
-
-
-@dataclass(frozen=True)
-class TabularConfig:
-    """How the counted model is solved."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks of the store; all of them where empty."""
-    method: str = "policy_iteration"
-    """value_iteration, policy_iteration, or mirror_descent. The first two agree; the last approaches them."""
-    unseen: str = "avoid"
-    """Actions never tried in a state: avoid never takes them, zero gives them the value 0."""
-    steps: int = 100
-    """Of mirror descent."""
-    step_size: float = 1.0
-    """Of mirror descent, per unit of return."""
-    max_states: int = 3000
-    """Refuse data with more distinct observations: the model takes 8 x states^2 x actions bytes."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, method=METHODS, unseen=UNSEEN)
-        check_counts(self, "steps", "max_states")
-        check_positive(self, "step_size")
 
 
 class Tabular(Stage):

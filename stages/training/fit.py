@@ -20,8 +20,8 @@ from ...pipeline import termination
 from ...pipeline.accelerator import device_of, matmul_precision
 from ...pipeline.errors import StageError
 from ...pipeline.ranks import Team
-from ..world_model.config import OptimizerConfig, TrainerConfig
 from .checkpoints import Checkpoints
+from .config import OptimizerConfig, TrainerConfig
 from .progress import StepProgress, quiet_lightning
 from .ranks import (
     EndWithParent,

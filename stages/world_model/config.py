@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...pipeline.accelerator import check_accelerator
 from ...pipeline.artifact import MANIFEST, read_manifest
 from ...pipeline.config.checks import (
     check_choices,
@@ -22,8 +21,6 @@ from ...pipeline.errors import ConfigError
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
 DYNAMICS = ("step", "awm")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""Lightning's that keep weights in float32, as the files and whatever reads them have them."""
 
 _WIDTHS = ("latent_dim", "encoder_dim", "encoder_layers", "mlp_dim", "task_dim", "num_q")
 SIZES = {
@@ -182,58 +179,47 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam as in TD-MPC2; the policy prior has its own, with eps 1e-5."""
+class ExportTdmpc2Config:
+    """How the file is written."""
 
-    lr: float = 3e-4
-    """Learning rate."""
-    encoder_lr_scale: float = 0.3
-    """The encoder learns at lr times this."""
-    clip_norm: float = 20.0
-    """Global gradient norm is clipped to this."""
-    final_lr_scale: float = 1.0
-    """lr falls linearly to lr times this at the last step; 1 is constant."""
+    form: str = "new"
+    """new: as TD-MPC2 writes since its compiled version of 2024; old: as before, which is also what PWM reads."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "lr", "clip_norm")
-        check_not_negative(self, "encoder_lr_scale")
-        check_shares(self, "final_lr_scale")
+        if self.form not in ("new", "old"):
+            raise ConfigError(f"export_tdmpc2.form: expected new or old, found {self.form!r}")
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
-    """Passed to lightning.Trainer."""
+class ImportTdmpc2Config:
+    """Which file, and what it does not say about itself."""
 
-    accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
-    devices: int = 1
-    """Processes of this node, one per GPU or CPU rank."""
-    nodes: int = 1
-    """Machines. With several, or under srun or torchrun, the command is started once for each device of each node, and
-    all see the run folder."""
-    strategy: str = "auto"
-    """As Lightning names them; auto is ddp_spawn for several devices."""
-    precision: str = "32-true"
-    """32-true, 16-mixed or bf16-mixed. On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
-    compile: bool = False
-    """Compile the model's losses with torch.compile, as one graph. For a GPU: on a CPU the first step takes minutes and
-    the others hardly less than without."""
-    accumulate: int = 1
-    """Micro-batches per optimiser step."""
-    log_every: int = 25
-    """Steps between logged losses."""
+    checkpoint: str = ""
+    """The .pt file, of old or new form, of one task or several. Nothing in it is run."""
+    tasks: list[str] = field(default_factory=list)
+    """Its tasks, in its order: mt30 and mt80 are TD-MPC2's sets. Empty takes the table of the run's store, or without
+    one names them by number: tdmpc2/0 and so on. With a store, its table always counts."""
+    episode_length: int = 500
+    """Decisions per episode of tasks that are named by number; decides their discount."""
+    simnorm_dim: int = 8
+    """Group size of SimNorm, as it was trained."""
+    bin_limit: float = 10.0
+    """Bins of rewards and values span [-limit, limit] in symlog units, as it was trained."""
+    log_std_min: float = -10.0
+    """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
+    log_std_max: float = 2.0
+    """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "devices", "nodes", "accumulate", "log_every")
-        check_accelerator(self)
-        check_choices(self, precision=PRECISIONS)
-        if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
-            raise ConfigError(
-                f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "
-                "folder refuses; use ddp_spawn"
-            )
+        check_counts(self, "episode_length")
 
     @property
-    def launched_strategy(self) -> str:
-        """What Lightning is given."""
-        return "ddp_spawn" if self.strategy == "auto" and self.devices > 1 else self.strategy
+    def unseen(self) -> WorldModelConfig:
+        """The settings of the model that leave no trace in a file."""
+        return WorldModelConfig(
+            normalize_observations=False,
+            simnorm_dim=self.simnorm_dim,
+            bin_limit=self.bin_limit,
+            log_std_min=self.log_std_min,
+            log_std_max=self.log_std_max,
+        )

@@ -15,7 +15,8 @@ from torch import distributed
 
 from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed
-from .config import LossConfig, OptimizerConfig
+from ..training.config import OptimizerConfig
+from .config import LossConfig
 from .networks import WorldModel
 from .objective import Draws, prior_values, rollout_losses
 from .open_loop import OpenLoopError

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.errors import CheckpointError
 from ...pipeline.stage import Context, Input, Stage
-from ..pretrain.stage_pretrain import PretrainConfig
+from ..pretrain.config import PretrainConfig
+from .config import ExportTdmpc2Config
 from .tdmpc2_limits import check_tdmpc2_can_hold
 
 FILE = "model.pt"
-
-
-@dataclass(frozen=True)
-class ExportTdmpc2Config:
-    """How the file is written."""
-
-    form: str = "new"
-    """new: as TD-MPC2 writes since its compiled version of 2024; old: as before, which is also what PWM reads."""
-
-    def __post_init__(self) -> None:
-        if self.form not in ("new", "old"):
-            raise ConfigError(f"export_tdmpc2.form: expected new or old, found {self.form!r}")
 
 
 class ExportTdmpc2(Stage):

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...datasets.schema import TaskTable, read_table
 from ...datasets.tasks import expand_names, task_spec
-from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.paths import user_path
 from ...pipeline.stage import Context, Input, Stage
-from .config import WorldModelConfig
+from .config import ImportTdmpc2Config
 
 if TYPE_CHECKING:
     from .networks import WorldModel
     from .tdmpc2_checkpoint import Published
-
-
-@dataclass(frozen=True)
-class ImportTdmpc2Config:
-    """Which file, and what it does not say about itself."""
-
-    checkpoint: str = ""
-    """The .pt file, of old or new form, of one task or several. Nothing in it is run."""
-    tasks: list[str] = field(default_factory=list)
-    """Its tasks, in its order: mt30 and mt80 are TD-MPC2's sets. Empty takes the table of the run's store, or without
-    one names them by number: tdmpc2/0 and so on. With a store, its table always counts."""
-    episode_length: int = 500
-    """Decisions per episode of tasks that are named by number; decides their discount."""
-    simnorm_dim: int = 8
-    """Group size of SimNorm, as it was trained."""
-    bin_limit: float = 10.0
-    """Bins of rewards and values span [-limit, limit] in symlog units, as it was trained."""
-    log_std_min: float = -10.0
-    """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
-    log_std_max: float = 2.0
-    """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "episode_length")
-
-    @property
-    def unseen(self) -> WorldModelConfig:
-        """The settings of the model that leave no trace in a file."""
-        return WorldModelConfig(
-            normalize_observations=False,
-            simnorm_dim=self.simnorm_dim,
-            bin_limit=self.bin_limit,
-            log_std_min=self.log_std_min,
-            log_std_max=self.log_std_max,
-        )
 
 
 class ImportTdmpc2(Stage):

@@ -75,7 +75,8 @@ def context(folder: Path, **inputs: list[Path]) -> Context:
 
 
 def pack(place: Path) -> None:
-    from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
+    from orrery.stages.data.config import PackConfig, SourceConfig
+    from orrery.stages.data.stage_pack import Pack
 
     source = SourceConfig(path=str(place / "data.hdf5"), behaviour="exploration")
     Pack(PackConfig(sources={"bench/large": source})).run(context(place / "store", datasets=[]))
@@ -91,8 +92,10 @@ def sample(place: Path) -> None:
 
 
 def train(place: Path) -> None:
-    from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-    from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
+    from orrery.stages.pretrain.config import PretrainConfig
+    from orrery.stages.pretrain.stage_pretrain import Pretrain
+    from orrery.stages.training.config import TrainerConfig
+    from orrery.stages.world_model.config import WorldModelConfig
 
     config = PretrainConfig(
         model=WorldModelConfig(size="1"),

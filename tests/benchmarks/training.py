@@ -29,9 +29,10 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.pretrain.stage_pretrain import PretrainConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.training.config import OptimizerConfig, TrainerConfig
 from orrery.stages.training.fit import fit
-from orrery.stages.world_model.config import LossConfig, OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.world_model.config import LossConfig, WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from orrery.stages.world_model.networks import WorldModel
 from random_store import write_random_store

@@ -19,8 +19,9 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction, Member
 from orrery.stages.extraction.starts import Starts
+from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
-from orrery.stages.world_model.config import LossConfig, OptimizerConfig, WorldModelConfig
+from orrery.stages.world_model.config import LossConfig, WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from orrery.stages.world_model.networks import WorldModel
 from tensordict import TensorDict

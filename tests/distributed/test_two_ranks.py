@@ -16,8 +16,10 @@ import torch
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
+from orrery.stages.training.config import OptimizerConfig, TrainerConfig
+from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from safetensors.torch import load_file
 

@@ -51,9 +51,9 @@ from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, wri
 from orrery.stages.policy.policy import Policy, load_policy
 from orrery.stages.policy.policy_index import PolicyIndex, policy_entry, write_index
 from orrery.stages.reporting import tables
+from orrery.stages.reporting.config import VariantConfig
 from orrery.stages.reporting.evidence import read_evidence
 from orrery.stages.reporting.scoring import markdown_table, score_table
-from orrery.stages.reporting.stage_compare import VariantConfig
 from orrery.stages.reporting.study_results import read_results
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2

@@ -14,11 +14,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from orrery.datasets.tasks import task_spec
-from orrery.stages.mrq.config import LearnConfig, NetworkConfig
+from orrery.stages.mrq.config import LearnConfig, MrqConfig, MrqOnlineConfig, NetworkConfig
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
-from orrery.stages.mrq.stage_mrq import MrqConfig
-from orrery.stages.mrq.stage_mrq_online import MrqOnlineConfig
 from orrery.stages.policy.policy import load_policy
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store

@@ -15,9 +15,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from orrery.datasets.tasks import task_spec
-from orrery.stages.mrq.config import LearnConfig, NetworkConfig
+from orrery.stages.mrq.config import LearnConfig, MrqOnlineConfig, NetworkConfig
 from orrery.stages.mrq.online import OnlineTraining
-from orrery.stages.mrq.stage_mrq_online import MrqOnlineConfig
 
 DECISIONS = 12
 

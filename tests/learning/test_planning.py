@@ -13,11 +13,13 @@ import pytest
 import torch
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.planning.config import PlannerConfig
-from orrery.stages.planning.stage_mppi import Mppi, MppiConfig
+from orrery.stages.planning.config import MppiConfig, PlannerConfig
+from orrery.stages.planning.stage_mppi import Mppi
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
+from orrery.stages.training.config import OptimizerConfig, TrainerConfig
+from orrery.stages.world_model.config import WorldModelConfig
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
 

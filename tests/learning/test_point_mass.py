@@ -13,11 +13,13 @@ import pytest
 import torch
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
-from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
+from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
+from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
+from orrery.stages.training.config import OptimizerConfig, TrainerConfig
+from orrery.stages.world_model.config import WorldModelConfig
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store
 

@@ -22,9 +22,9 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig
+from orrery.stages.powr.config import OfflineConfig, PlannerConfig, PowrConfig
 from orrery.stages.powr.curves import CurveRow, read_curves
-from orrery.stages.powr.stage_powr import Powr, PowrConfig
+from orrery.stages.powr.stage_powr import Powr
 from orrery.stages.powr.stage_powr_online import PowrOnline
 
 from ..unit.stores import point_mass_episodes, point_mass_spec, write_store

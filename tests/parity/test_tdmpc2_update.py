@@ -10,8 +10,9 @@ import lightning
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
+from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
-from orrery.stages.world_model.config import LossConfig, OptimizerConfig, WorldModelConfig
+from orrery.stages.world_model.config import LossConfig, WorldModelConfig
 from orrery.stages.world_model.module import WorldModelTraining
 from orrery.stages.world_model.objective import Draws, rollout_losses, td_target
 from orrery.stages.world_model.tdmpc2_checkpoint import from_tdmpc2, published_names

@@ -10,9 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.mrq.config import LearnConfig, NetworkConfig
-from orrery.stages.mrq.stage_mrq import MrqConfig
-from orrery.stages.mrq.stage_mrq_online import MrqOnlineConfig
+from orrery.stages.mrq.config import LearnConfig, MrqConfig, MrqOnlineConfig, NetworkConfig
 
 SMALL = NetworkConfig(12, 12, 6, 10, 10, 10, num_bins=9, bin_limit=3.0)
 LEARN = LearnConfig(networks=SMALL, batch_size=8, period=4)

@@ -17,17 +17,21 @@ from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.bpo.stage_bpo import Bpo, BpoStageConfig
-from orrery.stages.bpo.stage_bpo_online import BpoOnline, BpoOnlineConfig
-from orrery.stages.data.stage_pack import PackConfig
+from orrery.stages.bpo.config import BpoOnlineConfig, BpoStageConfig
+from orrery.stages.bpo.stage_bpo import Bpo
+from orrery.stages.bpo.stage_bpo_online import BpoOnline
+from orrery.stages.data.config import PackConfig
+from orrery.stages.diagnostics.config import GradientsConfig
 from orrery.stages.diagnostics.gradient_record import jacobian_norm_by_probes, return_norms, return_sign_changes
-from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
+from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
 from orrery.stages.sequence_model.config import BpoConfig, OnlineConfig, SequenceModelConfig
 from orrery.stages.sequence_model.episodes import correlated_actions, simulate
 from orrery.stages.sequence_model.networks import load_model
-from orrery.stages.world_model.config import OptimizerConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.training.config import OptimizerConfig, TrainerConfig
+from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

@@ -15,7 +15,8 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import DatasetError
 from orrery.pipeline.stage import Context
-from orrery.stages.data.stage_pack import Pack, PackConfig
+from orrery.stages.data.config import PackConfig
+from orrery.stages.data.stage_pack import Pack
 
 PENDULUM = task_spec("gymnasium/Pendulum-v1")
 

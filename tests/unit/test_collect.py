@@ -17,8 +17,9 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
-from orrery.stages.data.stage_collect import Collect, CollectConfig
-from orrery.stages.data.stage_pack import Pack, PackConfig
+from orrery.stages.data.config import CollectConfig, PackConfig
+from orrery.stages.data.stage_collect import Collect
+from orrery.stages.data.stage_pack import Pack
 
 
 class Line:

@@ -10,9 +10,10 @@ import torch
 from orrery.datasets.schema import Episode
 from orrery.stages.bpo.bpo import start_observations
 from orrery.stages.extraction.start_frames import draw_frames, load_frames, save_store_frames
+from orrery.stages.powr.config import PowrConfig
 from orrery.stages.powr.features import index_features
 from orrery.stages.powr.offline import read_rows
-from orrery.stages.powr.stage_powr import Powr, PowrConfig
+from orrery.stages.powr.stage_powr import Powr
 from orrery.stages.sequence_model import losses
 from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.networks import build_model

@@ -20,10 +20,10 @@ from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing
-from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
+from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import Member
 from orrery.stages.extraction.packing import MemoryEstimate, job_names, members_per_job, pack
-from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
+from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

@@ -13,9 +13,9 @@ from orrery.datasets.tasks import find_tasks
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError, TaskError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
-from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
-from orrery.stages.extraction.stage_starts import Starts, StartsConfig
+from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, StartsConfig
+from orrery.stages.extraction.stage_extract import Extract
+from orrery.stages.extraction.stage_starts import Starts
 from orrery.stages.extraction.start_frames import SAVED_FRAMES, draw_frames, load_frames, save_store_frames
 from orrery.stages.policy.policy import Policy
 from orrery.stages.world_model.config import WorldModelConfig

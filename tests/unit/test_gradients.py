@@ -10,6 +10,7 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
+from orrery.stages.diagnostics.config import GradientsConfig
 from orrery.stages.diagnostics.gradient_record import median
 from orrery.stages.diagnostics.gradients import (
     climb,
@@ -27,7 +28,7 @@ from orrery.stages.diagnostics.gradients import (
     sequence_predictor,
     simulator_predictor,
 )
-from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
+from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.sequence_model.config import KINDS, SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
 from orrery.stages.sequence_model.networks import build_model

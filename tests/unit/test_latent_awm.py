@@ -12,15 +12,18 @@ import torch
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.diagnostics.stage_gradients import Gradients, GradientsConfig
+from orrery.stages.diagnostics.config import GradientsConfig
+from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.extraction.actor_critic import StackedActor
-from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
+from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
 from orrery.stages.extraction.rollout import _roll_out, imagine, imagined_return, member_tasks
-from orrery.stages.extraction.stage_extract import Extract, ExtractConfig
+from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.planning.config import check_can_plan
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
+from orrery.stages.training.config import TrainerConfig
+from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import rollout_losses
 from orrery.stages.world_model.open_loop import diagnosed_horizons, validation_length

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from orrery.stages.mrq.config import LearnConfig, NetworkConfig
+from orrery.stages.mrq.config import LearnConfig, MrqConfig, NetworkConfig
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
-from orrery.stages.mrq.stage_mrq import MrqConfig
 
 from .stores import numbered_episode, point_mass_spec, write_store
 

@@ -8,13 +8,21 @@ import json
 import pytest
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, StageError, TaskError
-from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, vary
+from orrery.stages.mrq.config import (
+    DesignConfig,
+    LearnConfig,
+    MrqConfig,
+    MrqDatasetsConfig,
+    MrqOnlineConfig,
+    NetworkConfig,
+    vary,
+)
 from orrery.stages.mrq.networks import Encoder
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
-from orrery.stages.mrq.stage_mrq import Mrq, MrqConfig
-from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets, MrqDatasetsConfig
-from orrery.stages.mrq.stage_mrq_online import MrqOnline, MrqOnlineConfig
+from orrery.stages.mrq.stage_mrq import Mrq
+from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets
+from orrery.stages.mrq.stage_mrq_online import MrqOnline
 
 from .mrq_cases import CARTPOLE, OFFLINE, ONLINE, PENDULUM, SMALL, context_of, made, run_to, with_frames
 from .stores import point_mass_episodes, point_mass_spec, write_store

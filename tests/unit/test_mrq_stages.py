@@ -11,11 +11,12 @@ import torch
 from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError
+from orrery.stages.mrq.config import MrqDatasetsConfig
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
 from orrery.stages.mrq.pixels import pixel_spec
 from orrery.stages.mrq.stage_mrq import Mrq
-from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets, MrqDatasetsConfig
+from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets
 from orrery.stages.mrq.stage_mrq_online import MrqOnline
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig

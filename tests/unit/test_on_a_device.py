@@ -30,8 +30,9 @@ from orrery.stages.powr.transitions import Transitions
 from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, SequenceModelConfig
 from orrery.stages.sequence_model.module import SequenceModelTraining
 from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
-from orrery.stages.world_model.config import LossConfig, OptimizerConfig
+from orrery.stages.world_model.config import LossConfig
 from orrery.stages.world_model.module import WorldModelTraining
 
 from .kernel_problems import F64, make_rows

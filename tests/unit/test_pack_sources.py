@@ -16,8 +16,8 @@ from orrery.pipeline.cli import main
 from orrery.pipeline.errors import ConfigError, DatasetError, OrreryError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.data.stage_collect import CollectConfig
-from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
+from orrery.stages.data.config import CollectConfig, PackConfig, SourceConfig
+from orrery.stages.data.stage_pack import Pack
 from rich.console import Console
 
 

@@ -14,12 +14,12 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import CheckpointError, ConfigError, TaskError
 from orrery.pipeline.stage import Context
-from orrery.stages.planning.config import PlannerConfig
+from orrery.stages.planning.config import MppiConfig, PlannerConfig
 from orrery.stages.planning.planner import Planner, PlanNoise, plan
-from orrery.stages.planning.stage_mppi import Mppi, MppiConfig
+from orrery.stages.planning.stage_mppi import Mppi
 from orrery.stages.planning.task_model import TaskModel
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.stage_pretrain import PretrainConfig
+from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

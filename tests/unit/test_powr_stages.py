@@ -18,14 +18,16 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.baselines.stage_powr_baselines import PowrBaselines, PowrBaselinesConfig
+from orrery.stages.baselines.config import PowrBaselinesConfig
+from orrery.stages.baselines.stage_powr_baselines import PowrBaselines
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig
+from orrery.stages.powr.config import OfflineConfig, PlannerConfig, PowrConfig, PowrOnlineConfig
 from orrery.stages.powr.curves import completed_returns, failure_warnings
 from orrery.stages.powr.online import OnlineLearner
-from orrery.stages.powr.stage_powr import Powr, PowrConfig
-from orrery.stages.powr.stage_powr_online import PowrOnline, PowrOnlineConfig, discrete_task
-from orrery.stages.tabular.stage_tabular import Tabular, TabularConfig
+from orrery.stages.powr.stage_powr import Powr
+from orrery.stages.powr.stage_powr_online import PowrOnline, discrete_task
+from orrery.stages.tabular.config import TabularConfig
+from orrery.stages.tabular.stage_tabular import Tabular
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -14,8 +14,9 @@ from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.stages.baselines.config import SacConfig
 from orrery.stages.baselines.mlp_policy import MlpPolicy
-from orrery.stages.baselines.stage_sac import Sac, SacConfig
+from orrery.stages.baselines.stage_sac import Sac
 from orrery.stages.policy.policy import load_policy
 from torch import nn
 

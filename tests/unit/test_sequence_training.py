@@ -13,8 +13,8 @@ from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, Seque
 from orrery.stages.sequence_model.losses import masked_mean, prediction_error, sequence_losses, set_statistics
 from orrery.stages.sequence_model.module import OpenLoopSkill, SequenceModelTraining, check_finite, diagnosed_horizons
 from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
-from orrery.stages.world_model.config import OptimizerConfig
 from tensordict import TensorDict
 from torch.utils.data import DataLoader
 

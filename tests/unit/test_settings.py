@@ -12,7 +12,7 @@ import pytest
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.config.schema import build, plain_type
 from orrery.pipeline.errors import ConfigError
-from orrery.stages.pretrain.stage_pretrain import PretrainConfig
+from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.sequence_model.config import SequenceModelConfig
 
 REFUSED = {

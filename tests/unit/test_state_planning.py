@@ -12,12 +12,12 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.stage import Context
-from orrery.stages.planning.config import PlannerConfig
+from orrery.stages.planning.config import MppiConfig, PlannerConfig
 from orrery.stages.planning.planner import Planner, PlanNoise, plan
 from orrery.stages.planning.sequence_task import StateModel
-from orrery.stages.planning.stage_mppi import Mppi, MppiConfig
+from orrery.stages.planning.stage_mppi import Mppi
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.stage_pretrain import PretrainConfig
+from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, fit_model
 from orrery.stages.sequence_model.networks import build_model

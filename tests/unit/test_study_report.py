@@ -18,7 +18,8 @@ from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
 from orrery.pipeline.study.study import read_study
 from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
-from orrery.stages.reporting.stage_compare import Compare, CompareConfig, VariantConfig
+from orrery.stages.reporting.config import CompareConfig, VariantConfig
+from orrery.stages.reporting.stage_compare import Compare
 from orrery.stages.reporting.study_figures import line_styles
 from orrery.stages.reporting.study_results import read_results
 

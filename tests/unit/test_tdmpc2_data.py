@@ -20,7 +20,8 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
+from orrery.stages.data.config import PackConfig, SourceConfig
+from orrery.stages.data.stage_pack import Pack
 from rich.console import Console
 
 from .chunks import cut, joined, meet, task_rows, write_chunks

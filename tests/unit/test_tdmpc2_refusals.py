@@ -9,10 +9,10 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import CheckpointError
-from orrery.stages.pretrain.stage_pretrain import PretrainConfig
-from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.world_model.config import ExportTdmpc2Config, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
-from orrery.stages.world_model.stage_export_tdmpc2 import ExportTdmpc2, ExportTdmpc2Config
+from orrery.stages.world_model.stage_export_tdmpc2 import ExportTdmpc2
 from orrery.stages.world_model.tdmpc2_checkpoint import (
     from_tdmpc2,
     read_tdmpc2,

@@ -21,8 +21,9 @@ from orrery.datasets.tasks import (
 from orrery.datasets.tasks.tdmpc2 import MT30
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
-from orrery.stages.data.stage_collect import Collect, CollectConfig
-from orrery.stages.data.stage_pack import Pack, PackConfig, SourceConfig
+from orrery.stages.data.config import CollectConfig, PackConfig, SourceConfig
+from orrery.stages.data.stage_collect import Collect
+from orrery.stages.data.stage_pack import Pack
 
 CUSTOM = MT30[19:]
 

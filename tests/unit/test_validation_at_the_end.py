@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.pretrain.stage_pretrain import Pretrain, PretrainConfig
-from orrery.stages.world_model.config import TrainerConfig, WorldModelConfig
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
+from orrery.stages.training.config import TrainerConfig
+from orrery.stages.world_model.config import WorldModelConfig
 from rich.console import Console
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

@@ -7,9 +7,11 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import CheckpointError, ConfigError
-from orrery.stages.pretrain.stage_pretrain import PretrainConfig, mixture_weights
+from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import mixture_weights
+from orrery.stages.training.config import TrainerConfig
 from orrery.stages.world_model.balance import reward_entropy, reward_weights
-from orrery.stages.world_model.config import LossConfig, TrainerConfig, WorldModelConfig
+from orrery.stages.world_model.config import LossConfig, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import Draws, prior_values, rollout_losses
 from orrery.stages.world_model.open_loop import OpenLoopError

@@ -1,0 +1,175 @@
+"""Configs of the stages pack and collect. Reading them imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...datasets.schema import BEHAVIOURS
+from ...datasets.tasks import expand_names
+from ...datasets.tasks.tdmpc2 import SETS
+from ...pipeline.config.checks import check_counts, check_shares
+from ...pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A dataset that Orrery did not collect."""
+
+    path: str = ""
+    """HDF5 file, Minari folder, or Minari id; of mt30 and mt80, the folder of TD-MPC2's chunk_*.pt."""
+    columns: str = ""
+    """YAML file that maps the columns of an HDF5 file; empty recognises D4RL's and robomimic's layouts."""
+    behaviour: str = ""
+    """exploration, expert or policy: how the data was made; decides the default behaviour anchor. Empty takes what the
+    dataset says of itself; mt30 and mt80 count as exploration."""
+    episode_length: int = 0
+    """Decisions per episode; 0 takes the environment's limit, or the longest episode."""
+    score_random: float | None = None
+    """Return that scores 0."""
+    score_expert: float | None = None
+    """Return that scores 1; above `score_random`."""
+    environment: str = ""
+    """Environment the data was recorded in, for evaluation, where the dataset does not tell: a Gymnasium id, with the
+    module that registers it as MODULE:ID, or a task such as dmc/walker-run. Its action bounds and time limit apply."""
+    action_low: list[float] = field(default_factory=list)
+    """Value of each action component that becomes -1, in the dataset's units (one number for all, or one each); actions
+    are then continuous. Empty: bounds of the environment or action space, else the largest magnitude in the data."""
+    action_high: list[float] = field(default_factory=list)
+    """Value of each action component that becomes 1."""
+    choices: int = 0
+    """HDF5: number of choices of a discrete action, where the data does not show all, or holds them as floats or
+    one-hot rows."""
+    choices_start: int | None = None
+    """HDF5: number that the data gives to the first choice. Empty: as the environment counts, else 0."""
+
+    def check(self, name: str) -> None:
+        """Raise a ConfigError where settings of the source `name` contradict each other."""
+        if not self.path:
+            raise ConfigError(
+                f"pack.sources.{name}.path is empty. Settings of a dataset need its path (an HDF5 file, a Minari "
+                f"folder or id) under a task name of your choice: tasks=[lab/arm] pack.sources.lab/arm.path=arm.hdf5"
+            )
+        if self.behaviour not in ("", *BEHAVIOURS):
+            raise ConfigError(
+                f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}"
+            )
+        for key in ("episode_length", "choices"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"pack.sources.{name}.{key} must not be negative, found {getattr(self, key)}")
+        if bool(self.action_low) != bool(self.action_high):
+            raise ConfigError(f"pack.sources.{name}: action_low and action_high are given together")
+        random, expert = self.score_random, self.score_expert
+        if random is not None and expert is not None and not random < expert:
+            raise ConfigError(
+                f"pack.sources.{name}.score_expert must be above score_random, or a worse policy would score higher; "
+                f"found {expert:g} and {random:g}"
+            )
+        if self.action_low and (discrete := [key for key in ("choices", "choices_start") if getattr(self, key)]):
+            raise ConfigError(
+                f"pack.sources.{name}: {discrete[0]} is for discrete actions, action_low and action_high for others"
+            )
+
+    def overrides(self) -> dict[str, Any]:
+        """What it says of the task, as `open_reader` takes it."""
+        scores = {"score_random": self.score_random, "score_expert": self.score_expert}
+        given: dict[str, Any] = {key: score for key, score in scores.items() if score is not None}
+        if self.episode_length:
+            given["episode_length"] = self.episode_length
+        if self.action_low:
+            given |= {"action_low": self.action_low, "action_high": self.action_high}
+        if self.environment:
+            given["environment"] = self.environment
+        if self.choices:
+            given |= {"action_kind": "discrete", "action_dim": self.choices}
+        if self.choices_start is not None:
+            given |= {"action_kind": "discrete", "choices_start": self.choices_start}
+        return given
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Which datasets make the store, in which order."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the table, in order: simulated tasks that `collect` made, names under `sources`, Minari datasets as
+    minari/<id>, or HDF5 files; mt30 and mt80 are TD-MPC2's sets. Empty takes everything that was collected, then every
+    source."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Datasets by the task name they get; one named mt30 or mt80 has every task of TD-MPC2's set."""
+    window: int = 5
+    """Decisions of the windows that will be drawn; an error where no episode is as long."""
+    episodes: int = 0
+    """At most so many of each task, the first ones of its dataset; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "window")
+        if self.episodes < 0:
+            raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
+        for name, source in self.sources.items():
+            source.check(name)
+            if name in SETS and source != SourceConfig(path=source.path, behaviour=source.behaviour):
+                raise ConfigError(f"pack.sources.{name}: only path and behaviour apply to the tasks of a set")
+            if self.tasks and name in SETS and not set(self.names) & set(SETS[name]):
+                raise ConfigError(f"pack.sources names {name!r}, of which no task is in tasks: {', '.join(self.tasks)}")
+            if self.tasks and name not in SETS and name not in self.names:
+                raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
+        if SETS.keys() <= self.sources.keys():
+            raise ConfigError(f"pack.sources names {' and '.join(SETS)}, which share tasks; leave one of them out")
+
+    @property
+    def names(self) -> list[str]:
+        """`tasks` without sets and aliases."""
+        return self._expand(self.tasks)
+
+    @property
+    def offered(self) -> list[str]:
+        """The tasks that `sources` have."""
+        return list(dict.fromkeys(self._expand(self.sources)))
+
+    @property
+    def task_set(self) -> str | None:
+        """mt30 or mt80, where `sources` has it."""
+        return next((name for name in self.sources if name in SETS), None)
+
+    def from_set(self, name: str) -> bool:
+        """Whether the data of a task is in the chunks of that set."""
+        return self.task_set is not None and name in SETS[self.task_set] and name not in self.sources
+
+    def _expand(self, names: Iterable[str]) -> list[str]:
+        return expand_names(names, keep=self.sources.keys() - SETS.keys())
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What data to make."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names such as dmc/walker-run, metaworld/reach-v3, gymnasium/Pendulum-v1; mt30 and mt80 are TD-MPC2's sets."""
+    episodes: int = 200
+    """Per task."""
+    seed: int = 0
+    """With the task and an episode's number, determines that episode."""
+    expert_noise: list[float] = field(default_factory=lambda: [0.0, 0.6])
+    """Lowest and highest standard deviation of the noise on scripted experts, drawn once per episode."""
+    random_share: float = 0.1
+    """Share of a scripted expert's episodes that are uniformly random instead."""
+    policy: str | None = None
+    """Folder of a policies artifact whose policies act instead, those of a task in turn; tasks without a policy in it
+    are refused."""
+    policy_algorithm: str = ""
+    """Which of its algorithms acts; empty takes the first that the artifact lists."""
+    policy_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Lowest and highest level of exploration on those policies, drawn once per episode: the standard deviation of
+    noise on continuous actions, the share of uniform choices where actions are discrete."""
+    policy_random_share: float = 0.0
+    """Share of their episodes that explore at random instead, as where there is no policy."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "episodes")
+        for name in ("expert_noise", "policy_noise"):
+            noise = getattr(self, name)
+            if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:
+                raise ConfigError(f"{name} must be two numbers 0 <= low <= high, found {noise}")
+        check_shares(self, "random_share", "policy_random_share")
