@@ -20,9 +20,9 @@ from ...datasets.spaces import flatten_observation
 from ...datasets.store import TaskStore
 from ...pipeline.errors import DatasetError, ExportError
 from ...pipeline.seeding import derive_seed
+from ..policy.interface import Interface
 from ..policy.policy import Policy
 from .formats import Run
-from .interface import Interface
 
 TOLERANCE = 1e-4
 """Largest difference of an action component allowed, in halves of its range. Float rounding makes 1e-6 to 1e-5."""

@@ -17,10 +17,10 @@ import torch
 
 from ...pipeline.errors import ExportError
 from ...pipeline.paths import user_path
+from ..policy.interface import Interface
 from ..policy.policy import Policy
 from . import equality, formats
 from .function import DeployedPolicy
-from .interface import Interface
 from .latency import Latency, measure, one_thread
 
 DESCRIPTION = "export.json"

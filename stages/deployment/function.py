@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..policy.interface import Interface
 from ..policy.policy import Policy
-from .interface import Interface
 
 
 class DeployedPolicy(nn.Module):

@@ -15,7 +15,7 @@ from orrery.pipeline.errors import ConfigError, DatasetError, ExportError
 from orrery.stages.deployment import equality, formats
 from orrery.stages.deployment.choice import made_by, read_policy
 from orrery.stages.deployment.exporting import export_policy
-from orrery.stages.deployment.interface import Interface
+from orrery.stages.policy.interface import Interface
 
 from . import deployed
 from .stores import point_mass_episodes, write_store
