@@ -23,7 +23,7 @@ import gymnasium
 from ...pipeline.errors import CheckpointError, TaskError
 from ..schema import TaskSpec, TaskTable
 from ..spaces import Space, flat_parts, flatten_observation
-from .decisions import Decisions
+from .decisions import Decisions, NativeEnv
 from .tdmpc2 import SETS, with_suite
 
 _SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium", "myriad": "myriad"}
@@ -139,6 +139,21 @@ def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions
             picture is asked for and the task has none.
     """
     return Decisions(_build(spec, picture), spec)
+
+
+def make_env(task: str | TaskSpec, *, picture: int | None = None) -> NativeEnv:
+    """A Gymnasium environment of a task, with its own observations and actions, as `policy.predict` takes and gives
+    them. One step is one decision: it repeats the action as the task says.
+
+    Args:
+        task: a name, such as dmc/walker-run, metaworld/reach-v3, gymnasium/CartPole-v1, or gymnasium/module:Id of your
+            own; or the TaskSpec of a store, a model or a policy (`policy.task`).
+        picture: edge in pixels of what `render()` gives.
+    Raises:
+        TaskError: there is no such task, or its environment cannot be built.
+    """
+    spec = task if isinstance(task, TaskSpec) else task_spec(task)
+    return NativeEnv(_build(spec, picture), spec)
 
 
 def unplayable(spec: TaskSpec) -> str | None:

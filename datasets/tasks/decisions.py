@@ -1,8 +1,9 @@
 """What every environment of the project looks like: one `step` is one decision.
 
-Observations are flat float32 [O] in the environment's own units. An action is always float32 [A] in [-1, 1]: a
-continuous one is scaled to the native bounds here, a discrete one is taken by argmax. Action repeat, reward summing and
-the time limit are in here, so nothing after this file counts environment steps.
+`NativeEnv` keeps the simulator's observations and actions; `Decisions`, which everything that learns uses, has flat
+float32 observations [O] in the environment's own units and actions float32 [A] in [-1, 1]: a continuous one is scaled
+to the native bounds here, a discrete one is taken by argmax. Action repeat, reward summing and the time limit are in
+here, so nothing after this file counts environment steps.
 """
 
 from __future__ import annotations
@@ -18,19 +19,62 @@ from ..schema import TaskSpec
 from ..spaces import flat_dim, flatten_observation
 
 
-class Decisions(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A suite's environment in decisions of `spec.action_repeat` steps, ended after `spec.episode_length` of them.
+class NativeEnv(gymnasium.Env[Any, Any]):
+    """A task in the units of its own simulator: its observations, its actions, steps of `spec.action_repeat` simulator
+    steps, and truncation after `spec.episode_length` of them.
 
     `reset(seed=s)` fixes the whole episode given the actions, whatever was played before. With `spec.reports_success`,
-    `info["success"]` is a bool after every step: the state that the decision led to counts, as in TD-MPC2.
+    `info["success"]` is a bool after every step: the state that the step led to counts, as in TD-MPC2.
+    """
+
+    def __init__(self, native: gymnasium.Env[Any, Any], spec: TaskSpec) -> None:
+        self.task = spec
+        self.native = native
+        self.observation_space, self.action_space = native.observation_space, native.action_space
+        self.metadata, self.render_mode = native.metadata, native.render_mode
+        self._step: int | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        observation, info = self.native.reset(seed=seed, options=options)
+        self._step = 0
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self._step is None:
+            raise gymnasium.error.ResetNeeded(f"task {self.task.name!r}: the episode is over; call reset() first")
+        reward = 0.0
+        for _ in range(self.task.action_repeat):
+            observation, step_reward, terminated, truncated, info = self.native.step(action)
+            reward += float(step_reward)
+            if terminated or truncated:
+                break
+        self._step += 1
+        truncated = bool(truncated) or (not terminated and self._step >= self.task.episode_length)
+        if terminated or truncated:
+            self._step = None
+        if self.task.reports_success:
+            info = {**info, "success": bool(info.get("success", False))}
+        return observation, reward, bool(terminated), truncated, info
+
+    def render(self) -> Any:
+        return self.native.render()
+
+    def close(self) -> None:
+        self.native.close()
+
+
+class Decisions(NativeEnv):
+    """A task as models and policies see it: flat observations, actions scaled to [-1, 1].
 
     Raises:
         TaskError: the native spaces are not supported, or do not have the sizes that `spec` states.
     """
 
     def __init__(self, native: gymnasium.Env[Any, Any], spec: TaskSpec) -> None:
-        self.task = spec
-        self.native = native
+        super().__init__(native, spec)
         self.to_native_action = _action_map(native.action_space, spec)
         """An action [A] in [-1, 1] as a member of the native action space."""
         found = flat_dim(native.observation_space)
@@ -41,42 +85,17 @@ class Decisions(gymnasium.Env[np.ndarray, np.ndarray]):
             )
         self.observation_space = spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-        self._decision: int | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is None:
-            seed = int(self.np_random.integers(2**31))
-        observation, info = self.native.reset(seed=seed, options=options)
-        self._decision = 0
+        observation, info = super().reset(seed=seed, options=options)
         return flatten_observation(self.native.observation_space, observation), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._decision is None:
-            raise gymnasium.error.ResetNeeded(f"task {self.task.name!r}: the episode is over; call reset() first")
         native_action = self.to_native_action(np.asarray(action, np.float32))
-        reward = 0.0
-        for _ in range(self.task.action_repeat):
-            observation, step_reward, terminated, truncated, info = self.native.step(native_action)
-            reward += float(step_reward)
-            if terminated or truncated:
-                break
-        self._decision += 1
-        truncated = bool(truncated) or (not terminated and self._decision >= self.task.episode_length)
-        if terminated or truncated:
-            self._decision = None
-        if self.task.reports_success:
-            info = {**info, "success": bool(info.get("success", False))}
-        flat = flatten_observation(self.native.observation_space, observation)
-        return flat, reward, bool(terminated), truncated, info
-
-    def render(self) -> Any:
-        return self.native.render()
-
-    def close(self) -> None:
-        self.native.close()
+        observation, reward, terminated, truncated, info = super().step(native_action)
+        return flatten_observation(self.native.observation_space, observation), reward, terminated, truncated, info
 
 
 def _action_map(space: spaces.Space[Any], spec: TaskSpec) -> Any:

@@ -33,6 +33,7 @@ from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
 from ...pipeline.paths import user_path
 from ...pipeline.seeding import derive_seed
+from ..policy.policy import Predicts
 from ..sequence_model.networks import SequenceModel, load_model
 from ..world_model.networks import WorldModel
 from .config import PlannerConfig, check_can_plan
@@ -160,7 +161,7 @@ class PlanMemory:
     mean_HA: torch.Tensor
 
 
-class Planner(nn.Module):
+class Planner(Predicts, nn.Module):
     """A Policy that remembers its last plan within an episode; see `stages.policy.StatefulPolicy`."""
 
     model: TaskModel | StateModel

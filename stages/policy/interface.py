@@ -8,6 +8,7 @@ Dimension letters: B batch, O flat observation, A action components.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 from gymnasium import spaces
 
 from ...datasets.schema import TaskSpec
-from ...datasets.spaces import flat_columns
+from ...datasets.spaces import flat_columns, flatten_observation
 from ...datasets.tasks import make_environment
 from ...datasets.tasks.decisions import Decisions, action_scale
+from ...pipeline.errors import TaskError
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,31 @@ class Interface:
             low, high = space.low, space.high
         return action_scale(low, high, self.spec)
 
+    def flat(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """One or many observations as the environment gives them, as float32 [B, O]; and whether they were many.
+
+        Args:
+            observation: a member of the environment's observation space, or a batch of them along a first axis (of
+                every part, where the space is a Dict or Tuple); arrays, tensors or lists. Where such a space is in
+                parts, or the environment is not known, also flat: [O] or [B, O].
+        Raises:
+            TaskError: another shape, or no numbers.
+        """
+        space, observation = self._space, _on_cpu(observation)
+        in_parts = isinstance(space, spaces.Dict | spaces.Tuple) and isinstance(observation, np.ndarray)
+        if space is None or in_parts:
+            space = spaces.Box(-np.inf, np.inf, (self.spec.observation_dim,))
+        expected = f"task {self.spec.name!r}: expected one observation {space}, or a batch of them"
+        try:
+            flat = flatten_observation(space, observation)
+        except (TaskError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise TaskError(f"{expected}, found {_described(observation)}") from error
+        if flat.ndim > 2:
+            raise TaskError(f"{expected} along one axis, found {_described(observation)}")
+        if not np.isfinite(flat).all():
+            raise TaskError(f"task {self.spec.name!r}: the observation holds NaN or infinity")
+        return flat.reshape(-1, self.spec.observation_dim), flat.ndim == 2
+
     def raw(self, flat_BO: np.ndarray) -> np.ndarray:
         """Flat observations [B, O] as the environment gives them."""
         if self.index_start is not None:
@@ -124,3 +151,19 @@ class Interface:
     @property
     def _space(self) -> spaces.Space[Any] | None:
         return self.environment.native.observation_space if self.environment else None
+
+
+def _on_cpu(observation: Any) -> Any:
+    """The same with tensors, also of a GPU or with gradients, as arrays."""
+    if isinstance(observation, Mapping):
+        return {name: _on_cpu(part) for name, part in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_on_cpu(part) for part in observation)
+    return observation.detach().cpu().numpy() if hasattr(observation, "detach") else observation
+
+
+def _described(observation: Any) -> str:
+    if isinstance(observation, Mapping):
+        return "{" + ", ".join(f"{name}: {_described(part)}" for name, part in observation.items()) + "}"
+    shape, dtype = getattr(observation, "shape", None), getattr(observation, "dtype", None)
+    return f"{observation!r:.80}" if shape is None else f"{type(observation).__name__} {tuple(shape)} of {dtype}"

@@ -6,6 +6,7 @@ evaluate, collect and report use nothing else, so they never ask which algorithm
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -20,6 +21,7 @@ from ...pipeline.errors import CheckpointError
 from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_json, reading
+from .interface import Interface
 from .policy_index import POLICIES_FILE, PolicyIndex
 
 _KINDS = {
@@ -40,6 +42,10 @@ class Policy(Protocol):
 
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
+        ...
+
+    def predict(self, observation: Any) -> Any:
+        """See `Predicts.predict`."""
         ...
 
     @staticmethod
@@ -69,7 +75,43 @@ class Policy(Protocol):
         return load_policy(policy)
 
 
-class StoredPolicy(nn.Module):
+class Predicts:
+    """What makes of a policy's `act` one that takes and gives what an environment does."""
+
+    task: TaskSpec
+
+    @cached_property
+    def _interface(self) -> Interface:
+        return Interface.of(self.task)
+
+    def predict(self, observation: Any) -> Any:
+        """Actions for observations of the policy's own environment, as it gives and takes them.
+
+        Deterministic. A policy with a memory plans as at the start of an episode.
+
+        Args:
+            observation: one, or a batch along a first axis; arrays, tensors or lists, and mappings of them where the
+                environment's observations are.
+        Returns:
+            The action: float32 [*shape] within the environment's bounds, or the number of a choice; a batch of them,
+            [B, *shape], for a batch.
+        Raises:
+            TaskError: the observation is of another shape, holds no numbers, or not finite ones; or the environment
+                whose spaces are needed cannot be built.
+        """
+        flat_BO, many = self._interface.flat(observation)
+        act: Any = self
+        with torch.inference_mode():
+            action_BA = act.act(torch.from_numpy(flat_BO).to(_device_of(self))).cpu().numpy()
+        actions = self._interface.to_environment(action_BA)
+        return actions if many else actions[0]
+
+
+def _device_of(policy: Any) -> torch.device:
+    return next((tensor.device for tensor in policy.state_dict().values()), torch.device("cpu"))
+
+
+class StoredPolicy(Predicts, nn.Module):
     """A Policy that is its tensors, in policy.safetensors, and a config of theirs, in policy.json. A subclass gives
     `Config`, what it builds of one, and `act`."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...datasets.schema import TaskTable, read_table
@@ -158,8 +159,19 @@ class WorldModel(nn.Module):
         self.observation_mean_KO[task, : len(mean)] = mean
         self.observation_scale_KO[task, : len(std)] = std.clamp(min=MIN_OBSERVATION_SCALE)
 
-    def encode(self, observation: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """Latent of padded observations [B, O] (environment units) of tasks [B] (int64): z [B, D]."""
+    def encode(self, observation: torch.Tensor, task: torch.Tensor | str) -> torch.Tensor:
+        """Latents of observations: z [B, D].
+
+        Args:
+            observation: [B, O] float32, environment units, padded to the table's width.
+            task: [B] int64, positions in the table; or the name of one task, whose observations need no padding.
+        Raises:
+            TaskError: the table has no task of that name, or its observations are of another width.
+        """
+        if isinstance(task, str):
+            self.table.spec_of(task).check_observation(observation.shape[-1])
+            observation = F.pad(observation, (0, self.table.observation_dim - observation.shape[-1]))
+            task = torch.full(observation.shape[:1], self.table.id_of(task), device=observation.device)
         scaled = (observation - self.observation_mean_KO[task]) / self.observation_scale_KO[task]
         return self.encoder(scaled, self.task_embedding(task))
 
