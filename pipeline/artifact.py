@@ -183,6 +183,29 @@ def publish(partial: Path, final: Path) -> None:
         shutil.rmtree(aside)
 
 
+def take(source: Path, final: Path, inputs: Mapping[str, Sequence[InputRecord]]) -> Manifest:
+    """Publish the artifact of another run as `final`: hard links to its files, copies where there can be none.
+
+    Args:
+        inputs: what takes the place of the other run's, with the same digests.
+    """
+    manifest, copy = read_manifest(source), unfinished(final)
+    if manifest is None:
+        raise StageError(f"{source} has no {MANIFEST}, so nothing says what it was made from")
+    remove(copy)
+    for path in manifest.files:
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (copy / path).hardlink_to(source / path)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source / path, copy / path)
+    taken = replace(manifest, inputs=inputs)
+    copy.mkdir(exist_ok=True)
+    write_json(copy / MANIFEST, asdict(taken))
+    publish(copy, final)
+    return taken
+
+
 def recover(partial: Path, final: Path) -> None:
     """Complete or undo what an interrupted `publish` left."""
     if (partial / MANIFEST).exists():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from .paths import user_path
 from .run_folder import partial_folder, read_attempt
 from .stage import Input, Stage
 
-Action = Literal["fresh", "resume", "run"]
+Action = Literal["fresh", "reuse", "resume", "run"]
 
 OUTSIDE = "outside the run"
 
@@ -33,13 +33,17 @@ class Decision:
     stage: str
     action: Action
     reason: str
-    key: str | None
-    """None while an input is still to be made."""
+    key: str
+    """Hash of what decides the result. While an input is still to be made, a stand-in: equal for stages that would make
+    the same."""
+    made: Path | None = None
+    """The artifact: in the run folder where it is up to date, in another one where it is reused; None where it is still
+    to be made."""
 
     @property
     def would(self) -> str:
         """What a run would do, in a word for tables."""
-        return {"fresh": "up to date", "resume": "continue", "run": "run"}[self.action]
+        return {"fresh": "up to date", "resume": "continue"}.get(self.action, self.action)
 
 
 def start_line(decision: Decision, width: int = 0) -> Text:
@@ -71,19 +75,27 @@ def decide_all(
     config: RunConfig, stages: Mapping[str, type[Stage]], sources: Mapping[str, Mapping[str, list[Source]]]
 ) -> list[Decision]:
     """The same, with the sources that `check_all` has found."""
-    decisions: list[Decision] = []
+    decisions: dict[str | None, Decision] = {}
     for name in config.settings.stages:
-        pending = [d.stage for d in decisions if d.action != "fresh"]
-        first = next((s.stage for many in sources[name].values() for s in many if s.stage in pending), None)
-        if first is not None:
-            decisions.append(Decision(name, "run", f"its input comes from {first}", None))
+        waits = [s.stage for many in sources[name].values() for s in many if s.stage and not decisions[s.stage].made]
+        read = {
+            input_name: [replace(s, folder=decisions[s.stage].made or s.folder) if s.stage else s for s in many]
+            for input_name, many in sources[name].items()
+        }
+        if waits:
+            now = _made_from(config, stages[name], name, read, {one: decisions[one].key for one in waits})
+            decisions[name] = Decision(name, "run", f"its input comes from {waits[0]}", key_of(stages[name], name, now))
         else:
-            decisions.append(decide(config, stages[name], name, sources[name]))
-    return decisions
+            decisions[name] = decide(config, stages[name], name, read)
+    return list(decisions.values())
 
 
 def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str, dict[str, list[Source]]]:
     """Let every stage check its config and find the source of every input, before anything runs."""
+    for folder in map(user_path, config.settings.reuse_from):
+        # The folder of a study is not there before its first run.
+        if not folder.is_dir() and folder.absolute() != config.run_dir.absolute().parent:
+            raise ConfigError(f"reuse_from: there is no folder {folder.absolute()}")
     for name in config.settings.stages:
         stages[name](config.stage_configs[name]).check()
     found = {name: find_sources(config, stages, name) for name in config.settings.stages}
@@ -136,7 +148,7 @@ def check_machine(config: RunConfig, stages: Mapping[str, type[Stage]], decision
         OrreryError: one cannot.
     """
     for decision in decisions:
-        if decision.action != "fresh":
+        if decision.made is None:
             stages[decision.stage](config.stage_configs[decision.stage]).check_machine()
 
 
@@ -216,11 +228,23 @@ def _given(reference: str, key: str, kind: str, note: str = "") -> Source:
 
 
 def input_records(
-    config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]
+    config: RunConfig,
+    stage: type[Stage],
+    name: str,
+    sources: Mapping[str, list[Source]],
+    pending: Mapping[str, str] | None = None,
 ) -> dict[str, list[InputRecord]]:
-    """Paths and digests of what a stage is made from; files outside the run stand under `OUTSIDE`."""
+    """Paths and digests of what a stage is made from; files outside the run stand under `OUTSIDE`.
+
+    Args:
+        pending: keys by stage that stand for the digests of artifacts that are still to be made.
+    """
+    keys = pending or {}
     records = {
-        input_name: [InputRecord(str(source.folder), artifact.digest_of(source.folder)) for source in many]
+        input_name: [
+            InputRecord(str(source.folder), keys.get(source.stage or "") or artifact.digest_of(source.folder))
+            for source in many
+        ]
         for input_name, many in sources.items()
     }
     if outside := stage(config.stage_configs[name]).reads():
@@ -230,9 +254,7 @@ def input_records(
 
 def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]) -> Decision:
     """Compare what the stage would be made from now with what its artifact was made from."""
-    now = MadeFrom(
-        config.resolved[name], input_records(config, stage, name, sources), artifact.package_versions()["orrery"]
-    )
+    now = _made_from(config, stage, name, sources)
     key = key_of(stage, name, now)
     final = config.run_dir / name
     try:
@@ -242,15 +264,18 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     except StageError as error:
         # Its own output is damaged: making it again is what the error would ask for.
         return Decision(name, "run", f"its output is damaged: {error}", key)
+    folders = {input_name: [source.folder for source in many] for input_name, many in sources.items()}
     if manifest is None:
         reason: str | None = "it has not run yet"
     elif key_of(stage, name, manifest.made_from) != key:
         reason = _what_changed(name, manifest.made_from, now, stage)
     else:
-        folders = {input_name: [source.folder for source in many] for input_name, many in sources.items()}
         reason = stage(config.stage_configs[name]).outdated(final, folders)
     if reason is None:
-        return Decision(name, "fresh", "", key)
+        return Decision(name, "fresh", "", key, final)
+    found = find_made(stage, name, key, _elsewhere(config, name))
+    if found is not None and stage(config.stage_configs[name]).outdated(found, folders) is None:
+        return Decision(name, "reuse", f"made in {found}", key, found)
     attempt = read_attempt(final)
     if attempt is None:
         return Decision(name, "run", reason, key)
@@ -261,6 +286,25 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     if partial_folder(final).is_dir():
         return Decision(name, "resume", f"interrupted after {duration(attempt.seconds)}", key)
     return Decision(name, "run", f"{partial_folder(final)}, from which it would continue, is gone", key)
+
+
+def _made_from(
+    config: RunConfig,
+    stage: type[Stage],
+    name: str,
+    sources: Mapping[str, list[Source]],
+    pending: Mapping[str, str] | None = None,
+) -> MadeFrom:
+    records = input_records(config, stage, name, sources, pending)
+    return MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"])
+
+
+def _elsewhere(config: RunConfig, name: str) -> Iterator[Path]:
+    """Where other runs may have left the artifact of stage `name`: folders of `reuse_from`, and one level below."""
+    own = (config.run_dir / name).absolute()
+    for folder in map(user_path, config.settings.reuse_from):
+        places = [folder / name, *sorted(folder.glob(f"*/{name}"))]
+        yield from (place for place in places if place.absolute() != own)
 
 
 def key_of(stage: type[Stage], name: str, made_from: MadeFrom) -> str:

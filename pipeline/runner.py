@@ -46,15 +46,18 @@ class Outcome:
     """How a stage ended."""
 
     stage: str
-    status: Literal["fresh", "done", "failed", "interrupted", "detached", "waiting"]
+    status: Literal["fresh", "reused", "done", "failed", "interrupted", "detached", "waiting"]
     seconds: float = 0.0
     """Over all attempts."""
     summary: str = ""
+    made_in: str = ""
+    """Run folder that a reused artifact comes from."""
 
 
 def end_line(outcome: Outcome, width: int = 0) -> Text:
     """What is printed when a stage has ended, or was up to date."""
-    note = "up to date" if outcome.status == "fresh" else duration(outcome.seconds)
+    notes = {"fresh": "up to date", "reused": f"reused from {outcome.made_in}"}
+    note = notes.get(outcome.status) or duration(outcome.seconds)
     return Text.assemble((f"{outcome.stage:{width}}", "bold"), f"  {outcome.summary} ", (f"({note})", "dim"))
 
 
@@ -103,7 +106,7 @@ def run(
     Args:
         stages: classes by name, as `config.discover_stages` returns them.
         log, progress: handed to the stages.
-        on_start, on_end: called around each stage; `on_start` not for stages that are fresh.
+        on_start, on_end: called around each stage; `on_start` only for stages that work.
         only: run this stage, up to date or not, from what the others have published so far, and no other.
     Raises:
         OrreryError: a check failed (before anything ran) or a stage did.
@@ -123,6 +126,11 @@ def run(
         decision = decide(config, stages[name], name, sources[name])
         if decision.action == "fresh":
             outcomes[name] = _outcome(_published(config.run_dir / name), "fresh")
+        elif decision.made is not None:
+            with disk_errors(config.run_dir):
+                records = input_records(config, stages[name], name, sources[name])
+                manifest = artifact.take(decision.made, config.run_dir / name, records)
+            outcomes[name] = replace(_outcome(manifest, "reused"), made_in=str(decision.made.parent))
         else:
             on_start(decision)
             log.debug("%s", start_line(decision))
@@ -181,8 +189,6 @@ def _run_stage(
     progress: Any,
 ) -> Manifest:
     name, key, final = decision.stage, decision.key, config.run_dir / decision.stage
-    if key is None:
-        raise ValueError(f"the inputs of stage {name!r} are not there yet")
     partial = partial_folder(final)
     # Before the stage reads them: what changes meanwhile must count as changed.
     records = input_records(config, stage, name, sources)
@@ -256,6 +262,7 @@ def _recover(final: Path) -> None:
         _publish(final)
     artifact.recover(partial_folder(final), final)
     artifact.remove(artifact.unfinished(attempt_file(final)))
+    artifact.remove(artifact.unfinished(final))
     if not attempt_file(final).exists():
         artifact.remove(partial_folder(final))
         fanout.prune(jobs_folder(final))
@@ -287,7 +294,7 @@ def _run_only(
     return _outcome(_run_stage(config, stages[name], decision, published, log, progress), "done")
 
 
-def _outcome(manifest: Manifest, status: Literal["fresh", "done"]) -> Outcome:
+def _outcome(manifest: Manifest, status: Literal["fresh", "reused", "done"]) -> Outcome:
     return Outcome(manifest.stage, status, manifest.seconds, manifest.summary)
 
 

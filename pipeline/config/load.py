@@ -62,6 +62,8 @@ class Settings:
     inputs: dict[str, str] = field(default_factory=dict)
     """Artifacts made elsewhere, by input name, as folders or Hub ids; before what this run makes itself:
     inputs.store=other/run/pack. Several, where a stage takes many: inputs.policies=one/extract:other/extract."""
+    reuse_from: list[str] = field(default_factory=list)
+    """Run folders, or folders of runs: an artifact in them with the same key is linked into this run, not computed."""
     workers: int = 0
     """Processes for parallel work; 0 takes one per core."""
     threads: int = 0

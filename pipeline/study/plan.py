@@ -80,7 +80,7 @@ def _state(
             if folder is None:
                 maker = layout.branch_of[key]
                 origin = states[key].decision.stage if maker is branch else maker.name
-                return StepState(Decision(step.stage, "run", f"its input comes from {origin}", None), None)
+                return StepState(Decision(step.stage, "run", f"its input comes from {origin}", key), None)
             sources[name].append(Source(folder, stages[step.stage].inputs[name].kind, None))
     decision = decide(branch.config, stages[step.stage], step.stage, sources)
     if decision.action == "fresh":

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from orrery.pipeline.artifact import MANIFEST
 from orrery.pipeline.config.load import load_config
-from orrery.pipeline.errors import StageError
+from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import find_made, plan
 from orrery.pipeline.run_folder import lock_holder, locked, read_attempt
@@ -92,6 +93,51 @@ def test_a_setting_that_is_not_hashed_makes_nothing_stale(toy: ToyProject) -> No
     assert find_made(STAGES["report"], "report", key, [toy.run_dir / "gone", elsewhere, report]) == report
     (report / "index.html").unlink()
     assert find_made(STAGES["report"], "report", key, [elsewhere, report]) is None
+
+
+def test_artifacts_with_the_same_key_are_reused_from_other_runs(toy: ToyProject, tmp_path: Path) -> None:
+    other, reuse = f"run_dir={tmp_path}/others/a", f"reuse_from=[{tmp_path}/others]"
+    toy.run(other, "add.scale=2")
+    assert toy.plan("add.scale=3", reuse) == [
+        ("reuse", f"made in {tmp_path}/others/a/make"),
+        ("run", "it has not run yet"),  # its input is known by content
+        ("run", "its input comes from add"),
+    ]
+    assert not toy.run_dir.exists()
+    outcomes = toy.run("add.scale=3", f"reuse_from=[{tmp_path}/others/a]")
+    assert [one.status for one in outcomes.values()] == ["reused", "done", "done"]
+    assert outcomes["make"].made_in == f"{tmp_path}/others/a"
+    numbers = toy.run_dir / "make" / "numbers.txt"
+    assert numbers.samefile(tmp_path / "others" / "a" / "make" / "numbers.txt")  # a hard link takes no space
+    assert toy.statuses("add.scale=2", reuse) == ["fresh", "reused", "reused"]
+    manifest = json.loads((toy.run_dir / "add" / MANIFEST).read_text())
+    assert manifest["inputs"]["numbers"][0]["path"] == str(toy.run_dir / "make")  # whole without the other run
+    shutil.rmtree(tmp_path / "others")
+    assert toy.statuses("add.scale=2") == ["fresh"] * 3
+    with pytest.raises(ConfigError, match=r"reuse_from: there is no folder .*others"):
+        toy.run(reuse)
+
+
+@pytest.mark.parametrize("refused", [OSError(errno.EXDEV, "Invalid cross-device link"), PermissionError()])
+def test_where_there_are_no_hard_links_artifacts_are_copied(toy: ToyProject, tmp_path, monkeypatch, refused) -> None:
+    toy.run(f"run_dir={tmp_path}/other")
+    made = tmp_path / "other" / "make" / "numbers.txt"
+
+    def link(self: Path, target: Path) -> None:
+        raise refused
+
+    monkeypatch.setattr(Path, "hardlink_to", link)
+    assert toy.statuses(f"reuse_from=[{tmp_path}/other]") == ["reused"] * 3
+    copy = toy.run_dir / "make" / "numbers.txt"
+    assert (copy.read_text(), copy.stat().st_mtime_ns) == (made.read_text(), made.stat().st_mtime_ns)
+
+
+def test_damaged_or_outdated_artifacts_of_other_runs_are_computed(toy: ToyProject, tmp_path, monkeypatch) -> None:
+    toy.run(f"run_dir={tmp_path}/other")
+    (tmp_path / "other" / "make" / "numbers.txt").write_text("0")
+    assert toy.statuses(f"reuse_from=[{tmp_path}/other]") == ["done", "reused", "reused"]
+    monkeypatch.setenv("TOY_OUTDATED", "the abacus came")
+    assert [action for action, _ in toy.plan(f"reuse_from=[{tmp_path}/other]")] == ["fresh", "run", "run"]
 
 
 @pytest.mark.parametrize(("failure", "error"), [("interrupt", StageInterrupted), ("bug", ZeroDivisionError)])
