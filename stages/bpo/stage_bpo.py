@@ -29,6 +29,7 @@ class Bpo(Stage):
     Config = BpoStageConfig
     inputs = {"world_model": Input("world_model", optional=True), "store": Input("store")}
     output_kind = "policies"
+    not_hashed = ("log_every",)
     config: BpoStageConfig
     _has_reward_head = True
     """Of the model, as far as `check_input` has seen."""

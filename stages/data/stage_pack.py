@@ -51,6 +51,7 @@ class Pack(Stage):
     Config = PackConfig
     inputs = {"datasets": Input("datasets", optional=True, many=True)}
     output_kind = "store"
+    not_hashed = ("window",)  # a check only
     config: PackConfig
 
     def check(self) -> None:

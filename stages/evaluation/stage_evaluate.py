@@ -64,6 +64,7 @@ class Evaluate(Stage):
         "references": Input("scores", optional=True, outside=True),
     }
     output_kind = "scores"
+    not_hashed = ("accelerator",)
     config: EvaluateConfig
 
     def check_machine(self) -> None:

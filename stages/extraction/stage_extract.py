@@ -61,7 +61,7 @@ class Extract(Stage):
     }
     output_kind = "policies"
     algorithms = ALGORITHMS
-    not_hashed = ("fanout",)
+    not_hashed = ("first_order.compile", "log_every", "checkpoint_every", "groups", "accelerator", "fanout")
     config: ExtractConfig
 
     def check(self) -> None:

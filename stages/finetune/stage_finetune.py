@@ -15,6 +15,7 @@ from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
+from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.config import WorldModelConfig
 from ..world_model.reward_range import rewards_beyond_bins
 from .config import FinetuneConfig
@@ -41,7 +42,11 @@ class Finetune(Stage):
         "replay": Input("store", optional=True, outside=True),
     }
     output_kind = "world_model"
-    not_hashed = ("fanout",)
+    not_hashed = (
+        *TRAINING_NOT_HASHED,
+        "fanout",
+        "tasks",  # a check only: all tasks of the store are added
+    )
     config: FinetuneConfig
 
     def check(self) -> None:

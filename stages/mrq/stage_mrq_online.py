@@ -25,7 +25,7 @@ class MrqOnline(Stage):
     Config = MrqOnlineConfig
     output_kind = "policies"
     algorithms = ("mrq_online",)
-    not_hashed = ("fanout",)
+    not_hashed = ("evaluate_every", "checkpoint_every", "accelerator", "fanout")
     config: MrqOnlineConfig
 
     def check(self) -> None:

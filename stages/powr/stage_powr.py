@@ -33,6 +33,7 @@ class Powr(Stage):
     Config = PowrConfig
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
     output_kind = "policies"
+    not_hashed = ("accelerator",)
     config: PowrConfig
 
     def check_machine(self) -> None:

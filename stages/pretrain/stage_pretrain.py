@@ -11,6 +11,7 @@ from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.hub import find_artifact
 from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
+from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.reward_range import rewards_beyond_bins
 from .config import PretrainConfig
 
@@ -26,7 +27,10 @@ class Pretrain(Stage):
     Config = PretrainConfig
     inputs = {"store": Input("store")}
     output_kind = "world_model"
-    not_hashed = ("start_from",)
+    not_hashed = (
+        *TRAINING_NOT_HASHED,
+        "start_from",  # the path of the weights; `reads` covers their content
+    )
     config: PretrainConfig
 
     def check(self) -> None:

@@ -68,3 +68,11 @@ class TrainerConfig:
     def launched_strategy(self) -> str:
         """What Lightning is given."""
         return "ddp_spawn" if self.strategy == "auto" and self.devices > 1 else self.strategy
+
+
+TRAINING_NOT_HASHED = (
+    "trainer.accelerator", "trainer.strategy", "trainer.compile", "trainer.log_every",
+    "load_up_to_gb", "validate_every", "checkpoint_every",
+)  # fmt: skip
+"""`Stage.not_hashed` of stages that train with Lightning. trainer.devices and trainer.nodes are hashed, because each
+device draws its own batch."""

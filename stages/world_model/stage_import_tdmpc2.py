@@ -23,6 +23,7 @@ class ImportTdmpc2(Stage):
     Config = ImportTdmpc2Config
     inputs = {"store": Input("store", optional=True)}
     output_kind = "world_model"
+    not_hashed = ("checkpoint",)  # a path; `reads` covers the file's content
     config: ImportTdmpc2Config
 
     def check(self) -> None:

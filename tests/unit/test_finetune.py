@@ -20,7 +20,7 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.jobs.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.plan import check_all
+from orrery.pipeline.plan import check_all, hashed
 from orrery.pipeline.stage import Context
 from orrery.pipeline.study.study import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
@@ -159,8 +159,16 @@ def test_a_killed_and_resumed_finetune_equals_an_uninterrupted_one(inputs, tmp_p
     with killed_at(5, monkeypatch), pytest.raises(KilledError):  # one step past the checkpoint at 4
         finetune(inputs, tmp_path / "killed", config)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    names = ["model.safetensors", "forgetting.csv", "added.json", "training.csv", "validation.csv"]
+    if train == "everything":  # settings that are not hashed may change meanwhile
+        other = {"load_up_to_gb": 0.0, "validate_every": 2, "checkpoint_every": 3, "tasks": ["toy/wide"]}
+        config = changed(config, **other, trainer=dataclasses.replace(CONFIG.trainer, log_every=3))
+        assert hashed(dataclasses.asdict(config), Finetune) == hashed(
+            dataclasses.asdict(changed(CONFIG, train=train, replay=0.5)), Finetune
+        )
+        names = names[:3]
     finetune(inputs, tmp_path / "killed", config)
-    for name in ("model.safetensors", "training.csv", "validation.csv", "forgetting.csv", "added.json"):
+    for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
 
