@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 from orrery.pipeline import cli
-from orrery.pipeline.config.help import Key, config_keys, shortened
+from orrery.pipeline.config.help import Key, config_keys, shortened, stage_keys
 from orrery.pipeline.config.load import CONFIG_DIR, Settings, describe_files, discover_stages, dotted_keys, load_config
 from orrery.pipeline.stage import Stage
 from raised import Raised, raised_errors, used_modules
@@ -128,7 +128,7 @@ def stage_page(name: str, stages: Mapping[str, type[Stage]], notes: Mapping[str,
     parts = [f"# {name}", _prose((module and module.__doc__) or ""), _prose(inspect.cleandoc(stage.__doc__ or ""))]
     if stage.algorithms:
         named = ", ".join(f"`{algorithm}`" for algorithm in stage.algorithms)
-        parts.append(f"Runs where the run's `algorithms` name one of: {named}.")
+        parts.append(f"Policy stage of the algorithms {named}.")
     parts += ["## Inputs", _inputs(stage, stages), "## Output", _output(name, stage, stages)]
     if "writes" in notes:
         parts.append(notes["writes"])
@@ -137,9 +137,9 @@ def stage_page(name: str, stages: Mapping[str, type[Stage]], notes: Mapping[str,
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def stage_keys(name: str, stage: type[Stage]) -> list[Key]:
+def default_keys(name: str, stage: type[Stage]) -> list[Key]:
     """Every config key of a stage with its default."""
-    keys = config_keys(stage.Config, dataclasses.asdict(stage.Config()), f"{name}.")
+    keys = stage_keys(name, stage, dataclasses.asdict(stage.Config()))
     return [dataclasses.replace(key, value=_plain(key.value)) for key in keys]
 
 
@@ -151,7 +151,7 @@ def experiment_page(name: str, stages: Mapping[str, type[Stage]]) -> str:
     steps = " → ".join(f"[{stage}](../stages/{stage}.md)" for stage in config.settings.stages)
     defaults = {key.name: key for key in config_keys(Settings, dataclasses.asdict(Settings()))}
     for stage in config.settings.stages:
-        defaults |= {key.name: key for key in stage_keys(stage, stages[stage])}
+        defaults |= {key.name: key for key in default_keys(stage, stages[stage])}
     if not any(stages[stage].algorithms for stage in config.settings.stages):
         del defaults["algorithms"]
     leaves = dict(dotted_keys(config.resolved))
@@ -257,7 +257,7 @@ def _output(name: str, stage: type[Stage], stages: Mapping[str, type[Stage]]) ->
 
 def _settings(name: str, stage: type[Stage]) -> Iterator[str]:
     """A table per nested group of keys, with the text of the field that holds the group."""
-    keys = stage_keys(name, stage)
+    keys = default_keys(name, stage)
     if not keys:
         yield "None."
     base = yaml.safe_load((CONFIG_DIR / "base.yaml").read_text(encoding="utf-8"))

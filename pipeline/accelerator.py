@@ -47,7 +47,7 @@ def check_gpu(accelerator: str, key: str = "accelerator", devices: int = 1) -> N
         key: the setting, for the message.
         devices: GPUs that are needed; also with `auto`, where there is at least one.
     """
-    if accelerator == "cpu":
+    if not wants_gpu(accelerator) and (devices == 1 or accelerator == "cpu"):
         return
     import torch
 

@@ -18,6 +18,9 @@ from typing import Any, ClassVar, Protocol
 
 from .run_folder import PARTIAL_SUFFIX, jobs_folder
 
+RUN_KEYS = ("tasks", "seeds", "seed", "algorithms")
+"""Keys of a run that its stages share."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -78,8 +81,12 @@ class Stage:
     inputs: ClassVar[Mapping[str, Input]] = {}
     output_kind: ClassVar[str]
     algorithms: ClassVar[Sequence[str]] = ()
-    """Algorithms whose policies this stage makes: it runs only if the run's `algorithms` name one of them, which it
-    finds in its own setting `algorithms` if it has one. Empty: it runs whenever it is listed."""
+    """Algorithms that this stage trains policies with; the run's `algorithms` choose among those of all stages. A stage
+    with several has a key `algorithms`, whose default is what it trains if the run names none. Empty: not a policy
+    stage, it runs whenever it is listed."""
+    run_keys: ClassVar[Sequence[str]] = RUN_KEYS
+    """Fields of Config that take the run's value of the same name, unless the experiment or the command line sets them.
+    A stage whose `tasks` selects among those of its input leaves out `tasks`."""
     not_hashed: ClassVar[Sequence[str]] = ()
     """Fields of Config, by dotted keys, that change speed, memory or how often something is logged, not the result:
     changing them neither makes an artifact stale nor discards an interrupted attempt. All others are hashed."""

@@ -1,13 +1,13 @@
-"""Which stages the run's `algorithms` ask for: one list, shared out among all stages that make policies."""
+"""Which stages the run's `algorithms` ask for: one list, shared among all stages that train policies."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
 from ..stage import Stage
+from .schema import nearest
 
 
 def select_stages(
@@ -15,47 +15,56 @@ def select_stages(
     listed: Sequence[str],
     stage_values: Mapping[str, dict[str, Any]],
     stages: Mapping[str, type[Stage]],
-) -> list[str]:
-    """The listed stages without those that make algorithms none of which is asked for, in order.
+    *,
+    complete: bool,
+) -> tuple[list[str], list[str]]:
+    """The stages to run, in order, and the algorithms that they train.
 
-    A stage that makes algorithms and has a setting `algorithms` (`algorithms: ${algorithms}` in base.yaml) keeps there
-    what is its own to make, so that what other stages make never makes its artifact stale. What nobody makes stays, for
-    the stage to refuse.
+    An algorithm names its stage. If none is requested, every listed stage runs, with its own default. Otherwise the
+    policy stages are those of the requested algorithms: others do not run, and missing ones are added after the last
+    listed policy stage. A run that lists no policy stage trains no policies.
+
+    A stage with a key `algorithms` is left with its own there, so that another stage's algorithms never make its
+    artifact stale. Unknown names stay, for the stage to reject.
 
     Args:
         requested: the run's `algorithms`.
         listed: the run's `stages`.
-        stage_values: settings by stage, as plain values; their `algorithms` are changed here.
-        stages: all that are known, by name.
+        stage_values: plain values by stage; their `algorithms` are changed here.
+        stages: all known stages by name.
+        complete: `listed` was set on the command line, so that no stage may be added.
     Raises:
-        ConfigError: an algorithm that no stage makes, or only one that is not listed; nothing left to run.
+        ConfigError: an algorithm of no stage, or of one that `complete` keeps out.
     """
     if repeated := sorted({name for name in requested if requested.count(name) > 1}):
         raise ConfigError(f"algorithms: each may be listed once; repeated: {', '.join(repeated)}")
     makers = {algorithm: name for name, stage in stages.items() for algorithm in stage.algorithms}
-    any_made = any(stages[name].algorithms for name in listed)
     for algorithm in requested if makers else ():
         if algorithm not in makers:
-            close = difflib.get_close_matches(algorithm, makers, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             known = ", ".join(f"{one} ({name})" for one, name in makers.items())
-            raise ConfigError(f"algorithms: no stage makes {algorithm!r}.{hint} Known, with their stages: {known}")
-        # A run that makes no policies at all, only a store or a model, leaves the default list alone.
-        if any_made and makers[algorithm] not in listed:
             raise ConfigError(
-                f"algorithms: {algorithm!r} is made by stage {makers[algorithm]!r}, which `stages` does not list; "
-                f"list it, or leave {algorithm!r} out"
+                f"algorithms: there is no algorithm {algorithm!r}.{nearest(algorithm, makers)} "
+                f"Known, with their stages: {known}"
             )
-    selected = []
-    for name in listed:
-        if own := stages[name].algorithms:
-            values = stage_values[name]
-            asked = [one for one in values.get("algorithms", requested) if one in own or one not in requested]
-            if "algorithms" in values:
-                values["algorithms"] = asked
-            if not asked:
-                continue
-        selected.append(name)
-    if not selected:
-        raise ConfigError(f"the run's algorithms ({', '.join(requested) or 'none'}) leave no stage to run")
-    return selected
+    candidates = list(listed)
+    if policy_stages := [name for name in listed if stages[name].algorithms]:
+        missing = {makers[one]: one for one in reversed(requested) if makers[one] not in listed}
+        for name, algorithm in missing.items():
+            if complete:
+                raise ConfigError(
+                    f"algorithms: {algorithm!r} is trained by stage {name!r}, which stages=[{','.join(listed)}] leaves "
+                    f"out. List it there, or choose algorithms=[...] of the listed stages"
+                )
+            candidates.insert(candidates.index(policy_stages[-1]) + 1, name)
+    selected, trained = [], []
+    for name in candidates:
+        own, values = stages[name].algorithms, stage_values[name]
+        if own and "algorithms" in values:
+            asked = values["algorithms"] or ([] if requested else stages[name].Config().algorithms)
+            values["algorithms"] = asked = [one for one in asked if one in own or one not in requested]
+        else:
+            asked = [one for one in own if not requested or one in requested]
+        if asked or not own:
+            selected.append(name)
+            trained += asked
+    return selected, trained

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rich.console import Group, RenderableType
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..stage import Stage
-from .load import RunConfig, Settings
+from .load import RunConfig, Settings, keys_from_run
 
 EXAMPLES = """\
 orrery run quickstart
@@ -56,7 +56,10 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) 
         _columns([(name, Text(description)) for name, description in experiments.items()]),
         Text("\nKeys of every run", style="bold"),
         _columns(
-            [("run_dir", Text("Folder of the run; runs/EXPERIMENT.")), *_rows(Settings, dataclasses.asdict(Settings()))]
+            [
+                ("run_dir", Text("Folder of the run; runs/EXPERIMENT.")),
+                *_rows(config_keys(Settings, dataclasses.asdict(Settings()))),
+            ]
         ),
         Text("\nStages, each with keys of its own", style="bold"),
         _columns([(name, Text(first_paragraph(stage))) for name, stage in stages.items()]),
@@ -71,11 +74,11 @@ def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> Ren
     parts: list[RenderableType] = [
         Text(f"usage: orrery run {config.experiment} [run_dir=PATH] [key=value ...]\n"),
         Text("Keys of the run", style="bold"),
-        _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(Settings, config.resolved)]),
+        _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(config_keys(Settings, config.resolved))]),
     ]
     for name in config.settings.stages:
         parts.append(Text.assemble("\n", (name, "bold"), f"  {first_paragraph(stages[name])}"))
-        parts.append(_columns(list(_rows(stages[name].Config, config.resolved[name], f"{name}."))))
+        parts.append(_columns(_rows(stage_keys(name, stages[name], config.resolved[name]))))
     return Group(*parts)
 
 
@@ -110,9 +113,18 @@ def config_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterat
             yield from config_keys(entry, dataclasses.asdict(entry()), f"{prefix}{setting.name}.NAME.")
 
 
-def _rows(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Text]]:
-    for key in config_keys(cls, values, prefix):
-        yield key.name, Text.assemble(f"{shortened(key.value)} ", (f"({key.type}) ", "dim"), key.meaning)
+def stage_keys(name: str, stage: type[Stage], values: Mapping[str, Any]) -> Iterator[Key]:
+    """Yield every key of a stage, as `config_keys` does; says which take the run's value."""
+    from_run = {f"{name}.{key}": key for key in keys_from_run(stage)}
+    for key in config_keys(stage.Config, values, f"{name}."):
+        shared = f" Taken from the run's `{from_run[key.name]}`." if key.name in from_run else ""
+        yield dataclasses.replace(key, meaning=key.meaning + shared)
+
+
+def _rows(keys: Iterable[Key]) -> list[tuple[str, Text]]:
+    return [
+        (key.name, Text.assemble(f"{shortened(key.value)} ", (f"({key.type}) ", "dim"), key.meaning)) for key in keys
+    ]
 
 
 def shortened(value: Any) -> str:

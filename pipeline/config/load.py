@@ -47,7 +47,7 @@ class Settings:
     name: str = ""
     """Title of the run in its report; empty takes the experiment's name."""
     stages: list[str] = field(default_factory=list)
-    """Stages to run, in order. Those that make policies run only if `algorithms` names one of theirs."""
+    """Stages to run, in order."""
     tasks: list[str] = field(default_factory=list)
     """Task names, for example dmc/walker-run; a task's id is its position."""
     seeds: int = 2
@@ -55,7 +55,8 @@ class Settings:
     seed: int = 0
     """Base of every random stream of the run."""
     algorithms: list[str] = field(default_factory=list)
-    """Algorithms that the policies come from, as stages name them."""
+    """Algorithms to train policies with. Each names its stage: policy stages of other algorithms do not run, and one
+    that the experiment does not list is added. Empty: every listed stage runs, with its own default."""
     world_model: str = ""
     """The pretrained model to start from: an artifact's folder (RUN/pretrain), a run folder that holds one model, or an
     id of the Hugging Face Hub (user/name, user/name@revision). Stages that follow one that makes a model read that."""
@@ -188,8 +189,10 @@ def _load(experiment: str, overrides: Sequence[str], stages: Mapping[str, type[S
         resolved["name"] = path.stem
         settings = dataclasses.replace(settings, name=path.stem)
     _check_settings(settings, stages)
-    resolved["stages"] = select_stages(settings.algorithms, settings.stages, resolved, stages)
-    settings = dataclasses.replace(settings, stages=resolved["stages"])
+    complete = any(override.key == "stages" for override in read)
+    selected, trained = select_stages(settings.algorithms, settings.stages, resolved, stages, complete=complete)
+    resolved |= {"stages": selected, "algorithms": trained or settings.algorithms}
+    settings = dataclasses.replace(settings, stages=selected, algorithms=resolved["algorithms"])
     stage_configs = {name: build(stages[name].Config, resolved[name], name) for name in settings.stages}
     for key, part in {"": settings, **{f"{name}.": config for name, config in stage_configs.items()}}.items():
         if getattr(part, "seed", 0) < 0:
@@ -217,7 +220,16 @@ def dotted_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def _schema(stages: tuple[tuple[str, type[Stage]], ...]) -> tuple[dict[str, Any], DictConfig]:
     """The type of everything that a run's config holds, by key, and the schema; the slower half of composing."""
     parts = _parts(dict(stages))
-    return {key: hint for key, (hint, _) in parts.items()}, make_schema(parts)
+    schema = make_schema(parts)
+    for name, stage in stages:
+        for key in keys_from_run(stage):
+            schema[name][key] = f"${{{key}}}"
+    return {key: hint for key, (hint, _) in parts.items()}, schema
+
+
+def keys_from_run(stage: type[Stage]) -> list[str]:
+    """Keys of a stage whose default is the run's value of the same key."""
+    return [one.name for one in dataclasses.fields(stage.Config) if one.name in stage.run_keys]
 
 
 def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:

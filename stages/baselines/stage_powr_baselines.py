@@ -45,6 +45,7 @@ class PowrBaselines(Stage):
 
     Config = PowrBaselinesConfig
     output_kind = "curves"
+    run_keys = ("seeds", "seed")
     config: PowrBaselinesConfig
 
     def check(self) -> None:

@@ -61,6 +61,8 @@ class Sac(Stage):
     Config = SacConfig
     inputs = {"store": Input("store")}
     output_kind = "policies"
+    algorithms = ("sac",)
+    run_keys = ("seeds", "seed")
     config: SacConfig
 
     def check(self) -> None:

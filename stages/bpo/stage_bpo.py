@@ -29,6 +29,8 @@ class Bpo(Stage):
     Config = BpoStageConfig
     inputs = {"world_model": Input("world_model", optional=True), "store": Input("store")}
     output_kind = "policies"
+    algorithms = ("bpo",)
+    run_keys = ("seeds", "seed")
     not_hashed = ("log_every",)
     config: BpoStageConfig
     _has_reward_head = True

@@ -19,6 +19,7 @@ class BpoOnline(Stage):
 
     Config = BpoOnlineConfig
     output_kind = "policies"
+    algorithms = ("bpo_online",)
     config: BpoOnlineConfig
 
     def check(self) -> None:

@@ -28,6 +28,7 @@ class Gradients(Stage):
     Config = GradientsConfig
     inputs = {"world_model": Input("world_model"), "store": Input("store")}
     output_kind = "gradients"
+    run_keys = ("seed",)
     config: GradientsConfig
 
     def run(self, context: Context) -> str:

@@ -61,6 +61,7 @@ class Extract(Stage):
     }
     output_kind = "policies"
     algorithms = ALGORITHMS
+    run_keys = ("seeds", "seed", "algorithms")
     not_hashed = ("first_order.compile", "log_every", "checkpoint_every", "groups", "accelerator", "fanout")
     config: ExtractConfig
 

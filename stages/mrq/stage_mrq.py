@@ -25,6 +25,7 @@ class Mrq(Stage):
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
     output_kind = "policies"
     algorithms = ("mrq",)
+    run_keys = ("seeds", "seed")
     not_hashed = ("load_up_to_gb", "log_every", "checkpoint_every", "accelerator", "fanout")
     config: MrqConfig
 

@@ -22,6 +22,7 @@ class MrqDatasets(Stage):
     Config = MrqDatasetsConfig
     inputs = {"policies": Input("policies")}
     output_kind = "datasets"
+    run_keys = ()
     config: MrqDatasetsConfig
 
     def run(self, context: Context) -> str:

@@ -24,6 +24,7 @@ class Mppi(Stage):
     inputs = {"world_model": Input("world_model")}
     output_kind = "policies"
     algorithms = ALGORITHMS
+    run_keys = ("seeds", "seed", "algorithms")
     config: MppiConfig
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:

@@ -33,6 +33,8 @@ class Powr(Stage):
     Config = PowrConfig
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
     output_kind = "policies"
+    algorithms = (ALGORITHM,)
+    run_keys = ("seeds", "seed")
     not_hashed = ("accelerator",)
     config: PowrConfig
 

@@ -50,6 +50,7 @@ class PowrOnline(Stage):
     Config = PowrOnlineConfig
     inputs = {"curves": Input("curves", optional=True, many=True)}
     output_kind = "policies"
+    algorithms = (ALGORITHM,)
     config: PowrOnlineConfig
 
     def check(self) -> None:

@@ -27,6 +27,8 @@ class Tabular(Stage):
     Config = TabularConfig
     inputs = {"store": Input("store")}
     output_kind = "policies"
+    algorithms = (ALGORITHM,)
+    run_keys = ()
     config: TabularConfig
 
     def run(self, context: Context) -> str:

@@ -1,13 +1,16 @@
-"""One list of algorithms, shared out among the stages that make them."""
+"""One list of algorithms, shared among the stages that train them; and the other keys that stages take from the run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import StringIO
 
 import pytest
+from orrery.pipeline.config.help import experiment_help
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.stage import Input, Stage
+from rich.console import Console
 
 from .toy_stages import Make, Show
 
@@ -15,15 +18,19 @@ from .toy_stages import Make, Show
 @dataclass(frozen=True)
 class LearnConfig:
     algorithms: list[str] = field(default_factory=lambda: ["deep", "shallow"])
+    tasks: list[str] = field(default_factory=list)
+    seeds: int = 7
+    seed: int = 3
 
 
 @dataclass(frozen=True)
-class OtherConfig:
-    size: int = 1
+class SelectConfig:
+    tasks: list[str] = field(default_factory=list)
+    seeds: int = 7
 
 
 class Learn(Stage):
-    """Makes two."""
+    """Trains two."""
 
     Config = LearnConfig
     output_kind = "total"
@@ -32,22 +39,27 @@ class Learn(Stage):
 
 
 class Other(Stage):
-    """Makes one, and has no list of its own."""
+    """Trains one, for some of the tasks of its input."""
 
-    Config = OtherConfig
+    Config = SelectConfig
     output_kind = "total"
     algorithms = ("wide",)
+    run_keys = ("seeds",)
 
 
-STAGES = {"make": Make, "learn": Learn, "other": Other, "report": Show}
+class Unlisted(Other):
+    """Trains one, and no experiment lists it."""
+
+    algorithms = ("tall",)
+
+
+STAGES = {"make": Make, "learn": Learn, "other": Other, "unlisted": Unlisted, "report": Show}
 
 
 @pytest.fixture
 def load(tmp_path):
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "base.yaml").write_text(
-        "defaults: [schema, _self_]\nalgorithms: [deep]\nlearn: {algorithms: '${algorithms}'}\n"
-    )
+    (tmp_path / "base.yaml").write_text("defaults: [schema, _self_]\n")
     (tmp_path / "experiments" / "toy.yaml").write_text(
         "# @package _global_\ndefaults: [/base, _self_]\nstages: [make, learn, other, report]\n"
     )
@@ -60,16 +72,26 @@ def load(tmp_path):
         ("[deep]", ["make", "learn", "report"], ["deep"]),
         ("[wide,shallow,deep]", ["make", "learn", "other", "report"], ["shallow", "deep"]),
         ("[wide]", ["make", "other", "report"], None),
-        ("[]", ["make", "report"], None),
+        ("[]", ["make", "learn", "other", "report"], ["deep", "shallow"]),
+        ("[tall]", ["make", "unlisted", "report"], None),
+        ("[tall,deep]", ["make", "learn", "unlisted", "report"], ["deep"]),
     ],
 )
-def test_a_stage_runs_for_what_it_makes_and_sees_nothing_else(load, algorithms, stages, own):
+def test_algorithms_choose_the_policy_stages(load, algorithms, stages, own):
     config = load(f"algorithms={algorithms}")
     assert config.settings.stages == config.resolved["stages"] == stages
     assert list(config.stage_configs) == stages
     if own is not None:
         # What decides whether the artifact is up to date knows nothing of other stages' algorithms.
         assert config.resolved["learn"]["algorithms"] == config.stage_configs["learn"].algorithms == own
+
+
+def test_without_a_choice_listed_stages_train_their_defaults(load):
+    assert load().settings.algorithms == load().resolved["algorithms"] == ["deep", "shallow", "wide"]
+    # What the command line lists runs, and nothing beside it.
+    config = load("stages=[make,unlisted]")
+    assert config.settings.stages == ["make", "unlisted"]
+    assert config.settings.algorithms == ["tall"]
 
 
 def test_a_stage_may_be_told_by_itself(load):
@@ -80,8 +102,9 @@ def test_a_stage_may_be_told_by_itself(load):
     assert load("learn.algorithms=[shalow]").stage_configs["learn"].algorithms == ["shalow"]
 
 
-def test_a_run_that_makes_no_policies_leaves_the_list_alone(load):
-    assert load("stages=[make,report]").settings.stages == ["make", "report"]
+@pytest.mark.parametrize("algorithms", ["[]", "[deep]"])
+def test_a_run_without_policy_stages_trains_none(load, algorithms):
+    assert load("stages=[make,report]", f"algorithms={algorithms}").settings.stages == ["make", "report"]
 
 
 @pytest.mark.parametrize(
@@ -89,25 +112,41 @@ def test_a_run_that_makes_no_policies_leaves_the_list_alone(load):
     [
         (
             ["algorithms=[deep,wid]"],
-            "no stage makes 'wid'. Did you mean 'wide'? Known, with their stages: deep (learn), ",
+            "no algorithm 'wid'. Did you mean 'wide'? Known, with their stages: deep (learn), ",
         ),
-        (["algorithms=[wid]", "stages=[make]"], "no stage makes 'wid'"),
-        (["algorithms=[deep,wide]", "stages=[make,learn]"], "'wide' is made by stage 'other', which `stages` does not"),
+        (["algorithms=[wid]", "stages=[make]"], "no algorithm 'wid'"),
+        (
+            ["algorithms=[deep,wide]", "stages=[make,learn]"],
+            "'wide' is trained by stage 'other', which stages=[make,learn] leaves out",
+        ),
         (["algorithms=[deep,deep]"], "each may be listed once; repeated: deep"),
-        (["algorithms=[]", "stages=[learn]"], "algorithms (none) leave no stage to run"),
     ],
 )
-def test_what_nobody_makes_is_an_error_before_anything_runs(load, overrides, message):
+def test_what_cannot_be_trained_is_an_error_before_anything_runs(load, overrides, message):
     with pytest.raises(ConfigError) as caught:
         load(*overrides)
     assert message in str(caught.value)
 
 
-def test_the_planner_is_one_word_away_and_changes_nothing_else():
+def test_stages_take_the_runs_keys_unless_their_own_are_set(load):
+    config = load("tasks=[a,b]", "seeds=5", "seed=9", "other.seeds=1")
+    assert config.stage_configs["learn"] == LearnConfig(["deep", "shallow"], ["a", "b"], 5, 9)
+    assert config.stage_configs["other"] == SelectConfig([], 1)
+    shown = StringIO()
+    Console(file=shown, width=200).print(experiment_help(config, STAGES))
+    assert "learn.seeds       5 (int)  Taken from the run's `seeds`." in shown.getvalue()
+    assert "other.tasks  [] (list[str])" in shown.getvalue()
+
+
+@pytest.mark.parametrize("algorithm", ["mrq", "powr", "sac", "bpo", "tabular", "tdmpc2_plan"])
+def test_an_algorithm_takes_the_place_of_extraction_and_changes_nothing_else(algorithm):
     stages = discover_stages()
-    before, after = (
-        load_config("quickstart", overrides, stages=stages) for overrides in ([], ["algorithms=[pwm,tdmpc2_plan,bc]"])
+    (stage,) = (name for name, one in stages.items() if algorithm in one.algorithms)
+    before, alone, beside = (
+        load_config("quickstart", overrides, stages=stages)
+        for overrides in ([], [f"algorithms=[{algorithm}]"], [f"algorithms=[pwm,{algorithm},bc]"])
     )
-    assert set(after.settings.stages) - set(before.settings.stages) == {"mppi"}
-    assert after.resolved["extract"] == before.resolved["extract"]
-    assert after.resolved["mppi"]["algorithms"] == ["tdmpc2_plan"]
+    assert before.settings.stages == ["collect", "pack", "pretrain", "extract", "evaluate", "report"]
+    assert alone.settings.stages == ["collect", "pack", "pretrain", stage, "evaluate", "report"]
+    assert beside.settings.stages == ["collect", "pack", "pretrain", "extract", stage, "evaluate", "report"]
+    assert beside.resolved["extract"] == before.resolved["extract"]

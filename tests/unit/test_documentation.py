@@ -37,7 +37,7 @@ def test_a_stage_has_a_page_with_every_config_key_and_its_meaning(name, makers, 
     keys = [key for key, _ in dotted_keys(OmegaConf.to_container(schema)) if key != name]
     missing = [key for key in keys if f"| `{key}` |" not in page]
     assert not missing
-    unexplained = [key.name for key in reference.stage_keys(name, STAGES[name]) if not key.meaning]
+    unexplained = [key.name for key in reference.default_keys(name, STAGES[name]) if not key.meaning]
     assert not unexplained, "write a string under these fields"
     for part in ("## Inputs", "## Output", "## Settings", "## Cost", "## Errors"):
         assert part in page
