@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | study | iterate | status | inspect | push | report`, and those in stages/.
+"""The command line: `orrery run | plan | study | iterate | status | report`, and those in stages/.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to continue: after SIGTERM, SIGUSR1 or
@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import push_command
 from .command import Command, discover_commands
 from .config.help import experiment_help, run_help
 from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
@@ -144,19 +143,12 @@ def _command(
     config_dir: Path,
     console: Console,
 ) -> int:
-    if arguments.command in ("inspect", "status") and is_study(arguments.path):
+    if arguments.command == "status" and is_study(arguments.path):
         console.print(describe_study(arguments.path))
         return 0
     if arguments.command == "status" and is_iteration(arguments.path):
         console.print(iterate_command.describe_iteration(arguments.path))
         return 0
-    if arguments.command == "inspect":
-        from .inspect import describe
-
-        console.print(describe(arguments.path))
-        return 0
-    if arguments.command == "push":
-        return push_command.run(arguments, console)
     if arguments.command == "status":
         console.print(describe_status(arguments.path))
         return 0
@@ -187,9 +179,6 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
     command = commands.add_parser("status", help="how far a run, a study or an iteration is")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
-    command = commands.add_parser("inspect", help="what a run, an artifact, a dataset or a file of weights holds")
-    command.add_argument("path", type=Path, metavar="PATH")
-    push_command.add_parser(commands)
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     for name, other in others.items():

@@ -339,16 +339,6 @@ class WorldModel(nn.Module):
         model.origin = folder
         return model
 
-    def push_to_hub(self, name: str, **options: Any) -> str:
-        """Publish it as the repository `name` (user/name) of the Hugging Face Hub; returns the address.
-
-        What is known of the folder that it was loaded from (data, metrics, scores) goes with it if it is still the same
-        model. See `sharing.publish.push_to_hub` for the options, and `orrery push` for the command.
-        """
-        from ..sharing.publish import push_to_hub
-
-        return push_to_hub(self, name, **options)
-
     @classmethod
     def load(cls, folder: str | Path, *, frozen: bool = True) -> WorldModel:
         """What `save` wrote; `freeze` is called on it unless `frozen` is False: then it is exactly what was saved.

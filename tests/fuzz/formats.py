@@ -28,7 +28,7 @@ from orrery.datasets.formats.minari import MinariReader
 from orrery.datasets.formats.tdmpc2 import Tdmpc2Reader
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
-from orrery.pipeline import artifact, inspect
+from orrery.pipeline import artifact
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.jobs.job import (
     FolderJob,
@@ -47,6 +47,7 @@ from orrery.pipeline.study.command import describe_study
 from orrery.pipeline.study.config import load_study
 from orrery.pipeline.study.iterate import folder_of
 from orrery.pipeline.study.iterate_command import describe_iteration
+from orrery.stages.data import inspect
 from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
 from orrery.stages.policy.policy import Policy, load_policy
 from orrery.stages.policy.policy_index import PolicyIndex, policy_entry, write_index

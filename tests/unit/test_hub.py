@@ -262,13 +262,13 @@ def test_policies_and_objects_go_to_the_hub(run: Path, fake: FakeHub) -> None:
     assert torch.equal(Policy.from_pretrained("me/copy").act(rows), one.act(rows))
 
     model = WorldModel.from_pretrained(run / "pretrain")
-    model.push_to_hub("me/object")
+    push_to_hub(model, "me/object")
     assert same_weights(WorldModel.from_pretrained("me/object"), model)
     assert "| toy/a | exploration | 6 | 150 |" in fake.repositories["me/object"]["README.md"].decode()
     # Of a model that was changed since, what was measured before holds no more.
     with torch.no_grad():
         model.reward[-1].bias += 1
-    model.push_to_hub("me/object")
+    push_to_hub(model, "me/object")
     assert same_weights(WorldModel.from_pretrained("me/object"), WorldModel.load(run / "pretrain"))  # downloaded before
     hub.download.cache_clear()
     assert same_weights(WorldModel.from_pretrained("me/object"), model)

@@ -13,17 +13,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from . import artifact
-from .artifact import Manifest
-from .errors import DatasetError, StageError
-from .logging import duration
-from .reading import read_json, reading
-from .run_folder import RUN_FILE
-from .status import read_run_file, stage_rows
+from ...pipeline import artifact
+from ...pipeline.artifact import Manifest
+from ...pipeline.errors import DatasetError, StageError
+from ...pipeline.logging import duration
+from ...pipeline.reading import read_json, reading
+from ...pipeline.run_folder import RUN_FILE
+from ...pipeline.status import read_run_file, stage_rows
+from ...pipeline.study.command import describe_study
+from ...pipeline.study.study import is_study
 
 if TYPE_CHECKING:
-    from ..datasets.formats.reader import EpisodeReader
-    from ..datasets.schema import Episode
+    from ...datasets.formats.reader import EpisodeReader
+    from ...datasets.schema import Episode
 
 SHOWN_FILES = 12
 """The largest files of an artifact; the others are counted."""
@@ -34,15 +36,17 @@ SHOWN_NUMBERS = 4
 
 
 def describe(path: Path) -> RenderableType:
-    """Return what a run, an artifact, a dataset or a file of weights holds.
+    """Return what a run, a study, an artifact, a dataset or a file of weights holds.
 
     Args:
-        path: a run folder, an artifact's folder, a .safetensors file, an HDF5 file, or the folder or id of a
+        path: the folder of a run, a study or an artifact, a .safetensors file, an HDF5 file, or the folder or id of a
             Minari dataset.
     Raises:
         StageError: it is none of these.
         DatasetError: it is a dataset that cannot be read.
     """
+    if is_study(path):
+        return describe_study(path)
     if (path / RUN_FILE).is_file():
         return _describe_run(path)
     if (path / artifact.MANIFEST).is_file():
@@ -54,7 +58,7 @@ def describe(path: Path) -> RenderableType:
         with reading(policy, StageError):
             facts = [_describe_policy(read_json(policy, StageError))] if policy.is_file() else []
         return Group(*facts, _describe_weights(weights))
-    from ..datasets.formats.sources import open_reader
+    from ...datasets.formats.sources import open_reader
 
     try:
         return _describe_dataset(open_reader(str(path)))
@@ -151,7 +155,7 @@ def _describe_provenance(facts: Mapping[str, Any]) -> RenderableType:
 
 def _describe_scores(summary: Mapping[str, Any]) -> RenderableType:
     """Key numbers of `summary.json`, whatever their nesting."""
-    from .config.load import dotted_keys
+    from ...pipeline.config.load import dotted_keys
 
     table = _table("number", "value")
     for key, value in dotted_keys(summary):
@@ -173,7 +177,7 @@ _CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
 
 
 def _describe_dataset(reader: EpisodeReader) -> RenderableType:
-    from ..datasets.validate import time_limit_warnings
+    from ...datasets.validate import time_limit_warnings
 
     lengths, returns, success = [], [], []
     ended: Counter[tuple[int, bool]] = Counter()

@@ -1,0 +1,25 @@
+"""`orrery inspect`: what a path holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from ...pipeline.command import Command
+
+
+class Inspect(Command):
+    """Show what a path holds, in one screen."""
+
+    help = "what a run, an artifact, a dataset or a file of weights holds"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("path", type=Path, metavar="PATH")
+
+    def run(self, arguments: argparse.Namespace, console: Console) -> int:
+        from .inspect import describe
+
+        console.print(describe(arguments.path))
+        return 0
