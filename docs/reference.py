@@ -71,6 +71,7 @@ API = {
     ],
     "Action world models": [
         "stages.sequence_model.networks",
+        "stages.sequence_model.kinds",
         "stages.diagnostics.gradients",
         "stages.sequence_model.imagination",
         "stages.bpo.bpo",

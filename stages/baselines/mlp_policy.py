@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskSpec
+from ..layers.mlp import mlp
 from ..policy.policy import StoredPolicy
-from ..sequence_model.networks import mlp
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Bpo(Stage):
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
     from ..extraction.stage_extract import check_same_tables
-    from ..sequence_model.networks import load_model
+    from ..sequence_model.kinds import load_model
 
     folders = context.inputs["world_model"]
     if not folders:

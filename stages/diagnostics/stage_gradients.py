@@ -37,7 +37,7 @@ class Gradients(Stage):
 
         from ...datasets.store import TaskStore
         from ..extraction.stage_extract import check_same_tables
-        from ..sequence_model.networks import load_model
+        from ..sequence_model.kinds import load_model
         from ..world_model.config import held_out_share
         from ..world_model.networks import WorldModel
         from .figures import draw_growth

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..sequence_model.networks import scale_gradient
+from ..layers.gradients import scale_gradient
 from ..world_model.losses import two_hot_mean
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedActor, straight_through_one_hot

@@ -34,7 +34,8 @@ from ...pipeline.errors import CheckpointError
 from ...pipeline.paths import user_path
 from ...pipeline.seeding import derive_seed
 from ..policy.policy import Predicts
-from ..sequence_model.networks import SequenceModel, load_model
+from ..sequence_model.kinds import load_model
+from ..sequence_model.networks import SequenceModel
 from ..world_model.networks import WorldModel
 from .config import PlannerConfig, check_can_plan
 from .sequence_task import StateModel

@@ -53,7 +53,8 @@ class Mppi(Stage):
             check_can_plan(num_q, dynamics, where)
 
     def run(self, context: Context) -> str:
-        from ..sequence_model.networks import SequenceModel, load_model
+        from ..sequence_model.kinds import load_model
+        from ..sequence_model.networks import SequenceModel
         from ..world_model.networks import WorldModel
         from .planner import Planner, PlannerPolicyConfig, relative_folder, world_model_digest
 

@@ -117,9 +117,9 @@ class Pretrain(Stage):
 
     def _sequence(self, store: TaskStore) -> tuple[Any, int]:
         """The sequence model to be trained, and the decisions of a validation window."""
+        from ..sequence_model.kinds import build_model
         from ..sequence_model.losses import set_statistics
         from ..sequence_model.module import SequenceModelTraining
-        from ..sequence_model.networks import build_model
 
         config = self.config
         model = build_model(config.sequence, store.table)

@@ -20,7 +20,8 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks.myriad import simulator
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
 from ...pipeline.errors import ConfigError, TaskError
-from .networks import SequenceModel, scale_gradient
+from ..layers.gradients import scale_gradient
+from .networks import SequenceModel
 from .policy import StackedPolicy
 
 

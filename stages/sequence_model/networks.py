@@ -18,39 +18,23 @@ reward of a transition (s, a, s') rather than of (s, a).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...datasets.schema import TaskTable, read_table
-from ...pipeline.checkpoint import load_module, read_config, save_weights
-from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.paths import user_path
-from ...pipeline.reading import reading
+from ...datasets.schema import TaskTable
+from ...pipeline.checkpoint import save_weights
+from ...pipeline.errors import ConfigError
+from ..layers.gradients import scale_gradient
+from ..layers.mlp import mlp
 from .config import SequenceModelConfig
 
 LOG_STD = (-3.0, 1.0)
 """Bounds of ln(standard deviation) that a Markov model predicts, relative to the size of what it predicts. Columns that
 are fitted nearly exactly drown all others in the likelihood: with -5, differences on cartpole-swingup (800 steps) had
 R2 -4.2 of the reward 20 decisions ahead, with -3 0.88, as much as squared error."""
-
-
-def mlp(in_dim: int, units: Sequence[int], out_dim: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
-    """Linear layers of the given hidden widths with `activation` in between."""
-    widths = [in_dim, *units]
-    hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())]
-    return nn.Sequential(*hidden, nn.Linear(widths[-1], out_dim))
-
-
-def scale_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
-    """x, whose gradient is multiplied by `share`."""
-    if share == 1:
-        return x
-    return x.detach() if share == 0 else share * x + (1 - share) * x.detach()
 
 
 class SequenceModel(nn.Module, ABC):
@@ -319,31 +303,3 @@ class MarkovModel(SequenceModel):
         following_BO, _ = self._step(carry, action_BA, task_B)
         following_BO = self.complete(following_BO, carry, 1, task_B)
         return following_BO, scale_gradient(following_BO, self.config.feedback_gradient)
-
-
-def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
-    """An untrained model of the kind that the config names."""
-    from .rerooted import ReRootedModel
-    from .sequence import ActionModel
-    from .stochastic import StochasticActionModel
-    from .transformer import HistoryModel
-
-    kinds: dict[str, Callable[[SequenceModelConfig, TaskTable], SequenceModel]]
-    kinds = {"markov": MarkovModel, "hwm": HistoryModel, "rerooted": ReRootedModel}
-    if config.noise:
-        return StochasticActionModel(config, table)
-    return kinds.get(config.kind, ActionModel)(config, table)
-
-
-def load_model(folder: str | Path) -> SequenceModel:
-    """The model that `SequenceModel.save` wrote, frozen: evaluation mode, no gradients.
-
-    Raises:
-        CheckpointError: files missing, or weights that do not fit the config and task table, each named.
-    """
-    folder = user_path(folder)
-    with reading(folder / "sequence_model.json", CheckpointError):
-        config, table = read_config(folder, "sequence_model", SequenceModelConfig), read_table(folder)
-        table.check_fits(folder / "sequence_model.safetensors")
-        model = load_module(folder, "sequence_model", lambda: build_model(config, table))
-    return model.eval().requires_grad_(False)

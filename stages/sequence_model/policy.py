@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...datasets.schema import TaskSpec
-from ..extraction.actor_critic import StackedMLP
+from ..layers.mlp import StackedMLP
 from ..policy.policy import StoredPolicy
 
 MIN_STD = 0.001

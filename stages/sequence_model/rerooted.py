@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .networks import scale_gradient
+from ..layers.gradients import scale_gradient
 from .sequence import ActionModel
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskTable
+from ..layers.mlp import mlp
+from ..layers.transformer import Transformer, embedding_layer
 from .config import SequenceModelConfig
-from .networks import SequenceModel, mlp
+from .networks import SequenceModel
 from .recurrent import Recurrent, StateSpace
-from .transformer import Transformer, embedding_layer
 
 
 class ActionModel(SequenceModel):

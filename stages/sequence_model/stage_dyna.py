@@ -51,7 +51,7 @@ class Dyna(Stage):
         from ..extraction.stage_extract import check_same_tables
         from ..world_model.config import held_out_share
         from .imagination import ModelDynamics
-        from .networks import load_model
+        from .kinds import load_model
 
         torch.set_num_threads(context.threads)
         store = TaskStore.open(context.input("store"))

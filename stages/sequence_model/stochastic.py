@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from ...datasets.schema import TaskTable
+from ..layers.mlp import mlp
 from .config import SequenceModelConfig
-from .networks import mlp
 from .sequence import ActionModel
 
 LOG_STD_RANGE = (-6.0, 2.0)

@@ -106,7 +106,7 @@ def _loading(name: str, facts: Provenance, config: Mapping[str, Any], sizes: Map
         return _code(
             "python",
             "from orrery.pipeline.hub import find_artifact",
-            "from orrery.stages.sequence_model.networks import load_model",
+            "from orrery.stages.sequence_model.kinds import load_model",
             f'model = load_model(find_artifact("{name}", "world_model"))',
         )
     if facts.kind == "world_model":

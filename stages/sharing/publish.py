@@ -19,7 +19,7 @@ from ...pipeline.reading import decode, read_json, reading
 from ..extraction.start_frames import STARTS, saved_count
 from ..policy.policy import load_policy
 from ..policy.policy_index import PolicyIndex
-from ..sequence_model.networks import load_model
+from ..sequence_model.kinds import load_model
 from ..world_model.networks import WorldModel
 from .card import NOT_GIVEN, SEQUENCE_MODEL, model_card
 from .provenance import Provenance, trace

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..sequence_model.transformer import Cache, Transformer, embedding_layer
+from ..layers.transformer import Cache, Transformer, embedding_layer
 from .config import WorldModelConfig
 
 Carry = tuple[int, list[Cache]]

@@ -14,8 +14,8 @@ import time
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import sequence_losses
-from orrery.stages.sequence_model.networks import build_model
 from tensordict import TensorDict
 
 BATCH, HORIZONS, COLUMNS, ROUNDS, WARM_UP = 32, (50, 100), 7, 25, 3

@@ -21,7 +21,7 @@ from orrery.stages.bpo.bpo import (
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.sequence_model.config import KINDS, BpoConfig, SequenceModelConfig
 from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
-from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.policy import StackedPolicy, StatePolicy, squashed_entropy
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

@@ -29,7 +29,7 @@ from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.pretrain.stage_pretrain import Pretrain
 from orrery.stages.sequence_model.config import BpoConfig, OnlineConfig, SequenceModelConfig
 from orrery.stages.sequence_model.episodes import correlated_actions, simulate
-from orrery.stages.sequence_model.networks import load_model
+from orrery.stages.sequence_model.kinds import load_model
 from orrery.stages.training.config import OptimizerConfig, TrainerConfig
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

@@ -16,7 +16,7 @@ from orrery.stages.powr.offline import read_rows
 from orrery.stages.powr.stage_powr import Powr
 from orrery.stages.sequence_model import losses
 from orrery.stages.sequence_model.config import SequenceModelConfig
-from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.world_model import balance
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

@@ -21,8 +21,8 @@ from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.sequence_model.config import DynaConfig, SequenceModelConfig
 from orrery.stages.sequence_model.generation import explored, generate
 from orrery.stages.sequence_model.imagination import ModelDynamics
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import set_statistics
-from orrery.stages.sequence_model.networks import build_model
 from orrery.stages.sequence_model.stage_dyna import Dyna
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

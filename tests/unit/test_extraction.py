@@ -9,13 +9,14 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.stages.extraction.actor_critic import StackedMLP, clip_members_, straight_through_one_hot
+from orrery.stages.extraction.actor_critic import clip_members_, straight_through_one_hot
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction, Member, RunningVariance, anchor_loss
 from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
 from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
+from orrery.stages.layers.mlp import StackedMLP
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

@@ -31,7 +31,7 @@ from orrery.stages.diagnostics.gradients import (
 from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.sequence_model.config import KINDS, SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, ModelFit, correlated_actions, fit_model, play, simulate
-from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 

@@ -8,8 +8,9 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.sequence_model.config import LIKELIHOODS, TARGETS, SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, ModelFit
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import gaussian_error, prediction_error
-from orrery.stages.sequence_model.networks import LOG_STD, MarkovModel, build_model
+from orrery.stages.sequence_model.networks import LOG_STD, MarkovModel
 
 TABLE = TaskTable([TaskSpec("toy/wide", 3, 2, 30), TaskSpec("toy/narrow", 2, 1, 30)])
 ALL = [(target, likelihood) for target in TARGETS for likelihood in LIKELIHOODS]

@@ -28,8 +28,8 @@ from orrery.stages.powr.offline import Data, plan
 from orrery.stages.powr.repeated import next_state_model
 from orrery.stages.powr.transitions import Transitions
 from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.module import SequenceModelTraining
-from orrery.stages.sequence_model.networks import build_model
 from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig

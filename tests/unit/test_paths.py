@@ -16,7 +16,7 @@ from orrery.pipeline.errors import CheckpointError, OrreryError
 from orrery.pipeline.study.config import load_study
 from orrery.pipeline.study.iterate import load_iteration
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.sequence_model.networks import load_model
+from orrery.stages.sequence_model.kinds import load_model
 from orrery.stages.world_model.networks import WorldModel
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

@@ -8,8 +8,9 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import CheckpointError, ConfigError
+from orrery.stages.layers.gradients import scale_gradient
 from orrery.stages.sequence_model.config import KINDS, SequenceModelConfig
-from orrery.stages.sequence_model.networks import build_model, load_model, scale_gradient
+from orrery.stages.sequence_model.kinds import build_model, load_model
 from orrery.stages.sequence_model.recurrent import DiagonalLayer, Recurrent, diagonal_scan
 
 TABLE = TaskTable([TaskSpec("toy/wide", 4, 2, 30), TaskSpec("toy/narrow", 3, 1, 30)])

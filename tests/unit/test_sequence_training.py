@@ -10,9 +10,9 @@ from orrery.datasets.schema import Episode
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline.errors import StageError
 from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import masked_mean, prediction_error, sequence_losses, set_statistics
 from orrery.stages.sequence_model.module import OpenLoopSkill, SequenceModelTraining, check_finite, diagnosed_horizons
-from orrery.stages.sequence_model.networks import build_model
 from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
 from tensordict import TensorDict

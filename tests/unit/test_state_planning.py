@@ -20,7 +20,7 @@ from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, fit_model
-from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.kinds import build_model
 
 from .stores import point_mass_episodes, point_mass_spec
 

@@ -11,8 +11,8 @@ from orrery.stages.bpo.bpo import PolicyOptimisation
 from orrery.stages.sequence_model.config import NOISY_KINDS, BpoConfig, SequenceLossConfig, SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, ModelFit
 from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
+from orrery.stages.sequence_model.kinds import build_model, load_model
 from orrery.stages.sequence_model.losses import sequence_losses
-from orrery.stages.sequence_model.networks import build_model, load_model
 from orrery.stages.sequence_model.policy import StackedPolicy
 from orrery.stages.sequence_model.stochastic import StochasticActionModel
 

@@ -5,7 +5,7 @@ import torch
 from orrery.datasets.schema import TaskTable
 from orrery.pipeline.errors import CheckpointError
 from orrery.stages.sequence_model.config import SequenceModelConfig
-from orrery.stages.sequence_model.networks import build_model
+from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.training.warm_start import take_weights
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
