@@ -14,6 +14,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Stage
+from ..powr.config import discrete_task
 from ..powr.curves import (
     CURVES_FILE,
     FIGURE_FILE,
@@ -24,7 +25,6 @@ from ..powr.curves import (
     read_curves,
     write_curves,
 )
-from ..powr.stage_powr_online import discrete_task
 from .config import LIBRARIES, PowrBaselinesConfig
 
 

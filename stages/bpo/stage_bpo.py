@@ -11,8 +11,7 @@ from ...pipeline.artifact import write_json
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
-from ..data.config import PackConfig
-from ..data.stage_pack import SIMULATED
+from ..data.config import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
 from ..pretrain.config import PretrainConfig
 from .config import BpoStageConfig
@@ -153,7 +152,7 @@ class Bpo(Stage):
 
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
-    from ..extraction.stage_extract import check_same_tables
+    from ...datasets.tables import check_same_tables
     from ..sequence_model.kinds import load_model
 
     folders = context.inputs["world_model"]

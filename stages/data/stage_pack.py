@@ -17,7 +17,7 @@ from ...pipeline.errors import ConfigError, DatasetError, StageError, TaskError
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
-from .config import PackConfig, SourceConfig
+from .config import SIMULATED, PackConfig, SourceConfig
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,6 @@ class PackJob:
     """At most so many, the first ones."""
     reader: Mapping[str, Any]
     """Arguments of `open_reader`."""
-
-
-SIMULATED = ("dmc/", "metaworld/", "gymnasium/", "myriad/")
 
 
 class Pack(Stage):

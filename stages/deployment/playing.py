@@ -12,7 +12,7 @@ from ...datasets.tasks import task_spec
 from ...datasets.tasks.decisions import Decisions
 from ...pipeline.errors import TaskError
 from ...pipeline.paths import user_path
-from ..evaluation.stage_evaluate import evaluation_seed
+from ..evaluation.scores import evaluation_seed
 from ..policy.policy import Policy
 from .choice import made_by
 from .curves import draw_curves

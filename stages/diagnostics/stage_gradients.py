@@ -36,7 +36,7 @@ class Gradients(Stage):
         import torch
 
         from ...datasets.store import TaskStore
-        from ..extraction.stage_extract import check_same_tables
+        from ...datasets.tables import check_same_tables
         from ..sequence_model.kinds import load_model
         from ..world_model.config import held_out_share
         from ..world_model.networks import WorldModel

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...datasets.schema import TaskSpec
+from ...pipeline.seeding import derive_seed
 from .statistics import iqm, iqm_interval, mean, mean_interval
 
 
@@ -191,3 +192,8 @@ def write_csv(path: Path, row_type: type[EpisodeRow] | type[ScoreRow], rows: Seq
 
 def _unknown(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int:
+    """Environment seed of an evaluation episode: 2**31 and above, where collected data has none."""
+    return 2**31 + derive_seed("evaluate", seed, task, policy_seed, episode) % 2**31

@@ -21,7 +21,17 @@ from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyIndex
 from .config import BASELINES, EvaluateConfig
-from .scores import EpisodeRow, ScoreRow, score_data, score_run, score_text, summarise, with_references, write_csv
+from .scores import (
+    EpisodeRow,
+    ScoreRow,
+    evaluation_seed,
+    score_data,
+    score_run,
+    score_text,
+    summarise,
+    with_references,
+    write_csv,
+)
 from .statistics import INTERVAL_METHOD
 
 if TYPE_CHECKING:
@@ -46,11 +56,6 @@ class _Job:
     def __str__(self) -> str:
         algorithm, task, seed = self.run
         return f"evaluating {algorithm} on {task}, seed {seed}"
-
-
-def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int:
-    """Environment seed of an evaluation episode: 2**31 and above, where collected data has none."""
-    return 2**31 + derive_seed("evaluate", seed, task, policy_seed, episode) % 2**31
 
 
 class Evaluate(Stage):

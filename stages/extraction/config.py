@@ -10,6 +10,10 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 from ..world_model.config import ACTIVATION_NAMES
 
+DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1.0}
+"""Anchor weight by the behaviour that made the data. Narrow data without an anchor ends in exploiting the model's
+errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
+
 ALGORITHMS = ("pwm", "bc")
 """pwm: first-order extraction, with the behaviour anchor where it is on. bc: behaviour cloning, the anchor alone."""
 

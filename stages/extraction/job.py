@@ -20,13 +20,15 @@ from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ..policy.policy_index import policy_entry
 from ..world_model.networks import WorldModel
+from ..world_model.start_frames import frame_source
 from .config import ExtractConfig
 from .first_order import FirstOrderExtraction, Member
 from .groups import MemberGroups
 from .policy import LatentPolicy
-from .stage_extract import IMAGINED_EPISODES
-from .start_frames import frame_source
 from .starts import encode_starts
+
+IMAGINED_EPISODES = 16
+"""Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
 
 ENTRIES = "entries.json"
 """What policies.json says of each policy of the job."""

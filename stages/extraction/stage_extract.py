@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.tables import check_common_tasks
 from ...pipeline.artifact import write_json
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
-from ..finetune.stage_finetune import finetune_folders
 from ..policy.policy_index import PolicyEntry, write_index
 from ..pretrain.config import PretrainConfig
-from .config import ALGORITHMS, ExtractConfig
+from ..world_model.models import finetune_folders
+from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 
 if TYPE_CHECKING:
     from ...datasets.schema import TaskTable
@@ -27,15 +28,8 @@ if TYPE_CHECKING:
     from .first_order import Member
 
 
-IMAGINED_EPISODES = 16
-"""Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
-
 PACKING = "packing.json"
 """How many members a job has, where that is not configured but estimated."""
-
-DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1.0}
-"""Anchor weight by the behaviour that made the data. Narrow data without an anchor ends in exploiting the model's
-errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ class Extract(Stage):
             CheckpointError: model and data hold different tasks under these names, or there is nowhere to start.
         """
         from ...datasets.store import TaskStore
-        from .start_frames import saved_behaviours, saved_folder
+        from ..world_model.start_frames import saved_behaviours, saved_folder
 
         for folder in context.inputs.get("store", ()):
             store = TaskStore.open(folder)
@@ -173,64 +167,6 @@ class Extract(Stage):
             number = members_per_job(len(members), self.config, model, model_bytes, table.action_dim, context.workers)
             write_json(path, {"members_per_job": number})
         return int(read_made(path, dict[str, int])["members_per_job"])
-
-
-MATCHED = (
-    "observation_dim", "action_dim", "action_kind", "episode_length", "action_repeat", "discount", "terminates"
-)  # fmt: skip
-"""What of a TaskSpec decides what a model of it has learned."""
-
-
-def check_same_tables(model: TaskTable, store: TaskTable, context: Context) -> None:
-    """Raise a CheckpointError that shows both tables unless they are the same."""
-    if model != store:
-        raise _different(model, store, context, "Use the store that the model was trained on, or pretrain on this one")
-
-
-def check_common_tasks(model: TaskTable, store: TaskTable, names: Sequence[str], context: Context) -> list[str]:
-    """The tasks `names`, or all of both tables where it is empty, if model and store know them as the same tasks.
-
-    Raises:
-        CheckpointError: they do not, with both tables.
-    """
-    wanted = list(names) or [*model.names, *(name for name in store.names if name not in model.names)]
-    problems, shared = [], []
-    for name in wanted:
-        if name not in model.names:
-            problems.append(f"{name} is not a task of the model")
-        elif name not in store.names:
-            problems.append(f"{name} is not in the store")
-        else:
-            left, right = (table.spec_of(name) for table in (model, store))
-            differing = [field for field in MATCHED if getattr(left, field) != getattr(right, field)]
-            problems += [
-                f"{name}: {field} {getattr(left, field)} of the model, {getattr(right, field)} of the store"
-                for field in differing
-            ]
-            shared += [] if differing else [name]
-    if problems:
-        choice = f"Name tasks that they share: extract.tasks=[{','.join(shared)}]" if shared else "They share no task"
-        advice = f"{choice}; finetune adds tasks to a model"
-        raise _different(model, store, context, "\n".join([*problems, advice]))
-    return wanted
-
-
-def _different(model: TaskTable, store: TaskTable, context: Context, advice: str) -> CheckpointError:
-    described = []
-    for k in range(max(len(model), len(store))):
-        left, right = (repr_task(table, k) for table in (model, store))
-        described.append(f"  {k}: {left:<44} {right}{'' if left == right else '   <- differs'}")
-    return CheckpointError(
-        f"the world model in {context.input('world_model')} and the store in {context.input('store')} "
-        "have different task tables:\n" + f"  id {'world model':<42} store\n" + "\n".join(described) + f"\n{advice}"
-    )
-
-
-def repr_task(table: TaskTable, k: int) -> str:
-    """One task of a table in a few words."""
-    if k >= len(table):
-        return "-"
-    return f"{table[k].name} (O={table[k].observation_dim}, A={table[k].action_dim})"
 
 
 def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[Member]:

@@ -15,7 +15,7 @@ from .config import StartsConfig
 
 if TYPE_CHECKING:
     from ...datasets.schema import Episode, TaskSpec
-    from .start_frames import StartFrames
+    from ..world_model.start_frames import StartFrames
 
 CHUNK = 5
 """Episodes per job."""
@@ -50,7 +50,7 @@ class Starts(Stage):
         return find_tasks(read_table(folder), self.config.tasks, folder)
 
     def run(self, context: Context) -> str:
-        from .start_frames import has_frames, load_frames, save_frames
+        from ..world_model.start_frames import has_frames, load_frames, save_frames
 
         config, folder = self.config, context.input("world_model")
         specs = self._tasks(folder)
@@ -109,7 +109,7 @@ def _frames(spec: TaskSpec, episodes: Sequence[Episode], behaviour: str, count: 
     import numpy as np
     import torch
 
-    from .start_frames import StartFrames
+    from ..world_model.start_frames import StartFrames
 
     rewards = np.concatenate([episode.rewards for episode in episodes])
     everything = StartFrames(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..world_model.networks import WorldModel
-from .start_frames import StartFrames
+from ..world_model.start_frames import StartFrames
 
 _ENCODE_ROWS = 4096
 

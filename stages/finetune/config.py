@@ -10,6 +10,11 @@ from ...pipeline.jobs.config import FanoutConfig
 from ..training.config import OptimizerConfig, TrainerConfig
 from ..world_model.config import LossConfig
 
+ADDED = "added.json"
+"""How the new tasks were added, and what was trained."""
+FORGETTING = "forgetting.csv"
+"""Open-loop error of every task with data, before and after: task, new, horizon, reward_r2_before, ..."""
+
 INITIAL = ("nearest", "mean", "random")
 SCALING = ("own", "best")
 TRAIN = ("embedding", "heads", "dynamics", "everything")

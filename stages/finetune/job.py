@@ -24,7 +24,11 @@ from ...datasets.store import TaskStore
 from ...datasets.windows import WindowSampler
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
-from ..extraction.start_frames import (
+from ..training.fit import Place, fit, logged_metrics
+from ..world_model.balance import reward_entropy, reward_weights, scale_observations
+from ..world_model.networks import WorldModel
+from ..world_model.open_loop import OpenLoopError, validation_length
+from ..world_model.start_frames import (
     SAVED_FRAMES,
     SAVED_INITIAL,
     draw_frames,
@@ -33,14 +37,9 @@ from ..extraction.start_frames import (
     save_frames,
     saved_behaviours,
 )
-from ..training.fit import Place, fit, logged_metrics
-from ..world_model.balance import reward_entropy, reward_weights, scale_observations
-from ..world_model.networks import WorldModel
-from ..world_model.open_loop import OpenLoopError, validation_length
-from .config import FinetuneConfig
+from .config import ADDED, FORGETTING, FinetuneConfig
 from .expansion import expand_model
 from .module import Finetuning, begin_rows, learning_masks
-from .stage_finetune import ADDED, FORGETTING
 
 NEAREST_WINDOWS = 512
 """Of a new task's data, on which it is tried as each old task."""

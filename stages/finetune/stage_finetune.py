@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.tables import check_can_join, check_replayed, check_unknown
 from ...pipeline.accelerator import check_gpu
 from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
@@ -17,19 +18,12 @@ from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
 from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.config import WorldModelConfig
+from ..world_model.models import MODELS
 from ..world_model.reward_range import rewards_beyond_bins
-from .config import FinetuneConfig
+from .config import ADDED, FORGETTING, FinetuneConfig
 
 if TYPE_CHECKING:
-    from ...datasets.schema import TaskSpec, TaskTable
-
-
-ADDED = "added.json"
-"""How the new tasks were added, and what was trained."""
-FORGETTING = "forgetting.csv"
-"""Open-loop error of every task with data, before and after: task, new, horizon, reward_r2_before, ..."""
-MODELS = "models.json"
-"""Folder of each new task's model, where each has its own."""
+    from ...datasets.schema import TaskSpec
 
 
 class Finetune(Stage):
@@ -109,57 +103,6 @@ class Finetune(Stage):
                 "inputs.replay=PATH of the store that the model was trained on (RUN/pack), or finetune.replay=0"
             )
         return model
-
-
-def finetune_folders(artifact: Path) -> dict[str, Path]:
-    """The folder of each new task's model, of an artifact made with `per_task`; empty where it holds one model."""
-    path = artifact / MODELS
-    if not path.is_file():
-        return {}
-    return {task: artifact / inner for task, inner in read_made(path, dict[str, str]).items()}
-
-
-def check_unknown(known: Sequence[str], new: Sequence[str], folder: Path) -> None:
-    """Raise a CheckpointError if a new task is one of those that the model in `folder` knows."""
-    if both := [name for name in new if name in known]:
-        raise CheckpointError(
-            f"{', '.join(both)}: already in the task table of the world model in {folder}, which holds: "
-            f"{', '.join(known)}. Name new tasks; policies of its own tasks are extracted from it as it is"
-        )
-
-
-def check_can_join(table: TaskTable, new: Sequence[TaskSpec], task_dim: int, folder: Path) -> None:
-    """Raise a CheckpointError unless a model with this table and width of task embedding can learn the new tasks."""
-    if task_dim == 0:
-        raise CheckpointError(
-            f"the world model in {folder} has no task embedding (task_dim is 0), so it cannot tell a new task from "
-            f"{table[0].name}; pretrain one that has: pretrain.model.task_dim=32"
-        )
-    kinds = {task.action_kind for task in table}
-    if other := [task for task in new if task.action_kind not in kinds]:
-        raise CheckpointError(
-            f"{', '.join(task.name for task in other)}: actions are {other[0].action_kind}, but the world model in "
-            f"{folder} was trained on {' and '.join(sorted(kinds))} ones alone, whose components mean something else; "
-            f"pretrain a model with some tasks of {other[0].action_kind} actions"
-        )
-
-
-def check_replayed(model: TaskTable, store: TaskTable, model_folder: Path, store_folder: Path) -> None:
-    """Raise a CheckpointError unless the tasks of the store are the model's: all of them, or some."""
-    from ..extraction.stage_extract import repr_task
-
-    problems = []
-    for k, task in enumerate(store):
-        if task.name not in model.names:
-            problems.append(f"{repr_task(store, k)}: not a task of the model")
-        elif model[model.id_of(task.name)] != task:
-            problems.append(f"{repr_task(store, k)}: the model knows {repr_task(model, model.id_of(task.name))}")
-    if problems:
-        raise CheckpointError(
-            f"inputs.replay: the store in {store_folder} is not of the tasks of the world model in {model_folder}:\n  "
-            + "\n  ".join(problems)
-            + f"\nThe model's tasks: {', '.join(model.names)}. Give the store that it was trained on"
-        )
 
 
 def _check_is_model(folder: Path) -> None:

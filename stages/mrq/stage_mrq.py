@@ -92,7 +92,7 @@ class Mrq(Stage):
 
     def _check_world_model(self, context: Context, store: TaskStore) -> None:
         from ...datasets.schema import read_table
-        from ..extraction.stage_extract import check_same_tables
+        from ...datasets.tables import check_same_tables
 
         if not context.inputs["world_model"]:
             raise StageError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive
 from ...pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ...datasets.schema import TaskSpec
 
 STATES = ("raw", "latent")
 ACTIONS = ("mode", "mean")
@@ -184,3 +188,22 @@ class PowrOnlineConfig:
             raise ConfigError(f"scale: a kernel's scales must be positive, found {self.scale}")
         if not 0 <= self.discount < 1:
             raise ConfigError(f"discount must lie in [0, 1), found {self.discount}")
+
+
+def discrete_task(name: str, environment: dict[str, Any]) -> TaskSpec:
+    """The spec of a task with these arguments of its environment.
+
+    Raises:
+        TaskError: there is no such task. ConfigError: its actions are continuous.
+    """
+    from ...datasets.tasks import task_spec
+
+    spec = task_spec(name)
+    if spec.action_kind != "discrete":
+        raise ConfigError(
+            f"{name} has continuous actions and there is no candidate set: this stage needs discrete actions. Collect "
+            "data and use the stage powr, whose candidates come from the data or a grid"
+        )
+    if environment:
+        spec = dataclasses.replace(spec, environment={**spec.environment, "kwargs": dict(environment)})
+    return spec

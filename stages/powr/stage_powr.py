@@ -46,8 +46,8 @@ class Powr(Stage):
         import torch
 
         from ...datasets.store import TaskStore
+        from ...datasets.tables import check_same_tables
         from ...pipeline.accelerator import device_of
-        from ..extraction.stage_extract import check_same_tables
         from ..world_model.networks import WorldModel
 
         config = self.config

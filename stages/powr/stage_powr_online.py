@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import write_index
-from .config import PowrOnlineConfig
+from .config import PowrOnlineConfig, discrete_task
 from .curves import (
     CURVES_FILE,
     FIGURE_FILE,
@@ -86,25 +85,6 @@ class PowrOnline(Stage):
             f"last greedy return {returns[len(returns) // 2]:.1f} (median of {len(jobs)} seeds, "
             f"{returns[0]:.1f} to {returns[-1]:.1f}) after {self.config.transitions:,} transitions of {spec.name}"
         )
-
-
-def discrete_task(name: str, environment: dict[str, Any]) -> TaskSpec:
-    """The spec of a task with these arguments of its environment.
-
-    Raises:
-        TaskError: there is no such task. ConfigError: its actions are continuous.
-    """
-    from ...datasets.tasks import task_spec
-
-    spec = task_spec(name)
-    if spec.action_kind != "discrete":
-        raise ConfigError(
-            f"{name} has continuous actions and there is no candidate set: this stage needs discrete actions. Collect "
-            "data and use the stage powr, whose candidates come from the data or a grid"
-        )
-    if environment:
-        spec = dataclasses.replace(spec, environment={**spec.environment, "kwargs": dict(environment)})
-    return spec
 
 
 def _learn(job: _Job) -> list[str]:

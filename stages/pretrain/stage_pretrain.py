@@ -60,9 +60,9 @@ class Pretrain(Stage):
         import torch
 
         from ...datasets.store import TaskStore
-        from ..extraction.start_frames import save_store_frames
         from ..training.fit import logged_metrics
         from ..training.warm_start import take_weights
+        from ..world_model.start_frames import save_store_frames
 
         config = self.config
         store = TaskStore.open(context.input("store"))

@@ -15,7 +15,7 @@ import pandas as pd
 from ...pipeline import reading
 from ...pipeline.artifact import read_manifest
 from ..evaluation.config import BASELINES
-from ..finetune.stage_finetune import ADDED, FORGETTING
+from ..finetune.config import ADDED, FORGETTING
 
 SCORE_COLUMNS = ("algorithm", "task", "seed", "episodes", "return_mean", "return_std", "success_rate", "score")
 FORGETTING_COLUMNS = ("reward_r2_before", "reward_r2_after")

@@ -48,7 +48,7 @@ class Dyna(Stage):
         import torch
 
         from ...datasets.store import TaskStore, TaskWriter, finish_store
-        from ..extraction.stage_extract import check_same_tables
+        from ...datasets.tables import check_same_tables
         from ..world_model.config import held_out_share
         from .imagination import ModelDynamics
         from .kinds import load_model

@@ -16,11 +16,11 @@ from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.hub import HUB_ID, SIGNS, upload
 from ...pipeline.paths import user_path
 from ...pipeline.reading import decode, read_json, reading
-from ..extraction.start_frames import STARTS, saved_count
 from ..policy.policy import load_policy
 from ..policy.policy_index import PolicyIndex
 from ..sequence_model.kinds import load_model
 from ..world_model.networks import WorldModel
+from ..world_model.start_frames import STARTS, saved_count
 from .card import NOT_GIVEN, SEQUENCE_MODEL, model_card
 from .provenance import Provenance, trace
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from orrery.datasets.schema import Episode
 from orrery.stages.bpo.bpo import start_observations
-from orrery.stages.extraction.start_frames import draw_frames, load_frames, save_store_frames
 from orrery.stages.powr.config import PowrConfig
 from orrery.stages.powr.features import index_features
 from orrery.stages.powr.offline import read_rows
@@ -20,6 +19,7 @@ from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.world_model import balance
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.start_frames import draw_frames, load_frames, save_store_frames
 
 from .stores import numbered_episode, point_mass_spec, write_store
 

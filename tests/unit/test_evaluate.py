@@ -17,8 +17,8 @@ from orrery.datasets.tasks import unplayable
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation.config import EvaluateConfig
-from orrery.stages.evaluation.scores import EpisodeRow
-from orrery.stages.evaluation.stage_evaluate import Evaluate, _imagined, evaluation_seed
+from orrery.stages.evaluation.scores import EpisodeRow, evaluation_seed
+from orrery.stages.evaluation.stage_evaluate import Evaluate, _imagined
 
 
 class Target(gymnasium.Env):

@@ -16,10 +16,10 @@ from orrery.pipeline.stage import Context
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, StartsConfig
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.extraction.stage_starts import Starts
-from orrery.stages.extraction.start_frames import SAVED_FRAMES, draw_frames, load_frames, save_store_frames
 from orrery.stages.policy.policy import Policy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.start_frames import SAVED_FRAMES, draw_frames, load_frames, save_store_frames
 from rich.console import Console
 
 from .stores import point_mass_episodes, point_mass_spec, write_store

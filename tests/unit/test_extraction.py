@@ -14,12 +14,12 @@ from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction, Member, RunningVariance, anchor_loss
 from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
-from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.layers.mlp import StackedMLP
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.start_frames import draw_frames
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

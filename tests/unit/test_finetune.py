@@ -25,15 +25,16 @@ from orrery.pipeline.stage import Context
 from orrery.pipeline.study.study import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
 from orrery.stages.extraction.stage_extract import Extract
-from orrery.stages.extraction.start_frames import saved_behaviours
 from orrery.stages.finetune.config import FinetuneConfig
 from orrery.stages.finetune.expansion import expand_model
 from orrery.stages.finetune.module import Finetuning, begin_rows, try_rows
-from orrery.stages.finetune.stage_finetune import Finetune, finetune_folders
+from orrery.stages.finetune.stage_finetune import Finetune
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.training.config import OptimizerConfig, TrainerConfig
 from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.world_model.models import finetune_folders
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.start_frames import saved_behaviours
 from rich.console import Console
 from safetensors.torch import load_file
 

@@ -22,13 +22,13 @@ from orrery.pipeline.plan import plan
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy
-from orrery.stages.extraction.start_frames import load_frames, save_store_frames
 from orrery.stages.policy.policy import Policy
 from orrery.stages.sharing.card import model_card
 from orrery.stages.sharing.provenance import Provenance
 from orrery.stages.sharing.publish import push_to_hub, write_publication
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.start_frames import load_frames, save_store_frames
 from safetensors.torch import load_file, save_file
 
 from .fake_hub import FakeHub

@@ -13,7 +13,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from orrery.datasets.datamodule import WindowData, WindowSettings, _Batches
 from orrery.datasets.windows import WindowSampler
 from orrery.stages.extraction.first_order import FirstOrderExtraction
-from orrery.stages.extraction.start_frames import draw_frames
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.mrq.learner import Learner, Shapes
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
@@ -34,6 +33,7 @@ from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig
 from orrery.stages.world_model.module import WorldModelTraining
+from orrery.stages.world_model.start_frames import draw_frames
 
 from .kernel_problems import F64, make_rows
 from .models import SMALL, random_model

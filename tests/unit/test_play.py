@@ -17,7 +17,7 @@ from orrery.pipeline.cli import main
 from orrery.pipeline.errors import ConfigError, TaskError
 from orrery.stages.deployment import opengl
 from orrery.stages.deployment.playing import default_file, play
-from orrery.stages.evaluation.stage_evaluate import evaluation_seed
+from orrery.stages.evaluation.scores import evaluation_seed
 
 from . import deployed
 

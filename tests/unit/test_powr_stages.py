@@ -21,11 +21,11 @@ from orrery.pipeline.stage import Context
 from orrery.stages.baselines.config import PowrBaselinesConfig
 from orrery.stages.baselines.stage_powr_baselines import PowrBaselines
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig, PowrConfig, PowrOnlineConfig
+from orrery.stages.powr.config import OfflineConfig, PlannerConfig, PowrConfig, PowrOnlineConfig, discrete_task
 from orrery.stages.powr.curves import completed_returns, failure_warnings
 from orrery.stages.powr.online import OnlineLearner
 from orrery.stages.powr.stage_powr import Powr
-from orrery.stages.powr.stage_powr_online import PowrOnline, discrete_task
+from orrery.stages.powr.stage_powr_online import PowrOnline
 from orrery.stages.tabular.config import TabularConfig
 from orrery.stages.tabular.stage_tabular import Tabular
 from orrery.stages.world_model.config import WorldModelConfig

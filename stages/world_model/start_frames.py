@@ -23,7 +23,7 @@ from ...datasets.windows import WindowIndex
 from ...pipeline.checkpoint import load_tensors, read_config, save_weights
 from ...pipeline.errors import CheckpointError
 from ...pipeline.seeding import derive_seed
-from ..world_model.config import held_out_share
+from .config import held_out_share
 
 STARTS = "starts"
 """starts.safetensors and starts.json in a folder."""
