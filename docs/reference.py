@@ -73,7 +73,7 @@ API = {
         "stages.sequence_model.networks",
         "stages.sequence_model.kinds",
         "stages.diagnostics.gradients",
-        "stages.sequence_model.imagination",
+        "stages.bpo.imagination",
         "stages.bpo.bpo",
     ],
     "MR.Q and POWR": [

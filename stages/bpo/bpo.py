@@ -22,10 +22,11 @@ from ...datasets.windows import WindowIndex
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.seeding import derive_seed
 from ..extraction.actor_critic import clip_members_
-from ..sequence_model.config import BpoConfig
-from ..sequence_model.imagination import Dynamics, Imagined, SimulatorDynamics, imagine, imagine_in_parallel
+from ..sequence_model.dynamics import Dynamics, SimulatorDynamics
 from ..sequence_model.networks import SequenceModel
-from ..sequence_model.policy import StackedPolicy
+from .config import BpoConfig
+from .imagination import Imagined, imagine, imagine_in_parallel
+from .policy import StackedPolicy
 
 IMAGINED_EPISODES = 16
 """Over which the imagined return of a finished policy is averaged."""

@@ -21,11 +21,13 @@ import torch
 from ...datasets.schema import TaskSpec
 from ...pipeline.errors import ConfigError
 from ...pipeline.seeding import derive_seed
-from ..sequence_model.config import OnlineConfig, SequenceModelConfig
+from ..sequence_model.config import SequenceModelConfig
+from ..sequence_model.dynamics import ModelDynamics, SimulatorDynamics
 from ..sequence_model.episodes import Episodes, ModelFit
-from ..sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine
-from ..sequence_model.policy import StackedPolicy
 from .bpo import PolicyOptimisation, imagined_horizon
+from .config import OnlineConfig
+from .imagination import imagine
+from .policy import StackedPolicy
 
 
 class OnlineLoop:

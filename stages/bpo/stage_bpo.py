@@ -123,7 +123,7 @@ class Bpo(Stage):
         return f"{len(entries)} policies for {len(names)} tasks, {config.iterations} updates each"
 
     def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str, held_out: float) -> PolicyOptimisation:
-        from ..sequence_model.imagination import Dynamics, ModelDynamics, SimulatorDynamics
+        from ..sequence_model.dynamics import Dynamics, ModelDynamics, SimulatorDynamics
         from ..sequence_model.losses import observation_statistics
         from .bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
 
@@ -179,7 +179,7 @@ def _finish_one(
     context: Context, trained: PolicyOptimisation, algorithm: str, config: BpoStageConfig, progress: Any
 ) -> dict[str, Any]:
     """Train the policies of one task and write them, or read what an interrupted attempt had finished."""
-    from ..sequence_model.policy import StatePolicy
+    from .policy import StatePolicy
 
     record = context.folder / f"finished_{algorithm}_{trained.spec.slug}.json"
     if record.is_file():

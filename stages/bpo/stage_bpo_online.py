@@ -51,8 +51,8 @@ class BpoOnline(Stage):
         return f"{len(entries)} policies for {len(specs)} tasks, {config.online.decisions} decisions each"
 
     def _one(self, folder: Path, spec: Any, seed: int, progress: Any) -> dict[str, Any]:
-        from ..sequence_model.policy import StatePolicy
         from .online import OnlineLoop
+        from .policy import StatePolicy
 
         config = self.config
         record = folder / f"finished_{spec.slug}_{seed}.json"

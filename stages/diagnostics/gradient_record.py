@@ -16,7 +16,7 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks.myriad import simulator
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
 from ...pipeline.errors import TaskError
-from ..sequence_model.imagination import ModelDynamics
+from ..sequence_model.dynamics import ModelDynamics
 from ..sequence_model.networks import SequenceModel
 from ..world_model.networks import WorldModel
 from .gradients import (

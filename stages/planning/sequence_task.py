@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...pipeline.errors import ConfigError
-from ..sequence_model.imagination import ModelDynamics
+from ..sequence_model.dynamics import ModelDynamics
 from ..sequence_model.networks import SequenceModel
 
 

@@ -26,7 +26,7 @@ from .policy_index import POLICIES_FILE, PolicyIndex
 
 _KINDS = {
     "latent": ("extraction.policy", "LatentPolicy"),
-    "state": ("sequence_model.policy", "StatePolicy"),
+    "state": ("bpo.policy", "StatePolicy"),
     "mlp": ("baselines.mlp_policy", "MlpPolicy"),
     "kernel": ("powr.policy", "KernelPolicy"),
     "mrq": ("mrq.policy", "MrqPolicy"),

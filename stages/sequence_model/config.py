@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...pipeline.config.checks import (
     check_choices,
     check_counts,
     check_layers,
-    check_not_negative,
-    check_positive,
     check_shares,
 )
 from ...pipeline.errors import ConfigError
@@ -21,7 +19,6 @@ every `stride` decisions from its own prediction."""
 
 NOISY_KINDS = ("awm", "rnn", "ssm")
 
-REWARDS = ("auto", "simulator", "learned")
 TARGETS = ("difference", "next_state")
 LIKELIHOODS = ("mse", "gaussian")
 
@@ -93,86 +90,3 @@ class SequenceLossConfig:
 
     def __post_init__(self) -> None:
         check_shares(self, "reward_on_predictions")
-
-
-@dataclass(frozen=True)
-class BpoConfig:
-    """Policy optimisation by backpropagation through a whole imagined episode (Ma et al., section 4)."""
-
-    horizon: int = 0
-    """Imagined decisions; 0 takes the model's horizon, or the episode's length where that is shorter."""
-    batch_size: int = 16
-    """Imagined episodes per policy and iteration."""
-    units: tuple[int, ...] = (64, 64)
-    """Hidden widths of the policy."""
-    lr: float = 1e-3
-    """Adam; Ma et al. use 1e-4 with 219 updates."""
-    final_lr_scale: float = 1.0
-    """lr falls linearly to lr times this at the last iteration; 1 is constant."""
-    clip_norm: float = 100.0
-    """Gradient norm of each policy is clipped to this."""
-    entropy: float = 0.01
-    """Weight of the policy's mean entropy per decision, against returns in standard deviations of the data's."""
-    policy_input_gradient: float = 0.0
-    """Share of the gradient that reaches a predicted state through the policy that reads it. 0 cuts that path, which is
-    what keeps the gradient paths of an AWM short."""
-    reward: str = "auto"
-    """simulator: the true one, which the task's simulator gives. learned: the model's reward head. auto: the true one
-    where there is a simulator."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, reward=REWARDS)
-        check_counts(self, "batch_size")
-        check_not_negative(self, "horizon", "entropy")
-        check_shares(self, "policy_input_gradient")
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """The loop of Ma et al.: one environment, model and policy updated between its decisions."""
-
-    decisions: int = 5000
-    """Of the environment, in whole episodes."""
-    warm_up: int = 1500
-    """Decisions before the first update; the policy acts with its initial noise."""
-    model_every: int = 2
-    """Decisions per update of the model."""
-    policy_every: int = 16
-    """Decisions per update of the policy."""
-    batch_size: int = 64
-    """Sequences per model update."""
-    model_lr: float = 1e-3
-    """Adam."""
-    bpo: BpoConfig = field(default_factory=BpoConfig)
-    """Policy updates."""
-
-
-ACTIONS = ("auto", "policies", "data", "uniform")
-
-
-@dataclass(frozen=True)
-class DynaConfig:
-    """What is generated."""
-
-    share: float = 1.0
-    """Generated decisions per decision of the data."""
-    length: int = 5
-    """Decisions of a generated episode. The model's errors add up over them."""
-    actions: str = "auto"
-    """policies: of the run's policies, those of a task in turn. data: sequences from elsewhere in the data. uniform:
-    uniformly random. auto: policies where the run has some, else data."""
-    algorithm: str = ""
-    """Which policies act; empty takes the first algorithm that their artifact lists."""
-    noise: list[float] = field(default_factory=lambda: [0.0, 0.3])
-    """Lowest and highest level of noise on them, drawn once per episode, as collect.policy_noise."""
-    reward: str = "auto"
-    """true: of the task's simulator. learned: the model's reward head. auto: true where there is a simulator."""
-    seed: int = 0
-    """Base of all randomness of this stage."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "share")
-        check_counts(self, "length")
-        check_choices(self, actions=ACTIONS)
-        if len(self.noise) != 2 or not 0 <= self.noise[0] <= self.noise[1]:
-            raise ConfigError(f"noise must be two numbers 0 <= low <= high, found {self.noise}")

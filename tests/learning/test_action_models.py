@@ -14,6 +14,8 @@ import torch
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
 from orrery.stages.bpo.bpo import PolicyOptimisation
+from orrery.stages.bpo.config import BpoConfig
+from orrery.stages.bpo.imagination import imagine
 from orrery.stages.diagnostics.gradients import (
     climb,
     final_reward,
@@ -27,9 +29,9 @@ from orrery.stages.diagnostics.gradients import (
     sequence_predictor,
     simulator_predictor,
 )
-from orrery.stages.sequence_model.config import BpoConfig, SequenceModelConfig
+from orrery.stages.sequence_model.config import SequenceModelConfig
+from orrery.stages.sequence_model.dynamics import ModelDynamics, SimulatorDynamics
 from orrery.stages.sequence_model.episodes import correlated_actions, fit_model, simulate
-from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine
 
 pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2)

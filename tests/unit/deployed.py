@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.baselines.mlp_policy import MlpPolicy, MlpPolicyConfig
+from orrery.stages.bpo.policy import StackedPolicy, StatePolicy
 from orrery.stages.extraction.actor_critic import StackedActor
 from orrery.stages.extraction.config import ActorCriticConfig
 from orrery.stages.extraction.policy import LatentPolicy
@@ -20,7 +21,6 @@ from orrery.stages.mrq.policy import MrqPolicy, MrqPolicyConfig
 from orrery.stages.powr.features import Features, index_features, raw_features
 from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.policy import Behaviour, KernelPolicy, Penalty
-from orrery.stages.sequence_model.policy import StackedPolicy, StatePolicy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.task_encoder import TaskEncoder

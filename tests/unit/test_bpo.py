@@ -18,11 +18,13 @@ from orrery.stages.bpo.bpo import (
     return_scale,
     start_observations,
 )
+from orrery.stages.bpo.config import BpoConfig
+from orrery.stages.bpo.imagination import imagine, imagine_in_parallel
+from orrery.stages.bpo.policy import StackedPolicy, StatePolicy, squashed_entropy
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.sequence_model.config import KINDS, BpoConfig, SequenceModelConfig
-from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
+from orrery.stages.sequence_model.config import KINDS, SequenceModelConfig
+from orrery.stages.sequence_model.dynamics import ModelDynamics, SimulatorDynamics
 from orrery.stages.sequence_model.kinds import build_model
-from orrery.stages.sequence_model.policy import StackedPolicy, StatePolicy, squashed_entropy
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

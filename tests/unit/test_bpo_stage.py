@@ -17,7 +17,7 @@ from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.bpo.config import BpoOnlineConfig, BpoStageConfig
+from orrery.stages.bpo.config import BpoConfig, BpoOnlineConfig, BpoStageConfig, OnlineConfig
 from orrery.stages.bpo.stage_bpo import Bpo
 from orrery.stages.bpo.stage_bpo_online import BpoOnline
 from orrery.stages.data.config import PackConfig
@@ -27,7 +27,7 @@ from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.pretrain.stage_pretrain import Pretrain
-from orrery.stages.sequence_model.config import BpoConfig, OnlineConfig, SequenceModelConfig
+from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.episodes import correlated_actions, simulate
 from orrery.stages.sequence_model.kinds import load_model
 from orrery.stages.training.config import OptimizerConfig, TrainerConfig

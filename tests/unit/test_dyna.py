@@ -16,14 +16,15 @@ from orrery.datasets.store import TaskStore
 from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError
 from orrery.pipeline.stage import Context
+from orrery.stages.dyna.config import DynaConfig
+from orrery.stages.dyna.generation import explored, generate
+from orrery.stages.dyna.stage_dyna import Dyna
 from orrery.stages.policy.policy_index import policy_entry, write_index
 from orrery.stages.pretrain.config import PretrainConfig
-from orrery.stages.sequence_model.config import DynaConfig, SequenceModelConfig
-from orrery.stages.sequence_model.generation import explored, generate
-from orrery.stages.sequence_model.imagination import ModelDynamics
+from orrery.stages.sequence_model.config import SequenceModelConfig
+from orrery.stages.sequence_model.dynamics import ModelDynamics
 from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import set_statistics
-from orrery.stages.sequence_model.stage_dyna import Dyna
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 

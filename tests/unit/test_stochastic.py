@@ -8,12 +8,14 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.bpo.bpo import PolicyOptimisation
-from orrery.stages.sequence_model.config import NOISY_KINDS, BpoConfig, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.bpo.config import BpoConfig
+from orrery.stages.bpo.imagination import imagine, imagine_in_parallel
+from orrery.stages.bpo.policy import StackedPolicy
+from orrery.stages.sequence_model.config import NOISY_KINDS, SequenceLossConfig, SequenceModelConfig
+from orrery.stages.sequence_model.dynamics import ModelDynamics, SimulatorDynamics
 from orrery.stages.sequence_model.episodes import Episodes, ModelFit
-from orrery.stages.sequence_model.imagination import ModelDynamics, SimulatorDynamics, imagine, imagine_in_parallel
 from orrery.stages.sequence_model.kinds import build_model, load_model
 from orrery.stages.sequence_model.losses import sequence_losses
-from orrery.stages.sequence_model.policy import StackedPolicy
 from orrery.stages.sequence_model.stochastic import StochasticActionModel
 
 E, T = 2, 6

@@ -19,8 +19,8 @@ from .config import DynaConfig
 if TYPE_CHECKING:
     from ...datasets.schema import Episode
     from ...datasets.store import TaskRows, TaskStore
-    from .episodes import Episodes
-    from .imagination import ModelDynamics
+    from ..sequence_model.dynamics import ModelDynamics
+    from ..sequence_model.episodes import Episodes
 
 
 class Dyna(Stage):
@@ -49,9 +49,9 @@ class Dyna(Stage):
 
         from ...datasets.store import TaskStore, TaskWriter, finish_store
         from ...datasets.tables import check_same_tables
+        from ..sequence_model.dynamics import ModelDynamics
+        from ..sequence_model.kinds import load_model
         from ..world_model.config import held_out_share
-        from .imagination import ModelDynamics
-        from .kinds import load_model
 
         torch.set_num_threads(context.threads)
         store = TaskStore.open(context.input("store"))

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from ...datasets.schema import TaskSpec
 from ...datasets.store import TaskRows
 from ...pipeline.errors import DatasetError, StageError
-from .episodes import Episodes
-from .imagination import ModelDynamics
-from .networks import MarkovModel
+from ..sequence_model.dynamics import ModelDynamics
+from ..sequence_model.episodes import Episodes
+from ..sequence_model.networks import MarkovModel
 
 Choose = Callable[[int, torch.Tensor], torch.Tensor]
 """Actions [N, A] at decision t in observations [N, O], environment units."""

@@ -1,0 +1,1 @@
+"""Generated data: episodes that a model of observations imagines, beside the real ones."""
