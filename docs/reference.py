@@ -72,6 +72,7 @@ API = {
     "Action world models": [
         "stages.sequence_model.networks",
         "stages.sequence_model.kinds",
+        "stages.sequence_model.dynamics",
         "stages.diagnostics.gradients",
         "stages.bpo.imagination",
         "stages.bpo.bpo",
