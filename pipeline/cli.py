@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | study | iterate | status | report`, and those in stages/.
+"""The command line: `orrery run | plan | study | iterate | status | report`, and those of entry points.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to continue: after SIGTERM, SIGUSR1 or
@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .command import Command, discover_commands
+from .command import Command
 from .config.help import experiment_help, run_help
 from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
 from .config.overrides import SWEEP
+from .entry_points import load, load_all, names
 from .errors import ConfigError, OrreryError, StageError
 from .jobs.fanout import Detached
 from .logging import ConsoleProgress, duration
@@ -43,6 +44,9 @@ from .termination import EXIT_UNFINISHED, Terminated, handled, ignore
 
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
+
+COMMANDS = ("run", "plan", "study", "iterate", "status", "report")
+"""Those that are no entry points."""
 
 PIPE_WIDTH = 160
 
@@ -74,22 +78,14 @@ def main(
 
 
 def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None, config_dir: Path) -> int:
-    commands = discover_commands()
-    parser = _parser(commands)
-    arguments, rest = parser.parse_known_args(argv)
-    flags = [word for word in rest if word.startswith("-")]
-    if rest and (flags or "overrides" not in arguments):
-        parser.error(
-            f"unrecognized arguments: {' '.join(rest)}{_explain_flag(flags if 'overrides' in arguments else ())}"
-        )
-    if rest:  # argparse takes no more of them behind an option: orrery study NAME --plan key=value
-        arguments.overrides += rest
     # Into a file or a pipe, tables may be as wide as they need, and a bar that redraws itself is noise, whatever
     # FORCE_COLOR says: Jupyter and CI set it.
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, force_terminal=terminal, width=None if terminal else PIPE_WIDTH)
     errors = Console(stderr=True, highlight=False)
     try:
+        commands = _other_commands(sys.argv[1:] if argv is None else argv)
+        arguments = _parse(_parser(commands), argv)
         for name, value in vars(arguments).items():  # a shell leaves ~ in --out=~/x and in quotes
             if isinstance(value, Path):
                 setattr(arguments, name, user_path(value))
@@ -110,6 +106,28 @@ def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None
     except Exception:
         traceback.print_exc()
         return EXIT_BUG
+
+
+def _other_commands(words: Sequence[str]) -> dict[str, Command]:
+    """Of the commands of entry points, the one that is called; all of them if the list of commands may be shown."""
+    called = next((word for word in words if not word.startswith("-")), "")
+    if called in COMMANDS:
+        return {}
+    if called in names("commands"):
+        return {called: load("commands", called, Command)()}
+    return {name: command() for name, command in load_all("commands", Command).items() if name not in COMMANDS}
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments, rest = parser.parse_known_args(argv)
+    flags = [word for word in rest if word.startswith("-")]
+    if rest and (flags or "overrides" not in arguments):
+        parser.error(
+            f"unrecognized arguments: {' '.join(rest)}{_explain_flag(flags if 'overrides' in arguments else ())}"
+        )
+    if rest:  # argparse takes no more of them behind an option: orrery study NAME --plan key=value
+        arguments.overrides += rest
+    return arguments
 
 
 HYDRA_FLAGS = {

@@ -1,4 +1,4 @@
-"""What a command beside those of `pipeline` is: a file in stages/ with one subclass of Command, found by its name.
+"""What a command beside those of `pipeline` is: a subclass of Command, which an entry point names.
 
 `orrery export` and `orrery play` are such. They work on what stages have written and write outside of run folders, so
 they have no place in a run.
@@ -13,12 +13,11 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from .config.load import discover
 from .errors import ConfigError
 
 
 class Command(ABC):
-    """Its module is imported whenever `orrery` starts, so heavy libraries are imported inside `run`."""
+    """Its module is imported for the list of commands too, so heavy libraries are imported inside `run`."""
 
     help: ClassVar[str]
     """One line, for the list of commands."""
@@ -30,11 +29,6 @@ class Command(ABC):
     @abstractmethod
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
         """Do it and return the exit code. Raises OrreryError for what the user is meant to read."""
-
-
-def discover_commands() -> dict[str, Command]:
-    """Return {name: command} of every `command_<name>.py` below `orrery.stages`."""
-    return {name: command() for name, command in discover("command", "Command").items()}
 
 
 def read_words(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:

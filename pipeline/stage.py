@@ -4,8 +4,8 @@ A stage reads only its inputs and writes only `context.folder`; the runner publi
 the stage's name by renaming it. A stage that was interrupted finds what it had written still there,
 so `run` must either continue from it or overwrite it.
 
-Stages are found by name: `orrery/stages/<name>.py` holds one Stage subclass. That file is imported to read its
-config, also by commands that run nothing, so it imports torch and the like only inside `run`.
+An entry point in the group `orrery.stages` gives a stage its name. Its module is imported to read its config, also by
+commands that run nothing, so it imports torch and the like only inside `run`.
 """
 
 from __future__ import annotations

@@ -6,12 +6,9 @@ and wrong types fail here, before anything runs. Nothing is changed after `load_
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import functools
-import importlib
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +26,7 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from ..entry_points import load, load_all, names
 from ..errors import ConfigError
 from ..paths import user_path
 from ..reading import check_yaml, reading
@@ -89,42 +87,11 @@ class RunConfig:
 
 
 def discover_stages() -> dict[str, type[Stage]]:
-    """Return {name: class} of every `stage_<name>.py` below `orrery.stages`, which defines one subclass of Stage.
+    """Return {name: class} of the entry points in group `orrery.stages`.
 
-    Only those modules are imported: their neighbours may need torch.
+    Only their modules are imported: their neighbours may need torch.
     """
-    return discover("stage", "Stage")
-
-
-@functools.cache
-def _roofs(prefix: str) -> dict[str, tuple[str, Path]]:
-    """{name: (module, file)} of the files `<prefix>_<name>.py` below `orrery.stages`, by name."""
-    package = importlib.import_module("...stages", __package__)
-    found = {}
-    for place in map(Path, package.__path__):
-        for file in place.rglob(f"{prefix}_*.py"):
-            module = ".".join([package.__name__, *file.relative_to(place).with_suffix("").parts])
-            found[file.stem.removeprefix(f"{prefix}_")] = (module, file)
-    return dict(sorted(found.items()))
-
-
-def discover(prefix: str, base: str) -> dict[str, Any]:
-    """Return {name: class} of the files `<prefix>_<name>.py` below `orrery.stages`: the class whose base has that name.
-
-    Raises:
-        ConfigError: one of the files does not define exactly one.
-    """
-    found: dict[str, Any] = {}
-    for name, (module, file) in _roofs(prefix).items():
-        classes = [
-            node.name
-            for node in ast.parse(file.read_bytes()).body
-            if isinstance(node, ast.ClassDef) and base in [b.id for b in node.bases if isinstance(b, ast.Name)]
-        ]
-        if len(classes) != 1:
-            raise ConfigError(f"{file}: expected one subclass of {base}, found {', '.join(classes) or 'none'}")
-        found[name] = getattr(importlib.import_module(module), classes[0])
-    return found
+    return dict(load_all("stages", Stage))
 
 
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:
@@ -280,7 +247,7 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
         raise ConfigError(f"stages must list at least one of: {', '.join(stages)}")
     for name in settings.stages:
         if name not in stages:
-            raise ConfigError(f"stages: there is no stage {name!r}.{nearest(name, stages)} Known: {', '.join(stages)}")
+            raise _no_stage(name, stages)
     if repeated := sorted({name for name in settings.stages if settings.stages.count(name) > 1}):
         raise ConfigError(f"stages: each may be listed once; repeated: {', '.join(repeated)}")
     if repeated := sorted({name for name in settings.tasks if settings.tasks.count(name) > 1}):
@@ -292,13 +259,24 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
             raise ConfigError(f"{key} must be at least 0 (one per core), found {getattr(settings, key)}")
     if settings.wait_min <= 0:
         raise ConfigError(f"wait_min must be positive, found {settings.wait_min}")
-    names = {input_name for name in settings.stages for input_name in stages[name].inputs}
+    inputs = {input_name for name in settings.stages for input_name in stages[name].inputs}
     for name in settings.inputs:
-        if name not in names:
+        if name not in inputs:
             raise ConfigError(
-                f"inputs.{name}: no listed stage has an input {name!r}.{nearest(name, names)} "
-                f"Inputs of the listed stages: {', '.join(sorted(names)) or 'none'}"
+                f"inputs.{name}: no listed stage has an input {name!r}.{nearest(name, inputs)} "
+                f"Inputs of the listed stages: {', '.join(sorted(inputs)) or 'none'}"
             )
+
+
+def _no_stage(name: str, stages: Mapping[str, type[Stage]]) -> ConfigError:
+    if name in names("stages"):
+        load("stages", name, Stage)  # says what is wrong with it
+    if (file := next((CONFIG_DIR.parent / "stages").rglob(f"stage_{name}.py"), None)) is not None:
+        return ConfigError(
+            f"stages: {file} is not installed as a stage. Add its entry point to the group orrery.stages in "
+            "pyproject.toml, and install again: pip install --no-deps -e ."
+        )
+    return ConfigError(f"stages: there is no stage {name!r}.{nearest(name, stages)} Known: {', '.join(stages)}")
 
 
 def _apply(node: DictConfig, override: Override, types: Mapping[str, Any]) -> None:
