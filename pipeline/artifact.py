@@ -282,15 +282,36 @@ def verify_quick(folder: Path, kind: str) -> None:
         return
     if manifest.kind != kind:
         raise StageError(f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}")
+    if damage := _damage(folder, manifest):
+        raise StageError(f"{damage}. Run the command that made it again: it runs stage {manifest.stage!r} again")
+
+
+def examine(folder: Path, kind: str = "") -> tuple[Manifest | None, str]:
+    """The manifest of what a stage has published, and what can be seen to be wrong with it without reading its files.
+
+    Args:
+        kind: that it must have; empty for any.
+    """
+    try:
+        manifest = read_manifest(folder) if folder.is_dir() else None
+    except StageError as error:
+        return None, f"output damaged: {error}"
+    damage = _damage(folder, manifest) if manifest is not None else ""
+    if manifest is not None and kind and manifest.kind != kind:
+        damage = f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}"
+    return manifest, damage and f"output damaged: {damage}"
+
+
+def _damage(folder: Path, manifest: Manifest) -> str:
     for path, expected in manifest.files.items():
         if not (folder / path).is_file():
-            raise StageError(f"{folder / path} is missing, or is no file. {_remedy(folder, manifest)}")
-        size = (folder / path).stat().st_size
-        if size != expected.bytes:
-            raise StageError(
+            return f"{folder / path} is missing, or is no file"
+        if (size := (folder / path).stat().st_size) != expected.bytes:
+            return (
                 f"{folder / path} has {size:,} bytes, expected {expected.bytes:,}: it was truncated or changed after "
-                f"stage {manifest.stage!r} wrote it. {_remedy(folder, manifest)}"
+                f"stage {manifest.stage!r} wrote it"
             )
+    return ""
 
 
 def verify_listed(folder: Path, files: Sequence[str]) -> None:

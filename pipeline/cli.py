@@ -1,4 +1,4 @@
-"""The command line: `orrery run | plan | study | iterate | status | report`, and those of entry points.
+"""The command line: `orrery run | plan | study | iterate | status | clean | report`, and those of entry points.
 
 Errors that are meant for the user are printed without a traceback and end with exit code 2, Ctrl-C with 130, a bug
 with 1 and its traceback. 75 says that the same command has to be run again to continue: after SIGTERM, SIGUSR1 or
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from . import clean_command
 from .command import Command
 from .config.help import experiment_help, run_help
 from .config.load import CONFIG_DIR, RunConfig, discover_stages, list_experiments, load_config
@@ -27,6 +28,7 @@ from .config.overrides import SWEEP
 from .entry_points import load, load_all, names
 from .errors import ConfigError, OrreryError, StageError
 from .jobs.fanout import Detached
+from .kept import kept_note
 from .logging import ConsoleProgress, duration
 from .paths import user_path
 from .plan import Decision, check_machine, plan, start_line
@@ -167,6 +169,8 @@ def _command(
     if arguments.command == "status" and is_iteration(arguments.path):
         console.print(iterate_command.describe_iteration(arguments.path))
         return 0
+    if arguments.command == "clean":
+        return clean_command.run(arguments, console)
     if arguments.command == "status":
         console.print(describe_status(arguments.path))
         return 0
@@ -197,6 +201,7 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
     command = commands.add_parser("status", help="how far a run, a study or an iteration is")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
+    clean_command.add_parser(commands)
     command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     for name, other in others.items():
@@ -239,6 +244,10 @@ def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], conf
         decisions = plan(config, stages)
         check_machine(config, stages, decisions)
         _print_plan(decisions, lock_holder(config.run_dir), console)
+        replaced = [d.stage for d in decisions if d.action != "fresh" and (config.run_dir / d.stage).is_dir()]
+        notes = [f"artifacts to be replaced, and kept for their settings: {', '.join(replaced)}"] if replaced else []
+        for note in filter(None, [*notes, kept_note(config.run_dir)]):
+            console.print(Text(note), soft_wrap=True)
         return 0
     return _run(config, stages, console)
 

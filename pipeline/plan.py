@@ -16,6 +16,7 @@ from .artifact import InputRecord, MadeFrom
 from .config.load import RunConfig, dotted_keys
 from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
+from .kept import kept_places
 from .logging import duration
 from .paths import user_path
 from .run_folder import partial_folder, read_attempt
@@ -39,6 +40,8 @@ class Decision:
     made: Path | None = None
     """The artifact: in the run folder where it is up to date, in another one where it is reused; None where it is still
     to be made."""
+    attempt: Path | None = None
+    """What stands in place of the stage's folder beside the attempt to continue: itself, or where it is kept."""
 
     @property
     def would(self) -> str:
@@ -257,35 +260,35 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
     now = _made_from(config, stage, name, sources)
     key = key_of(stage, name, now)
     final = config.run_dir / name
-    try:
-        manifest = artifact.read_manifest(final) if final.is_dir() else None
-        if manifest is not None:
-            artifact.verify_quick(final, stage.output_kind)
-    except StageError as error:
-        # Its own output is damaged: making it again is what the error would ask for.
-        return Decision(name, "run", f"its output is damaged: {error}", key)
+    manifest, damage = artifact.examine(final, stage.output_kind)
+    worker = stage(config.stage_configs[name])
     folders = {input_name: [source.folder for source in many] for input_name, many in sources.items()}
-    if manifest is None:
-        reason: str | None = "it has not run yet"
+    if damage:
+        reason: str | None = damage  # making it again is what the error would ask for
+    elif manifest is None:
+        reason = "it has not run yet"
     elif key_of(stage, name, manifest.made_from) != key:
         reason = _what_changed(name, manifest.made_from, now, stage)
     else:
-        reason = stage(config.stage_configs[name]).outdated(final, folders)
+        reason = worker.outdated(final, folders)
     if reason is None:
         return Decision(name, "fresh", "", key, final)
-    found = find_made(stage, name, key, _elsewhere(config, name))
-    if found is not None and stage(config.stage_configs[name]).outdated(found, folders) is None:
+    found = find_made(stage, name, key, [*kept_places(final), *_elsewhere(config, name)])
+    if found is not None and worker.outdated(found, folders) is None:
         return Decision(name, "reuse", f"made in {found}", key, found)
-    attempt = read_attempt(final)
-    if attempt is None:
-        return Decision(name, "run", reason, key)
-    if key_of(stage, name, attempt.made_from) != key:
-        changes = _what_changed(name, attempt.made_from, now, stage)
-        lost = f"the interrupted attempt ({duration(attempt.seconds)} of work) will be discarded"
-        return Decision(name, "run", f"{changes}: {lost}", key)
-    if partial_folder(final).is_dir():
-        return Decision(name, "resume", f"interrupted after {duration(attempt.seconds)}", key)
-    return Decision(name, "run", f"{partial_folder(final)}, from which it would continue, is gone", key)
+    for place in (final, *kept_places(final)):
+        attempt = read_attempt(place)
+        if attempt is None:
+            continue
+        if key_of(stage, name, attempt.made_from) == key:
+            if partial_folder(place).is_dir():
+                return Decision(name, "resume", f"interrupted after {duration(attempt.seconds)}", key, attempt=place)
+            if place == final:
+                reason = f"{partial_folder(final)}, from which it would continue, is gone"
+        elif place == final:
+            changes = _what_changed(name, attempt.made_from, now, stage)
+            reason = f"{changes}; the interrupted attempt ({duration(attempt.seconds)} of work) is kept"
+    return Decision(name, "run", reason, key)
 
 
 def _made_from(

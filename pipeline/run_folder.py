@@ -2,7 +2,7 @@
 
 A run folder holds one artifact per stage, `<stage>/`. While a stage works its folder is `<stage>.partial/`, with
 `<stage>.partial.json` beside it that says for which key it is. `<stage>.jobs/` has a folder per job of its fan-out;
-in `<stage>.ranks/` the processes meet that do a stage together.
+in `<stage>.ranks/` the processes meet that do a stage together. What other settings replaced is below `.kept/`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 PARTIAL_SUFFIX = ".partial"
 JOBS_SUFFIX = ".jobs"
+KEPT_FOLDER = ".kept"
 
 
 @contextlib.contextmanager
@@ -110,10 +111,12 @@ def disk_errors(folder: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if reason := _no_space(error, folder):
             place = (folder or Path.cwd()).absolute()
+            kept = folder is not None and (folder / KEPT_FOLDER).is_dir()
+            clean = f"`orrery clean {folder}` deletes artifacts of earlier settings. " if kept else ""
             free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.is_dir())).free / 2**20
             raise StageError(
-                f"the disk of {place} is full ({reason}; {free:,.0f} MiB free). Free some space and run the same "
-                "command again: it continues. Or choose another folder with run_dir=PATH"
+                f"the disk of {place} is full ({reason}; {free:,.0f} MiB free). {clean}Free some space and run "
+                "the same command again: it continues. Or choose another folder with run_dir=PATH"
             ) from error
         # Of a loop of links pathlib makes a RuntimeError.
         found = error.__context__ if isinstance(error, RuntimeError) else error

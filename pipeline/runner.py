@@ -24,6 +24,7 @@ from .errors import OrreryError, StageError
 from .jobs import fanout
 from .jobs.job import describe_error
 from .jobs.pool import usable_cores
+from .kept import KEPT_PER_STAGE, forget_artifact, keep_artifact, keep_attempt, remove_oldest, restore_attempt
 from .logging import ConsoleProgress, duration, logging_to
 from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records, start_line
 from .ranks import gathered
@@ -129,7 +130,9 @@ def run(
         elif decision.made is not None:
             with disk_errors(config.run_dir):
                 records = input_records(config, stages[name], name, sources[name])
+                keep_artifact(config.run_dir / name, decision.key)
                 manifest = artifact.take(decision.made, config.run_dir / name, records)
+                forget_artifact(decision.made)
             outcomes[name] = replace(_outcome(manifest, "reused"), made_in=str(decision.made.parent))
         else:
             on_start(decision)
@@ -193,12 +196,9 @@ def _run_stage(
     # Before the stage reads them: what changes meanwhile must count as changed.
     records = input_records(config, stage, name, sources)
     with disk_errors(config.run_dir):
-        attempt = read_attempt(final) if decision.action == "resume" else None
-        if attempt is None:
-            attempt = Attempt(key, MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"]))
-            attempt_file(final).unlink(missing_ok=True)  # first: half of an attempt must not be continued
-            fanout.clear(jobs_folder(final))
-            artifact.remove(partial)
+        attempt = _take_up(decision, final) or Attempt(
+            key, MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"])
+        )
         # Named before its folder exists, so that no folder can be taken for one of another key.
         write_attempt(final, attempt, running=True)
         partial.mkdir(exist_ok=True)
@@ -245,21 +245,40 @@ def _run_stage(
             seconds=attempt.seconds + time.time() - started,
             summary=summary,
         )
-        _publish(final)
+        _publish(final, key)
+        _remove_oldest(final, log)
     return manifest
 
 
-def _publish(final: Path) -> None:
-    """Put a finished attempt in the place of its artifact."""
+def _take_up(decision: Decision, final: Path) -> Attempt | None:
+    """The attempt to continue, moved to its place; an attempt with other settings is kept, any other one removed."""
+    if decision.attempt == final:
+        return read_attempt(final)
+    fanout.stop(jobs_folder(final))
+    keep_attempt(final, decision.key)
+    attempt_file(final).unlink(missing_ok=True)  # first: half of an attempt must not be continued
+    artifact.remove(jobs_folder(final))
+    artifact.remove(partial_folder(final))
+    return None if decision.attempt is None else restore_attempt(decision.attempt, final)
+
+
+def _publish(final: Path, key: str) -> None:
+    """Put a finished attempt in the place of its artifact; one with another key is kept."""
     attempt_file(final).unlink(missing_ok=True)  # before its folder moves, so that it never stands beside the artifact
+    keep_artifact(final, key)
     artifact.publish(partial_folder(final), final)
     fanout.prune(jobs_folder(final))
+
+
+def _remove_oldest(final: Path, log: Logger) -> None:
+    if removed := remove_oldest(final):
+        log.info("%s: artifacts of %d settings are kept; deleted the oldest %d", final.name, KEPT_PER_STAGE, removed)
 
 
 def _recover(final: Path) -> None:
     """Complete or undo what an interrupted command left of a stage; an attempt that can be continued stays."""
     if (partial_folder(final) / artifact.MANIFEST).exists():
-        _publish(final)
+        _publish(final, _published(partial_folder(final)).key)
     artifact.recover(partial_folder(final), final)
     artifact.remove(artifact.unfinished(attempt_file(final)))
     artifact.remove(artifact.unfinished(final))
@@ -290,7 +309,7 @@ def _run_only(
     }
     for source in (one for many in published.values() for one in many):
         artifact.verify(source.folder, source.kind)
-    decision = replace(decide(config, stages[name], name, published), action="run")
+    decision = replace(decide(config, stages[name], name, published), action="run", attempt=None)
     return _outcome(_run_stage(config, stages[name], decision, published, log, progress), "done")
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from . import artifact
 from .errors import StageError
 from .jobs.job import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
+from .kept import kept_note
 from .logging import duration
 from .reading import decode, read_json, reading
 from .run_folder import RUN_FILE, jobs_folder, lock_holder, read_attempt
@@ -55,6 +56,8 @@ def describe_status(run_dir: Path) -> RenderableType:
         folder = jobs_folder(run_dir / stage["stage"])
         if jobs := sorted(path for path in folder.glob("*") if (path / SPEC).is_file()):
             parts += [Text(""), _describe_jobs(stage["stage"], jobs, running=holder is not None)]
+    if note := kept_note(run_dir):
+        parts += [Text(""), Text(note)]
     return Group(*parts)
 
 

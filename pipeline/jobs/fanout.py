@@ -51,11 +51,11 @@ __all__ = [
     "FanoutFailed",
     "FolderJob",
     "JobFailure",
-    "clear",
     "fan_out",
     "prune",
     "run_all",
     "run_jobs",
+    "stop",
 ]
 
 SETTLE_SECONDS = 5.0
@@ -295,13 +295,14 @@ class _Silent:
     def note(self, text: str) -> None: ...
 
 
-def clear(jobs_folder: Path) -> None:
-    """Remove all job folders of a stage; jobs of theirs that are queued or running are ended."""
-    if jobs_folder.is_dir():
-        for path in jobs_folder.iterdir():
-            if (path / SPEC).is_file():
-                _discard(path)
-        shutil.rmtree(jobs_folder)
+def stop(jobs_folder: Path) -> None:
+    """End the jobs of a stage that are queued or running without this command; they save their state."""
+    for path in jobs_folder.glob("*"):
+        if (path / SUBMISSION).is_file():
+            from .executors.slurm import cancel
+
+            cancel(path)
+            (path / SUBMISSION).unlink()
 
 
 def prune(jobs_folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from orrery.pipeline.cli import main
-from orrery.pipeline.run_folder import locked
+from orrery.pipeline.run_folder import KEPT_FOLDER, locked
 
 from .toy_stages import STAGES, write_configs
 
@@ -168,7 +168,7 @@ def test_a_file_that_another_user_keeps_is_one_line(
     if file == ".lock":
         assert f"cannot write to the run folder {run_dir}" in line
     elif file == "report":
-        assert f"index.html in {run_dir}: Permission denied. Change the permissions of its folder" in line
+        assert f"{run_dir / 'report'}: Permission denied. It belongs to " in line
     else:
         assert f"error: {run_dir / file}: Permission denied. It belongs to {Path(run_dir).owner()}" in line
     (run_dir / file).chmod(0o700)  # so that the folder can be removed
@@ -237,6 +237,31 @@ def test_status_tells_the_stages_apart(orrery, run_dir: Path, monkeypatch) -> No
     code, _, err = orrery("status", str(run_dir / "make"))
     assert code == 2
     assert "is not a run folder" in err
+
+
+def test_what_earlier_settings_left_is_listed_and_deleted(orrery, run_dir: Path, monkeypatch) -> None:
+    run = ("toy", f"run_dir={run_dir}")
+    assert orrery("clean", str(run_dir))[0] == 2
+    orrery("run", *run)
+    code, out, _ = orrery("clean", str(run_dir))
+    assert (code, out) == (0, f"{run_dir} keeps no artifacts of earlier settings\n")
+    monkeypatch.setenv("TOY_FAILURE", "bug")
+    orrery("run", *run, "make.size=4")
+    monkeypatch.delenv("TOY_FAILURE")
+    planned = orrery("plan", *run, "make.size=5")[1]
+    assert "artifacts to be replaced, and kept for their settings: make, add, report" in planned
+    orrery("run", *run, "make.size=5")
+    for command in (("plan", *run), ("status", str(run_dir))):
+        note = f"5 artifacts or attempts of earlier settings kept, 0.0 MiB: orrery clean {run_dir} deletes them"
+        assert note in orrery(*command)[1]
+    code, out, _ = orrery("clean", str(run_dir), "--plan")
+    assert (code, out.splitlines()[-1]) == (0, "0.0 MiB would be freed")
+    assert re.search(r"^make +0.0 MiB  artifact of 20.*: 4 numbers *$", out, re.MULTILINE)
+    assert re.search(r"^add +0.0 MiB  attempt interrupted after 0.* s *$", out, re.MULTILINE)
+    assert (run_dir / KEPT_FOLDER).is_dir()
+    assert orrery("clean", str(run_dir))[1].endswith("\n0.0 MiB freed\n")
+    assert not (run_dir / KEPT_FOLDER).exists()
+    assert orrery("run", *run, "make.size=5")[1].startswith("nothing to do")
 
 
 def test_report_runs_that_stage_alone_from_what_there_is(orrery, run_dir: Path, monkeypatch) -> None:

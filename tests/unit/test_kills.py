@@ -16,7 +16,7 @@ from orrery.pipeline.config.load import RunConfig, load_config
 from orrery.pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
 from orrery.pipeline.jobs.job import STATUS
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.run_folder import locked
+from orrery.pipeline.run_folder import KEPT_FOLDER, locked
 from orrery.pipeline.runner import run
 from orrery.pipeline.stage import Context, Stage
 from rich.console import Console
@@ -84,7 +84,7 @@ class Project:
         return {
             path.relative_to(self.folder).as_posix(): _content(path)
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (".lock", "run.json", "log.txt")
+            if path.is_file() and path.name not in (".lock", "run.json", "log.txt") and KEPT_FOLDER not in path.parts
         }
 
 

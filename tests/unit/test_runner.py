@@ -11,6 +11,7 @@ import pytest
 from orrery.pipeline.artifact import MANIFEST
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.kept import KEPT_PER_STAGE, kept_places
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import find_made, plan
 from orrery.pipeline.run_folder import lock_holder, locked, read_attempt
@@ -175,18 +176,42 @@ def test_a_stage_that_calls_its_artifact_outdated_runs_again_and_continues(toy: 
     assert toy.statuses() == ["fresh"] * 3
 
 
-def test_what_another_setting_left_is_not_continued(toy: ToyProject, monkeypatch) -> None:
+def test_an_attempt_with_other_settings_is_kept_and_continues_when_they_come_back(toy: ToyProject, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "bug")
-    with pytest.raises(ZeroDivisionError):
-        toy.run()
+    for overrides in ([], ["add.scale=2"]):
+        with pytest.raises(ZeroDivisionError):
+            toy.run(*overrides)
     monkeypatch.delenv("TOY_FAILURE")
-    assert toy.plan()[1] == ("resume", "interrupted after 0.0 s")
-    action, reason = toy.plan("add.scale=2")[1]
+    assert toy.plan("add.scale=2")[1] == toy.plan()[1] == ("resume", "interrupted after 0.0 s")
+    action, reason = toy.plan("add.scale=3")[1]
     assert action == "run"
-    assert re.fullmatch(r"add\.scale 1 -> 2: the interrupted attempt \(0\.\d s of work\) will be discarded", reason)
-    _, reason = toy.plan("make.size=4")[1]
-    assert reason == "its input comes from make"
-    assert toy.run("add.scale=2")["add"].summary == "total 6 (from the start)"
+    assert re.fullmatch(r"add\.scale 2 -> 3; the interrupted attempt \(0\.\d s of work\) is kept", reason)
+    assert toy.run("add.scale=3")["add"].summary == "total 9 (from the start)"
+    assert toy.run()["add"].summary == "total 3 (continued)"
+    assert toy.run("add.scale=2")["add"].summary == "total 6 (continued)"
+    assert toy.plan("make.size=4")[1] == ("run", "its input comes from make")
+
+
+def test_a_replaced_artifact_is_kept_and_reused_when_its_settings_come_back(toy: ToyProject, caplog) -> None:
+    def inode() -> int:
+        return (toy.run_dir / "add" / "total.txt").stat().st_ino
+
+    toy.run()
+    former = inode()
+    assert toy.statuses("make.size=4") == ["done", "done", "done"]
+    assert [action for action, _ in toy.plan()] == ["reuse"] * 3
+    assert toy.statuses() == ["reused"] * 3
+    assert inode() == former  # the same file, which takes no further space
+    assert toy.statuses() == ["fresh"] * 3
+    assert toy.statuses("make.size=4") == ["reused"] * 3
+
+    for scale in range(2, 2 + KEPT_PER_STAGE):
+        toy.run(f"add.scale={scale}")
+    with caplog.at_level(logging.INFO, "toy"):
+        toy.run("add.scale=9")
+    assert f"add: artifacts of {KEPT_PER_STAGE} settings are kept; deleted the oldest 1" in caplog.text
+    assert len(kept_places(toy.run_dir / "add")) == KEPT_PER_STAGE
+    assert [toy.plan(f"add.scale={scale}")[1][0] for scale in (1, 2, 3, 4, 5)] == ["run"] + ["reuse"] * 4
 
 
 def test_an_attempt_whose_folder_is_gone_or_whose_file_is_damaged_starts_anew(toy: ToyProject, monkeypatch) -> None:
