@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -25,9 +25,9 @@ PACKAGE = "orrery"
 
 @functools.cache
 def _entries(group: Group) -> Mapping[str, list[EntryPoint]]:
-    """Entry points by name, sorted; Orrery's own first."""
+    """Entry points by name; Orrery's own first, in order of their names, then those of others."""
     found: dict[str, list[EntryPoint]] = {}
-    for entry in sorted(entry_points(group=f"{PACKAGE}.{group}"), key=lambda one: (one.name, _package(one) != PACKAGE)):
+    for entry in sorted(entry_points(group=f"{PACKAGE}.{group}"), key=lambda one: (_package(one) != PACKAGE, one.name)):
         found.setdefault(entry.name, []).append(entry)
     if not any(_package(many[0]) == PACKAGE for many in found.values()):
         raise ConfigError(
@@ -38,7 +38,7 @@ def _entries(group: Group) -> Mapping[str, list[EntryPoint]]:
 
 
 def names(group: Group) -> list[str]:
-    """Names in a group, sorted. Imports nothing."""
+    """Names in a group, Orrery's own first. Imports nothing."""
     return list(_entries(group))
 
 
@@ -66,28 +66,38 @@ def load(group: Group, name: str, base: type) -> Any:
     return found
 
 
-@functools.cache
-def load_all(group: Group, base: type) -> Mapping[str, Any]:
-    """{name: class} of a group. Logs one warning for each entry that cannot be loaded, and leaves it out.
+def load_each(group: Group, base: type) -> Iterator[tuple[str, Any]]:
+    """Name and class of a group's entries, Orrery's own first, each loaded when it is its turn.
+
+    Logs one warning for each entry of another package that cannot be loaded, and leaves it out.
 
     Raises:
         ConfigError: one of Orrery's own cannot be loaded.
     """
-    found = {}
+    for name in names(group):
+        if (found := _load_or_warn(group, name, base)) is not None:
+            yield name, found
+
+
+def load_all(group: Group, base: type) -> dict[str, Any]:
+    """{name: class} of a group; see `load_each`."""
+    return dict(load_each(group, base))
+
+
+@functools.cache
+def _load_or_warn(group: Group, name: str, base: type) -> Any:
+    entry, *others = _entries(group)[name]
     log = logging.getLogger(LOGGER_NAME)
-    for name, (entry, *others) in _entries(group).items():
-        try:
-            found[name] = load(group, name, base)
-        except ConfigError as error:
-            if _package(entry) == PACKAGE:
-                raise
-            log.warning("warning: %s", error)
-        else:
-            for other in others:
-                log.warning(
-                    "warning: %s %r of package %r is ignored: %s has one of that name",
-                    *(_noun(group), name, _package(other), PACKAGE),
-                )
+    try:
+        found = load(group, name, base)
+    except ConfigError as error:
+        if _package(entry) == PACKAGE:
+            raise
+        log.warning("warning: %s", error)
+        return None
+    for other in others:
+        what = f"{_noun(group)} {name!r} of package {_package(other)!r}"
+        log.warning("warning: %s is ignored: %s has one of that name", what, PACKAGE)
     return found
 
 

@@ -25,7 +25,9 @@ from ..task_from_data import limit_warnings, split_overrides, success_flags
 from ..tasks import recorded_in
 from .columns import ColumnMap, columns_of, detect_columns
 from .episode_ends import END_PARTS, as_flags, find_ends, sounds_like_ends
-from .hdf5_file import Columns, open_hdf5
+from .format import Format
+from .hdf5_file import Columns, is_hdf5, open_hdf5
+from .minari import is_minari_folder
 
 _CHUNK = 65536
 """Rows of actions that are looked at together when fitting their scale."""
@@ -65,6 +67,24 @@ class _Span:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+class Hdf5Format(Format):
+    """HDF5 files, but for Minari's own: their spaces are in the metadata beside them."""
+
+    has_columns = True
+
+    @staticmethod
+    def detect(source: str, path: Path) -> bool:
+        return is_hdf5(path) and not is_minari_folder(path.parent.parent)
+
+    @staticmethod
+    def files(source: str, path: Path) -> list[Path]:
+        return [path]
+
+    @staticmethod
+    def open(source: str, path: Path, **settings: Any) -> Hdf5Reader:
+        return Hdf5Reader(path, **settings)
 
 
 class Hdf5Reader:

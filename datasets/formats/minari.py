@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ from ..spaces import (
 )
 from ..task_from_data import limit_warnings, split_overrides, success_flags
 from ..tasks import recorded_in
-from .hdf5_file import check_size
+from .format import Format
+from .hdf5_file import check_size, is_hdf5
 
 if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
@@ -57,6 +59,32 @@ TASK_KEY = "orrery_task"
 """Metadata entry that holds our TaskSpec as a JSON string."""
 BEHAVIOUR_KEY = "orrery_behaviour"
 """Metadata entry that says how the data was made; a Behaviour."""
+
+
+class MinariFormat(Format):
+    """Folders of Minari datasets, the data file in one, and Minari ids; `minari/<id>` is what the task is called."""
+
+    @staticmethod
+    def detect(source: str, path: Path) -> bool:
+        if path.is_file():
+            return is_hdf5(path) and is_minari_folder(path.parent.parent)
+        if path.is_dir():
+            return is_minari_folder(path) or is_minari_folder(path.parent)
+        return source.startswith("minari/") or re.search(r"-v\d+$", source) is not None
+
+    @staticmethod
+    def files(source: str, path: Path) -> list[Path]:
+        return sorted(file for file in (_folder(source, path) / "data").iterdir() if file.is_file())
+
+    @staticmethod
+    def open(source: str, path: Path, *, columns: None, **settings: Any) -> MinariReader:
+        return MinariReader(_folder(source, path), **settings)
+
+
+def _folder(source: str, path: Path) -> Path:
+    if path.is_file():
+        return path.parent.parent
+    return find_minari(path if path.is_dir() else source.removeprefix("minari/"))
 
 
 class MinariReader:

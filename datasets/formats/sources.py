@@ -5,21 +5,21 @@ A folder of TD-MPC2's chunks is many datasets, one per task; which is said besid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...pipeline.entry_points import load_each
 from ...pipeline.errors import DatasetError
 from ...pipeline.paths import user_path
 from ..schema import Behaviour
 from .chain import ChainReader
-from .columns import ColumnMap
-from .hdf5 import Hdf5Reader
-from .hdf5_file import is_hdf5
-from .minari import MinariReader, find_minari, is_minari_folder
+from .format import Format
 from .reader import EpisodeReader
-from .tdmpc2 import Rows, Tdmpc2Reader, is_chunk_folder
+
+if TYPE_CHECKING:
+    from .columns import ColumnMap
+    from .tdmpc2 import Rows
 
 
 def open_reader(
@@ -47,21 +47,15 @@ def open_reader(
     """
     if isinstance(source, list):
         return ChainReader([open_reader(part) for part in source])
-    path = user_path(source)
+    source, path = str(source), user_path(source)
     if task_set is not None:
+        from .tdmpc2 import Tdmpc2Reader
+
         return Tdmpc2Reader(path, task_set=task_set, name=name or "", rows=rows, behaviour=behaviour)
-    if is_chunk_folder(path):
-        raise DatasetError(
-            f"{source}: a folder of TD-MPC2's chunks, which hold many tasks; pack them with pack.sources.mt30.path="
-            f"{source}, or mt80, and choose among their tasks with tasks=[...]. Only chunks that TD-MPC2 published are "
-            "read: write episodes of your own tasks to HDF5 or Minari"
-        )
-    # Minari's own data file is HDF5 too, but its spaces are in the metadata beside it.
-    if is_hdf5(path) and not is_minari_folder(path.parent.parent):
-        return Hdf5Reader(path, columns=columns, name=name, behaviour=behaviour, overrides=overrides)
-    if columns is not None:
-        raise DatasetError(f"{source}: a column map applies to HDF5 files only; remove it for this dataset")
-    return MinariReader(_minari_folder(str(source), path), name=name, behaviour=behaviour, overrides=overrides)
+    found = find_format(source, path)
+    if columns is not None and not found.has_columns:
+        raise DatasetError(f"{source}: a column map does not apply to datasets of this format; remove it")
+    return found.open(source, path, columns=columns, name=name, behaviour=behaviour, overrides=overrides)
 
 
 def dataset_files(source: str | Path) -> list[Path]:
@@ -71,9 +65,19 @@ def dataset_files(source: str | Path) -> list[Path]:
         DatasetError: there is no such dataset.
     """
     path = user_path(source)
-    if is_hdf5(path) and not is_minari_folder(path.parent.parent):
-        return [path]
-    return sorted(file for file in (_minari_folder(str(source), path) / "data").iterdir() if file.is_file())
+    return find_format(str(source), path).files(str(source), path)
+
+
+def find_format(source: str, path: Path) -> type[Format]:
+    """The format of a dataset.
+
+    Raises:
+        DatasetError: it is of none that is known; says of which it seems to be.
+    """
+    for _, known in load_each("formats", Format):
+        if known.detect(source, path):
+            return known
+    raise _unknown(source, path)
 
 
 _KINDS = {
@@ -102,49 +106,48 @@ _CONVERT = (
 )
 
 
-def _minari_folder(source: str, path: Path) -> Path:
-    if is_hdf5(path):
-        return path.parent.parent
+def _unknown(source: str, path: Path) -> DatasetError:
     if path.is_file():
         kind = _KINDS.get(path.suffix.lower(), "neither HDF5 nor a folder")
-        raise DatasetError(
+        return DatasetError(
             f"{source}: not a dataset that can be read: it is {kind}; expected an HDF5 file (.hdf5, .h5) or the "
             f"folder of a Minari dataset. {_CONVERT}"
         )
     if path.is_dir():
-        if not is_minari_folder(path) and not is_minari_folder(path.parent):
-            _refuse_folder(source, path)
-        return find_minari(path)
-    dataset_id = source.removeprefix("minari/")
-    if dataset_id == source and not re.search(r"-v\d+$", source):
-        raise DatasetError(
-            f"no dataset {source!r}: expected an .hdf5 or .h5 file, the folder of a Minari dataset, or a Minari id "
-            "such as mujoco/hopper/medium-v0; to make data for a simulated task run the collect stage"
-        )
-    return find_minari(dataset_id)
+        return _unknown_folder(source, path)
+    return DatasetError(
+        f"no dataset {source!r}: expected an .hdf5 or .h5 file, the folder of a Minari dataset, or a Minari id "
+        "such as mujoco/hopper/medium-v0; to make data for a simulated task run the collect stage"
+    )
 
 
-def _refuse_folder(source: str, folder: Path) -> None:
-    """Raise a DatasetError if a folder is a dataset of another format, or holds files of which each is one."""
+def _unknown_folder(source: str, folder: Path) -> DatasetError:
+    """The error for a folder that is a dataset of another format, or holds files of which each is one."""
     for sign, kind in _FOLDERS.items():
         if (folder / sign).is_file():
-            raise DatasetError(
+            return DatasetError(
                 f"{source}: is {kind}, which is not read; expected an HDF5 file or the folder of a Minari dataset. "
                 f"{_CONVERT}"
             )
+    from .hdf5_file import is_hdf5
+
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if found := [path for path in files if is_hdf5(path)]:
-        raise DatasetError(
+        return DatasetError(
             f"{source}: is a folder of {len(found)} HDF5 files ({_shown(found)}), and each HDF5 file is a dataset of "
             f"its own; expected one file. Name the files, one per task (tasks=[{source}/{found[0].name}]), or copy the "
             "episodes of one task into one file, in a group each"
         )
     if found := [path for path in files if path.suffix.lower() in _KINDS]:
         kind = _KINDS[found[0].suffix.lower()]
-        raise DatasetError(
+        return DatasetError(
             f"{source}: is a folder of files that are not read ({_shown(found)}; each {kind}); expected an HDF5 file "
             f"or the folder of a Minari dataset. {_CONVERT}"
         )
+    return DatasetError(
+        f"{source}: not a dataset that can be read; expected an HDF5 file, or the folder of a Minari dataset, "
+        f"which has data/metadata.json. {_CONVERT}"
+    )
 
 
 def _shown(files: Sequence[Path]) -> str:

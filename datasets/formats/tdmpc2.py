@@ -39,6 +39,7 @@ from ...pipeline.paths import user_path
 from ..schema import Behaviour, Episode, TaskSpec
 from ..tasks import task_spec
 from ..tasks.tdmpc2 import SETS
+from .format import Format
 
 BEHAVIOUR: Behaviour = "exploration"
 """Whole replay buffers of 240 agents (three per task), from their first random steps to the trained policy: wide data
@@ -96,9 +97,24 @@ class _Row:
 _NAME = re.compile(r"chunk_(\d+)\.pt$")
 
 
-def is_chunk_folder(folder: str | Path) -> bool:
-    """Whether any chunk is there."""
-    return any(_NAME.match(path.name) for path in Path(folder).glob("chunk_*.pt"))
+class Tdmpc2Format(Format):
+    """Folders of chunks. They hold many tasks, so that `pack` reads them by a source of its own."""
+
+    @staticmethod
+    def detect(source: str, path: Path) -> bool:
+        return any(_NAME.match(file.name) for file in path.glob("chunk_*.pt"))
+
+    @staticmethod
+    def files(source: str, path: Path) -> list[Path]:
+        return chunk_files(path)
+
+    @staticmethod
+    def open(source: str, path: Path, **settings: Any) -> Tdmpc2Reader:
+        raise DatasetError(
+            f"{source}: a folder of TD-MPC2's chunks, which hold many tasks; pack them with pack.sources.mt30.path="
+            f"{source}, or mt80, and choose among their tasks with tasks=[...]. Only chunks that TD-MPC2 published are "
+            "read: write episodes of your own tasks to HDF5 or Minari"
+        )
 
 
 def chunk_files(folder: str | Path) -> list[Path]:

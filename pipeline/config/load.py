@@ -91,7 +91,7 @@ def discover_stages() -> dict[str, type[Stage]]:
 
     Only their modules are imported: their neighbours may need torch.
     """
-    return dict(load_all("stages", Stage))
+    return load_all("stages", Stage)
 
 
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:

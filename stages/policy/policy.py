@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,22 +16,13 @@ from torch import nn
 from ...datasets.schema import TaskSpec
 from ...pipeline.artifact import MANIFEST, verify, verify_listed
 from ...pipeline.checkpoint import load_module, read_config, save_weights
+from ...pipeline.entry_points import load, names
 from ...pipeline.errors import CheckpointError
 from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_json, reading
 from .interface import Interface
 from .policy_index import POLICIES_FILE, PolicyIndex
-
-_KINDS = {
-    "latent": ("extraction.policy", "LatentPolicy"),
-    "state": ("bpo.policy", "StatePolicy"),
-    "mlp": ("baselines.mlp_policy", "MlpPolicy"),
-    "kernel": ("powr.policy", "KernelPolicy"),
-    "mrq": ("mrq.policy", "MrqPolicy"),
-    "planner": ("planning.planner", "Planner"),
-}
-"""Policy class by the `kind` in policy.json: module under orrery.stages, class."""
 
 
 class Policy(Protocol):
@@ -116,7 +106,7 @@ class StoredPolicy(Predicts, nn.Module):
     `Config`, what it builds of one, and `act`."""
 
     Config: ClassVar[type]
-    """Has at least kind (as in _KINDS), task (of the TaskSpec) and trained_by."""
+    """Has at least kind (its entry point in the group `orrery.policies`), task (of the TaskSpec) and trained_by."""
     config: Any
 
     def __init__(self, config: Any) -> None:
@@ -174,10 +164,11 @@ def load_policy(folder: str | Path) -> Policy:
         raise CheckpointError(f"{folder}: expected a policy folder with policy.json, which is not there")
     with reading(path, CheckpointError):
         kind = read_json(path, CheckpointError).get("kind")
-        if kind not in _KINDS:
-            raise CheckpointError(f"{path}: policy kind {kind!r}, this version knows: {', '.join(_KINDS)}")
-        module, name = _KINDS[kind]
-        policy: Policy = getattr(import_module(f"..{module}", __package__), name).load(folder)
+        if kind not in names("policies"):
+            raise CheckpointError(
+                f"{path}: no installed package has policies of kind {kind!r}; known: {', '.join(names('policies'))}"
+            )
+        policy: Policy = load("policies", kind, Predicts).load(folder)
     return policy
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """Install a package of one module: `install(name, {group: {entry: class}}, source)`."""
-    caches = (entry_points._entries, entry_points.load, entry_points.load_all)
+    caches = (entry_points._entries, entry_points.load, entry_points._load_or_warn)
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(package: str, entries: dict[str, dict[str, str]], source: str) -> None:

@@ -261,7 +261,7 @@ def test_open_reader_says_what_it_was_looking_for(write, tmp_path):
     folder = write("point/random-v0", [episode()])
     with pytest.raises(DatasetError, match="run the collect stage"):
         open_reader("dmc/walker-run")
-    with pytest.raises(DatasetError, match="applies to HDF5 files only"):
+    with pytest.raises(DatasetError, match="a column map does not apply"):
         open_reader(folder, columns={"reward": "r"})
     (tmp_path / "data.pkl").write_bytes(b"")
     with pytest.raises(DatasetError, match="not a dataset that can be read"):
