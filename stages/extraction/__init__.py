@@ -1,1 +1,1 @@
-"""First-order policy extraction through a frozen world model (PWM), all tasks and seeds as one program."""
+"""Policies from a frozen world model (PWM, SVG, behaviour cloning), all tasks and seeds as one program."""

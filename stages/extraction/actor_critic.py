@@ -43,16 +43,16 @@ class StackedActor(nn.Module):
 
 
 class StackedCritic(nn.Module):
-    """N state-value functions per member, in units of the member's value scale."""
+    """N value functions per member, of states or of states and actions, in units of the member's value scale."""
 
-    def __init__(self, members: int, latent_dim: int, config: ActorCriticConfig) -> None:
+    def __init__(self, members: int, in_dim: int, config: ActorCriticConfig) -> None:
         super().__init__()
         self.num_critics = config.num_critics
-        self.mlp = StackedMLP(members * config.num_critics, latent_dim, config.critic_units, 1, config.activation)
+        self.mlp = StackedMLP(members * config.num_critics, in_dim, config.critic_units, 1, config.activation)
 
-    def forward(self, z_MBD: torch.Tensor) -> torch.Tensor:
-        """[M, B, D] -> [M, N, B]."""
-        return self.mlp(z_MBD.repeat_interleave(self.num_critics, 0))[..., 0].unflatten(0, (-1, self.num_critics))
+    def forward(self, x_MBD: torch.Tensor) -> torch.Tensor:
+        """[M, B, in] -> [M, N, B]."""
+        return self.mlp(x_MBD.repeat_interleave(self.num_critics, 0))[..., 0].unflatten(0, (-1, self.num_critics))
 
 
 def straight_through_one_hot(

@@ -14,8 +14,8 @@ DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1
 """Anchor weight by the behaviour that made the data. Narrow data without an anchor ends in exploiting the model's
 errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
 
-ALGORITHMS = ("pwm", "bc")
-"""pwm: first-order extraction, with the behaviour anchor where it is on. bc: behaviour cloning, the anchor alone."""
+ALGORITHMS = ("pwm", "svg", "bc")
+"""pwm: critics of imagined states. svg: critics of real transitions. bc: behaviour cloning, the anchor alone."""
 
 
 @dataclass(frozen=True)
@@ -120,21 +120,72 @@ class FirstOrderConfig:
             )
 
 
+SVG_NETWORKS = ActorCriticConfig(
+    actor_units=(128, 64),
+    critic_units=(128, 128),
+    num_critics=2,
+    activation="silu",
+    lr=1e-3,
+    final_lr=5e-5,
+    beta1=0.9,
+    beta2=0.999,
+    critic_clip_norm=1.0,
+)
+"""Smaller than PWM's, since critics of real transitions need several thousand updates."""
+
+
+@dataclass(frozen=True)
+class SvgConfig:
+    """Stochastic value gradients: critics learned from real transitions, actors through 0 to `horizon` model steps."""
+
+    horizon: int = 3
+    """Longest rollout that a policy climbs, in steps; 0 uses no gradient through the model (DDPG on its latents)."""
+    lambda_: float = 0.5
+    """Weight of a rollout of h steps in the objective: lambda^h, normalised."""
+    n_step: int = 3
+    """Real steps whose rewards a critic's target adds up; fewer at the end of an episode."""
+    updates: int = 4
+    """Updates of critics and actor per iteration."""
+    batch_size: int = 192
+    """Real windows per policy and update."""
+    starts: int = 96
+    """States of these from which the model is rolled out."""
+    target_rate: float = 0.02
+    """EMA rate of the target critics."""
+    target_noise: float = 0.2
+    """Standard deviation of the noise on a target's action, as a fraction of half the action range."""
+    frames_per_task: int = 200_000
+    """Most frames of a task that are kept as latents; of a larger dataset, a random choice of its episodes."""
+    networks: ActorCriticConfig = SVG_NETWORKS
+    """Actor, critics and their optimiser."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "n_step", "updates", "batch_size", "starts", "frames_per_task")
+        check_not_negative(self, "horizon", "target_noise")
+        check_shares(self, "lambda_", "target_rate")
+        if self.starts > self.batch_size:
+            raise ConfigError(f"starts ({self.starts}) must not exceed batch_size ({self.batch_size})")
+        if self.starts <= self.horizon:
+            raise ConfigError(f"starts ({self.starts}) must exceed horizon ({self.horizon}): one state each at least")
+
+
 @dataclass(frozen=True)
 class ExtractConfig:
     """Which policies are extracted, and how."""
 
     first_order: FirstOrderConfig = field(default_factory=FirstOrderConfig)
-    """Rollouts, critics and optimiser."""
-    algorithms: list[str] = field(default_factory=lambda: list(ALGORITHMS))
-    """pwm (first-order extraction) and bc (behaviour cloning at equal budget)."""
+    """pwm and bc: rollouts, critics and optimiser."""
+    svg: SvgConfig = field(default_factory=SvgConfig)
+    """svg: windows of real data, rollouts, critics and optimiser."""
+    algorithms: list[str] = field(default_factory=lambda: ["pwm", "bc"])
+    """pwm (critics of imagined states), svg (critics of real transitions) and bc (behaviour cloning)."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to extract for, of those that the world model and the store share; all of them where empty, and then the
     store must hold neither more nor fewer."""
     seeds: int = 2
     """Policies per task and algorithm."""
     iterations: int = 500
-    """Actor updates of each policy."""
+    """Actor updates of each policy; for svg, of `svg.updates` each."""
     anchor: list[float] = field(default_factory=list)
     """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2 beside the normalised return. Empty takes each task's
     own from how its data was made: 0 for exploration, 1 for experts, policies and unknown data. Several weights make

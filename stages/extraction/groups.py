@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 
-from .first_order import FirstOrderExtraction, Member
+from .program import Member, Program
 
 
 def split_members(members: Sequence[Member], groups: int) -> list[list[Member]]:
@@ -26,23 +27,31 @@ def split_members(members: Sequence[Member], groups: int) -> list[list[Member]]:
 
 
 class MemberGroups:
-    """Several FirstOrderExtraction programs in step."""
+    """Several groups in step, each of them a program per kind of algorithm."""
 
-    def __init__(
-        self, members: Sequence[Member], groups: int, build: Callable[[list[Member]], FirstOrderExtraction]
-    ) -> None:
+    def __init__(self, members: Sequence[Member], groups: int, build: Callable[[list[Member]], list[Program]]) -> None:
         self.groups = [build(part) for part in split_members(members, groups)]
+
+    @property
+    def programs(self) -> list[Program]:
+        """Of all groups."""
+        return [program for group in self.groups for program in group]
 
     @contextmanager
     def running(self) -> Iterator[Callable[[int], list[dict[str, torch.Tensor]]]]:
-        """Yields `update(iteration)`, which updates every group and returns their metrics."""
-        with self._pool() as pool:
-            yield lambda iteration: list(pool.map(lambda group: group.update(iteration), self.groups))
+        """Yields `update(iteration)`, which updates every group and returns the metrics of each program."""
 
-    def imagined_returns(self) -> Iterator[tuple[FirstOrderExtraction, torch.Tensor]]:
-        """Each group with `FirstOrderExtraction.imagined_returns`, [members of the group]."""
+        def update(group: list[Program], iteration: int) -> list[dict[str, torch.Tensor]]:
+            return [program.update(iteration) for program in group]
+
         with self._pool() as pool:
-            yield from zip(self.groups, pool.map(lambda group: group.imagined_returns(), self.groups), strict=True)
+            yield lambda iteration: list(chain(*pool.map(update, self.groups, repeat(iteration))))
+
+    def imagined_returns(self) -> Iterator[tuple[Program, torch.Tensor]]:
+        """Each program with `Program.imagined_returns`, [its members]."""
+        with self._pool() as pool:
+            found = pool.map(lambda group: [program.imagined_returns() for program in group], self.groups)
+            yield from zip(self.programs, chain.from_iterable(found), strict=True)
 
     @contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
@@ -55,9 +64,9 @@ class MemberGroups:
         finally:
             torch.set_num_threads(threads)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [group.state_dict() for group in self.groups]
+    def state_dict(self) -> list[list[dict[str, Any]]]:
+        return [[program.state_dict() for program in group] for group in self.groups]
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        for group, values in zip(self.groups, state, strict=True):
-            group.load_state_dict(values)
+    def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
+        for program, values in zip(self.programs, chain.from_iterable(state), strict=True):
+            program.load_state_dict(values)

@@ -13,19 +13,24 @@ from typing import Any
 
 import torch
 
+from ...datasets.store import TaskStore
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ..policy.policy_index import policy_entry
+from ..world_model.config import held_out_share
 from ..world_model.networks import WorldModel
 from ..world_model.start_frames import frame_source
 from .config import ExtractConfig
-from .first_order import FirstOrderExtraction, Member
+from .first_order import FirstOrderExtraction
 from .groups import MemberGroups
 from .policy import LatentPolicy
+from .program import Member, Program
 from .starts import encode_starts
+from .svg import SvgExtraction
+from .transitions import encode_transitions
 
 IMAGINED_EPISODES = 16
 """Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
@@ -62,16 +67,36 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     with context.progress("encode start states", total=len(ids)) as progress:
         starts = encode_starts(model, ids, frames_of, lambda: progress.advance(1))
 
-    def program(part: list[Member]) -> FirstOrderExtraction:
-        return FirstOrderExtraction(model, starts, part, config.first_order, config.iterations, config.seed)
+    transitions = None
+    if any(member.objective == "svg" for member in members):
+        with context.progress("encode transitions", total=len(ids)) as progress:
+            transitions = encode_transitions(
+                model,
+                TaskStore.open(inputs["store"]),
+                ids,
+                config.svg.frames_per_task,
+                config.seed,
+                held_out_share(inputs["world_model"]) or 0.0,
+                lambda: progress.advance(1),
+            )
+
+    def programs(part: list[Member]) -> list[Program]:
+        svg = [member for member in part if member.objective == "svg"]
+        others = [member for member in part if member.objective != "svg"]
+        built: list[Program] = []
+        if others:
+            built += [FirstOrderExtraction(model, starts, others, config.first_order, config.iterations, config.seed)]
+        if svg and transitions is not None:
+            built += [SvgExtraction(model, starts, transitions, svg, config.svg, config.iterations, config.seed)]
+        return built
 
     checkpoint = context.folder / CHECKPOINT
     saved = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
     # As many groups as the interrupted attempt had, which may have run on another kind of device.
     number = config.groups_on(device.type) if saved is None else len(saved["groups"])
-    groups = MemberGroups(members, number, program)
+    groups = MemberGroups(members, number, programs)
     curves = _train(groups, saved, config, context)
-    entries = _write_policies(groups, model, config, context)
+    entries = _write_policies(groups, model, context)
     (context.folder / ENTRIES).write_text(json.dumps(entries))
     (context.folder / CURVES).write_text(json.dumps(curves))
     (context.folder / CHECKPOINT).unlink()
@@ -96,9 +121,9 @@ def _train(
             done = iteration + 1
             progress.advance(1)
             if done % config.log_every == 0 or done == config.iterations:
-                for group, values in zip(groups.groups, metrics, strict=True):
-                    group.check_finite(values, iteration)
-                    curves += _rows(group, values, done)
+                for program, values in zip(groups.programs, metrics, strict=True):
+                    program.check_finite(values, iteration)
+                    curves += _rows(program, values, done)
                 if "imagined_reward" in metrics[0]:
                     progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per decision")
             stopping = termination.requested()
@@ -111,7 +136,7 @@ def _train(
     return curves
 
 
-def _rows(extraction: FirstOrderExtraction, metrics: dict[str, Any], iteration: int) -> list[dict[str, Any]]:
+def _rows(program: Program, metrics: dict[str, Any], iteration: int) -> list[dict[str, Any]]:
     values = {name: tensor.tolist() for name, tensor in metrics.items()}
     return [
         {
@@ -121,19 +146,17 @@ def _rows(extraction: FirstOrderExtraction, metrics: dict[str, Any], iteration: 
             "seed": member.seed,
             **{name: column[m] for name, column in values.items() if m < len(column)},
         }
-        for m, member in enumerate(extraction.members)
+        for m, member in enumerate(program.members)
     ]
 
 
-def _write_policies(
-    groups: MemberGroups, model: WorldModel, config: ExtractConfig, context: JobContext
-) -> list[dict[str, Any]]:
+def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext) -> list[dict[str, Any]]:
     entries = []
-    with context.progress("imagine whole episodes", total=len(groups.groups)) as progress:
-        for group, imagined_returns in groups.imagined_returns():
+    with context.progress("imagine whole episodes", total=len(groups.programs)) as progress:
+        for program, imagined_returns in groups.imagined_returns():
             progress.advance(1)
-            noise = group.gradient_noise().tolist()
-            for m, (member, imagined) in enumerate(zip(group.members, imagined_returns.tolist(), strict=True)):
+            noise = program.gradient_noise().tolist()
+            for m, (member, imagined) in enumerate(zip(program.members, imagined_returns.tolist(), strict=True)):
                 task = model.table.spec_of(member.task)
                 trained_by: dict[str, Any] = {
                     "algorithm": member.algorithm,
@@ -141,13 +164,12 @@ def _write_policies(
                     "anchor": member.anchor,
                     "uncertainty": member.uncertainty,
                 }
-                networks = config.first_order.networks
-                policy = LatentPolicy.from_member(model, group.actor, m, task, networks, trained_by)
+                policy = LatentPolicy.from_member(model, program.actor, m, task, program.networks, trained_by)
                 entry = policy_entry(
                     **trained_by,
                     task=task,
                     imagined_return=imagined,
-                    gradient_noise=noise[m] if member.imagines else None,
+                    gradient_noise=noise[m] if m < len(noise) else None,
                 )
                 policy.save(context.folder / entry["path"])
                 entries.append(entry)

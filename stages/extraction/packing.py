@@ -17,11 +17,12 @@ import torch
 
 from ...pipeline.jobs.executors.local import local_slots
 from ..world_model.config import WorldModelConfig
-from .config import FirstOrderConfig
+from .config import ActorCriticConfig, FirstOrderConfig, SvgConfig
+from .program import NOISE_BLOCK
 
 if TYPE_CHECKING:
     from .config import ExtractConfig
-    from .first_order import Member
+    from .program import Member
 
 FLOAT = 4
 MARGIN = 0.8
@@ -58,12 +59,43 @@ def estimate(
         members_per_task: at least; they share the task's start latents.
     """
     networks = config.networks
-    widths = [model.latent_dim, *networks.actor_units, action_dim]
-    actor = sum(a * b + 3 * b for a, b in pairwise(widths))
-    widths = [model.latent_dim, *networks.critic_units, 1]
-    critics = networks.num_critics * sum(a * b + 3 * b for a, b in pairwise(widths))
-    # Kept per row and decision. A hidden layer of the model: input of the norm and of the activation, and the latter's
-    # output while it is computed; of the actor, whose weights learn, also the input of the product.
+    actor, critics = _parameters(networks, model.latent_dim, model.latent_dim, action_dim)
+    row = _rollout_row(model, networks, action_dim)
+    rollout = config.horizon * config.batch_size * (row + NOISE_BLOCK * action_dim)
+    rows = config.horizon * config.batch_size / config.critic_minibatches
+    fitting = rows * networks.num_critics * (model.latent_dim + 4 * sum(networks.critic_units))
+    # Weights, gradient and two moments.
+    per_member = FLOAT * (4 * (actor + critics) + rollout + fitting)
+    starts = FLOAT * starts_per_task * (model.latent_dim + action_dim)
+    return MemoryEstimate(PROCESS_BYTES + model_bytes + starts, per_member + starts / members_per_task)
+
+
+def estimate_svg(model: WorldModelConfig, action_dim: int, members_per_task: int, config: SvgConfig) -> float:
+    """Bytes per member where critics learn from real transitions: its share of the task's latents, weights, and what
+    autograd keeps of a batch and of the rollouts. Args as those of `estimate`."""
+    networks, joint_dim = config.networks, model.latent_dim + action_dim
+    actor, critics = _parameters(networks, model.latent_dim, joint_dim, action_dim)
+    latents = config.frames_per_task * (joint_dim + 7) / members_per_task  # 7: return, steps left, end, number
+    values = 2 * config.batch_size * networks.num_critics * (joint_dim + 4 * sum(networks.critic_units))
+    rollout = config.starts * (1 + config.horizon) * _rollout_row(model, networks, action_dim)
+    drawn = NOISE_BLOCK * config.batch_size * (action_dim + 2)
+    return FLOAT * (latents + 4 * actor + 5 * critics + values + rollout + drawn)
+
+
+def _parameters(networks: ActorCriticConfig, latent_dim: int, critic_in_dim: int, action_dim: int) -> tuple[int, int]:
+    """Weights of an actor and of the critics of a member."""
+    sizes = []
+    for widths in ([latent_dim, *networks.actor_units, action_dim], [critic_in_dim, *networks.critic_units, 1]):
+        sizes.append(sum(a * b + 3 * b for a, b in pairwise(widths)))
+    return sizes[0], networks.num_critics * sizes[1]
+
+
+def _rollout_row(model: WorldModelConfig, networks: ActorCriticConfig, action_dim: int) -> int:
+    """Numbers that autograd keeps of a step of one imagined state.
+
+    Of a hidden layer of the model: input of the norm and of the activation, and the latter's output while it is
+    computed; of the actor, whose weights learn, also the input of the product.
+    """
     joint = model.latent_dim + model.task_dim + action_dim
     dynamics = 6 * model.mlp_dim + 4 * model.latent_dim + joint
     if model.dynamics == "awm":
@@ -74,15 +106,7 @@ def estimate(
         embedded = 2 * model.awm_width + model.task_dim + action_dim
         dynamics = blocks + embedded + 4 * model.mlp_dim + 4 * model.latent_dim
     heads = 6 * model.mlp_dim + 6 * model.num_bins + joint
-    own = 4 * sum(networks.actor_units) + 6 * action_dim
-    # Random numbers of ten iterations are drawn at once.
-    rollout = config.horizon * config.batch_size * (dynamics + heads + own + 10 * action_dim)
-    rows = config.horizon * config.batch_size / config.critic_minibatches
-    fitting = rows * networks.num_critics * (model.latent_dim + 4 * sum(networks.critic_units))
-    # Weights, gradient and two moments.
-    per_member = FLOAT * (4 * (actor + critics) + rollout + fitting)
-    starts = FLOAT * starts_per_task * (model.latent_dim + action_dim)
-    return MemoryEstimate(PROCESS_BYTES + model_bytes + starts, per_member + starts / members_per_task)
+    return dynamics + heads + 4 * sum(networks.actor_units) + 6 * action_dim
 
 
 PROCESS_BYTES = 600 * 2**20
@@ -107,7 +131,11 @@ def members_per_job(
     if fanout.memory_gb:
         memory = fanout.memory_gb * 2**30
     per_task = config.seeds * len(config.algorithms)
-    found = estimate(model.complete(), model_bytes, action_dim, config.starts_per_task, per_task, config.first_order)
+    widths = model.complete()
+    found = estimate(widths, model_bytes, action_dim, config.starts_per_task, per_task, config.first_order)
+    if "svg" in config.algorithms:
+        svg = estimate_svg(widths, action_dim, per_task, config.svg)
+        found = MemoryEstimate(found.fixed, max(found.per_member, svg))
     jobs = max(math.ceil(members / found.members_in(memory)), min(slots, members))
     return math.ceil(members / jobs)
 

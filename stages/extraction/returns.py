@@ -5,6 +5,8 @@ Dimension letters: T imagined decisions, B any batch dimensions (members x rollo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 
@@ -38,7 +40,10 @@ def lambda_return(
 
 
 def bootstrapped_return(
-    reward_TB: torch.Tensor, final_value_B: torch.Tensor, continue_TB: torch.Tensor, discount_B: torch.Tensor
+    reward_TB: Iterable[torch.Tensor],
+    final_value_B: torch.Tensor,
+    continue_TB: Iterable[torch.Tensor],
+    discount_B: torch.Tensor,
 ) -> torch.Tensor:
     """What the actor maximises: sum_t discount^t alive_t r_t + discount^T alive_T V(z_T), alive_t = prod_{i<t} c_i.
 

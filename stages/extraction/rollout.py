@@ -120,7 +120,7 @@ def imagine(
     task_HMB = task.expand(len(action), M, B)
     logits = model.reward_logits(z[:-1], action, task_HMB)
     reward_HMB = model.decode_reward(logits) if reward_space == "raw" else two_hot_mean(logits, model.bins_M)
-    return Rollout(z[:-1], z[1:], reward_HMB, _continue_probability(model, z[1:], task_HMB), action)
+    return Rollout(z[:-1], z[1:], reward_HMB, continue_probability(model, z[1:], task_HMB), action)
 
 
 def _roll_out(
@@ -188,11 +188,11 @@ def imagined_return(
         logits = model.reward_logits(z, action, task)
         z, carry = model.advance(carry, action, task)
         total += torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
-        alive = alive * _continue_probability(model, z, task)
+        alive = alive * continue_probability(model, z, task)
     return total.mean(1)
 
 
-def _continue_probability(model: WorldModel, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+def continue_probability(model: WorldModel, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
     """Probability that the episode goes on in z, of the shape of `task`; 1 for tasks that do not terminate."""
     logits = model.continue_logits(z, task)
     if logits is None:

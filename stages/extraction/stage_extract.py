@@ -1,5 +1,4 @@
-"""extract: one policy per task and seed by first-order gradients through the frozen world model, and their
-behaviour-cloning baseline from the same encoder, data and number of updates."""
+"""extract: a policy per task and seed from a frozen world model, by first-order gradients (pwm, svg) or cloning."""
 
 from __future__ import annotations
 
@@ -24,8 +23,9 @@ from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 
 if TYPE_CHECKING:
     from ...datasets.schema import TaskTable
+    from ...datasets.store import TaskRows
     from ..world_model.config import WorldModelConfig
-    from .first_order import Member
+    from .program import Member
 
 
 PACKING = "packing.json"
@@ -135,11 +135,14 @@ class Extract(Stage):
         for folder in context.inputs.get("store", ()):
             store = TaskStore.open(folder)
             names = check_common_tasks(table, store.table, wanted, context)
+            if "svg" in self.config.algorithms:
+                _check_windows([store.rows_of(name) for name in names], self.config.svg.n_step, folder)
             return {name: store.rows_of(name).summary.behaviour for name in names}
-        if "bc" in self.config.algorithms:
+        if needy := [name for name in self.config.algorithms if name in NEED_DATA]:
             raise ConfigError(
-                "extract.algorithms has bc, which clones the actions of a store, and this run has none. Leave it out, "
-                "algorithms=[pwm], or give the data: inputs.store=PATH"
+                f"extract.algorithms has {' and '.join(needy)}: {'; '.join(NEED_DATA[name] for name in needy)}. This "
+                "run has no store, only start frames, from which pwm can learn: algorithms=[pwm]. Or give the data: "
+                "inputs.store=PATH"
             )
         given = {name: folders[0] for name, folders in context.inputs.items() if folders} | {"world_model": model}
         saved = saved_behaviours(saved_folder(given))
@@ -169,6 +172,24 @@ class Extract(Stage):
         return int(read_made(path, dict[str, int])["members_per_job"])
 
 
+NEED_DATA = {
+    "svg": "svg learns its critics from the transitions of a store",
+    "bc": "bc clones the actions of a store",
+}
+"""Algorithms that start frames are not enough for, with the reason."""
+
+
+def _check_windows(tasks: Sequence[TaskRows], n_step: int, folder: Path) -> None:
+    """Raise a ConfigError if a task has no episode of `n_step` steps."""
+    short = {one.spec.name: int(one.lengths.max()) for one in tasks if one.lengths.max() < n_step}
+    if short:
+        named = ", ".join(f"{name} {length}" for name, length in short.items())
+        raise ConfigError(
+            f"extract.svg.n_step is {n_step}, but the longest episodes in {folder} have fewer steps: {named}. Set "
+            f"extract.svg.n_step={min(short.values())} or less"
+        )
+
+
 def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[Member]:
     """Every (algorithm, task, anchor, seed), those that imagine first.
 
@@ -177,20 +198,21 @@ def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[M
     Raises:
         ConfigError: an anchor for a task that is not extracted.
     """
-    from .first_order import Member
+    from .program import Member
 
     if unknown := sorted(set(config.task_anchor) - set(behaviours)):
         known = ", ".join(behaviours)
         raise ConfigError(f"extract.task_anchor names {unknown}, but policies are extracted for: {known}")
     members = []
-    if "pwm" in config.algorithms:
-        for name, behaviour in behaviours.items():
+    for objective in ("pwm", "svg"):
+        penalties = config.uncertainty if objective == "pwm" else [0.0]
+        for name, behaviour in behaviours.items() if objective in config.algorithms else ():
             weights = config.anchor or [DEFAULT_ANCHOR[behaviour]]
             if name in config.task_anchor:
                 weights = [config.task_anchor[name]]
-            for weight, uncertainty in itertools.product(weights, config.uncertainty):
-                algorithm = "pwm" if len(weights) == 1 else f"pwm@{weight:g}"
-                algorithm += "" if len(config.uncertainty) == 1 else f"@u{uncertainty:g}"
+            for weight, uncertainty in itertools.product(weights, penalties):
+                algorithm = objective if len(weights) == 1 else f"{objective}@{weight:g}"
+                algorithm += "" if len(penalties) == 1 else f"@u{uncertainty:g}"
                 members += [Member(algorithm, name, seed, weight, True, uncertainty) for seed in range(config.seeds)]
     if "bc" in config.algorithms:
         members += [Member("bc", name, seed, 1.0, False) for name in behaviours for seed in range(config.seeds)]

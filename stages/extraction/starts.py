@@ -52,9 +52,9 @@ def encode_starts(
     for k in task_ids:
         spec = model.table[k]
         frames = frames_of(spec.name)
-        latents.append(_encode(model, frames.observation_NO, k, device))
+        latents.append(encode_frames(model, frames.observation_NO, k, device))
         actions.append(F.pad(frames.action_NA, (0, model.table.action_dim - spec.action_dim)))
-        initials.append(_encode(model, frames.initial_BO, k, device))
+        initials.append(encode_frames(model, frames.initial_BO, k, device))
         assert spec.discount is not None
         scales.append(torch.tensor(max(frames.reward_rms / (1 - spec.discount), 1e-3)))
         if model.config.disagreement_heads:
@@ -71,7 +71,8 @@ def encode_starts(
 
 
 @torch.no_grad()
-def _encode(model: WorldModel, observation_NO: torch.Tensor, task: int, device: torch.device) -> torch.Tensor:
+def encode_frames(model: WorldModel, observation_NO: torch.Tensor, task: int, device: torch.device) -> torch.Tensor:
+    """Latents [N, D] of unpadded observations of a task, on `device`."""
     latents = []
     padding = model.table.observation_dim - observation_NO.shape[1]
     for part in observation_NO.split(_ENCODE_ROWS):

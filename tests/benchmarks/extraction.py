@@ -23,7 +23,8 @@ import psutil
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
-from orrery.stages.extraction.first_order import FirstOrderExtraction, Member
+from orrery.stages.extraction.first_order import FirstOrderExtraction
+from orrery.stages.extraction.program import Member
 from orrery.stages.extraction.starts import Starts
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

@@ -17,7 +17,8 @@ import lightning
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
-from orrery.stages.extraction.first_order import FirstOrderExtraction, Member
+from orrery.stages.extraction.first_order import FirstOrderExtraction
+from orrery.stages.extraction.program import Member
 from orrery.stages.extraction.starts import Starts
 from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning

@@ -12,7 +12,8 @@ import dataclasses
 import pytest
 import torch
 from orrery.stages.extraction.config import FirstOrderConfig, ReleasedConfig
-from orrery.stages.extraction.first_order import FirstOrderExtraction, Member, RunningVariance
+from orrery.stages.extraction.first_order import FirstOrderExtraction
+from orrery.stages.extraction.program import Member, RunningVariance
 from orrery.stages.extraction.starts import Starts
 
 from .test_pwm import ACTOR_LAYERS, NETWORKS, load_critic

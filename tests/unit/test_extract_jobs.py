@@ -20,9 +20,9 @@ from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing
-from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
-from orrery.stages.extraction.first_order import Member
+from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, SvgConfig
 from orrery.stages.extraction.packing import MemoryEstimate, job_names, members_per_job, pack
+from orrery.stages.extraction.program import Member
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
@@ -35,6 +35,8 @@ from .stores import point_mass_episodes, point_mass_spec, write_store
 TASKS = ("toy/a", "toy/b")
 NETWORKS = ActorCriticConfig(actor_units=(16,), critic_units=(16,), num_critics=2)
 CONFIG = ExtractConfig(
+    algorithms=["pwm", "svg", "bc"],
+    svg=SvgConfig(horizon=1, updates=1, batch_size=8, starts=4, networks=NETWORKS),
     first_order=FirstOrderConfig(horizon=3, batch_size=8, critic_passes=1, critic_minibatches=2, networks=NETWORKS),
     iterations=12,
     starts_per_task=64,
@@ -76,14 +78,14 @@ def fanout(**settings) -> ExtractConfig:
 
 
 def test_executors_give_the_same_bytes(inputs, tmp_path) -> None:
-    here = extract(inputs, tmp_path / "inline", fanout(members_per_job=4))
+    here = extract(inputs, tmp_path / "inline", fanout(members_per_job=6))
     # One thread per job, as in this process: the number of threads may change the last bit.
-    there = extract(inputs, tmp_path / "local", fanout(members_per_job=4, executor="local", cpus_per_job=1))
+    there = extract(inputs, tmp_path / "local", fanout(members_per_job=6, executor="local", cpus_per_job=1))
     names = ["000-toy.a", "001-toy.b"]
     assert sorted(path.name for path in there.jobs.iterdir()) == names
     assert {read_status(there.jobs / name).executor for name in names} == {"local"}
     found = contents(here.folder)
-    policies = {f"{a}/{t}/seed_{s}" for a in ("pwm", "bc") for t in ("toy.a", "toy.b") for s in (0, 1)}
+    policies = {f"{a}/{t}/seed_{s}" for a in ("pwm", "svg", "bc") for t in ("toy.a", "toy.b") for s in (0, 1)}
     files = {f"{policy}/policy.{ending}" for policy in policies for ending in ("json", "safetensors")}
     assert found.keys() == files | {"policies.json", "training.csv"}
     assert contents(there.folder) == found
@@ -94,7 +96,7 @@ def test_the_split_changes_rounding_alone(inputs, tmp_path) -> None:
     together = extract(inputs, tmp_path / "together", CONFIG)
     apart = extract(inputs, tmp_path / "apart", fanout(members_per_job=1))
     assert len(list(together.jobs.iterdir())) == 1
-    assert len(list(apart.jobs.iterdir())) == 8
+    assert len(list(apart.jobs.iterdir())) == 12
     assert contents(together.folder).keys() == contents(apart.folder).keys()
     for path in together.folder.rglob("*.safetensors"):
         expected, found = load_file(path), load_file(apart.folder / path.relative_to(together.folder))
@@ -148,9 +150,9 @@ def test_a_job_that_fails_names_its_members_and_the_others_are_kept(inputs, tmp_
 
     monkeypatch.setattr(FirstOrderExtraction, "check_finite", not_finite)
     with pytest.raises(FanoutFailed, match=r"1 of 2 jobs.*\n  001-toy\.b: toy/b is not finite"):
-        extract(inputs, tmp_path / "broken", fanout(members_per_job=4))
+        extract(inputs, tmp_path / "broken", fanout(members_per_job=6))
     monkeypatch.undo()
-    context = extract(inputs, tmp_path / "broken", fanout(members_per_job=4))
+    context = extract(inputs, tmp_path / "broken", fanout(members_per_job=6))
     assert [read_status(path).attempts for path in sorted(context.jobs.iterdir())] == [1, 2]
 
 
@@ -198,7 +200,7 @@ def test_an_estimated_split_is_kept_when_an_attempt_continues(inputs, tmp_path, 
     monkeypatch.setattr(packing, "machine_memory", lambda: 0)
     context = extract(inputs, tmp_path / "run", CONFIG)
     assert [path.name for path in context.jobs.iterdir()] == ["000-toy.a+1"]
-    assert extract(inputs, tmp_path / "new", CONFIG).jobs.joinpath("007-toy.b").is_dir()
+    assert extract(inputs, tmp_path / "new", CONFIG).jobs.joinpath("011-toy.b").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from orrery.datasets.tasks import find_tasks
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError, TaskError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, StartsConfig
+from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, StartsConfig, SvgConfig
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.extraction.stage_starts import Starts
 from orrery.stages.policy.policy import Policy
@@ -36,7 +36,7 @@ def config(**settings) -> ExtractConfig:
     first_order = FirstOrderConfig(horizon=3, batch_size=8, critic_passes=1, critic_minibatches=2, networks=NETWORKS)
     values = {
         "first_order": first_order, "iterations": 6, "starts_per_task": 64, "seeds": 1, "accelerator": "cpu",
-        "algorithms": ["pwm"], "groups": 1,
+        "algorithms": ["pwm"], "groups": 1, "svg": SvgConfig(batch_size=8, starts=4, networks=NETWORKS),
     }  # fmt: skip
     return ExtractConfig(**{**values, **settings})
 
@@ -80,11 +80,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_a_store_of_the_wanted_tasks_alone_gives_the_same_policies(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["pwm", "svg"])
+def test_a_store_of_the_wanted_tasks_alone_gives_the_same_policies(model: Path, tmp_path: Path, algorithm) -> None:
     """Also where its rows are narrower than the model's, since the widest task is not in it."""
     everything = store_of(tmp_path / "everything", "toy/a", "toy/b", "toy/c")
     narrow = store_of(tmp_path / "narrow", "toy/c", "toy/a")
-    wanted = config(tasks=["toy/a", "toy/c"])
+    wanted = config(tasks=["toy/a", "toy/c"], algorithms=[algorithm])
     whole = extract(tmp_path / "whole", wanted, world_model=model, store=everything)
     part = extract(tmp_path / "part", wanted, world_model=model, store=narrow)
     assert list(whole) == list(part) == ["toy/a", "toy/c"]
@@ -111,6 +112,14 @@ def test_tables_that_do_not_match_are_both_shown(model: Path, tmp_path: Path) ->
     assert "toy/x is not a task of the model" in refusal(
         config(tasks=["toy/x"]), store_of(tmp_path / "whole", "toy/a", "toy/b", "toy/c")
     )
+
+
+def test_windows_longer_than_every_episode_are_refused(model: Path, tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", "toy/a", "toy/c")
+    settings = config(tasks=["toy/a", "toy/c"], algorithms=["svg"], svg=SvgConfig(n_step=26))
+    expected = r"extract\.svg\.n_step is 26.*toy/a 25, toy/c 25\. Set extract\.svg\.n_step=25 or less"
+    with pytest.raises(ConfigError, match=expected):
+        extract(tmp_path / "out", settings, world_model=model, store=store)
 
 
 def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) -> None:
@@ -140,8 +149,9 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
     assert same(policies["toy/b"], again["toy/b"])
     with pytest.raises(CheckpointError, match="has no start frames of toy/a; it has those of toy/b"):
         extract(tmp_path / "other", config(tasks=["toy/a"]), world_model=model, starts=tmp_path / "starts")
-    with pytest.raises(ConfigError, match="bc, which clones the actions of a store"):
-        extract(tmp_path / "bc", config(algorithms=["pwm", "bc"]), world_model=with_frames)
+    for needy, reason in {"bc": "bc clones the actions of a store", "svg": "svg learns its critics from the"}.items():
+        with pytest.raises(ConfigError, match=rf"{reason}.*algorithms=\[pwm\].*inputs\.store=PATH"):
+            extract(tmp_path / needy, config(algorithms=["pwm", needy]), world_model=with_frames)
     with pytest.raises(TaskError, match="'toy/x' is not in this table"):
         extract(tmp_path / "unknown", config(tasks=["toy/x"]), world_model=with_frames)
 

@@ -11,8 +11,9 @@ from orrery.datasets.schema import TaskSpec
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.stages.extraction.actor_critic import clip_members_, straight_through_one_hot
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
-from orrery.stages.extraction.first_order import FirstOrderExtraction, Member, RunningVariance, anchor_loss
+from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.policy import LatentPolicy
+from orrery.stages.extraction.program import Member, RunningVariance, anchor_loss
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.layers.mlp import StackedMLP

@@ -6,8 +6,9 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
-from orrery.stages.extraction.first_order import FirstOrderExtraction, Member
+from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.packing import estimate
+from orrery.stages.extraction.program import Member
 from orrery.stages.extraction.starts import Starts
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel

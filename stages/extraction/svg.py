@@ -1,0 +1,203 @@
+"""One policy per member by stochastic value gradients: critics that learn from real transitions in the latent space of
+a frozen world model, actors that climb a mixture of returns over 0 to H steps through that model.
+
+An update: draw windows of real data, fit the critics Q(z, a) to n-step targets of these, roll the policies out from the
+same states and raise
+
+    sum_h w_h J_h,    J_h = sum_{t<h} discount^t alive_t r(z_t, a_t) + discount^h alive_h Q(z_h, a_h)
+
+by its gradient. J_0 is the model-free end of the family (DDPG on the model's latents), J_H is SVG(H). PWM's critics
+learn from imagined states alone, so policy and critic can agree on a fiction where the model is wrong; these see what
+the data says of the same states.
+
+Dimension letters: M members, B windows of a member, N critics, H horizon, D latent, A action.
+Source: SVG(H) (arXiv 1510.09142) and its form with critics learned off-policy (MAAC, arXiv 2005.08068; SAC-SVG, arXiv
+2008.12775); targets and target noise as TD3's (arXiv 1802.09477).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..world_model.networks import WorldModel
+from .actor_critic import StackedCritic, clip_members_
+from .config import SvgConfig
+from .program import NOISE_BLOCK, Member, Program, anchor_loss
+from .returns import bootstrapped_return
+from .rollout import act, continue_probability
+from .starts import Starts
+from .transitions import TransitionBatch, Transitions
+
+NOISE_CLIP = 0.5
+"""Largest noise on a target's action."""
+INITIAL_VALUES = 0.1
+"""The last layer of a critic begins this much smaller than orthogonal: values near 0, of no state more than others."""
+
+
+class SvgExtraction(Program):
+    """State and update of all members, each of which has critics."""
+
+    target: StackedCritic
+
+    def __init__(
+        self,
+        model: WorldModel,
+        starts: Starts,
+        transitions: Transitions,
+        members: list[Member],
+        config: SvgConfig,
+        iterations: int,
+        seed: int,
+    ) -> None:
+        """Args as those of Program, with `iterations` of `config.updates` updates each.
+
+        transitions: of the tasks of `starts`, in the same order.
+        """
+        joint_dim = model.config.latent_dim + model.table.action_dim
+        super().__init__(model, starts, members, config.networks, joint_dim, iterations * config.updates, seed)
+        self._config, self._transitions = config, transitions
+        with torch.no_grad():
+            self.critic.mlp.weight[-1].mul_(INITIAL_VALUES)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        weights = [config.lambda_**h for h in range(config.horizon + 1)]
+        self._counts_H = split_starts([weight / sum(weights) for weight in weights], config.starts)
+        shares = [(weight / sum(weights) / count, count) for weight, count in zip(weights, self._counts_H, strict=True)]
+        self._weight_B = torch.cat([torch.full((count,), share) for share, count in shares[::-1]]).to(
+            starts.z_KND.device
+        )
+        self._block = -1
+        self._noise: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
+
+    def update(self, iteration: int) -> dict[str, torch.Tensor]:
+        """Iteration number `iteration`, of `updates` updates of actors and critics.
+
+        Returns:
+            Means over the updates, per member, on the device: critic_loss, value (of the data's actions, environment
+            units), anchor_loss, actor_grad_norm; [M].
+        """
+        updates = self._config.updates
+        metrics = [self._update(iteration * updates + i) for i in range(updates)]
+        return {name: torch.stack([one[name] for one in metrics]).mean(0) for name in metrics[0]}
+
+    def _update(self, update: int) -> dict[str, torch.Tensor]:
+        self._set_learning_rate(update)
+        number_MB, noise_MBA = self._random(update)
+        batch = self._transitions.batch(number_MB, self._rows_M, self.tasks.discount_M1, self._config.n_step)
+        critic_loss_M, value_M = self._update_critics(batch, noise_MBA)
+        rows = slice(0, self._config.starts)
+        return_MB = self._returns(batch.z_MBD[:, rows], noise_MBA[:, rows])
+        anchor_M = anchor_loss(self.actor.head(batch.z_MBD), batch.action_MBA, self.tasks)
+        objective_M = (self._weight_B * return_MB).sum(1) / self._loss_variance.update(return_MB)
+        return {
+            "critic_loss": critic_loss_M,
+            "value": value_M * self._value_scale_P1[:, 0],
+            "anchor_loss": anchor_M.detach(),
+            "actor_grad_norm": self._update_actors(
+                (self._anchor_M * anchor_M - objective_M).sum(), list(self.actor.mlp.parameters())
+            ),
+        }
+
+    def _update_critics(self, batch: TransitionBatch, noise_MBA: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fit the critics to the targets of a batch; their loss and mean value, [M], in units of the value scale."""
+        with torch.no_grad():
+            value_MB = self._q(self.target, batch.next_z_MBD, self._noisy_action(batch.next_z_MBD, noise_MBA)).amin(1)
+            target_MB = batch.reward_MB / self._value_scale_P1 + batch.factor_MB * value_MB
+        q_MNB = self._q(self.critic, batch.z_MBD, batch.action_MBA)
+        loss_M = F.huber_loss(q_MNB, target_MB[:, None].expand_as(q_MNB), reduction="none").mean((1, 2))
+        self._critic_optimizer.zero_grad(set_to_none=True)
+        loss_M.sum().backward()
+        parameters = list(self.critic.parameters())
+        clip_members_(parameters, len(self.members), self.networks.critic_clip_norm)
+        self._critic_optimizer.step()
+        targets: list[torch.Tensor] = list(self.target.parameters())
+        torch._foreach_lerp_(targets, [p.detach() for p in parameters], self._config.target_rate)
+        return loss_M.detach(), q_MNB.detach().mean((1, 2))
+
+    def _returns(self, z_MBD: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
+        """J_h of each state, [M, B], in units of the value scale.
+
+        A state is rolled out over one horizon only, the longest first. Over all horizons it would cost several times as
+        much and say little more, since the next batch brings other states.
+        """
+        counts, discount_M1 = self._counts_H, self.tasks.discount_M1
+        begins = [sum(counts[h + 1 :]) for h in range(len(counts))]  # of the states that are rolled out over h steps
+        latents, actions = [z_MBD], [self._action(z_MBD, noise_MBA)]
+        for going in begins[:-1]:
+            z_MBD = self.model.next_latent(latents[-1][:, :going], actions[-1][:, :going], self._task(going))
+            latents.append(z_MBD)
+            actions.append(self._action(z_MBD, noise_MBA[:, :going]))
+        kept = [(z[:, :going], a[:, :going]) for z, a, going in zip(latents, actions, begins[:-1], strict=False)]
+        last = [(z[:, begin:], a[:, begin:]) for z, a, begin in zip(latents, actions, begins, strict=True)]
+        rewards = _together(self._reward, kept)
+        continues = _together(self._continue, [(z,) for z in latents[1:]])
+        values = _together(lambda z, a: self._q(self.critic, z, a).mean(1), last)
+        returns = []
+        for h, (begin, count) in enumerate(zip(begins, counts, strict=True)):
+            rows = slice(begin, begin + count)
+            along = [[x[:, rows] for x in steps[:h]] for steps in (rewards, continues)]
+            returns.append(bootstrapped_return(along[0], values[h], along[1], discount_M1))
+        return torch.cat(returns[::-1], 1)
+
+    def _action(self, z_MBD: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
+        """The policy's mean action, or a sample where actions are discrete: [M, B, A], masked."""
+        return act(self.actor, z_MBD, noise_MBA * self.tasks.discrete_M11, self.tasks, slice(None))
+
+    def _noisy_action(self, z_MBD: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
+        """That action with clipped noise, so that a target is a mean over actions close by."""
+        clipped_MBA = (self._config.target_noise * noise_MBA).clamp(-NOISE_CLIP, NOISE_CLIP)
+        clipped_MBA = clipped_MBA * self.tasks.mask_M1A * ~self.tasks.discrete_M11
+        return (self._action(z_MBD, noise_MBA) + clipped_MBA).clamp(-1, 1)
+
+    def _q(self, critic: StackedCritic, z_MBD: torch.Tensor, action_MBA: torch.Tensor) -> torch.Tensor:
+        """[M, N, B], in units of the value scale."""
+        values: torch.Tensor = critic(torch.cat([z_MBD, action_MBA], -1))
+        return values
+
+    def _reward(self, z_MBD: torch.Tensor, action_MBA: torch.Tensor) -> torch.Tensor:
+        """[M, B], in units of the value scale."""
+        logits = self.model.reward_logits(z_MBD, action_MBA, self._task(z_MBD.shape[1]))
+        return self.model.decode_reward(logits) / self._value_scale_P1
+
+    def _continue(self, z_MBD: torch.Tensor) -> torch.Tensor:
+        return continue_probability(self.model, z_MBD, self._task(z_MBD.shape[1]))
+
+    def _task(self, rows: int) -> torch.Tensor:
+        return self.tasks.task_M1.expand(-1, rows)
+
+    def _random(self, update: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers of transitions [M, B] and standard normal noise [M, B, A] of an update."""
+        block, position = divmod(update, NOISE_BLOCK)
+        if block != self._block:
+            self._block, self._noise = block, self._draw_block(block)
+        numbers, noise = self._noise
+        return numbers[position], noise[position]
+
+    def _draw_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        device, size = self._transitions.z_FD.device, (NOISE_BLOCK, self._config.batch_size)
+        numbers, noise = [], []
+        for member, count in zip(self.members, self._transitions.count_K[self._rows_M].tolist(), strict=True):
+            generator = torch.Generator(device).manual_seed(self._stream(f"block {block}", member))
+            numbers.append(torch.randint(count, size, generator=generator, device=device))
+            noise.append(torch.randn(*size, self.model.table.action_dim, generator=generator, device=device))
+        return torch.stack(numbers, 1), torch.stack(noise, 1)
+
+
+def split_starts(weights: Sequence[float], states: int) -> list[int]:
+    """How many of `states` are rolled out over each horizon: in proportion to the weights, at least one each."""
+    counts = [max(round(weight * states), 1) for weight in weights]
+    counts[0] += states - sum(counts)
+    return counts
+
+
+def _together(
+    function: Callable[..., torch.Tensor], parts: Sequence[tuple[torch.Tensor, ...]]
+) -> Sequence[torch.Tensor]:
+    """`function` of tensors [M, B, ...], called once for all parts, which lie side by side along B."""
+    if not parts:
+        return ()
+    joined = function(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+    return joined.split([part[0].shape[1] for part in parts], 1)
