@@ -36,6 +36,7 @@ from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
     import torch
+    from torchrl.data import TensorDictReplayBuffer
 
 FORMAT = 1
 
@@ -230,6 +231,35 @@ class TaskStore:
     def rows_of(self, name: str) -> TaskRows:
         """Of the task of this name; raises TaskError where there is none."""
         return self.tasks[self.table.id_of(name)]
+
+    def replay_buffer(
+        self, task: str, *, slice_len: int | None = None, batch_size: int = 256, held_out: float = 0.0
+    ) -> TensorDictReplayBuffer:
+        """A task's transitions as a read-only TorchRL buffer over the mapped rows, without a copy of the data.
+
+            observation [O], action [A], episode, next: observation [O], reward [1], done, terminated, truncated [1]
+
+        Args:
+            slice_len: transitions per sampled slice, which lies within one episode; None samples single transitions.
+            batch_size: transitions per sample, a multiple of `slice_len`.
+            held_out: share of the episodes that are never sampled, as `TaskRows.held_out` chooses them.
+        Raises:
+            TaskError: the store has no such task.
+            DatasetError: no episode is as long as `slice_len`, or `batch_size` is not a multiple of it.
+        """
+        from .replay import replay_buffer
+
+        rows, start = self.rows_of(task), self.table.observation_dim
+        return replay_buffer(
+            rows.rows[:, : rows.spec.observation_dim],
+            rows.rows[:, start : start + rows.spec.action_dim],
+            rows.rows[:, -1],
+            offsets=rows.offsets,
+            terminated=rows.terminated,
+            held_out=rows.held_out(held_out),
+            slice_len=slice_len,
+            batch_size=batch_size,
+        )
 
     def load(self, device: str | torch.device = "cpu") -> TaskStore:
         """A store with the same rows in one tensor in the memory of `device`: a batch is then one gather there."""

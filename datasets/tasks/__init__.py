@@ -141,19 +141,27 @@ def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions
     return Decisions(_build(spec, picture), spec)
 
 
-def make_env(task: str | TaskSpec, *, picture: int | None = None) -> NativeEnv:
-    """A Gymnasium environment of a task, with its own observations and actions, as `policy.predict` takes and gives
-    them. One step is one decision: it repeats the action as the task says.
+def make_env(task: str | TaskSpec, backend: str = "gymnasium", *, picture: int | None = None) -> Any:
+    """An environment of a task. One step is one decision: it repeats the action as the task says.
 
     Args:
+        backend: gymnasium, with the task's own observations and actions, as `policy.predict` takes and gives them; or
+            torchrl, an EnvBase with flat observations [O] and actions [A] in [-1, 1], as stores and `PolicyModule` have
+            them.
         task: a name, such as dmc/walker-run, metaworld/reach-v3, gymnasium/CartPole-v1, or gymnasium/module:Id of your
             own; or the TaskSpec of a store, a model or a policy (`policy.task`).
         picture: edge in pixels of what `render()` gives.
     Raises:
-        TaskError: there is no such task, or its environment cannot be built.
+        TaskError: there is no such task or backend, or its environment cannot be built.
     """
+    if backend not in ("gymnasium", "torchrl"):
+        raise TaskError(f"backend: expected gymnasium or torchrl, found {backend!r}")
     spec = task if isinstance(task, TaskSpec) else task_spec(task)
-    return NativeEnv(_build(spec, picture), spec)
+    if backend == "gymnasium":
+        return NativeEnv(_build(spec, picture), spec)
+    from torchrl.envs import GymWrapper
+
+    return GymWrapper(make_environment(spec, picture=picture))
 
 
 def unplayable(spec: TaskSpec) -> str | None:

@@ -76,7 +76,12 @@ class LatentPolicy(StoredPolicy):
     def act(self, observation: torch.Tensor) -> torch.Tensor:
         """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
         self.task.check_observation(observation.shape[-1])  # the encoder would pad or cut it
-        head = self.actor.head(self.encoder(observation)[None])[0, :, : self.task.action_dim]
+        return self.act_on_latents(self.encoder(observation))
+
+    @torch.no_grad()
+    def act_on_latents(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents [B, D] of the world model -> [B, A], as `act`."""
+        head = self.actor.head(z[None])[0, :, : self.task.action_dim]
         if self.task.action_kind == "discrete":
             return F.one_hot(head.argmax(-1), self.task.action_dim).to(head)
         return torch.tanh(head)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from orrery.datasets.store import TaskStore as TaskStore
     from orrery.datasets.tasks import make_env as make_env
     from orrery.stages.policy.policy import Policy as Policy
+    from orrery.stages.policy.torchrl_module import PolicyModule as PolicyModule
     from orrery.stages.world_model.networks import WorldModel as WorldModel
+    from orrery.stages.world_model.torchrl_env import WorldModelEnv as WorldModelEnv
 
     from .runs import Run as Run
     from .runs import load_policy as load_policy
@@ -39,14 +41,16 @@ _MODULES = {
     "TaskStore": "orrery.datasets.store",
     "make_env": "orrery.datasets.tasks",
     "Policy": "orrery.stages.policy.policy",
+    "PolicyModule": "orrery.stages.policy.torchrl_module",
     "WorldModel": "orrery.stages.world_model.networks",
+    "WorldModelEnv": "orrery.stages.world_model.torchrl_env",
     "Run": "orrery.runs",
     "load_policy": "orrery.runs",
     "load_run": "orrery.runs",
     "run": "orrery.runs",
 }
 
-__all__ = ["Policy", "Run", "TaskSpec", "TaskStore", "WorldModel", "load_policy", "load_run", "make_env", "run"]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
