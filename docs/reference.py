@@ -44,6 +44,7 @@ API = {
         "datasets.formats.sources",
         "datasets.formats.reader",
         "datasets.store",
+        "datasets.replay",
         "datasets.windows",
         "datasets.rollout",
     ],
@@ -56,6 +57,8 @@ API = {
     ],
     "Policies": [
         "stages.policy.policy",
+        "stages.policy.torchrl_module",
+        "stages.world_model.torchrl_env",
         "stages.extraction.policy",
         "stages.extraction.first_order",
         "stages.extraction.rollout",
