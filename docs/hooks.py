@@ -23,6 +23,7 @@ GUIDES = {
     "Results of the alternatives": "alternatives.md",
     "Devices and jobs": "jobs.md",
     "Differences from the released code": "differences.md",
+    "Python and TorchRL": "python.md",
     "Notebooks": "notebooks.md",
     "Gallery": "gallery.md",
 }
