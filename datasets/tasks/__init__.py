@@ -41,6 +41,11 @@ def _suite(kind: str) -> _Suite:
     return cast(_Suite, importlib.import_module(f".{kind}", __name__))
 
 
+def suites() -> list[str]:
+    """The first part of every task's name."""
+    return list(_SUITES)
+
+
 def task_names(suite: str) -> list[str]:
     """Names of every task of a suite: `dmc`, `metaworld`, or `gymnasium` (all registered ids).
 
@@ -67,7 +72,7 @@ def resolve_name(name: str) -> str:
         candidates = [*task_names("dmc"), *task_names("metaworld"), *SETS]
     nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(nearest)}" if nearest else f"a name starts with one of: {', '.join(_SUITES)}"
-    raise TaskError(f"unknown task {name!r}: {hint}; orrery.datasets.tasks.task_names(SUITE) lists a suite's tasks")
+    raise TaskError(f"unknown task {name!r}: {hint}; `orrery tasks` lists all")
 
 
 def _find(name: str) -> str | None:
