@@ -18,6 +18,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, OrreryError
+from ..reading import decode
+
+RENAMED = {
+    "fanout.slurm.options": "fanout.options.sbatch",
+    "fanout.slurm": "fanout.options",
+    "fanout.ray_address": "fanout.options.address",
+}
+"""Ends of keys of earlier versions, and what they are called now."""
 
 SHOWN_KEYS = 6
 """Keys of the same name that a message lists."""
@@ -63,6 +71,32 @@ def build(hint: Any, value: Any, key: str) -> Any:
     return tuple(value) if get_origin(hint) is tuple else value
 
 
+def read_options(cls: Any, values: Mapping[str, Any], owner: str) -> Any:
+    """The frozen dataclass `cls` of the plain values of a mapping `options`, whose keys depend on another key.
+
+    Args:
+        owner: that other key with its value, for messages: `executor=slurm`.
+    Raises:
+        ConfigError: an unknown option, or a value of another type; begins with the option's key.
+    """
+    known = get_type_hints(cls)
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"options.{name}: {owner} has no such option.{nearest(name, known)} "
+                f"Its options: {', '.join(known) or 'none'}"
+            )
+    try:
+        return decode(cls, {name: _plain_text(known[name], value) for name, value in values.items()})
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"options.{error}") from error
+
+
+def _plain_text(hint: Any, value: Any) -> Any:
+    """Text that YAML took for a number."""
+    return str(value) if hint is str and isinstance(value, int | float) else value
+
+
 def find_key(types: Mapping[str, Any], key: str, value: str = "") -> tuple[tuple[str, ...], Any]:
     """Return the parts of a dotted key, and its declared type; None for the type where there is no such key.
 
@@ -100,6 +134,9 @@ def _find_inside(owner: Any, key: str, value: str) -> tuple[tuple[str, ...], Any
 
 def unknown_key(types: Mapping[str, Any], key: str) -> ConfigError:
     """The error for a key that is none; names where there is one of that name, the nearest one, or those beside it."""
+    for former, now in RENAMED.items():
+        if f".{former}" in key:
+            return ConfigError(f"{key} is now {key.replace(former, now)}")
     path, _ = find_key(types, key)
     owner, names = "", list(types)
     for depth in range(1, len(path)):

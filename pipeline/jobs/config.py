@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from functools import cached_property
+from typing import Any
 
 from ..accelerator import check_gpu, wants_gpu
-from ..config.checks import check_choices, check_counts, check_not_negative
-from ..errors import ConfigError, StageError
-
-CONNECT_SECONDS = 5.0
-EXECUTORS = ("inline", "local", "slurm", "ray")
-CLUSTERS = ("slurm", "local", "debug")
-
-
-@dataclass(frozen=True)
-class SlurmConfig:
-    """What is asked of SLURM for each job."""
-
-    partition: str = ""
-    """Partition; empty is the cluster's default."""
-    gpus: int = 0
-    """GPUs of a job."""
-    mem_gb: float = 0.0
-    """Memory of a job; 0 is the cluster's default."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Other options of sbatch by their long names: {account: lab, constraint: a100}."""
-    cluster: str = "slurm"
-    """slurm; or, to try things out without one, submitit's local (processes of this machine that outlive the command)
-    or debug (in this process)."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, cluster=CLUSTERS)
+from ..config.checks import check_counts, check_not_negative
+from ..config.schema import read_options
+from ..entry_points import names
+from ..errors import ConfigError
+from ..stage import Context
+from .executor import Executor, JobResources, load_executor
 
 
 @dataclass(frozen=True)
@@ -41,7 +20,8 @@ class FanoutConfig:
     """How a stage's work is split into jobs, and where they run. Decides speed, not results."""
 
     executor: str = "inline"
-    """inline (one after another in this process), local (processes of this machine), slurm, or ray."""
+    """inline (one after another in this process), local (processes of this machine), slurm, ray, or an executor of an
+    installed package."""
     members_per_job: int = 0
     """Policies that a job trains as one program; 0 as many as fit into memory by an estimate, spread over the jobs that
     run at once."""
@@ -60,57 +40,75 @@ class FanoutConfig:
     """Times that a job which failed, died or reached its limit is started again before the command gives it up."""
     detach: bool = False
     """End the command as soon as all jobs are submitted (slurm); the same command gathers them later."""
-    ray_address: str = ""
-    """host:port, ray://host:port or auto, of a running Ray cluster; empty starts one on this machine."""
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    """What is asked of SLURM."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the executor. slurm: partition, gpus and mem_gb of a job, sbatch (others of sbatch by their long
+    names), cluster (slurm; to try things out, local or debug). ray: address of a running cluster (host:port,
+    ray://host:port or auto; empty starts one on this machine)."""
 
     def __post_init__(self) -> None:
-        check_choices(self, executor=EXECUTORS)
+        if self.executor not in names("executors"):
+            raise ConfigError(f"executor: expected one of {', '.join(names('executors'))}, found {self.executor!r}")
         check_not_negative(
             self, "members_per_job", "memory_gb", "parallel_jobs", "cpus_per_job", "time_limit_min", "retries"
         )
         check_counts(self, "jobs_per_gpu")
-        if self.executor == "slurm" and not self.time_limit_min:
-            raise ConfigError("time_limit_min: SLURM needs the longest time that a job may take, in minutes")
-        if self.executor == "inline" and self.time_limit_min:
+        if self.kind.needs_time_limit and not self.time_limit_min:
+            raise ConfigError(f"time_limit_min: executor={self.executor} needs a time limit per job, in minutes")
+        if self.kind.in_this_process and self.time_limit_min:
             raise ConfigError("time_limit_min: a job in this process cannot be stopped; choose executor=local")
-        if self.detach and self.executor != "slurm":
-            raise ConfigError(f"detach: jobs of executor={self.executor} end with the command; only slurm's go on")
-        if self.ray_address and self.executor != "ray":
-            raise ConfigError(f"ray_address is given, but executor is {self.executor}")
+        if self.detach and not self.kind.outlives_command:
+            raise ConfigError(f"detach: jobs of executor={self.executor} end with the command; slurm's continue")
+        _ = self._options
+
+    @property
+    def kind(self) -> type[Executor]:
+        return load_executor(self.executor)
+
+    @cached_property
+    def _options(self) -> Any:
+        return read_options(self.kind.Options, self.options, f"executor={self.executor}")
+
+    def start(self, resources: JobResources, context: Context) -> Executor:
+        """The executor; see `Executor.__init__`."""
+        return self.kind(self._options, resources, context)
+
+    def resources(self, cpus: int, accelerator: str, workers: int) -> JobResources:
+        """Args:
+        cpus: CPU cores that a job makes good use of, unless `cpus_per_job` says otherwise.
+        workers: processes that this machine may run.
+        """
+        return JobResources(
+            cpus=self.cpus_per_job or cpus,
+            workers=workers,
+            accelerator=accelerator,
+            jobs_per_gpu=self.jobs_per_gpu,
+            parallel_jobs=self.parallel_jobs,
+            limit_seconds=60 * self.time_limit_min,
+        )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether jobs run on this machine, whose memory and GPUs are then theirs."""
+        return self.kind.is_local(self._options)
+
+    def jobs_here(self, resources: JobResources) -> int:
+        """Jobs that share this machine's memory at a time."""
+        return self.kind.jobs_here(self._options, resources)
 
     def check_gpus(self, accelerator: str, key: str) -> None:
-        """Raise a ConfigError if jobs of SLURM need a GPU and none is asked for.
+        """Raise a ConfigError if jobs need a GPU and the executor is not asked for one.
 
         Args:
             key: of the accelerator, in full: `extract.accelerator`.
         """
-        if self.executor == "slurm" and wants_gpu(accelerator) and not self.slurm.gpus:
-            raise ConfigError(f"{key} is {accelerator}, but {_group(key)}slurm.gpus is 0")
+        if wants_gpu(accelerator) and (reason := self.kind.lacks_gpus(self._options)):
+            raise ConfigError(f"{key} is {accelerator}, but {_group(key)}options.{reason}")
 
     def check_machine(self, accelerator: str = "cpu", key: str = "accelerator") -> None:
         """Raise a StageError if the executor is not installed here or does not answer, or if jobs that run on this
         machine need a GPU that it lacks."""
-        setting = f"{_group(key)}executor"
-        if self.executor == "ray":
-            if find_spec("ray") is None:
-                raise StageError(
-                    f"{setting}=ray needs Ray, which is not installed: pip install 'orrery[ray]', or choose another "
-                    "executor"
-                )
-            if ":" in self.ray_address:
-                check_reachable(self.ray_address)
-        if self.executor == "slurm":
-            if find_spec("submitit") is None:
-                raise StageError(f"{setting}=slurm needs submitit, which is not installed: pip install submitit")
-            if self.slurm.cluster == "slurm" and shutil.which("srun") is None:
-                raise StageError(
-                    f"{setting}=slurm: there is no srun on this machine. Run the command on a login node of the "
-                    f"cluster, or choose {setting}=local"
-                )
-        elsewhere = self.ray_address or (self.executor == "slurm" and self.slurm.cluster == "slurm")
-        if not elsewhere:
+        self.kind.check_machine(self._options, _group(key))
+        if self.is_local:
             check_gpu(accelerator, key)
 
 
@@ -118,15 +116,3 @@ def _group(key: str) -> str:
     """Where the fan-out of the stage is set that has this key: `extract.fanout.`"""
     stage, dot, _ = key.partition(".")
     return f"{stage}.fanout." if dot else ""
-
-
-def check_reachable(address: str) -> None:
-    """Raise a StageError within seconds where nothing listens at host:port; Ray itself would try for two minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"fanout.ray_address={address}: nothing answers there ({error}). Start the cluster (`ray start --head`), "
-            "correct the address, or leave it empty to start one on this machine"
-        ) from error

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from .. import termination
 from ..errors import StageError
@@ -22,9 +21,7 @@ from ..logging import duration
 from ..run_folder import JOBS_SUFFIX
 from ..stage import Context, ProgressTask
 from .config import FanoutConfig
-from .executor import Executor, JobNeeds
-from .executors.inline import InlineExecutor
-from .executors.local import LocalExecutor, local_slots
+from .executor import Executor, JobResources, alive_jobs, cancel_job
 from .job import (
     ENDED,
     LOG,
@@ -100,18 +97,15 @@ def fan_out(
     for path in context.jobs.iterdir():
         if (path / SPEC).is_file() and path.name not in folders:
             _discard(path)
-    needs = JobNeeds(
-        cpus=config.cpus_per_job or (context.threads if config.executor == "inline" else cpus),
-        limit_seconds=60 * config.time_limit_min,
-    )
+    resources = config.resources(context.threads if config.kind.in_this_process else cpus, accelerator, context.workers)
     inputs = {name: artifacts[0] for name, artifacts in context.inputs.items() if artifacts}
-    fanout = _Fanout(context, config, needs, accelerator)
+    fanout = _Fanout(context, config, resources)
     missing = list(jobs)
     for _ in range(2):
         for job in missing:
             if folders[job.name].exists() and not holds(folders[job.name], job, function):
                 _discard(folders[job.name])
-            prepare(folders[job.name], job, function, inputs, needs.cpus)
+            prepare(folders[job.name], job, function, inputs, resources.cpus)
         fanout.run([folders[job.name] for job in missing])
         # Again, since hours may have passed since a job ended, and what is wrong now would be published.
         missing = [job for job in jobs if not fanout.is_done(folders[job.name])]
@@ -130,8 +124,7 @@ class _Fanout:
 
     context: Context
     config: FanoutConfig
-    needs: JobNeeds
-    accelerator: str
+    resources: JobResources
     waiting: deque[Path] = field(default_factory=deque)
     running: set[Path] = field(default_factory=set)
     tries: Counter[Path] = field(default_factory=Counter)
@@ -148,7 +141,7 @@ class _Fanout:
             return
         if self.done:
             log.info("%s: %d of %d jobs are done already", stage, self.done, len(folders))
-        executor = self._executor()
+        executor = self.config.start(self.resources, self.context)
         try:
             for folder in alive:
                 executor.adopt(folder)
@@ -156,8 +149,11 @@ class _Fanout:
             with self._progress(len(folders)) as progress:
                 self._drive(executor, progress)
         except BaseException:
-            if self.running and self.config.executor == "slurm":
-                log.warning("%d jobs of %s go on in SLURM; the same command gathers them", len(self.running), stage)
+            if self.running and self.config.kind.outlives_command:
+                log.warning(
+                    "%d jobs of %s continue on executor %s; rerun the command to collect them",
+                    *(len(self.running), stage, self.config.executor),
+                )
             raise
         finally:
             executor.close()
@@ -165,8 +161,8 @@ class _Fanout:
             raise FanoutFailed(self._list(len(folders)))
         if self.running:
             raise Detached(
-                f"{self.done} of {len(folders)} jobs of {stage} are done, {len(self.running)} are in the hands of "
-                "SLURM; the same command gathers them"
+                f"{self.done} of {len(folders)} jobs of {stage} are done, {len(self.running)} are queued or running on "
+                f"executor {self.config.executor}; rerun the command to collect them"
             )
 
     def _drive(self, executor: Executor, progress: ProgressTask) -> None:
@@ -236,35 +232,17 @@ class _Fanout:
         return done
 
     def _alive(self, folders: Sequence[Path]) -> set[Path]:
-        """Jobs that an earlier command submitted to SLURM and that have not ended."""
-        if not any((folder / SUBMISSION).is_file() for folder in folders):
-            return set()
-        from .executors.slurm import still_alive
-
-        alive = still_alive(folders)
-        if alive and self.config.executor != "slurm":
+        """Jobs that an earlier command submitted and that have not ended."""
+        alive = alive_jobs(folders)
+        if others := sorted(set(alive.values()) - {self.config.executor}):
             raise StageError(
-                f"{len(alive)} jobs of {_stage(self.context)} are queued or running in SLURM, submitted by an earlier "
-                "command. Let them end with executor=slurm, or end them with scancel"
+                f"{len(alive)} jobs of {_stage(self.context)} are queued or running on executor {others[0]}, submitted "
+                f"by an earlier command. Let them end with executor={others[0]}, or cancel them"
             )
-        return alive
-
-    def _executor(self) -> Any:
-        config, context, needs = self.config, self.context, self.needs
-        if config.executor == "slurm":
-            from .executors.slurm import SlurmExecutor
-
-            return SlurmExecutor(context.jobs, config, needs)
-        if config.executor == "ray":
-            from .executors.ray import RayExecutor
-
-            return RayExecutor(config, needs, self.accelerator)
-        if config.executor == "local":
-            return LocalExecutor(needs, local_slots(config, self.accelerator, context.workers // needs.cpus))
-        return InlineExecutor(context.log, context.progress)
+        return set(alive)
 
     def _progress(self, total: int) -> AbstractContextManager[ProgressTask]:
-        if self.config.executor == "inline":
+        if self.config.kind.in_this_process:
             return nullcontext(_Silent())  # the jobs show their own
         shown: AbstractContextManager[ProgressTask] = self.context.progress(
             f"{_stage(self.context)} jobs", total, self.done
@@ -299,9 +277,7 @@ def stop(jobs_folder: Path) -> None:
     """End the jobs of a stage that are queued or running without this command; they save their state."""
     for path in jobs_folder.glob("*"):
         if (path / SUBMISSION).is_file():
-            from .executors.slurm import cancel
-
-            cancel(path)
+            cancel_job(path)
             (path / SUBMISSION).unlink()
 
 
@@ -313,10 +289,7 @@ def prune(jobs_folder: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    if (folder / SUBMISSION).is_file():
-        from .executors.slurm import cancel
-
-        cancel(folder)
+    cancel_job(folder)
     shutil.rmtree(folder)
 
 

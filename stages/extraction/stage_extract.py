@@ -62,8 +62,7 @@ class Extract(Stage):
     def check(self) -> None:
         fanout = self.config.fanout
         fanout.check_gpus(self.config.accelerator, "extract.accelerator")
-        elsewhere = fanout.executor == "slurm" or fanout.ray_address
-        if elsewhere and not (fanout.members_per_job or fanout.memory_gb):
+        if not fanout.is_local and not (fanout.members_per_job or fanout.memory_gb):
             raise ConfigError(
                 "extract.fanout: give members_per_job, or memory_gb of a job; how much memory the machines of "
                 f"executor={fanout.executor} have cannot be seen from here"

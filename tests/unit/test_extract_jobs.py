@@ -14,7 +14,6 @@ import pytest
 import torch
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.jobs.config import SlurmConfig
 from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
@@ -207,7 +206,7 @@ def test_an_estimated_split_is_kept_when_an_attempt_continues(inputs, tmp_path, 
     ("settings", "message"),
     [
         ({"executor": "slurm", "time_limit_min": 1.0}, "give members_per_job, or memory_gb of a job"),
-        ({"executor": "ray", "ray_address": "head:6379"}, "give members_per_job, or memory_gb of a job"),
+        ({"executor": "ray", "options": {"address": "head:6379"}}, "give members_per_job, or memory_gb of a job"),
     ],
 )
 def test_memory_of_other_machines_has_to_be_given(settings: dict, message: str) -> None:
@@ -218,6 +217,6 @@ def test_memory_of_other_machines_has_to_be_given(settings: dict, message: str) 
 
 def test_a_gpu_has_to_be_asked_for() -> None:
     slurm = FanoutConfig(executor="slurm", time_limit_min=1.0, members_per_job=8)
-    with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.slurm\.gpus is 0"):
+    with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.options\.gpus is 0"):
         Extract(ExtractConfig(accelerator="cuda", fanout=slurm)).check()
-    Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, slurm=SlurmConfig(gpus=1)))).check()
+    Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, options={"gpus": 1}))).check()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs import process as job_process
-from orrery.pipeline.jobs.config import FanoutConfig, SlurmConfig
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.jobs.executors.local import local_slots
 from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, fan_out, prune
 from orrery.pipeline.jobs.job import read_status
@@ -28,8 +28,8 @@ LIMIT_MIN = 0.05
 NAMES = ("a", "b", "c", "d", "e")
 
 LOCAL = FanoutConfig(executor="local", parallel_jobs=5, time_limit_min=LIMIT_MIN)
-SUBMITIT_LOCAL = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, slurm=SlurmConfig(cluster="local"))
-SUBMITIT_DEBUG = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, slurm=SlurmConfig(cluster="debug"))
+SUBMITIT_LOCAL = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, options={"cluster": "local"})
+SUBMITIT_DEBUG = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, options={"cluster": "debug"})
 RAY = FanoutConfig(executor="ray", time_limit_min=LIMIT_MIN)
 
 ISOLATING = [
@@ -230,7 +230,7 @@ def test_finished_jobs_are_not_run_again_on_another_executor(bench: Bench) -> No
     bench.run(LOCAL)
     assert bench.attempts() == {"a": 1, "b": 2, "c": 1, "d": 1, "e": 1}
     # All are done, so no executor is asked for, not even one that would not answer.
-    bench.run(FanoutConfig(executor="ray", ray_address="127.0.0.1:1"))
+    bench.run(FanoutConfig(executor="ray", options={"address": "127.0.0.1:1"}))
 
 
 def test_a_job_with_another_payload_and_jobs_that_are_gone_start_anew(bench: Bench) -> None:
@@ -264,9 +264,9 @@ def test_a_job_that_does_not_answer_sigterm_is_killed(bench: Bench, monkeypatch:
 def test_every_gpu_gets_its_jobs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
     config = FanoutConfig("local", jobs_per_gpu=2, cpus_per_job=3)
-    assert local_slots(config, "auto", 1) == ["2", "5", "2", "5"]
-    assert local_slots(config, "cpu", 3) == ["", "", ""]
-    assert local_slots(FanoutConfig("local", parallel_jobs=1), "cuda", 3) == ["2"]
+    assert local_slots(config.resources(1, "auto", 1)) == ["2", "5", "2", "5"]
+    assert local_slots(config.resources(1, "cpu", 9)) == ["", "", ""]
+    assert local_slots(FanoutConfig("local", parallel_jobs=1).resources(1, "cuda", 3)) == ["2"]
     jobs = [FolderJob(str(number), {"seconds": 1.0}) for number in range(4)]
     folders = fan_out(jobs, bench.functions.environment, bench.context, config, accelerator="cuda")
     facts = [json.loads((folder / "environment.json").read_text()) for folder in folders.values()]
@@ -274,7 +274,7 @@ def test_every_gpu_gets_its_jobs(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert {(one["OMP_NUM_THREADS"], one["threads"]) for one in facts} == {("3", 3)}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(StageError, match="jobs want a GPU, but this machine shows none"):
-        local_slots(config, "cuda", 1)
+        local_slots(config.resources(1, "cuda", 1))
 
 
 def test_pruned_jobs_keep_their_logs(bench: Bench) -> None:
@@ -288,12 +288,17 @@ def test_pruned_jobs_keep_their_logs(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "slrum"}, "expected inline, local, slurm, ray, found 'slrum'"),
-        ({"executor": "slurm"}, "SLURM needs the longest time that a job may take"),
+        ({"executor": "slrum"}, "expected one of inline, local, ray, slurm, found 'slrum'"),
+        ({"executor": "slurm"}, "executor=slurm needs a time limit per job"),
         ({"time_limit_min": 5.0}, "a job in this process cannot be stopped"),
-        ({"executor": "local", "detach": True}, "only slurm's go on"),
-        ({"ray_address": "auto"}, "ray_address is given, but executor is inline"),
+        ({"executor": "local", "detach": True}, "end with the command; slurm's continue"),
+        ({"options": {"address": "auto"}}, "options.address: executor=inline has no such option. Its options: none"),
         ({"retries": -1}, "retries must not be negative"),
+        ({"options": {"gpu": 1}, "executor": "slurm", "time_limit_min": 1.0}, r"options.gpu: .* Did you mean 'gpus'"),
+        (
+            {"options": {"gpus": "a"}, "executor": "slurm", "time_limit_min": 1.0},
+            "options.gpus: expected int, found 'a'",
+        ),
         ({"jobs_per_gpu": 0}, "jobs_per_gpu must be at least 1"),
     ],
 )
@@ -306,7 +311,8 @@ def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StageError, match="there is no srun on this machine"):
         FanoutConfig("slurm", time_limit_min=1.0).check_machine()
-    monkeypatch.setattr("orrery.pipeline.jobs.config.find_spec", lambda name: None)
+    for name in ("ray", "slurm"):
+        monkeypatch.setattr(f"orrery.pipeline.jobs.executors.{name}.find_spec", lambda name: None)
     with pytest.raises(StageError, match=r"pip install 'orrery\[ray\]'"):
         FanoutConfig("ray").check_machine()
     with pytest.raises(StageError, match="pip install submitit"):
@@ -320,10 +326,10 @@ def test_a_dead_ray_address_is_said_at_once(bench: Bench, scheme: str) -> None:
         port = server.getsockname()[1]
     address = f"{scheme}127.0.0.1:{port}"
     started = time.monotonic()
-    with pytest.raises(StageError, match=f"ray_address={address}: nothing answers there"):
-        FanoutConfig("ray", ray_address=address).check_machine()
+    with pytest.raises(StageError, match=f"options.address={address}: nothing answers there"):
+        FanoutConfig("ray", options={"address": address}).check_machine()
     with pytest.raises(StageError, match="nothing answers there"):
-        bench.run(FanoutConfig("ray", ray_address=address))
+        bench.run(FanoutConfig("ray", options={"address": address}))
     assert time.monotonic() - started < 10
 
 
@@ -334,7 +340,7 @@ def test_what_listens_but_is_no_ray_cluster_is_refused(bench: Bench, monkeypatch
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(StageError, match="does not answer as a Ray cluster"),
     ):
-        bench.run(FanoutConfig("ray", ray_address=f"127.0.0.1:{server.getsockname()[1]}"))
+        bench.run(FanoutConfig("ray", options={"address": f"127.0.0.1:{server.getsockname()[1]}"}))
 
 
 @pytest.mark.ray
@@ -345,7 +351,7 @@ def test_an_existing_ray_cluster(bench: Bench) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         bench.order(b="kill")
-        config = FanoutConfig("ray", ray_address=cluster.address, time_limit_min=LIMIT_MIN)
+        config = FanoutConfig("ray", options={"address": cluster.address}, time_limit_min=LIMIT_MIN)
         assert "1 of 5 jobs" in bench.fails(config)
         bench.order()
         assert contents(bench.run(config))["b/square.json"] == b"1"
