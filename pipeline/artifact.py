@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -111,6 +111,19 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Nested mappings without some of their entries, which are named by dotted keys."""
+    nested: dict[str, list[str]] = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        nested.setdefault(first, []).append(rest)
+    return {
+        key: without(value, nested[key]) if key in nested else value
+        for key, value in values.items()
+        if "" not in nested.get(key, ())
+    }
+
+
 @functools.cache  # 20 ms, and every decision about a stage asks
 def package_versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that decide a result, without importing them."""
@@ -193,17 +206,29 @@ def take(source: Path, final: Path, inputs: Mapping[str, Sequence[InputRecord]])
     if manifest is None:
         raise StageError(f"{source} has no {MANIFEST}, so nothing says what it was made from")
     remove(copy)
+    copy.mkdir(parents=True)
     for path in manifest.files:
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (copy / path).hardlink_to(source / path)
-        except OSError:  # another file system, or one without hard links
-            shutil.copy2(source / path, copy / path)
+        link(source / path, copy / path)
     taken = replace(manifest, inputs=inputs)
-    copy.mkdir(exist_ok=True)
     write_json(copy / MANIFEST, asdict(taken))
     publish(copy, final)
     return taken
+
+
+def link(source: Path, target: Path) -> None:
+    """Let `target` be the file `source`, or that file in each folder below it: by hard links, which take no space, or
+    copies where there can be none. What is there already is replaced."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            link(path, target / path.name)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
 
 
 def recover(partial: Path, final: Path) -> None:

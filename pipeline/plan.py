@@ -332,20 +332,7 @@ def find_made(stage: type[Stage], name: str, key: str, folders: Iterable[Path]) 
 
 def hashed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
     """What of a stage's config decides its result: all but `Stage.not_hashed`."""
-    return without(config, stage.not_hashed)
-
-
-def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Nested mappings without some of their entries, which are named by dotted keys."""
-    nested: dict[str, list[str]] = {}
-    for name in names:
-        first, _, rest = name.partition(".")
-        nested.setdefault(first, []).append(rest)
-    return {
-        key: without(value, nested[key]) if key in nested else value
-        for key, value in values.items()
-        if "" not in nested.get(key, ())
-    }
+    return artifact.without(config, stage.not_hashed)
 
 
 def _what_changed(name: str, former: MadeFrom, now: MadeFrom, stage: type[Stage]) -> str:

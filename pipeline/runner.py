@@ -257,7 +257,6 @@ def _take_up(decision: Decision, final: Path) -> Attempt | None:
     fanout.stop(jobs_folder(final))
     keep_attempt(final, decision.key)
     attempt_file(final).unlink(missing_ok=True)  # first: half of an attempt must not be continued
-    artifact.remove(jobs_folder(final))
     artifact.remove(partial_folder(final))
     return None if decision.attempt is None else restore_attempt(decision.attempt, final)
 

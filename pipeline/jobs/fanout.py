@@ -7,18 +7,21 @@ objects and leave nothing on disk, there are `run_jobs` and `run_all` (pool.py).
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from .. import termination
+from .. import artifact, termination
 from ..errors import StageError
+from ..kept import kept_places
 from ..logging import duration
-from ..run_folder import JOBS_SUFFIX
+from ..run_folder import JOBS_SUFFIX, jobs_folder, partial_folder
 from ..stage import Context, ProgressTask
 from .config import FanoutConfig
 from .executor import Executor, JobResources, alive_jobs, cancel_job
@@ -30,11 +33,12 @@ from .job import (
     SUBMISSION,
     FolderJob,
     JobFunction,
+    JobKeys,
     JobStatus,
     discard_result,
-    holds,
     is_done,
     prepare,
+    read_job,
     read_progress,
     read_status,
     seconds_spent,
@@ -48,7 +52,9 @@ __all__ = [
     "FanoutFailed",
     "FolderJob",
     "JobFailure",
+    "MemberJobs",
     "fan_out",
+    "fan_out_members",
     "prune",
     "run_all",
     "run_jobs",
@@ -76,7 +82,8 @@ def fan_out(
     cpus: int = 1,
     accelerator: str = "cpu",
 ) -> dict[str, Path]:
-    """Bring all jobs to their end, on the executor of `config`; what an earlier command finished stays.
+    """Bring all jobs to their end, on the executor of `config`. A job that an earlier command has finished or begun is
+    taken over, also from other settings of the stage.
 
     Args:
         function: of a module that can be imported wherever jobs run.
@@ -93,19 +100,18 @@ def fan_out(
     folders = {job.name: context.jobs / job.name for job in jobs}
     if len(folders) < len(jobs):
         raise ValueError("jobs must have different names")
-    context.jobs.mkdir(exist_ok=True)
-    for path in context.jobs.iterdir():
-        if (path / SPEC).is_file() and path.name not in folders:
+    inputs = _inputs(context)
+    keys = JobKeys.of(function, inputs)
+    _take_over({keys.key(job): folders[job.name] for job in jobs}, context)
+    for path in job_folders(context.jobs):
+        if path.name not in folders and not (path / RESULT).is_dir():
             _discard(path)
     resources = config.resources(context.threads if config.kind.in_this_process else cpus, accelerator, context.workers)
-    inputs = {name: artifacts[0] for name, artifacts in context.inputs.items() if artifacts}
     fanout = _Fanout(context, config, resources)
     missing = list(jobs)
     for _ in range(2):
         for job in missing:
-            if folders[job.name].exists() and not holds(folders[job.name], job, function):
-                _discard(folders[job.name])
-            prepare(folders[job.name], job, function, inputs, resources.cpus)
+            prepare(folders[job.name], job, keys.key(job), function, inputs, resources.cpus)
         fanout.run([folders[job.name] for job in missing])
         # Again, since hours may have passed since a job ended, and what is wrong now would be published.
         missing = [job for job in jobs if not fanout.is_done(folders[job.name])]
@@ -116,6 +122,113 @@ def fan_out(
         f"{', '.join(job.name for job in missing)} in {context.jobs}. Check the disk, and whether another program "
         "writes there; then run the same command again"
     )
+
+
+def _take_over(wanted: Mapping[str, Path], context: Context) -> None:
+    """Move the folders of jobs with these keys to their place, wherever the stage has left them."""
+    context.jobs.mkdir(exist_ok=True)
+    for key, folder in wanted.items():
+        if folder.exists() and (former := read_job(folder)[0]) != key:
+            if (folder / RESULT).is_dir():
+                folder.rename(folder.with_name(f"{folder.name}.{former[:8]}"))
+            else:
+                _discard(folder)
+    found = {read_job(path)[0]: path for path in reversed(_all_job_folders(context))}
+    for key, folder in wanted.items():
+        if not folder.exists() and key in found:
+            found[key].rename(folder)
+
+
+@dataclass(frozen=True)
+class MemberJobs:
+    """Members that jobs train side by side, several to a job; the split changes results by float rounding alone."""
+
+    payload: Mapping[str, Any]
+    """Of each job, without its `members`."""
+    members: Sequence[Any]
+    """JSON values."""
+    pack: Callable[[Sequence[Any]], Mapping[str, Sequence[Any]]]
+    """Cuts members into jobs: the members of each by its name."""
+    not_hashed: Sequence[str] = ()
+    """As in FolderJob."""
+
+
+def fan_out_members(
+    programs: Sequence[MemberJobs],
+    function: JobFunction,
+    context: Context,
+    config: FanoutConfig,
+    *,
+    cpus: int = 1,
+    accelerator: str = "cpu",
+) -> list[list[Path]]:
+    """`fan_out` for programs. Members that an earlier command has finished are taken over one by one; a job that it has
+    begun continues with the members that it has, unless that are more than `config.members_per_job`.
+
+    Returns:
+        For each program, the folder of the result that each of its members is in.
+    """
+    context.jobs.mkdir(exist_ok=True)
+    keys = JobKeys.of(function, _inputs(context))
+    jobs: list[FolderJob] = []
+    found: list[dict[str, Path]] = []
+    for program in programs:
+        left = {artifact.hash_json(member): member for member in program.members}
+        done: dict[str, Path] = {}
+        groups: dict[str, Sequence[Any]] = {}
+        for folder in _all_job_folders(context):
+            key, payload = read_job(folder)
+            own = payload.get("members", ())
+            if key != keys.key(FolderJob("", {**program.payload, "members": own}, program.not_hashed)):
+                continue
+            hashes = [artifact.hash_json(member) for member in own]
+            if _is_sound(folder):
+                if not left.keys().isdisjoint(hashes):
+                    result = _bring(folder, context) / RESULT
+                    done |= {one: result for one in hashes if left.pop(one, None) is not None}
+            elif left.keys() >= set(hashes) and len(own) <= (config.members_per_job or len(own)):
+                groups[_bring(folder, context).name] = [left.pop(one) for one in hashes]
+        for name, group in program.pack(list(left.values())).items() if left else ():
+            groups[_unused(name, {*groups, *(job.name for job in jobs)}, context)] = group
+        jobs += [
+            FolderJob(name, {**program.payload, "members": list(group)}, program.not_hashed)
+            for name, group in groups.items()
+        ]
+        found.append(done)
+    results = fan_out(jobs, function, context, config, cpus=cpus, accelerator=accelerator)
+    made = {artifact.hash_json(one): results[job.name] for job in jobs for one in job.payload["members"]}
+    return [
+        [{**made, **done}[artifact.hash_json(member)] for member in program.members]
+        for program, done in zip(programs, found, strict=True)
+    ]
+
+
+def _unused(name: str, taken: Container[str], context: Context) -> str:
+    """A name that no job has: this one, or with a number."""
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    return next(one for one in names if one not in taken and not (context.jobs / one).exists())
+
+
+def _inputs(context: Context) -> dict[str, Path]:
+    return {name: artifacts[0] for name, artifacts in context.inputs.items() if artifacts}
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether the job's result is there and whole."""
+    with suppress(StageError):
+        return is_done(folder)
+    return False
+
+
+def _bring(folder: Path, context: Context) -> Path:
+    """Move a job's folder among those of this attempt."""
+    if folder.parent == context.jobs:
+        return folder
+    place = context.jobs / folder.name
+    if place.exists():
+        place = context.jobs / f"{folder.name}.{read_job(folder)[0][:8]}"
+    folder.rename(place)
+    return place
 
 
 @dataclass
@@ -273,19 +386,31 @@ class _Silent:
     def note(self, text: str) -> None: ...
 
 
-def stop(jobs_folder: Path) -> None:
+def stop(jobs: Path) -> None:
     """End the jobs of a stage that are queued or running without this command; they save their state."""
-    for path in jobs_folder.glob("*"):
+    for path in jobs.glob("*"):
         if (path / SUBMISSION).is_file():
             cancel_job(path)
             (path / SUBMISSION).unlink()
 
 
-def prune(jobs_folder: Path) -> None:
-    """Remove what the jobs of a stage wrote, once the stage has taken it over; status and logs stay."""
-    if jobs_folder.is_dir():
-        for path in jobs_folder.iterdir():
-            discard_result(path)
+def prune(jobs: Path) -> None:
+    """Remove what jobs of a published stage left unfinished. Results stay, for other settings of the stage; their files
+    are those of the artifact (`artifact.link`)."""
+    for path in job_folders(jobs):
+        artifact.remove(partial_folder(path / RESULT))
+        artifact.remove_unfinished(path)
+
+
+def job_folders(jobs: Path) -> list[Path]:
+    """The folders of a stage's jobs, by name."""
+    return sorted(path for path in jobs.glob("*") if (path / SPEC).is_file())
+
+
+def _all_job_folders(context: Context) -> list[Path]:
+    """Of this attempt, and of earlier settings, the latest first."""
+    final = context.jobs.with_name(_stage(context))
+    return [path for place in (final, *kept_places(final)) for path in job_folders(jobs_folder(place))]
 
 
 def _discard(folder: Path) -> None:

@@ -19,7 +19,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -56,6 +56,8 @@ class FolderJob:
     """Of its folder; unique in the fan-out."""
     payload: Mapping[str, Any]
     """Argument of the job's function: JSON values."""
+    not_hashed: Sequence[str] = ()
+    """Dotted keys of `payload` that change speed, not the result (see `Stage.not_hashed`)."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,30 @@ class JobStatus:
     """Why the last attempt did not end well."""
 
 
-def holds(folder: Path, job: FolderJob, function: JobFunction) -> bool:
-    """Whether the folder is that of this job: the same function, with the same payload."""
-    return bool(_read_json(folder / SPEC).get("key") == _key(job, function))
+@dataclass(frozen=True)
+class JobKeys:
+    """The keys of jobs that call `function` on inputs with these digests: those with the same key have the same result,
+    whatever they are called and whichever setting of the stage they were made for."""
+
+    function: JobFunction
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, function: JobFunction, inputs: Mapping[str, Path]) -> JobKeys:
+        return cls(function, {name: artifact.digest_of(folder) for name, folder in inputs.items()})
+
+    def key(self, job: FolderJob) -> str:
+        hashed = artifact.without(job.payload, job.not_hashed)
+        return artifact.hash_json([_path(self.function), hashed, self.digests, artifact.package_versions()["orrery"]])
 
 
-def prepare(folder: Path, job: FolderJob, function: JobFunction, inputs: Mapping[str, Path], threads: int) -> None:
+def prepare(
+    folder: Path, job: FolderJob, key: str, function: JobFunction, inputs: Mapping[str, Path], threads: int
+) -> None:
     """Write job.json."""
     folder.mkdir(exist_ok=True)
     spec = {
-        "key": _key(job, function),
+        "key": key,
         "function": _path(function),
         "payload": job.payload,
         "inputs": {name: str(input_.absolute()) for name, input_ in inputs.items()},
@@ -114,8 +130,11 @@ def prepare(folder: Path, job: FolderJob, function: JobFunction, inputs: Mapping
     artifact.write_json(folder / SPEC, spec)
 
 
-def _key(job: FolderJob, function: JobFunction) -> str:
-    return artifact.hash_json([_path(function), job.payload])
+def read_job(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Key and payload of the job in a folder; empty where there is none, or a damaged one."""
+    spec = _read_json(folder / SPEC)
+    payload = spec.get("payload")
+    return str(spec.get("key", "")), payload if isinstance(payload, dict) else {}
 
 
 def _path(function: JobFunction) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..policy.policy_index import policy_entry
 from ..world_model.config import held_out_share
 from ..world_model.networks import WorldModel
 from ..world_model.start_frames import frame_source
-from .config import ExtractConfig
+from .config import ALGORITHMS, ExtractConfig
 from .first_order import FirstOrderExtraction
 from .groups import MemberGroups
 from .policy import LatentPolicy
@@ -42,15 +42,16 @@ CURVES = "curves.json"
 CHECKPOINT = "checkpoint.pt"
 
 
-def payload_of(config: ExtractConfig, members: Sequence[Member], model: Path) -> dict[str, Any]:
-    """The payload of `train_members`; without what decides where and how fast it is done.
+def payload_of(config: ExtractConfig, model: Path) -> dict[str, Any]:
+    """The payload of `train_members`, without the members; and without the settings that say which these are.
 
     Args:
         model: folder of the members' model below that of the input.
     """
-    settings = dataclasses.asdict(config)
-    del settings["fanout"]
-    return {"config": settings, "members": [dataclasses.asdict(one) for one in members], "model": model.as_posix()}
+    of_job = dataclasses.replace(
+        config, algorithms=list(ALGORITHMS), tasks=[], seeds=1, anchor=[], task_anchor={}, uncertainty=[0.0]
+    )
+    return {"config": {**dataclasses.asdict(of_job), "fanout": {}}, "model": model.as_posix()}
 
 
 def train_members(payload: Mapping[str, Any], context: JobContext) -> None:

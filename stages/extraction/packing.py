@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -147,7 +147,7 @@ def pack(members: Sequence[Member], members_per_job: int) -> list[list[Member]]:
     return [sorted(part, key=lambda member: not member.imagines) for part in parts]
 
 
-def job_names(parts: Sequence[Sequence[Member]], slugs: dict[str, str]) -> list[str]:
+def job_names(parts: Sequence[Sequence[Member]], slugs: Mapping[str, str]) -> list[str]:
     """A name for each job: its number, its first task, and how many other tasks it has."""
     names = []
     for number, part in enumerate(parts):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.tables import check_common_tasks
-from ...pipeline.artifact import write_json
+from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.jobs.fanout import FolderJob, fan_out
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyEntry, write_index
@@ -24,12 +24,7 @@ from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 if TYPE_CHECKING:
     from ...datasets.schema import TaskTable
     from ...datasets.store import TaskRows
-    from ..world_model.config import WorldModelConfig
     from .program import Member
-
-
-PACKING = "packing.json"
-"""How many members a job has, where that is not configured but estimated."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,9 @@ class _Plan:
     table: TaskTable
     behaviours: Mapping[str, str]
     """By task, how its data was made."""
-    parts: Sequence[Sequence[Member]]
-    """The members of each job."""
+    members: Sequence[Member]
+    per_job: Callable[[int], int]
+    """Members of a job, for this many in all."""
 
 
 class Extract(Stage):
@@ -84,7 +80,6 @@ class Extract(Stage):
         from ...datasets.schema import TaskTable, read_table
         from ...datasets.tasks import expand_names
         from .job import payload_of, train_members
-        from .packing import job_names
 
         config, root = self.config, context.input("world_model")
         if models := finetune_folders(root):  # each new task has a model of its own; the members of a job share one
@@ -96,21 +91,33 @@ class Extract(Stage):
         else:
             plans = [self._plan(root, expand_names(config.tasks, keep=read_table(root).names), context)]
             table = plans[0].table
-        members = plan_members(config, {task: how for plan in plans for task, how in plan.behaviours.items()})
-        parts = [(part, plan.folder.relative_to(root)) for plan in plans for part in plan.parts]
-        names = job_names([part for part, _ in parts], {task.name: task.slug for task in table})
-        jobs = [FolderJob(name, payload_of(config, *part)) for name, part in zip(names, parts, strict=True)]
-        folders = fan_out(
-            jobs, train_members, context, config.fanout, cpus=config.cores, accelerator=config.accelerator
+        slugs = {task.name: task.slug for task in table}
+        programs = [
+            MemberJobs(
+                payload_of(config, plan.folder.relative_to(root)),
+                [dataclasses.asdict(member) for member in plan.members],
+                partial(_pack, per_job=plan.per_job, slugs=slugs),
+                [f"config.{name}" for name in self.not_hashed],
+            )
+            for plan in plans
+        ]
+        results = fan_out_members(
+            programs, train_members, context, config.fanout, cpus=config.cores, accelerator=config.accelerator
         )
-        return _gather(list(folders.values()), members, table, config, context)
+        found = {
+            (member.algorithm, member.task, member.seed): folder
+            for plan, folders in zip(plans, results, strict=True)
+            for member, folder in zip(plan.members, folders, strict=True)
+        }
+        members = plan_members(config, {task: how for plan in plans for task, how in plan.behaviours.items()})
+        return _gather(found, members, table, config, context)
 
     def _plan(self, folder: Path, names: Sequence[str], context: Context) -> _Plan:
         """What is extracted from the model in `folder`: for the tasks `names`, or all where it is empty."""
         from ...datasets.schema import read_table
         from ...pipeline.checkpoint import read_config
         from ..world_model.config import WorldModelConfig
-        from .packing import pack
+        from .packing import members_per_job
 
         config = self.config
         model = read_config(folder, "model", WorldModelConfig)
@@ -119,8 +126,13 @@ class Extract(Stage):
         behaviours = self._behaviours(table, folder, names, context)
         anchors = {task: weight for task, weight in config.task_anchor.items() if not names or task in names}
         members = plan_members(dataclasses.replace(config, task_anchor=anchors), behaviours)
-        parts = pack(members, self._members_per_job(members, model, folder, table, context))
-        return _Plan(folder, table, behaviours, parts)
+        model_bytes = (folder / "model.safetensors").stat().st_size
+
+        def per_job(count: int) -> int:
+            estimate = members_per_job(count, config, model, model_bytes, table.action_dim, context.workers)
+            return config.fanout.members_per_job or estimate
+
+        return _Plan(folder, table, behaviours, members, per_job)
 
     def _behaviours(self, table: TaskTable, model: Path, wanted: Sequence[str], context: Context) -> dict[str, str]:
         """The tasks to extract for, with how the data was made that imagination starts from.
@@ -155,20 +167,17 @@ class Extract(Stage):
         context.log.info("extract: no store; imagination starts from the frames saved in %s", saved_folder(given))
         return {name: saved[name] for name in names}
 
-    def _members_per_job(
-        self, members: list[Member], model: WorldModelConfig, folder: Path, table: TaskTable, context: Context
-    ) -> int:
-        """As configured, or as memory allows; the same again when an interrupted attempt continues."""
-        from .packing import members_per_job
 
-        if self.config.fanout.members_per_job:
-            return self.config.fanout.members_per_job
-        path = context.folder / PACKING
-        if not path.is_file():
-            model_bytes = (folder / "model.safetensors").stat().st_size
-            number = members_per_job(len(members), self.config, model, model_bytes, table.action_dim, context.workers)
-            write_json(path, {"members_per_job": number})
-        return int(read_made(path, dict[str, int])["members_per_job"])
+def _pack(
+    members: Sequence[Mapping[str, Any]], per_job: Callable[[int], int], slugs: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    from .packing import job_names, pack
+    from .program import Member
+
+    parts = pack([Member(**one) for one in members], per_job(len(members)))
+    return {
+        name: list(map(dataclasses.asdict, part)) for name, part in zip(job_names(parts, slugs), parts, strict=True)
+    }
 
 
 NEED_DATA = {
@@ -218,24 +227,36 @@ def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[M
     return members
 
 
-def _gather(jobs: list[Path], members: list[Member], table: TaskTable, config: ExtractConfig, context: Context) -> str:
+def _gather(
+    found: Mapping[tuple[str, str, int], Path],
+    members: list[Member],
+    table: TaskTable,
+    config: ExtractConfig,
+    context: Context,
+) -> str:
     """Put the policies of all jobs into this artifact, with their index and the curves, in an order that does not
-    depend on how they were split."""
+    depend on how they were split.
+
+    Args:
+        found: the result that holds each member, by algorithm, task and seed.
+    """
     import pandas as pd
 
     from .job import CURVES, ENTRIES
 
     entries, curves = {}, []
-    for job in jobs:
+    for job in dict.fromkeys(found.values()):
         for entry in read_made(job / ENTRIES, list[PolicyEntry]):
-            shutil.copytree(job / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
-            entries[entry["algorithm"], entry["task"], entry["seed"]] = entry
-        curves += read_made(job / CURVES, list[dict[str, Any]])
+            identity = entry["algorithm"], entry["task"], entry["seed"]
+            if found.get(identity) == job:
+                link(job / entry["path"], context.folder / entry["path"])
+                entries[identity] = entry
+        rows = read_made(job / CURVES, list[dict[str, Any]])
+        curves += [row for row in rows if found.get((row["algorithm"], row["task"], row["seed"])) == job]
     position = {(member.algorithm, member.task, member.seed): m for m, member in enumerate(members)}
     curves.sort(key=lambda row: (row["iteration"], position[row["algorithm"], row["task"], row["seed"]]))
     order = sorted(members, key=lambda m: (not m.imagines, table.id_of(m.task), m.algorithm, m.seed))
     write_index(context.folder, table, [entries[member.algorithm, member.task, member.seed] for member in order])
     pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
-    (context.folder / PACKING).unlink(missing_ok=True)
     count = len({member.task for member in members})
     return f"{len(members)} policies for {count} tasks, {config.iterations} updates each"

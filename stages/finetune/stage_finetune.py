@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.tables import check_can_join, check_replayed, check_unknown
 from ...pipeline.accelerator import check_gpu
+from ...pipeline.artifact import MANIFEST, link
 from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.reading import read_csv, read_made
@@ -77,9 +77,9 @@ class Finetune(Stage):
         inputs = {name: str(folders[0]) for name, folders in context.inputs.items() if folders}
         if not config.per_task:
             return finetune(config, [task.name for task in new], inputs, context)
-        settings = dataclasses.asdict(config)
-        del settings["fanout"]
-        jobs = [FolderJob(task.slug, {"config": settings, "task": task.name}) for task in new]
+        settings = {**dataclasses.asdict(config), "tasks": [], "fanout": {}}
+        not_hashed = [f"config.{name}" for name in self.not_hashed]
+        jobs = [FolderJob(task.slug, {"config": settings, "task": task.name}, not_hashed) for task in new]
         results = fan_out(jobs, finetune_task, context, config.fanout, accelerator=config.trainer.accelerator)
         return _gather(new, results, context)
 
@@ -131,7 +131,8 @@ def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context)
     validation, forgetting = [], []
     for task in new:
         folder = context.folder / folders[task.name]
-        shutil.copytree(results[task.slug], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        link(results[task.slug], folder)
+        (folder / MANIFEST).unlink()
         added |= read_made(folder / ADDED, _Added)["tasks"]
         own = read_csv(folder / "validation.csv", ["task"])
         validation.append(own[own["task"] == task.name])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ...pipeline.artifact import link
 from ...pipeline.errors import StageError
-from ...pipeline.jobs.config import FanoutConfig
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import policy_entry, write_index
@@ -39,7 +41,6 @@ class Mrq(Stage):
         import pandas as pd
 
         from ...datasets.store import TaskStore
-        from ...pipeline.jobs.fanout import FolderJob, fan_out
         from .offline import learn_offline
 
         store = TaskStore.open(context.input("store"))
@@ -50,23 +51,27 @@ class Mrq(Stage):
         said = rewards_beyond_bins(learned, learn.networks.bin_limit, "mrq.learn.networks.bin_limit")
         if said is not None and learn.design.two_hot_reward:
             context.log.warning("mrq: %s", said)
-        payloads = self._payloads(store)
-        jobs = [FolderJob(name, payload) for name, payload in payloads.items()]
-        results = fan_out(jobs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator)
+        programs = self._programs(store)
+        found = fan_out_members(
+            programs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator
+        )
         entries, curves = [], []
-        for name, payload in payloads.items():
-            for member in payload["members"]:
-                entry = policy_entry(payload["algorithm"], store.table.spec_of(member["task"]), member["seed"])
-                shutil.copytree(results[name] / entry["path"], context.folder / entry["path"], dirs_exist_ok=True)
+        for program, results in zip(programs, found, strict=True):
+            logged = {result: read_csv(result / "curve.csv", ["task"]) for result in dict.fromkeys(results)}
+            for member, result in zip(program.members, results, strict=True):
+                task, seed = member["task"], member["seed"]
+                entry = policy_entry(program.payload["algorithm"], store.table.spec_of(task), seed)
+                link(result / entry["path"], context.folder / entry["path"])
                 entries.append(entry)
-            curves.append(read_csv(results[name] / "curve.csv"))
+                rows = logged[result]
+                curves.append(rows[(rows["task"] == task) & (rows["seed"] == seed)])
         write_index(context.folder, store.table, entries)
         pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
         tasks = len({entry["task"] for entry in entries})
         return f"{len(entries)} policies for {tasks} tasks, {self.config.updates:,} updates each"
 
-    def _payloads(self, store: TaskStore) -> dict[str, dict[str, Any]]:
-        """Of each job by its name: a program of one or more members."""
+    def _programs(self, store: TaskStore) -> list[MemberJobs]:
+        """One for each variant."""
         from ...pipeline.accelerator import device_of
         from .offline import OfflineMember, split_members
 
@@ -75,20 +80,25 @@ class Mrq(Stage):
         for name in names:
             store.table.id_of(name)
         members = [OfflineMember(name, seed) for name in names for seed in range(config.seeds)]
-        per_job = config.fanout.members_per_job or (1 if device_of(config.accelerator).type == "cpu" else len(members))
-        of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"], fanout=FanoutConfig())
-        settings = {key: value for key, value in dataclasses.asdict(of_job).items() if key != "fanout"}
-        payloads = {}
-        for variant in config.variants:
-            algorithm = algorithm_name("mrq", variant)
-            for number, group in enumerate(split_members(members, store.table, per_job)):
-                payloads[f"{algorithm}.{number}"] = {
-                    "algorithm": algorithm,
-                    "variant": variant,
-                    "members": [dataclasses.asdict(member) for member in group],
-                    "config": settings,
-                }
-        return payloads
+        of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"])
+        settings = {**dataclasses.asdict(of_job), "fanout": {}}
+        on_cpu = device_of(config.accelerator).type == "cpu"
+
+        def pack(algorithm: str, own: Sequence[Any]) -> dict[str, list[Any]]:
+            per_job = config.fanout.members_per_job or (1 if on_cpu else len(own))
+            groups = split_members([OfflineMember(**one) for one in own], store.table, per_job)
+            return {f"{algorithm}.{n}": list(map(dataclasses.asdict, group)) for n, group in enumerate(groups)}
+
+        return [
+            MemberJobs(
+                {"algorithm": algorithm, "variant": variant, "config": settings},
+                [dataclasses.asdict(one) for group in split_members(members, store.table, 1) for one in group],
+                partial(pack, algorithm),
+                [f"config.{name}" for name in self.not_hashed],
+            )
+            for variant in config.variants
+            for algorithm in [algorithm_name("mrq", variant)]
+        ]
 
     def _check_world_model(self, context: Context, store: TaskStore) -> None:
         from ...datasets.schema import read_table

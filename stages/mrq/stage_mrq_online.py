@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import resolve_name, task_spec
+from ...pipeline.artifact import link
 from ...pipeline.errors import ConfigError
-from ...pipeline.jobs.config import FanoutConfig
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ..policy.policy_index import policy_entry, write_index
@@ -62,13 +61,14 @@ class MrqOnline(Stage):
             for spec in specs:
                 for seed in range(config.seeds):
                     name = f"{algorithm}.{spec.slug}.seed_{seed}"
-                    of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"], fanout=FanoutConfig())
-                    settings = {k: v for k, v in dataclasses.asdict(of_job).items() if k != "fanout"}
+                    of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"])
+                    settings = {**dataclasses.asdict(of_job), "fanout": {}}
                     payload = {
                         "task": spec.to_dict(), "algorithm": algorithm, "variant": variant, "seed": seed,
                         "config": settings,
                     }  # fmt: skip
-                    jobs[name] = FolderJob(name, payload), payload
+                    not_hashed = [f"config.{key}" for key in self.not_hashed]
+                    jobs[name] = FolderJob(name, payload, not_hashed), payload
         results = fan_out(
             [job for job, _ in jobs.values()], learn_online, context, config.fanout, accelerator=config.accelerator
         )
@@ -93,10 +93,10 @@ class MrqOnline(Stage):
 def _publish(result: Path, payload: Mapping[str, Any], folder: Path, with_replay: bool) -> dict[str, Any]:
     """Copy what a job made into the artifact; returns the policy's entry of policies.json."""
     entry = policy_entry(payload["algorithm"], TaskSpec.from_dict(payload["task"]), payload["seed"])
-    shutil.copytree(result / "policy", folder / entry["path"], dirs_exist_ok=True)
+    link(result / "policy", folder / entry["path"])
     if with_replay:
         entry["episodes"] = f"{entry['path']}/episodes.npz"
-        shutil.copyfile(result / "episodes.npz", folder / entry["episodes"])
+        link(result / "episodes.npz", folder / entry["episodes"])
     return entry
 
 

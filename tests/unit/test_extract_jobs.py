@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,23 @@ def test_the_split_changes_rounding_alone(inputs, tmp_path) -> None:
     ]
     assert heads[0] == heads[1]
     assert heads[0][1:4] == [["4", "pwm", "toy/a", "0"], ["4", "pwm", "toy/a", "1"], ["4", "pwm", "toy/b", "0"]]
+
+
+def test_one_more_seed_and_task_train_only_their_own_policies(inputs, tmp_path) -> None:
+    larger = dataclasses.replace(fanout(members_per_job=1), checkpoint_every=3)
+    smaller = dataclasses.replace(larger, tasks=["toy/a"], seeds=1, checkpoint_every=4)
+    extract(inputs, tmp_path / "grown", smaller)
+    shutil.rmtree(tmp_path / "grown")
+    grown = extract(inputs, tmp_path / "grown", larger)
+    assert contents(grown.folder) == contents(extract(inputs, tmp_path / "whole", larger).folder)
+    assert len(list(grown.jobs.iterdir())) == 2 * 2 * len(larger.algorithms)
+    assert {read_status(path).attempts for path in grown.jobs.iterdir()} == {1}
+    assert all(path.stat().st_nlink == 2 for path in grown.folder.rglob("*.safetensors"))  # jobs take no space
+    # Fewer settings again take what is there, too.
+    shutil.rmtree(grown.folder)
+    fewer = extract(inputs, tmp_path / "grown", dataclasses.replace(larger, tasks=["toy/b"], algorithms=["bc"]))
+    assert len(list(fewer.folder.rglob("policy.json"))) == 2
+    assert {read_status(path).attempts for path in grown.jobs.iterdir()} == {1}
 
 
 class StopsAt:

@@ -13,13 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
+from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs import process as job_process
 from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.jobs.executors.local import local_slots
-from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, fan_out, prune
+from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, fan_out, job_folders, prune
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.run_folder import locked
+from orrery.pipeline.runner import run
 from orrery.pipeline.stage import Context
 from rich.console import Console
 
@@ -233,13 +236,14 @@ def test_finished_jobs_are_not_run_again_on_another_executor(bench: Bench) -> No
     bench.run(FanoutConfig(executor="ray", options={"address": "127.0.0.1:1"}))
 
 
-def test_a_job_with_another_payload_and_jobs_that_are_gone_start_anew(bench: Bench) -> None:
+def test_a_job_with_another_payload_starts_anew_and_the_former_result_is_kept(bench: Bench) -> None:
     bench.run(FanoutConfig())
     folders = bench.run(FanoutConfig(), a=0, b=9)
     assert (folders["b"] / "square.json").read_text() == "81"
     assert read_status(bench.context.jobs / "a").attempts == 1
     assert read_status(bench.context.jobs / "b").attempts == 1
-    assert sorted(path.name for path in bench.context.jobs.iterdir()) == ["a", "b"]
+    bench.run(FanoutConfig())  # what the first command made is still there
+    assert bench.attempts() == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
 
 
 @pytest.mark.parametrize(
@@ -277,11 +281,45 @@ def test_every_gpu_gets_its_jobs(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
         local_slots(config.resources(1, "cuda", 1))
 
 
-def test_pruned_jobs_keep_their_logs(bench: Bench) -> None:
-    bench.run(FanoutConfig())
+def test_jobs_are_taken_over_when_a_setting_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULTS", str(tmp_path / "faults"))
+    monkeypatch.syspath_prepend(HERE)
+    module = importlib.import_module("fanout_jobs")
+    stages, config_dir, run_dir = {"count": module.Count}, module.write_configs(tmp_path / "configs"), tmp_path / "run"
+    quiet = ConsoleProgress(Console(quiet=True))
+
+    def count(*overrides: str) -> str:
+        config = load_config("toy", [f"run_dir={run_dir}", *overrides], stages=stages, config_dir=config_dir)
+        with locked(run_dir):
+            (outcome,) = run(config, stages, log=logging.getLogger("test"), progress=quiet)
+        return outcome.status
+
+    def attempts() -> dict[str, int]:
+        return {path.name: read_status(path).attempts for path in job_folders(run_dir / "count.jobs")}
+
+    assert count("count.until=1", "count.jobs=2") == "done"
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "job2").write_text("raise")
+    with pytest.raises(FanoutFailed):
+        count("count.until=1", "count.jobs=4")
+    assert attempts() == {"job0": 1, "job1": 1, "job2": 1, "job3": 1}
+    with pytest.raises(FanoutFailed):  # those of the interrupted attempt, too
+        count("count.until=1", "count.jobs=3")
+    assert attempts() == {"job0": 1, "job1": 1, "job2": 2}
+    (tmp_path / "faults" / "job2").unlink()
+    assert count("count.until=1", "count.jobs=4") == "done"
+    assert attempts() == {"job0": 1, "job1": 1, "job2": 3, "job3": 1}
+    assert count("count.until=1", "count.jobs=2") == "reused"
+    assert count("count.until=2", "count.jobs=2") == "done"
+    assert attempts() == {"job0": 1, "job1": 1}
+
+
+def test_pruned_jobs_keep_results_and_logs(bench: Bench) -> None:
+    folders = bench.run(FanoutConfig())
+    unfinished = folders["a"].with_name("result.partial")
+    unfinished.mkdir()
     prune(bench.context.jobs)
-    assert bench.states()["a"] == "done"
-    assert not (bench.context.jobs / "a" / "result").exists()
+    assert (folders["a"].is_dir(), unfinished.exists()) == (True, False)
     assert "logged by a" in bench.log("a")
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
+from orrery.pipeline.artifact import without
 from orrery.pipeline.config.load import discover_stages
-from orrery.pipeline.plan import hashed, without
+from orrery.pipeline.plan import hashed
 
 
 def test_entries_are_left_out_by_dotted_keys() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.jobs.job import read_status
 from orrery.stages.mrq.config import MrqDatasetsConfig
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
@@ -79,6 +81,37 @@ def test_offline_continues_bit_for_bit(tmp_path):
 
 
 # Policies and data
+
+
+def test_one_more_seed_and_task_train_only_their_own_policies(tmp_path):
+    swing, other = point_mass_spec(), point_mass_spec("toy/other")
+    write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 6)) for spec in (swing, other)])
+    config = dataclasses.replace(OFFLINE, seeds=2, log_every=3, tasks=[swing.name, other.name])
+    smaller = dataclasses.replace(config, seeds=1, checkpoint_every=2, tasks=[other.name])
+    Mrq(smaller).run(context_of(tmp_path, "grown", store=tmp_path / "store"))
+    shutil.rmtree(tmp_path / "grown")
+    for name in ("grown", "whole"):
+        context = context_of(tmp_path, name, store=tmp_path / "store")
+        Mrq(config).run(context)
+        assert {read_status(path).attempts for path in context.jobs.iterdir()} == {1}
+        assert len(list(context.jobs.iterdir())) == 4
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    files = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*.*") if path.is_file()}
+    assert {path.relative_to(grown): path.read_bytes() for path in grown.rglob("*.*") if path.is_file()} == files
+
+
+def test_one_more_seed_plays_only_its_own(tmp_path):
+    config = dataclasses.replace(ONLINE, tasks=[CARTPOLE], steps=35, keep_replay=True)
+    policies = []
+    for name, folder in (("smaller", "grown"), ("larger", "grown"), ("larger", "whole")):
+        seeds = 1 if name == "smaller" else 2
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        context = context_of(tmp_path, folder)
+        MrqOnline(dataclasses.replace(config, seeds=seeds, checkpoint_every=10 * seeds)).run(context)
+        assert [read_status(path).attempts for path in context.jobs.iterdir()] == [1] * seeds
+        policies.append({p.relative_to(context.folder): p.read_bytes() for p in context.folder.rglob("seed_*/*")})
+    assert policies[1] == policies[2]
+    assert policies[0].items() < policies[1].items()
 
 
 @pytest.mark.parametrize("task", [PENDULUM, CARTPOLE])
