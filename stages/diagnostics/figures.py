@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.figure import Figure
 
-from ..reporting.drawing import PALETTE
+from ..figures.drawing import PALETTE
 from .gradients import Landscape
 
 

@@ -126,7 +126,7 @@ def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -
     """
     from matplotlib.ticker import MaxNLocator
 
-    from ..reporting.drawing import GREY, PALETTE, drawing_style, new_row
+    from ..figures.drawing import GREY, PALETTE, drawing_style, new_row
 
     curves: Mapping[str, list[list[CurveRow]]] = by_seed(rows)
     grid = np.linspace(0, max(row.transitions for row in rows), GRID_POINTS)

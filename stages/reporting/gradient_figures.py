@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup
 
-from .drawing import PALETTE, new_panel, to_svg
+from ..figures.drawing import PALETTE, new_panel, to_svg
 
 STATE, RETURN = PALETTE[0], PALETTE[5]
 """Colours of the gradients of what is predicted and of the return."""

@@ -13,8 +13,8 @@ import yaml
 
 from ..evaluation.config import BASELINES
 from ..evaluation.scores import score_text
+from ..figures.drawing import algorithm_styles, drawing_style
 from . import gradient_figures, reasons, score_figures, tables, training_figures
-from .drawing import algorithm_styles, drawing_style
 from .evidence import Evidence
 from .machine import hardware, hardware_line
 from .scoring import ScoreTable, score_table

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from ..evaluation.scores import interval_text
-from .drawing import GREY, new_panel, score_limits, to_svg
+from ..figures.drawing import GREY, new_panel, score_limits, to_svg
 
 Styles = Mapping[str, tuple[str, str]]
 WIDTH = 516

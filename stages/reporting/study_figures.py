@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from ..evaluation.config import BASELINES
-from .drawing import BASELINE_STYLES, GREY, MARKERS, PALETTE, drawing_style, new_panel, score_limits, to_svg
+from ..figures.drawing import BASELINE_STYLES, GREY, MARKERS, PALETTE, drawing_style, new_panel, score_limits, to_svg
 from .study_results import StudyResults
 from .training_figures import R2_FLOOR
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from .drawing import new_panel, to_svg
+from ..figures.drawing import new_panel, to_svg
 
 PANEL = (250, 178)
 R2_FLOOR = -0.25

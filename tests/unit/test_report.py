@@ -17,8 +17,8 @@ from orrery.pipeline import artifact
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation.scores import interval_text, score_text, two_decimals
+from orrery.stages.figures.drawing import algorithm_styles
 from orrery.stages.reporting.config import ReportConfig
-from orrery.stages.reporting.drawing import algorithm_styles
 from orrery.stages.reporting.evidence import read_evidence
 from orrery.stages.reporting.scoring import score_table
 from orrery.stages.reporting.stage_report import Report

@@ -21,8 +21,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ..evaluation.config import BASELINES
-
 GREY = "#858585"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's colours, which readers with colour-blindness can tell apart."""
@@ -75,7 +73,7 @@ def score_limits(estimates: Any) -> tuple[float, float]:
 
 def algorithm_styles(algorithms: Sequence[str]) -> dict[str, tuple[str, str]]:
     """(colour, marker) by algorithm, the same in every figure of a report; baselines are grey."""
-    learned = [name for name in algorithms if name not in BASELINES]
+    learned = [name for name in algorithms if name not in BASELINE_STYLES]
     styles = {
         name: (PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
         for i, name in enumerate(learned)

@@ -1,0 +1,1 @@
+"""How figures look, for reports and for the stages that draw their own."""
