@@ -51,7 +51,7 @@ _BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Layout:
+class ChunkLayout:
     """What the chunks of a set look like."""
 
     row_length: int
@@ -61,7 +61,7 @@ class Layout:
     """As published."""
 
 
-LAYOUTS = {"mt30": Layout(501, 24, 4), "mt80": Layout(101, 39, 20)}
+LAYOUTS = {"mt30": ChunkLayout(501, 24, 4), "mt80": ChunkLayout(101, 39, 20)}
 
 
 @dataclass(frozen=True)

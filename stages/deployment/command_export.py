@@ -14,7 +14,7 @@ from ...pipeline.command import Command, read_words
 from .arguments import add_policy_arguments
 
 if TYPE_CHECKING:
-    from .exporting import Export as Written
+    from .exporting import Written
     from .latency import Latency
 
 RUNTIMES = {"torch": "torch.export", "onnx": "ONNX Runtime"}

@@ -38,7 +38,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Export:
+class Written:
     """What was written."""
 
     folder: Path
@@ -55,7 +55,7 @@ def export_policy(
     *,
     store: Path | None = None,
     source: dict[str, Any] | None = None,
-) -> Export:
+) -> Written:
     """Write `policy.onnx` and/or `policy.pt2`, and `export.json`, which says what goes in and comes out.
 
     Args:
@@ -108,7 +108,7 @@ def export_policy(
                 (out / name).unlink(missing_ok=True)
         for file in Path(folder).iterdir():
             file.replace(out / file.name)
-    return Export(out, made, timed, description)
+    return Written(out, made, timed, description)
 
 
 def _check_exportable(policy: Policy) -> None:

@@ -63,7 +63,7 @@ REWARD_SPACES = ("raw", "symlog")
 
 
 @dataclass(frozen=True)
-class ReleasedConfig:
+class ReleasedPwmConfig:
     """What PWM's released multi-task code does where it differs from the paper or from what was meant. Off by default;
     with lambda_=0 besides, an update is the released one."""
 
@@ -107,7 +107,7 @@ class FirstOrderConfig:
     compile: bool = False
     """Compile rollout and critic loss with torch.compile, as one graph each. For a GPU: on a CPU it takes minutes first
     and saves little."""
-    released: ReleasedConfig = field(default_factory=ReleasedConfig)
+    released: ReleasedPwmConfig = field(default_factory=ReleasedPwmConfig)
     """Switches back to the released code's behaviour, for comparisons."""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from .config import FirstOrderConfig
 from .program import NOISE_BLOCK, Member, Program, anchor_loss
 from .returns import bootstrapped_return, lambda_return
 from .rollout import Rollout, imagine
-from .starts import Starts
+from .starts import StartLatents
 
 
 class FirstOrderExtraction(Program):
@@ -32,7 +32,7 @@ class FirstOrderExtraction(Program):
     def __init__(
         self,
         model: WorldModel,
-        starts: Starts,
+        starts: StartLatents,
         members: list[Member],
         config: FirstOrderConfig,
         iterations: int,
@@ -108,7 +108,7 @@ class FirstOrderExtraction(Program):
         """[P], mean over critics and rows, in units of the value scale."""
         return (self.critic(z_PRD) - target_PR[:, None]).square().mean((1, 2))
 
-    def _penalty_weights(self, starts: Starts) -> torch.Tensor | None:
+    def _penalty_weights(self, starts: StartLatents) -> torch.Tensor | None:
         """[P, 1] environment units; None where no member is penalised."""
         weight_P = torch.tensor([m.uncertainty for m in self.members[: self.num_imagining]], device=starts.z_KND.device)
         if not weight_P.any():

@@ -15,9 +15,9 @@ from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedActor, StackedCritic, clip_members_
-from .config import ActorCriticConfig, ReleasedConfig
+from .config import ActorCriticConfig, ReleasedPwmConfig
 from .rollout import MemberTasks, imagined_return, member_tasks
-from .starts import Starts
+from .starts import StartLatents
 
 NOISE_BLOCK = 10
 """Updates whose random numbers are drawn at once; resuming draws the block again, so it is part of no result."""
@@ -90,13 +90,13 @@ class Program:
     def __init__(
         self,
         model: WorldModel,
-        starts: Starts,
+        starts: StartLatents,
         members: list[Member],
         networks: ActorCriticConfig,
         critic_in_dim: int,
         updates: int,
         seed: int,
-        released: ReleasedConfig | None = None,
+        released: ReleasedPwmConfig | None = None,
     ) -> None:
         """Args:
         members: those that imagine first.

@@ -13,7 +13,7 @@ from ..layers.gradients import scale_gradient
 from ..world_model.losses import two_hot_mean
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedActor, straight_through_one_hot
-from .config import ReleasedConfig
+from .config import ReleasedPwmConfig
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class MemberTasks:
 
 
 def member_tasks(
-    model: WorldModel, task_ids: list[int], device: torch.device, released: ReleasedConfig | None = None
+    model: WorldModel, task_ids: list[int], device: torch.device, released: ReleasedPwmConfig | None = None
 ) -> MemberTasks:
     """Gather the facts of `task_ids` from the model's table."""
-    released = released or ReleasedConfig()
+    released = released or ReleasedPwmConfig()
     specs = [model.table[k] for k in task_ids]
     task_M1 = torch.tensor(task_ids, device=device)[:, None]
     discrete = [spec.action_kind == "discrete" for spec in specs]

@@ -22,7 +22,7 @@ _ENCODE_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Starts:
+class StartLatents:
     """Latents and actions of frames, and latents of the first frames of episodes."""
 
     z_KND: torch.Tensor
@@ -42,7 +42,7 @@ def encode_starts(
     task_ids: Sequence[int],
     frames_of: Callable[[str], StartFrames],
     advance: Callable[[], None] = lambda: None,
-) -> Starts:
+) -> StartLatents:
     """Encode the frames of each task, which `frames_of` gives by its name, equally many for all of them.
 
     `advance` is called after each task.
@@ -60,7 +60,7 @@ def encode_starts(
         if model.config.disagreement_heads:
             disagreements.append(_mean_disagreement(model, latents[-1], actions[-1].to(device), k))
         advance()
-    return Starts(
+    return StartLatents(
         torch.stack(latents),
         torch.stack(actions).to(device),
         torch.stack(initials),

@@ -29,7 +29,7 @@ from .config import SvgConfig
 from .program import NOISE_BLOCK, Member, Program, anchor_loss
 from .returns import bootstrapped_return
 from .rollout import act, continue_probability
-from .starts import Starts
+from .starts import StartLatents
 from .transitions import TransitionBatch, Transitions
 
 NOISE_CLIP = 0.5
@@ -46,7 +46,7 @@ class SvgExtraction(Program):
     def __init__(
         self,
         model: WorldModel,
-        starts: Starts,
+        starts: StartLatents,
         transitions: Transitions,
         members: list[Member],
         config: SvgConfig,

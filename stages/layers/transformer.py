@@ -52,7 +52,7 @@ class Cache:
         return replace(room, length=n + 1)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and MLP, each on a normalised input and added to it."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.empty(positions, width))
-        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.position, std=0.02)
 

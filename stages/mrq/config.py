@@ -1,8 +1,8 @@
 """Settings of MR.Q. Apart from the networks so that reading a config imports no torch.
 
-One set of hyper-parameters serves every task (MR.Q, arXiv 2501.16142); defaults are the
-published ones. `DesignConfig` holds the choices that the paper's design study removes one at a time, `ReleasedConfig`
-what the released code does differently from the text.
+One set of hyper-parameters serves every task (MR.Q, arXiv 2501.16142); defaults are the published ones. `DesignConfig`
+holds the choices that the paper's design study removes one at a time, `ReleasedMrqConfig` what the released code does
+differently from the text.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class DesignConfig:
 
 
 @dataclass(frozen=True)
-class ReleasedConfig:
+class ReleasedMrqConfig:
     """Behaviour of the released code (facebookresearch/MRQ at 8a44a7d) in place of ours, for comparisons."""
 
     return_form: str = "masked"
@@ -105,7 +105,7 @@ class LearnConfig:
     """Widths."""
     design: DesignConfig = field(default_factory=DesignConfig)
     """Switches of the design study."""
-    released: ReleasedConfig = field(default_factory=ReleasedConfig)
+    released: ReleasedMrqConfig = field(default_factory=ReleasedMrqConfig)
     """Switches to the released code's behaviour."""
     batch_size: int = 256
     """Windows per update, of the values and of the encoder."""

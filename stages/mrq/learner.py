@@ -5,7 +5,7 @@ updates in a row, each on windows of its own; every step then updates the values
 windows that the values saw.
 
 Dimension letters: M members, B batch, T decisions of a window, O observation, A action, D latent.
-Source: MR.Q (arXiv 2501.16142), algorithm 1. What was decided differently is in `config.ReleasedConfig`.
+Source: MR.Q (arXiv 2501.16142), algorithm 1. What was decided differently is in `config.ReleasedMrqConfig`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from . import losses
 from .actions import Actions
 from .config import LearnConfig
 from .gradients import clip_members, frozen
-from .networks import Encoder, PolicyNetwork, TwinValues, initialise
+from .networks import MrqEncoder, PolicyNetwork, TwinValues, initialise
 from .priorities import Priorities
-from .replay import Windows
+from .replay import ReplayWindows
 from .targets import SharedTargets, shared_targets
 
 
-class Source(Protocol):
+class WindowSource(Protocol):
     """Where windows come from: a Replay, or the stored episodes of a task."""
 
     priorities: Priorities
@@ -39,8 +39,8 @@ class Source(Protocol):
     @property
     def has_terminated(self) -> bool: ...
     def reward_scale(self, released: bool) -> float: ...
-    def windows(self, start_B: torch.Tensor, horizon: int) -> Windows: ...
-    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> Windows: ...
+    def windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows: ...
+    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows: ...
     def slots_of(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
 
@@ -88,7 +88,7 @@ class Learner:
         self.members, self.device = members, torch.device(device)
         design, widths = config.design, config.networks
         at_first = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
-        self.encoder = Encoder(members, shapes.observation, action_dim, widths, design)
+        self.encoder = MrqEncoder(members, shapes.observation, action_dim, widths, design)
         self.values = TwinValues(members, widths, design.linear_value)
         self.policy = PolicyNetwork(members, action_dim, widths)
         for module in (self.encoder, self.values, self.policy):
@@ -121,7 +121,7 @@ class Learner:
 
     # Steps
 
-    def train(self, sources: Sequence[Source], *, update_encoder: bool = True) -> dict[str, torch.Tensor]:
+    def train(self, sources: Sequence[WindowSource], *, update_encoder: bool = True) -> dict[str, torch.Tensor]:
         """One training step. Returns [M] tensors: value_loss, value, policy_loss, reward_scale (rbar, environment
         units), and after a copy the model's losses.
 
@@ -149,7 +149,7 @@ class Learner:
                 source.priorities.update(start_B, priority_B)
         return metrics
 
-    def pretrain_encoder(self, sources: Sequence[Source]) -> dict[str, torch.Tensor]:
+    def pretrain_encoder(self, sources: Sequence[WindowSource]) -> dict[str, torch.Tensor]:
         """One period of encoder updates against targets copied at its start. Needs no policy and no values."""
         self._copy_targets()
         return self._train_encoder(sources, self.config.period)
@@ -165,7 +165,7 @@ class Learner:
                 for old, new in zip(target.parameters(), online.parameters(), strict=True):
                     old.copy_(new)
 
-    def _update_scales(self, sources: Sequence[Source]) -> None:
+    def _update_scales(self, sources: Sequence[WindowSource]) -> None:
         """rbar' <- rbar, rbar <- mean |r|; from fixed data both are its mean from the start."""
         self._clamp_M2, self._seen_M2 = self._seen_M2, torch.zeros_like(self._seen_M2)
         if not self.config.design.scale_rewards:
@@ -176,7 +176,7 @@ class Learner:
         self._target_scale_M = self._scale_M if self._offline is None else found
         self._scale_M = found
 
-    def _train_encoder(self, sources: Sequence[Source], updates: int) -> dict[str, torch.Tensor]:
+    def _train_encoder(self, sources: Sequence[WindowSource], updates: int) -> dict[str, torch.Tensor]:
         self._check_windows(sources, self.config.encoder_horizon)
         starts = self._starts(sources, self.config.encoder_horizon, updates)
         done_weight_M = self.config.done_weight * torch.tensor(
@@ -190,7 +190,7 @@ class Learner:
                 sums[name] = sums.get(name, 0) + value / updates
         return sums
 
-    def _shared_targets(self, sources: Sequence[Source], start_KMB: torch.Tensor) -> SharedTargets | None:
+    def _shared_targets(self, sources: Sequence[WindowSource], start_KMB: torch.Tensor) -> SharedTargets | None:
         """Targets of all updates of a burst, where they do not change from update to update or from draw to draw."""
         if not self.config.design.target_encoder or len(self.shapes.observation) > 1:
             return None
@@ -200,7 +200,7 @@ class Learner:
 
     def _update_encoder(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[WindowSource],
         start_MB: torch.Tensor,
         done_weight_M: torch.Tensor,
         target: torch.Tensor | None,
@@ -237,7 +237,7 @@ class Learner:
         return target
 
     def _update_values(
-        self, sources: Sequence[Source], start_MB: torch.Tensor
+        self, sources: Sequence[WindowSource], start_MB: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Returns z_s of the windows' first states, its part of g's first layer, both values there before the update,
         their target, and metrics."""
@@ -320,12 +320,12 @@ class Learner:
 
     # Data and noise
 
-    def _check_windows(self, sources: Sequence[Source], horizon: int) -> None:
+    def _check_windows(self, sources: Sequence[WindowSource], horizon: int) -> None:
         """Raise a DatasetError where there is no window to draw. Once per period: it waits for the device."""
         for source in sources:
             source.priorities.check(horizon, source.used)
 
-    def _starts(self, sources: Sequence[Source], horizon: int, batches: int) -> torch.Tensor:
+    def _starts(self, sources: Sequence[WindowSource], horizon: int, batches: int) -> torch.Tensor:
         """[batches, M, B] first slots of windows; priorities do not change between these batches."""
         size = batches, self.config.batch_size
         drawn = []
@@ -335,7 +335,9 @@ class Learner:
             drawn.append(source.priorities.draw(cumulative, uniform))
         return torch.stack(drawn, 1)
 
-    def _observations(self, sources: Sequence[Source], start_MB: torch.Tensor, offsets: list[int]) -> torch.Tensor:
+    def _observations(
+        self, sources: Sequence[WindowSource], start_MB: torch.Tensor, offsets: list[int]
+    ) -> torch.Tensor:
         """[M, T, B, ...] at `offsets` [T] into each window; images are shifted, each by its own offset."""
         at = torch.tensor(offsets).to(self.device, non_blocking=True)
         stacked = torch.stack(
@@ -349,7 +351,7 @@ class Learner:
         offset = torch.randint(2 * pad + 1, (len(images), 2), generator=generator, device=self.device)
         return losses.random_shift(images, offset, pad).unflatten(0, stacked.shape[:3])
 
-    def _actions_of(self, sources: Sequence[Source], start_MB: torch.Tensor) -> torch.Tensor | None:
+    def _actions_of(self, sources: Sequence[WindowSource], start_MB: torch.Tensor) -> torch.Tensor | None:
         if self._offline is None:
             return None
         return torch.stack([s.windows(b, 1).action[:, 0] for s, b in zip(sources, start_MB, strict=True)])

@@ -30,7 +30,7 @@ def bin_position(value: torch.Tensor, bins_K: torch.Tensor) -> tuple[torch.Tenso
     return lower, (value - low) / (high - low)
 
 
-def two_hot(value: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
+def bin_weights(value: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
     """[..., K] weights on the two bins around each value [...], linear in between: their mean is the value."""
     lower, weight = bin_position(value, bins_K)
     encoded = torch.zeros(*value.shape, len(bins_K), dtype=bins_K.dtype, device=value.device)
@@ -38,13 +38,13 @@ def two_hot(value: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
     return encoded.scatter_(-1, lower[..., None] + 1, weight[..., None])
 
 
-def two_hot_mean(logits: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
+def bin_mean(logits: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
     """sum_k softmax(logits)_k bin_k, in environment units: [..., K] -> [...]."""
     return torch.softmax(logits, -1) @ bins_K
 
 
 def two_hot_cross_entropy(logits: torch.Tensor, value: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
-    """-sum_k two_hot(value)_k log softmax(logits)_k, in nats: logits [..., K], value [...] -> [...]."""
+    """-sum_k bin_weights(value)_k log softmax(logits)_k, in nats: logits [..., K], value [...] -> [...]."""
     lower, weight = bin_position(value, bins_K)
     log_p = F.log_softmax(logits, -1)
     below, above = (log_p.gather(-1, index[..., None])[..., 0] for index in (lower, lower + 1))
@@ -67,14 +67,14 @@ def encoder_losses(
     """The three losses of the model for each decision of the unroll, [M, T] each.
 
         dynamics_t = mean_{B,D} alive_t (z~_{t+1} - f'(s_{t+1}))^2
-        reward_t   = mean_B alive_t CE(logits_t, two_hot(r_t)),  r_t as the environment gave it
+        reward_t   = mean_B alive_t CE(logits_t, bin_weights(r_t)),  r_t as the environment gave it
         done_t     = mean_B alive_t (d_t - done_t)^2
 
     Means are over the whole batch, not over what is alive of it. A prediction with one number for the reward is
     compared by squared error.
 
     Args:
-        prediction: of `Encoder.unroll`.
+        prediction: of `MrqEncoder.unroll`.
         target_latent: [M, T, B, D], without gradient.
     """
     alive_MTB = alive(not_done_MTB)

@@ -43,7 +43,7 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-class StackedMLP(nn.Module):
+class HiddenLayers(nn.Module):
     """Linear, norm and activation, twice, then Linear; the norms have no parameters."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Prediction:
     """[M, ..., B, K] logits, or [M, ..., B, 1] where the reward is predicted as a number."""
 
 
-class Encoder(nn.Module):
+class MrqEncoder(nn.Module):
     """f, g and the model m: what the encoder's optimiser trains."""
 
     def __init__(
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         self._latent_dim = widths.latent_dim
         self.state: nn.Module
         if len(observation_shape) == 1:
-            self.state = StackedMLP(members, observation_shape[0], widths.encoder_dim, widths.latent_dim)
+            self.state = HiddenLayers(members, observation_shape[0], widths.encoder_dim, widths.latent_dim)
         else:
             check_image(observation_shape)
             if members != 1:
@@ -120,15 +120,15 @@ class Encoder(nn.Module):
             self.state = ImageLayers(observation_shape[0], widths.latent_dim)
         self.action = StackedLinear(members, action_dim, widths.action_dim)
         joint_dim = widths.latent_dim + widths.action_dim
-        self.joint = StackedMLP(members, joint_dim, widths.encoder_dim, widths.state_action_dim)
+        self.joint = HiddenLayers(members, joint_dim, widths.encoder_dim, widths.state_action_dim)
         reward_dim = widths.num_bins if design.two_hot_reward else 1
         outputs = 1 + widths.latent_dim + reward_dim
         self._outputs = [1, widths.latent_dim, reward_dim]
-        self.model: StackedLinear | StackedMLP
+        self.model: StackedLinear | HiddenLayers
         if design.linear_model:
             self.model = StackedLinear(members, widths.state_action_dim, outputs)
         else:
-            self.model = StackedMLP(members, widths.state_action_dim, widths.encoder_dim, outputs)
+            self.model = HiddenLayers(members, widths.state_action_dim, widths.encoder_dim, outputs)
 
     def encode(self, observation: torch.Tensor) -> torch.Tensor:
         """f: [M, B, O] or [M, B, C, 84, 84] -> z_s [M, B, D]."""
@@ -198,7 +198,7 @@ class TwinValues(nn.Module):
         super().__init__()
         self._linear = linear
         if not linear:
-            self.hidden = StackedMLP(2 * members, widths.state_action_dim, widths.value_dim, widths.value_dim)
+            self.hidden = HiddenLayers(2 * members, widths.state_action_dim, widths.value_dim, widths.value_dim)
         self.out = StackedLinear(2 * members, widths.state_action_dim if linear else widths.value_dim, 1)
 
     def forward(self, z_sa: torch.Tensor) -> torch.Tensor:
@@ -214,7 +214,7 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, members: int, action_dim: int, widths: NetworkConfig) -> None:
         super().__init__()
-        self.layers = StackedMLP(members, widths.latent_dim, widths.policy_dim, action_dim, norm_relu)
+        self.layers = HiddenLayers(members, widths.latent_dim, widths.policy_dim, action_dim, norm_relu)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.layers(z)

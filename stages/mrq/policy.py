@@ -14,7 +14,7 @@ from ...datasets.schema import TaskSpec
 from ..policy.policy import StoredPolicy
 from ..world_model.task_encoder import TaskEncoder
 from .config import NetworkConfig
-from .networks import ImageLayers, PolicyNetwork, StackedMLP
+from .networks import HiddenLayers, ImageLayers, PolicyNetwork
 from .norm import norm_elu
 
 
@@ -50,7 +50,7 @@ class MrqPolicy(StoredPolicy):
         self.features = None if config.world_model is None else TaskEncoder(**config.world_model)
         self.state: nn.Module
         if len(config.observation) == 1:
-            self.state = StackedMLP(1, config.observation[0], widths.encoder_dim, widths.latent_dim)
+            self.state = HiddenLayers(1, config.observation[0], widths.encoder_dim, widths.latent_dim)
         else:
             self.state = ImageLayers(config.observation[0], widths.latent_dim)
         self.policy = PolicyNetwork(1, config.action_dim, widths)

@@ -30,7 +30,7 @@ from .priorities import Priorities
 
 
 @dataclass(frozen=True)
-class Windows:
+class ReplayWindows:
     """B windows of T decisions."""
 
     action: torch.Tensor
@@ -192,19 +192,19 @@ class Replay:
         lane = start_B - start_B % self._length
         return lane[:, None] + ((start_B - lane)[:, None] + offsets) % self._length
 
-    def windows(self, start_B: torch.Tensor, horizon: int) -> Windows:
+    def windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
         """The decisions of the windows that start at `start_B`."""
         slots = self.slots_of(start_B, torch.arange(horizon, device=self.device))
         not_done = self.not_done[slots].cumprod(1)
         reward = self.reward[slots]
         reward[:, 1:] *= not_done[:, :-1]
-        return Windows(self.action[slots], reward, not_done)
+        return ReplayWindows(self.action[slots], reward, not_done)
 
-    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> Windows:
+    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
         """The same without padding: after a terminal state comes what the next slots hold, as in the released code."""
         slots = self.slots_of(start_B, torch.arange(horizon, device=self.device))
         not_done = torch.where(self.is_decision[slots], self.not_done[slots], 0)
-        return Windows(self.action[slots], self.reward[slots], not_done)
+        return ReplayWindows(self.action[slots], self.reward[slots], not_done)
 
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """What the network sees at `offsets` [T] decisions into each window: [B, T, O], or [B, T, frames * C, H, W]."""

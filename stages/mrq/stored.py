@@ -17,13 +17,13 @@ from ...datasets.store import TaskRows
 from ...pipeline.errors import DatasetError
 from .losses import reward_scale
 from .priorities import Priorities
-from .replay import Windows
+from .replay import ReplayWindows
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StoredTask:
-    """One policy's view of a task of a store: a `learner.Source`."""
+    """One policy's view of a task of a store: a `learner.WindowSource`."""
 
     def __init__(
         self,
@@ -76,16 +76,16 @@ class StoredTask:
         # What lies past the end of the file comes after a terminal state, and is not looked at.
         return (start_B[:, None] + offsets).clamp(max=len(self._rows) - 1)
 
-    def windows(self, start_B: torch.Tensor, horizon: int) -> Windows:
+    def windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
         rows, slots = self._take(start_B, torch.arange(horizon, device=start_B.device))
         not_done = self._not_done[slots].cumprod(1)
         reward = rows[..., -1].clone()
         reward[:, 1:] *= not_done[:, :-1]
-        return Windows(rows[..., self._observation_dim : -1], reward, not_done)
+        return ReplayWindows(rows[..., self._observation_dim : -1], reward, not_done)
 
-    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> Windows:
+    def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
         rows, slots = self._take(start_B, torch.arange(horizon, device=start_B.device))
-        return Windows(rows[..., self._observation_dim : -1], rows[..., -1], self._not_done[slots])
+        return ReplayWindows(rows[..., self._observation_dim : -1], rows[..., -1], self._not_done[slots])
 
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         observation = self._take(start_B, offsets)[0][..., : self._observation_dim]

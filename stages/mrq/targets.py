@@ -21,7 +21,7 @@ LIMIT_BYTES = 2**29
 
 
 class Slots(Protocol):
-    """The part of a `learner.Source` that is needed here."""
+    """The part of a `learner.WindowSource` that is needed here."""
 
     def slots_of(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...

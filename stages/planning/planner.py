@@ -67,7 +67,7 @@ class PlanNoise:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedAction:
     """The outcome of one decision."""
 
     action_BA: torch.Tensor
@@ -93,7 +93,7 @@ class Imaginable(Protocol):
 
 def plan(
     model: Imaginable, z_BD: torch.Tensor, mean_HBA: torch.Tensor, noise: PlanNoise, config: PlannerConfig
-) -> Plan:
+) -> PlannedAction:
     """Plan from z [B, D], each environment for itself, starting from `mean_HBA` at the largest deviation."""
     prior_HBPA = model.prior_actions(z_BD, noise.prior_SBPA[:-1])
     prior_return_BP = model.returns(z_BD, prior_HBPA, noise.prior_SBPA[-1])
@@ -111,10 +111,10 @@ def plan(
         variance_HBA = (weight_BE1 * (elite_HBEA - mean_HBA[:, :, None]).square()).sum(2)
         std_HBA = variance_HBA.sqrt().clamp(config.min_std, config.max_std)
     if not config.sample_elite:
-        return Plan(model.executable(mean_HBA[0]), mean_HBA, std_HBA)
+        return PlannedAction(model.executable(mean_HBA[0]), mean_HBA, std_HBA)
     drawn_B1 = torch.searchsorted(weight_BE.cumsum(1), noise.choice_B[:, None]).clamp(max=config.elites - 1)
     first_BEA = elite_HBEA[0]
-    return Plan(first_BEA.take_along_dim(drawn_B1[..., None], 1)[:, 0], mean_HBA, std_HBA)
+    return PlannedAction(first_BEA.take_along_dim(drawn_B1[..., None], 1)[:, 0], mean_HBA, std_HBA)
 
 
 @dataclass(frozen=True)

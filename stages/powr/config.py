@@ -31,7 +31,7 @@ SHIFTS = ("lowest", "none")
 
 
 @dataclass(frozen=True)
-class PlannerConfig:
+class KernelPlannerConfig:
     """The world model's regression, and mirror descent on it."""
 
     centres: int = 1000
@@ -67,8 +67,8 @@ class PlannerConfig:
 class OfflineConfig:
     """POWR on a fixed dataset."""
 
-    planner: PlannerConfig = field(
-        default_factory=lambda: PlannerConfig(centres=1000, ridge=1e-5, step_size=1.0, steps=10)
+    planner: KernelPlannerConfig = field(
+        default_factory=lambda: KernelPlannerConfig(centres=1000, ridge=1e-5, step_size=1.0, steps=10)
     )
     """Regression and mirror descent. Here a step of size 1 moves the log-odds of two choices by 1 where their values
     are as far apart as values typically are over choices; size x steps is how far the policy may leave its start."""
@@ -154,7 +154,7 @@ class PowrOnlineConfig:
     """Of states: delta (states that repeat), laplace, gaussian, product_laplace or linear."""
     scale: list[float] = field(default_factory=lambda: [1.0])
     """Of the kernel, in the observation's units: one for all components, or one for each."""
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    planner: KernelPlannerConfig = field(default_factory=KernelPlannerConfig)
     """Regression and mirror descent."""
     discount: float = 0.99
     """Per decision."""

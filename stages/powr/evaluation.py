@@ -50,7 +50,7 @@ class Centres:
 
 
 @dataclass(frozen=True)
-class Block:
+class KernelBlock:
     """Kernel matrices of some rows, made when first asked for."""
 
     kernel: StateKernel
@@ -93,13 +93,13 @@ class KernelBlocks:
         self.kernel, self.actions, self.centres, self.rows = kernel, actions, centres, rows
         self._keep = cache_bytes // (16 * block_rows * len(centres))
         # Checks of rows and the search for their actions wait for a GPU, so they come before any pass.
-        self._blocks: list[Block] = []
+        self._blocks: list[KernelBlock] = []
         for start in range(0, len(rows), block_rows):
             span = slice(start, min(start + block_rows, len(rows)))
             pairs = actions.partition(rows.action[span], centres.action)
-            self._blocks.append(Block(kernel, actions, centres, rows[span], span, pairs))
+            self._blocks.append(KernelBlock(kernel, actions, centres, rows[span], span, pairs))
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[KernelBlock]:
         for number, block in enumerate(self._blocks):
             yield block if number < self._keep else replace(block)  # without the matrices it would keep
 
@@ -228,7 +228,7 @@ def fit(blocks: KernelBlocks, ridge: float, jitter: float) -> Fit:
     return Fit(blocks.kernel, blocks.actions, blocks.centres, statistics(blocks), ridge, jitter)
 
 
-def successor_part(block: Block, policy_bU: torch.Tensor, choice_UM: torch.Tensor) -> torch.Tensor:
+def successor_part(block: KernelBlock, policy_bU: torch.Tensor, choice_UM: torch.Tensor) -> torch.Tensor:
     """What one block adds to K'M: [M, M]. `policy_bU` is pi(u | y_i), `choice_UM` is ka(u, a_cj)."""
     next_bM = block.next_bM * (policy_bU @ choice_UM)
     found_MM = next_bM.new_zeros(len(choice_UM[0]), len(choice_UM[0]))

@@ -112,7 +112,7 @@ def estimate_behaviour(rows: Transitions, actions: ActionKernel, config: Offline
 
 
 @dataclass(frozen=True)
-class Plan:
+class OfflinePlan:
     """What mirror descent made of one dataset."""
 
     model: Fit
@@ -131,7 +131,7 @@ def plan(
     config: OfflineConfig,
     seed: int,
     device: str | torch.device = "cpu",
-) -> Plan:
+) -> OfflinePlan:
     """Fit once, then take `config.planner.steps` steps of mirror descent.
 
     The step size is in units of the spread that the start policy's values have over the choices, so that it means the
@@ -195,7 +195,7 @@ def plan(
     first_ND = data.first_ND.to(device)
     value_B = (evaluated(first_ND) * model.features(first_ND, weight_M)).sum(1)
     facts["value_at_start"] = float(value_B.mean()) - end_value
-    return Plan(model, found, behaviour, penalty, facts)
+    return OfflinePlan(model, found, behaviour, penalty, facts)
 
 
 def lowest_reward(data: Data) -> float:

@@ -22,7 +22,7 @@ from ...datasets.schema import Episode
 from ...pipeline.seeding import derive_seed
 from .actions import DiscreteActions
 from .centres import choose_centres
-from .config import PlannerConfig
+from .config import KernelPlannerConfig
 from .evaluation import Centres, KernelBlocks, fit
 from .features import Features
 from .improvement import kernel_sum, mirror_descent, policy_weights, step_sizes
@@ -50,7 +50,7 @@ class OnlineLearner:
         kernel: StateKernel,
         num_actions: int,
         discount: float,
-        config: PlannerConfig,
+        config: KernelPlannerConfig,
         seed: int,
     ) -> None:
         self.features, self.kernel, self.actions = features, kernel, DiscreteActions(num_actions)

@@ -25,7 +25,7 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.program import Member
-from orrery.stages.extraction.starts import Starts
+from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
@@ -42,7 +42,7 @@ def programs(mode: str, size: str, members: int, device: str, compiled: bool) ->
     latents = model.encode(torch.randn(TASKS, STARTS, 24, device=device), task)
     actions = torch.rand(TASKS, STARTS, 6, device=device) * 2 - 1
     rows = {k: k for k in range(TASKS)}
-    starts = Starts(latents, actions, latents[:, :16], torch.ones(TASKS, device=device), rows)
+    starts = StartLatents(latents, actions, latents[:, :16], torch.ones(TASKS, device=device), rows)
     config = FirstOrderConfig(batch_size=64, critic_passes=1, compile=compiled)
     every = [Member("pwm", f"bench/{m % TASKS}", m // TASKS, 0.0, True) for m in range(members)]
     parts = [every] if mode == "batched" else [[member] for member in every]

@@ -19,7 +19,7 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.program import Member
-from orrery.stages.extraction.starts import Starts
+from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
 from orrery.stages.world_model.config import LossConfig, WorldModelConfig
@@ -84,7 +84,7 @@ def model_update(size: str, batch_size: int = 256, horizon: int = 3) -> float:
 def extraction_update(batch_size: int) -> float:
     model = make_model("5").eval().requires_grad_(False)
     latents = model.encode(torch.randn(1024, 24), torch.zeros(1024, dtype=torch.long))
-    starts = Starts(latents[None], torch.rand(1, 1024, 6) * 2 - 1, latents[None, :16], torch.ones(1), {0: 0})
+    starts = StartLatents(latents[None], torch.rand(1, 1024, 6) * 2 - 1, latents[None, :16], torch.ones(1), {0: 0})
     extraction = FirstOrderExtraction(
         model, starts, [Member("pwm", "bench/0", 0, 0.0, True)], FirstOrderConfig(batch_size=batch_size), 100, 0
     )

@@ -22,7 +22,7 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig, PowrConfig
+from orrery.stages.powr.config import KernelPlannerConfig, OfflineConfig, PowrConfig
 from orrery.stages.powr.curves import CurveRow, read_curves
 from orrery.stages.powr.stage_powr import Powr
 from orrery.stages.powr.stage_powr_online import PowrOnline
@@ -81,7 +81,7 @@ def test_offline_beats_its_data_on_a_point_mass(tmp_path):
     """Continuous actions, candidates from the data. Idle earns 11, random 9.5, a good controller 19."""
     spec = point_mass_spec(discount=0.9)
     write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 80))])
-    planner = PlannerConfig(centres=300, ridge=1e-4, step_size=1.0, steps=8)
+    planner = KernelPlannerConfig(centres=300, ridge=1e-4, step_size=1.0, steps=8)
     offline = OfflineConfig(planner=planner, num_candidates=5, max_rows=1500)
     (tmp_path / "out").mkdir()
     inputs = {"store": [tmp_path / "store"], "world_model": []}

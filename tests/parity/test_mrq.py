@@ -11,11 +11,11 @@ import dataclasses
 import pytest
 import torch
 from orrery.stages.mrq import losses
-from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig
+from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedMrqConfig
 from orrery.stages.mrq.learner import Learner, Shapes
-from orrery.stages.mrq.networks import Encoder, PolicyNetwork, TwinValues
+from orrery.stages.mrq.networks import MrqEncoder, PolicyNetwork, TwinValues
 from orrery.stages.mrq.priorities import Priorities
-from orrery.stages.mrq.replay import Windows
+from orrery.stages.mrq.replay import ReplayWindows
 
 from .mrq_golden import CLOSE, GOLDEN, load, under
 
@@ -69,7 +69,7 @@ class Published:
         self.bins = losses.reward_bins(widths.num_bins, widths.bin_limit)
         shape, actions = (golden["meta/obs_dim"],), golden["meta/act_dim"]
         for kind in ("", "_target"):
-            encoder = Encoder(1, shape, actions, widths, DesignConfig())
+            encoder = MrqEncoder(1, shape, actions, widths, DesignConfig())
             setattr(self, f"encoder{kind}", filled(encoder, under(golden, f"sd_encoder{kind}/")))
             setattr(self, f"value{kind}", filled(TwinValues(1, widths, False), under(golden, f"sd_value{kind}/")))
             setattr(
@@ -103,7 +103,7 @@ def test_forward_passes(golden):
     torch.testing.assert_close(predicted.done[0], golden["fwd/pred_done"][:, 0], **CLOSE)
     torch.testing.assert_close(predicted.latent[0], golden["fwd/pred_zs"], **CLOSE)
     torch.testing.assert_close(predicted.reward[0], golden["fwd/pred_reward_logits"], **CLOSE)
-    decoded = losses.two_hot_mean(predicted.reward[0], nets.bins)
+    decoded = losses.bin_mean(predicted.reward[0], nets.bins)
     torch.testing.assert_close(decoded, golden["fwd/pred_reward_value"][:, 0], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(nets.value(z_sa)[0], golden["fwd/Q"], **CLOSE)
     pre = nets.policy(z)
@@ -223,12 +223,10 @@ def test_two_hot():
     golden = load("mrq_twohot")
     bins = losses.reward_bins(65, 10.0)
     torch.testing.assert_close(bins, golden["bins"], rtol=1e-6, atol=1e-7)
-    encoded = losses.two_hot(golden["x"][:, 0], bins)
+    encoded = losses.bin_weights(golden["x"][:, 0], bins)
     torch.testing.assert_close(encoded, golden["two_hot"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoded @ bins, golden["decode_dot"][:, 0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        losses.two_hot_mean(golden["logits"], bins), golden["inverse"][:, 0], rtol=1e-4, atol=1e-3
-    )
+    torch.testing.assert_close(losses.bin_mean(golden["logits"], bins), golden["inverse"][:, 0], rtol=1e-4, atol=1e-3)
     found = losses.two_hot_cross_entropy(golden["logits"], golden["x"][:, 0], bins)
     torch.testing.assert_close(found, golden["cross_entropy"][:, 0], **CLOSE)
 
@@ -236,7 +234,7 @@ def test_two_hot():
 def test_two_hot_beyond_the_bins_is_clamped():
     """The published code raises there."""
     bins = losses.reward_bins(65, 10.0)
-    encoded = losses.two_hot(torch.tensor([-30000.0, 22026.0, 1e30]), bins)
+    encoded = losses.bin_weights(torch.tensor([-30000.0, 22026.0, 1e30]), bins)
     torch.testing.assert_close(encoded.argmax(-1), torch.tensor([0, 64, 64]))
     torch.testing.assert_close(encoded.sum(-1), torch.ones(3))
 
@@ -250,7 +248,7 @@ def test_pixel_encoder_and_shift():
         latent_dim=out, state_action_dim=published["zsa.l3.bias"].shape[0], action_dim=published["za.bias"].shape[0],
         encoder_dim=hidden, num_bins=published["model.bias"].shape[0] - out - 1,
     )  # fmt: skip
-    encoder = Encoder(1, (channels, 84, 84), published["za.weight"].shape[1], widths, DesignConfig())
+    encoder = MrqEncoder(1, (channels, 84, 84), published["za.weight"].shape[1], widths, DesignConfig())
     filled(encoder, published)
     torch.testing.assert_close(encoder.encode(golden["image"][None])[0], golden["zs"], rtol=1e-4, atol=1e-5)
     images = golden["image"][:, : golden["aug_out_f16"].shape[1]]
@@ -260,7 +258,7 @@ def test_pixel_encoder_and_shift():
 
 
 class GoldenBatch:
-    """A `learner.Source` that gives the stored batch of the value update."""
+    """A `learner.WindowSource` that gives the stored batch of the value update."""
 
     has_terminated, used = True, 8
 
@@ -272,7 +270,7 @@ class GoldenBatch:
 
     def windows(self, start_B, horizon):
         reward, not_done = (self.golden[f"nstep/{name}"][:, :, 0] for name in ("reward", "not_done"))
-        return Windows(self.stored["action"][:, None].expand(-1, horizon, -1), reward, not_done)
+        return ReplayWindows(self.stored["action"][:, None].expand(-1, horizon, -1), reward, not_done)
 
     unpadded_windows = windows
 
@@ -291,7 +289,7 @@ def test_a_whole_training_step(golden, case, form, monkeypatch):
         networks=nets.widths,
         batch_size=8,
         return_horizon=golden["meta/Q_horizon"],
-        released=ReleasedConfig(return_form=form),
+        released=ReleasedMrqConfig(return_form=form),
     )
     shapes = Shapes(
         (golden["meta/obs_dim"],), nets.discrete, torch.ones(1, golden["meta/act_dim"]),

@@ -11,15 +11,15 @@ import dataclasses
 
 import pytest
 import torch
-from orrery.stages.extraction.config import FirstOrderConfig, ReleasedConfig
+from orrery.stages.extraction.config import FirstOrderConfig, ReleasedPwmConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.program import Member, RunningVariance
-from orrery.stages.extraction.starts import Starts
+from orrery.stages.extraction.starts import StartLatents
 
 from .test_pwm import ACTOR_LAYERS, NETWORKS, load_critic
 from .test_tdmpc2 import load, published_model
 
-RELEASED = ReleasedConfig("symlog", True, True, 0.99, True, True)
+RELEASED = ReleasedPwmConfig("symlog", True, True, 0.99, True, True)
 CONFIG = FirstOrderConfig(horizon=16, batch_size=8, lambda_=0.0, networks=NETWORKS, released=RELEASED)
 
 
@@ -38,7 +38,7 @@ def extraction(before):
     state = {key.removeprefix("sd_wm/"): value for key, value in before.items() if key.startswith("sd_wm/")}
     model = published_model(state, "_encoder.", action_dims=(6, 6, 6, 6)).requires_grad_(False)
     z = model.encode(before["in/obs"][0], before["in/task"])[None]
-    starts = Starts(z, torch.zeros(1, 8, 6), z, torch.ones(1), {0: 0})
+    starts = StartLatents(z, torch.zeros(1, 8, 6), z, torch.ones(1), {0: 0})
     extraction = FirstOrderExtraction(model, starts, [Member("pwm", "toy/0", 0, 0.0, True)], CONFIG, 10_000, 0)
     with torch.no_grad():
         extraction.actor.log_std.copy_(before["sd_actor/logstd"][None, None])

@@ -16,7 +16,7 @@ from orrery.stages.powr.actions import (
     kmeans_candidates,
 )
 from orrery.stages.powr.centres import choose_centres, distinct_rows
-from orrery.stages.powr.config import PlannerConfig
+from orrery.stages.powr.config import KernelPlannerConfig
 from orrery.stages.powr.curves import CurveRow, band, by_seed, draw_curves, read_curves, write_curves
 from orrery.stages.powr.evaluation import successor_matrix
 from orrery.stages.powr.features import (
@@ -215,7 +215,7 @@ def chain_episode(length, terminated=False):
 
 @pytest.mark.parametrize("memory", [0, 1, 2])
 def test_online_policy_is_the_sum_of_the_epochs_it_remembers(memory):
-    config = PlannerConfig(centres=8, selection="uniform", steps=2, memory=memory)
+    config = KernelPlannerConfig(centres=8, selection="uniform", steps=2, memory=memory)
     learner = OnlineLearner(raw_features(1), StateKernel.of("gaussian", 0.3), 2, 0.9, config, seed=3)
     query = torch.linspace(0, 1, 5, dtype=F64)[:, None]
     assert learner.logits(query).abs().max() == 0

@@ -12,7 +12,7 @@ from orrery.stages.powr.actions import (
     DiscreteActions,
 )
 from orrery.stages.powr.centres import choose_centres
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig
+from orrery.stages.powr.config import KernelPlannerConfig, OfflineConfig
 from orrery.stages.powr.improvement import (
     mirror_descent,
     uniform_logits,
@@ -122,7 +122,7 @@ def test_names_the_first_singular_system_of_several():
 )
 def test_refuses_planner_settings(changes, message):
     with pytest.raises(ConfigError, match=message):
-        PlannerConfig(**changes)
+        KernelPlannerConfig(**changes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.packing import estimate
 from orrery.stages.extraction.program import Member
-from orrery.stages.extraction.starts import Starts
+from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
@@ -20,7 +20,7 @@ NETWORKS = ActorCriticConfig(actor_units=(64, 32), critic_units=(64, 32), num_cr
 def peak_of_update(config: WorldModelConfig, first_order: FirstOrderConfig, members: int) -> int:
     """Bytes allocated at once, at most, from before the policies are built until after their first update."""
     model = WorldModel(config, TABLE).freeze()
-    starts = Starts(
+    starts = StartLatents(
         torch.rand(1, 8, config.latent_dim), torch.rand(1, 8, 4), torch.rand(1, 4, config.latent_dim), torch.ones(1),
         {0: 0},
     )  # fmt: skip

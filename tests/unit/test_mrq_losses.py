@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from orrery.pipeline.errors import ConfigError, DatasetError
 from orrery.stages.mrq import losses
 from orrery.stages.mrq.actions import Actions
-from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedConfig, vary
-from orrery.stages.mrq.networks import Encoder, Prediction, initialise
+from orrery.stages.mrq.config import DesignConfig, LearnConfig, NetworkConfig, ReleasedMrqConfig, vary
+from orrery.stages.mrq.networks import MrqEncoder, Prediction, initialise
 from orrery.stages.mrq.norm import norm_elu
 from orrery.stages.mrq.priorities import Priorities
 
@@ -66,7 +66,7 @@ def test_losses_of_the_model_count_up_to_the_terminal_decision():
 def test_two_hot_cross_entropy_is_that_of_the_encoded_distribution():
     bins = losses.reward_bins(9, 3.0)
     logits, value = torch.randn(7, 9, generator=torch.Generator().manual_seed(0)), torch.linspace(-25, 25, 7)
-    expected = -(losses.two_hot(value, bins) * F.log_softmax(logits, -1)).sum(-1)
+    expected = -(losses.bin_weights(value, bins) * F.log_softmax(logits, -1)).sum(-1)
     torch.testing.assert_close(losses.two_hot_cross_entropy(logits, value, bins), expected)
 
 
@@ -119,7 +119,7 @@ def test_norm_elu_is_layer_norm_then_elu_with_its_gradient():
 
 @pytest.mark.parametrize("linear", [True, False])
 def test_unrolling_is_one_decision_after_the_other(linear):
-    encoder = Encoder(2, (4,), 3, SMALL, DesignConfig(linear_model=linear))
+    encoder = MrqEncoder(2, (4,), 3, SMALL, DesignConfig(linear_model=linear))
     initialise(encoder, 2, [torch.Generator().manual_seed(seed) for seed in (0, 1)])
     generator = torch.Generator().manual_seed(2)
     observation, action = torch.randn(2, 5, 4, generator=generator), torch.randn(2, 3, 5, 3, generator=generator)
@@ -133,7 +133,7 @@ def test_unrolling_is_one_decision_after_the_other(linear):
 
 
 def test_members_are_initialised_each_from_its_own_seed():
-    pair, single = Encoder(2, (4,), 3, SMALL, DesignConfig()), Encoder(1, (4,), 3, SMALL, DesignConfig())
+    pair, single = MrqEncoder(2, (4,), 3, SMALL, DesignConfig()), MrqEncoder(1, (4,), 3, SMALL, DesignConfig())
     initialise(pair, 2, [torch.Generator().manual_seed(seed) for seed in (5, 6)])
     initialise(single, 1, [torch.Generator().manual_seed(6)])
     for name, value in single.state_dict().items():
@@ -173,7 +173,7 @@ def test_every_row_of_the_design_study_changes_what_it_says():
     assert vary(config, "one_step_return").return_horizon == 1
     revert = vary(config, "revert").design
     assert (revert.linear_value, revert.state_action_target, revert.target_encoder) == (True, True, False)
-    assert vary(config, "released").released == ReleasedConfig("released", True, True)
+    assert vary(config, "released").released == ReleasedMrqConfig("released", True, True)
 
 
 def test_unequal_widths_cannot_take_the_dynamics_target():

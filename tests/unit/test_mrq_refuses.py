@@ -17,7 +17,7 @@ from orrery.stages.mrq.config import (
     NetworkConfig,
     vary,
 )
-from orrery.stages.mrq.networks import Encoder
+from orrery.stages.mrq.networks import MrqEncoder
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
 from orrery.stages.mrq.stage_mrq import Mrq
@@ -55,7 +55,7 @@ def test_a_pixel_size_that_the_encoder_cannot_take_is_refused():
     with pytest.raises(ConfigError, match="2 channels, which is no multiple of mrq_online"):
         OnlineTraining(task_spec("gymnasium/OrreryImages84-v0"), with_frames(3), "mrq", 0)
     with pytest.raises(ConfigError, match="by one member at a time, found 2 members"):
-        Encoder(2, (3, 84, 84), 1, SMALL, DesignConfig())
+        MrqEncoder(2, (3, 84, 84), 1, SMALL, DesignConfig())
 
 
 def test_a_store_without_rewards_is_refused(tmp_path):

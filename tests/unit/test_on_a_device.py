@@ -19,7 +19,7 @@ from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.replay import Replay
 from orrery.stages.planning.planner import Planner
 from orrery.stages.powr.actions import CandidateActions, DiscreteActions
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig
+from orrery.stages.powr.config import KernelPlannerConfig, OfflineConfig
 from orrery.stages.powr.evaluation import Centres, KernelBlocks, fit
 from orrery.stages.powr.improvement import mirror_descent, uniform_logits
 from orrery.stages.powr.kernels import StateKernel
@@ -254,7 +254,7 @@ def test_powr_plans_on_its_device_from_data_of_the_cpu(device, kind, start):
     rows, actions = powr_problem(kind, 3)
     ended = torch.arange(60) % 20 == 19
     data = Data(rows, ended, rows[:9], ended[:9], rows.state_NO[:5])
-    planner = PlannerConfig(centres=20, selection="uniform", steps=3)
+    planner = KernelPlannerConfig(centres=20, selection="uniform", steps=3)
     config = OfflineConfig(planner=planner, penalty=0.5, start=start)
     made = plan(data, StateKernel.of("gaussian", 1.0), actions, 0.9, config, 0, device.name)
     assert {made.improvement.weight_M.device.type, made.penalty.form_MM.device.type} == {device.name}

@@ -21,7 +21,7 @@ from orrery.pipeline.stage import Context
 from orrery.stages.baselines.config import PowrBaselinesConfig
 from orrery.stages.baselines.stage_powr_baselines import PowrBaselines
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.powr.config import OfflineConfig, PlannerConfig, PowrConfig, PowrOnlineConfig, discrete_task
+from orrery.stages.powr.config import KernelPlannerConfig, OfflineConfig, PowrConfig, PowrOnlineConfig, discrete_task
 from orrery.stages.powr.curves import completed_returns, failure_warnings
 from orrery.stages.powr.online import OnlineLearner
 from orrery.stages.powr.stage_powr import Powr
@@ -77,7 +77,7 @@ def point_mass(tmp_path_factory):
 
 
 def small(**changes):
-    planner = PlannerConfig(centres=40, ridge=1e-4, step_size=1.0, steps=3)
+    planner = KernelPlannerConfig(centres=40, ridge=1e-4, step_size=1.0, steps=3)
     return OfflineConfig(**{"planner": planner, "max_rows": 400, "num_candidates": 5, **changes})
 
 
@@ -154,7 +154,7 @@ def test_rewards_that_are_not_finite_are_refused(stage, tmp_path):
 
 
 def test_powr_on_one_hot_observations_is_the_tabular_solution(chain, tmp_path):
-    planner = PlannerConfig(centres=2 * LENGTH, ridge=1e-8, step_size=5.0, steps=15, step_growth=1.5)
+    planner = KernelPlannerConfig(centres=2 * LENGTH, ridge=1e-8, step_size=5.0, steps=15, step_growth=1.5)
     config = PowrConfig(seeds=2, offline=small(planner=planner, start="uniform", held_out=0.0))
     Powr(config).run(context_of(tmp_path, store=chain))
     for policy in policies_of(tmp_path / "out").values():
@@ -185,7 +185,7 @@ def test_powr_refuses_continuous_actions_without_candidates(point_mass, tmp_path
 
 
 def test_powr_refuses_more_centres_than_rows(point_mass, tmp_path):
-    offline = small(planner=PlannerConfig(centres=5000))
+    offline = small(planner=KernelPlannerConfig(centres=5000))
     with pytest.raises(ConfigError, match=r"^toy/point: 5000 centres of 400 rows"):
         Powr(PowrConfig(offline=offline)).run(context_of(tmp_path, store=point_mass))
 
@@ -212,7 +212,7 @@ def test_powr_on_latents(point_mass, tmp_path):
 
 
 def test_powr_continues_with_the_policies_that_are_there(chain, tmp_path):
-    config = PowrConfig(seeds=2, offline=small(planner=PlannerConfig(centres=5)))
+    config = PowrConfig(seeds=2, offline=small(planner=KernelPlannerConfig(centres=5)))
     context = context_of(tmp_path, store=chain)
     Powr(config).run(context)
     record = tmp_path / "out" / "powr" / "toy.chain" / "seed_0" / "fit.json"
@@ -367,7 +367,7 @@ def test_powr_online_refuses_settings(changes, message):
 
 
 def test_powr_online_says_what_makes_its_system_singular_and_no_more(tmp_path):
-    planner = PlannerConfig(ridge=0.0, jitter=0.0, selection="uniform", centres=500)
+    planner = KernelPlannerConfig(ridge=0.0, jitter=0.0, selection="uniform", centres=500)
     with pytest.raises(StageError, match=r"^powr_online on gymnasium/FrozenLake-v1, seed 0: the system K'K") as raised:
         PowrOnline(PowrOnlineConfig(**ONLINE, planner=planner)).run(context_of(tmp_path))
     message = str(raised.value)
