@@ -42,6 +42,7 @@ class SvgExtraction(Program):
     """State and update of all members, each of which has critics."""
 
     target: StackedCritic
+    fused = True
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class SvgExtraction(Program):
         self._weight_B = torch.cat([torch.full((count,), share) for share, count in shares[::-1]]).to(
             starts.z_KND.device
         )
+        self._anchored = any(member.anchor for member in members)
         self._block = -1
         self._noise: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
 
@@ -90,7 +92,8 @@ class SvgExtraction(Program):
         critic_loss_M, value_M = self._update_critics(batch, noise_MBA)
         rows = slice(0, self._config.starts)
         return_MB = self._returns(batch.z_MBD[:, rows], noise_MBA[:, rows])
-        anchor_M = anchor_loss(self.actor.head(batch.z_MBD), batch.action_MBA, self.tasks)
+        with torch.set_grad_enabled(self._anchored):  # without an anchor only for the record
+            anchor_M = anchor_loss(self.actor.head(batch.z_MBD), batch.action_MBA, self.tasks)
         objective_M = (self._weight_B * return_MB).sum(1) / self._loss_variance.update(return_MB)
         return {
             "critic_loss": critic_loss_M,
