@@ -197,3 +197,26 @@ def _unknown(value: Any) -> bool:
 def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int:
     """Environment seed of an evaluation episode: 2**31 and above, where collected data has none."""
     return 2**31 + derive_seed("evaluate", seed, task, policy_seed, episode) % 2**31
+
+
+EXPLOITED = 0.3
+"""Share of an imagined return that the environment may withhold before a policy is said to exploit its model."""
+
+
+def exploiting(imagined: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Where policies exploit errors of their world model: mean over seeds, largest excess first.
+
+    An algorithm is listed for a task if its imagined return exceeds the real one by more than EXPLOITED of the larger
+    of the two in size. Rows as in `imagined` of summary.json, without those that lack either return.
+    """
+    runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in imagined:
+        if row["imagined_return"] is not None and row["real_return"] is not None:
+            runs.setdefault((row["algorithm"], row["task"]), []).append((row["imagined_return"], row["real_return"]))
+    found = []
+    for (algorithm, task), pairs in runs.items():
+        promised, real = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+        share = (promised - real) / (max(abs(promised), abs(real)) or 1)
+        if share > EXPLOITED:
+            found.append({"algorithm": algorithm, "task": task, "imagined": promised, "real": real, "share": share})
+    return sorted(found, key=lambda one: -one["share"])

@@ -25,6 +25,7 @@ from .scores import (
     EpisodeRow,
     ScoreRow,
     evaluation_seed,
+    exploiting,
     score_data,
     score_run,
     score_text,
@@ -43,6 +44,11 @@ FINISHED = "finished.jsonl"
 
 Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
+
+EXPLOITS = (
+    "evaluate: %(algorithm)s exploits errors of the world model on %(task)s: imagined return %(imagined).4g, real "
+    "%(real).4g. Critics that learn from data (algorithms=[svg]) or a behaviour anchor (extract.anchor) help"
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class Evaluate(Stage):
             (context.folder / FINISHED).unlink()  # what is wrong with all of them may be put right
             raise StageError(f"every episode of the evaluation failed; the first: {rows[0].error}")
         specs, references = self._references(context, specs, data, rows)
-        return self._write(context.folder, specs, references, policies, data, skipped, [job.run for job in jobs], rows)
+        return self._write(context, specs, references, policies, data, skipped, [job.run for job in jobs], rows)
 
     def _jobs(
         self, policies: Mapping[Run, Mapping[str, Any]], specs: Mapping[str, TaskSpec], skipped: Mapping[str, str]
@@ -170,7 +176,7 @@ class Evaluate(Stage):
 
     def _write(
         self,
-        folder: Path,
+        context: Context,
         specs: Mapping[str, TaskSpec],
         references: Mapping[str, Mapping[str, Any]],
         policies: Mapping[Run, Mapping[str, Any]],
@@ -179,6 +185,7 @@ class Evaluate(Stage):
         runs: Sequence[Run],
         episodes: list[EpisodeRow],
     ) -> str:
+        folder = context.folder
         scores: list[ScoreRow] = []
         for name, spec in specs.items():
             own = [row for row in episodes if row.task == name]
@@ -194,6 +201,7 @@ class Evaluate(Stage):
         write_csv(folder / "scores.csv", ScoreRow, scores)
         suites = sorted({spec.suite for spec in specs.values()})
         algorithms = summarise(scores, episodes)
+        imagined = _imagined(policies, episodes)
         summary = {
             "algorithms": algorithms,
             "by_suite": {
@@ -209,13 +217,16 @@ class Evaluate(Stage):
                 "interval": INTERVAL_METHOD,
             },
             "references": references,
-            "imagined": _imagined(policies, episodes),
+            "imagined": imagined,
+            "exploiting": exploiting(imagined),
             "skipped": dict(skipped),
             "failures": [
                 {"algorithm": row.algorithm, "task": row.task, "seed": row.seed, "episode": row.episode, "error":
                 row.error} for row in episodes if row.error is not None
             ],
         }  # fmt: skip
+        for one in summary["exploiting"]:
+            context.log.warning(EXPLOITS, one)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
         (folder / FINISHED).unlink()
         return self._headline(algorithms, len(specs) - len(skipped), policies)

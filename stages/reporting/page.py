@@ -143,6 +143,7 @@ def _imagined(evidence: Evidence, styles: Styles) -> Section:
         "charts": score_figures.draw_imagined(runs, styles),
         "keys": list(dict.fromkeys(runs["algorithm"])),
         "rows": runs.groupby(["task", "algorithm"], sort=False).mean(numeric_only=True).reset_index(),
+        "exploiting": evidence.summary.get("exploiting", []),
     }
     return Section(name, title, content)
 

@@ -17,7 +17,7 @@ from orrery.datasets.tasks import unplayable
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation.config import EvaluateConfig
-from orrery.stages.evaluation.scores import EpisodeRow, evaluation_seed
+from orrery.stages.evaluation.scores import EpisodeRow, evaluation_seed, exploiting
 from orrery.stages.evaluation.stage_evaluate import Evaluate, _imagined
 
 
@@ -146,6 +146,24 @@ def test_the_real_return_is_of_episodes_not_of_decisions():
     ]
     (row,) = _imagined({("pwm", "a", 0): {"imagined_return": 60.0}}, rows)
     assert (row["imagined_return"], row["real_return"]) == (60.0, 50.0)
+
+
+def test_policies_that_exploit_their_model_are_named():
+    """By the mean over seeds, also where returns are negative; not where one of both is missing, or for a small gap."""
+    returns = {
+        "far": [(900.0, 500.0), (900.0, 300.0)], "close": [(700.0, 500.0)], "modest": [(400.0, 900.0)],
+        "costs": [(-150.0, -900.0)], "none": [(None, 5.0), (5.0, None)], "zero": [(0.0, 0.0)],
+    }  # fmt: skip
+    rows = [
+        {"algorithm": "pwm", "task": task, "seed": seed, "imagined_return": imagined, "real_return": real}
+        for task, pairs in returns.items()
+        for seed, (imagined, real) in enumerate(pairs)
+    ]
+    found = exploiting(rows)
+    assert [(one["task"], one["imagined"], one["real"]) for one in found] == [
+        ("costs", -150.0, -900.0),
+        ("far", 900.0, 400.0),
+    ]
 
 
 def test_every_algorithm_meets_the_same_episodes_and_none_that_was_collected(tmp_path):

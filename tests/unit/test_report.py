@@ -115,6 +115,7 @@ def write_scores(folder: Path) -> None:
             imagined | {"task": REACH, "real_return": 0.1},
             imagined | {"task": REACH, "seed": 1, "real_return": None},
         ],
+        "exploiting": [{"algorithm": "pwm", "task": REACH, "imagined": 2.0, "real": 0.1, "share": 0.95}],
     }
     (folder / "summary.json").write_text(json.dumps(summary))
 
@@ -226,6 +227,8 @@ def test_failures_are_marked(full: SimpleNamespace) -> None:
     assert cell(full.page, CUP, 3) == "0.01"  # a baseline is not a failure
     assert cell(full.page, REACH, 3) == "–"
     assert "not evaluated: no environment is known" in full.page
+    returns = f"imagined return {number(2.0)}, real {number(0.1)}."
+    assert f"pwm exploits errors of the model on {REACH}: {returns}" in full.page
 
 
 def test_marks_count_as_failing_unless_only_below_the_data(tmp_path: Path) -> None:
