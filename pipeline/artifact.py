@@ -29,6 +29,9 @@ from .reading import decode, read_json, reading
 
 MANIFEST = "manifest.json"
 UNFINISHED_SUFFIX = ".tmp"
+SOURCE = "source"
+"""Entry of `Manifest.versions` that holds digests of our own source."""
+SOURCE_FOLDERS = ("pipeline", "datasets", "stages")
 RECORDED_PACKAGES = (
     "orrery", "torch", "lightning", "numpy", "mujoco", "dm-control", "metaworld", "gymnasium", "minari",
     "tensordict", "torchrl", "hydra-core",
@@ -124,7 +127,7 @@ def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-@functools.cache  # 20 ms, and every decision about a stage asks
+@functools.cache  # 30 ms, and every decision about a stage asks
 def package_versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that decide a result, without importing them."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
@@ -133,7 +136,26 @@ def package_versions() -> Mapping[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {SOURCE: " ".join(f"{folder}:{digest}" for folder, digest in _source_digests().items())}
+
+
+@functools.cache  # 9 ms
+def _source_digests() -> dict[str, str]:
+    """Of our own source, by folder: what the version does not say while it is being worked on."""
+    root = Path(__file__).parents[1]
+    files: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(one for top in SOURCE_FOLDERS for one in (root / top).rglob("*.py")):
+        parts = path.relative_to(root).parts
+        folder = "/".join(parts[: 2 if parts[0] == "stages" else 1])
+        files.setdefault(folder, []).append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+    return {folder: hash_json(contents)[:12] for folder, contents in files.items()}
+
+
+def changed_source(manifest: Manifest) -> tuple[str, ...]:
+    """The folders of our source that have changed since an artifact was written; none where it does not say."""
+    recorded = dict(entry.split(":") for entry in manifest.versions.get(SOURCE, "").split() if entry.count(":") == 1)
+    now = _source_digests() if recorded else {}
+    return tuple(name for name in sorted({*recorded, *now}) if recorded.get(name) != now.get(name))
 
 
 def finish(

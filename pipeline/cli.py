@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from .jobs.fanout import Detached
 from .kept import kept_note
 from .logging import ConsoleProgress, duration
 from .paths import user_path
-from .plan import Decision, check_machine, plan, start_line
+from .plan import Decision, check_machine, code_notes, plan, stages_from, start_line
 from .ranks import Launch, check_launch, follow, launched
 from .run_folder import disk_errors, lock_holder, locked
 from .runner import Outcome, StageInterrupted, end_line, run_on_console
@@ -40,14 +40,14 @@ from .status import describe_status, read_run_file
 from .study import command as study_command
 from .study import iterate_command
 from .study.command import describe_study
-from .study.iterate import is_iteration
-from .study.study import is_study
+from .study.iterate import is_iteration, read_iteration_file
+from .study.study import is_study, read_study_file
 from .termination import EXIT_UNFINISHED, Terminated, handled, ignore
 
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
 
-COMMANDS = ("run", "plan", "study", "iterate", "status", "report")
+COMMANDS = ("run", "plan", "resume", "study", "iterate", "status", "clean", "report")
 """Those that are no entry points."""
 
 PIPE_WIDTH = 160
@@ -100,7 +100,10 @@ def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None
         errors.print(str(detached), style="yellow", soft_wrap=True)
         return EXIT_UNFINISHED
     except StageInterrupted as interrupt:
-        errors.print(f"\ninterrupted in stage {interrupt.stage}; the same command continues it", style="yellow")
+        again = getattr(arguments, "force", False) or getattr(arguments, "first", None)
+        command = "the same command without --from and --force" if again else "the same command"
+        text = f"\ninterrupted in stage {interrupt.stage}; {command} continues it"
+        errors.print(text, style="yellow", soft_wrap=True)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         errors.print("\ninterrupted", style="yellow")
@@ -199,6 +202,11 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value")
         if name in ("study", "iterate"):
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
+        else:
+            command.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and all after it again")
+            command.add_argument("--force", action="store_true", help="run all stages again")
+    command = commands.add_parser("resume", help="repeat the last command of a run, a study or an iteration")
+    command.add_argument("path", type=Path, metavar="RUN_DIR")
     command = commands.add_parser("status", help="how far a run, a study or an iteration is")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
     clean_command.add_parser(commands)
@@ -210,6 +218,8 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
+    if arguments.command == "resume":
+        arguments = _recorded_command(arguments.path)
     if arguments.command in ("study", "iterate") and launched() is not None:
         raise ConfigError(f"orrery {arguments.command} runs stage after stage in one process; start it once")
     if arguments.command == "study":
@@ -240,16 +250,37 @@ def _work(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], conf
     if arguments.wants_help:
         console.print(experiment_help(config, stages))
         return 0
+    anew = (
+        config.settings.stages if arguments.force else stages_from(config, arguments.first) if arguments.first else []
+    )
     if arguments.command == "plan":
-        decisions = plan(config, stages)
+        decisions = plan(config, stages, anew)
         check_machine(config, stages, decisions)
         _print_plan(decisions, lock_holder(config.run_dir), console)
         replaced = [d.stage for d in decisions if d.action != "fresh" and (config.run_dir / d.stage).is_dir()]
         notes = [f"artifacts to be replaced, and kept for their settings: {', '.join(replaced)}"] if replaced else []
+        notes += code_notes(config, [decision.stage for decision in decisions if decision.action == "fresh"])
         for note in filter(None, [*notes, kept_note(config.run_dir)]):
             console.print(Text(note), soft_wrap=True)
         return 0
-    return _run(config, stages, console)
+    return _run(config, stages, console, anew=anew)
+
+
+def _recorded_command(folder: Path) -> argparse.Namespace:
+    """The command that was run last in a folder, as `_parser` would read it."""
+    command = "run"
+    if is_study(folder):
+        command, record = "study", read_study_file(folder)
+        record = {**record, "experiment": record["source"]}
+    elif is_iteration(folder):
+        command, record = "iterate", dict(read_iteration_file(folder))
+    else:
+        record = read_run_file(folder)
+    overrides = [*record["overrides"], f"run_dir={folder}"]
+    return argparse.Namespace(
+        command=command, experiment=record["experiment"], overrides=overrides, wants_help=False, plan=False,
+        first=None, force=False,
+    )  # fmt: skip
 
 
 def _study(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
@@ -272,8 +303,14 @@ def _iterate(
     return command(name, overrides, stages, config_dir, console)
 
 
-def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console, only: str | None = None) -> int:
-    plan(config, stages)  # raises for what is wrong before anything is written
+def _run(
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    console: Console,
+    only: str | None = None,
+    anew: Collection[str] = (),
+) -> int:
+    plan(config, stages, anew)  # raises for what is wrong before anything is written
     if (launch := launched()) is not None:
         check_launch(config, stages, launch)
         if launch.rank > 0:
@@ -281,11 +318,15 @@ def _run(config: RunConfig, stages: Mapping[str, type[Stage]], console: Console,
     printer = _Printer(console, config.settings.stages)
     started = time.monotonic()
     with locked(config.run_dir):
-        outcomes = run_on_console(config, stages, console, on_start=printer.on_start, on_end=printer.on_end, only=only)
+        outcomes = run_on_console(
+            config, stages, console, on_start=printer.on_start, on_end=printer.on_end, only=only, anew=anew
+        )
     if all(outcome.status == "fresh" for outcome in outcomes):
         console.print("nothing to do: every stage is up to date")
     else:
         console.print(f"done in {duration(time.monotonic() - started)}")
+    for note in code_notes(config, [outcome.stage for outcome in outcomes if outcome.status == "fresh"]):
+        console.print(Text(note), soft_wrap=True)
     page = config.run_dir / REPORT_STAGE / REPORT_PAGE
     console.print(Text(f"report: {page}" if page.is_file() else f"run folder: {config.run_dir}"), soft_wrap=True)
     return 0

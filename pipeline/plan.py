@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from rich.text import Text
 from . import artifact
 from .artifact import InputRecord, MadeFrom
 from .config.load import RunConfig, dotted_keys
+from .config.schema import nearest
 from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
 from .kept import kept_places
@@ -42,6 +43,8 @@ class Decision:
     to be made."""
     attempt: Path | None = None
     """What stands in place of the stage's folder beside the attempt to continue: itself, or where it is kept."""
+    anew: bool = False
+    """Whether to run although there may be an artifact or an attempt with this key, which is replaced."""
 
     @property
     def would(self) -> str:
@@ -65,17 +68,22 @@ class Source:
     stage: str | None
 
 
-def plan(config: RunConfig, stages: Mapping[str, type[Stage]]) -> list[Decision]:
+def plan(config: RunConfig, stages: Mapping[str, type[Stage]], anew: Collection[str] = ()) -> list[Decision]:
     """Say for each stage whether it is up to date, would continue, or would run, and why. Writes nothing.
 
+    Args:
+        anew: stages to run whether they are up to date or not.
     Raises:
         OrreryError: what `run` would raise before its first stage.
     """
-    return decide_all(config, stages, check_all(config, stages))
+    return decide_all(config, stages, check_all(config, stages), anew)
 
 
 def decide_all(
-    config: RunConfig, stages: Mapping[str, type[Stage]], sources: Mapping[str, Mapping[str, list[Source]]]
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    sources: Mapping[str, Mapping[str, list[Source]]],
+    anew: Collection[str] = (),
 ) -> list[Decision]:
     """The same, with the sources that `check_all` has found."""
     decisions: dict[str | None, Decision] = {}
@@ -89,7 +97,7 @@ def decide_all(
             now = _made_from(config, stages[name], name, read, {one: decisions[one].key for one in waits})
             decisions[name] = Decision(name, "run", f"its input comes from {waits[0]}", key_of(stages[name], name, now))
         else:
-            decisions[name] = decide(config, stages[name], name, read)
+            decisions[name] = decide(config, stages[name], name, read, anew=name in anew)
     return list(decisions.values())
 
 
@@ -255,11 +263,15 @@ def input_records(
     return records
 
 
-def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]]) -> Decision:
+def decide(
+    config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]], *, anew: bool = False
+) -> Decision:
     """Compare what the stage would be made from now with what its artifact was made from."""
     now = _made_from(config, stage, name, sources)
     key = key_of(stage, name, now)
     final = config.run_dir / name
+    if anew:
+        return Decision(name, "run", "run again on request", key, anew=True)
     manifest, damage = artifact.examine(final, stage.output_kind)
     worker = stage(config.stage_configs[name])
     folders = {input_name: [source.folder for source in many] for input_name, many in sources.items()}
@@ -271,24 +283,51 @@ def decide(config: RunConfig, stage: type[Stage], name: str, sources: Mapping[st
         reason = _what_changed(name, manifest.made_from, now, stage)
     else:
         reason = worker.outdated(final, folders)
-    if reason is None:
+    attempt = read_attempt(final)
+    begun = attempt is not None and key_of(stage, name, attempt.made_from) == key
+    # An attempt beside the artifact that it is to replace was asked for.
+    if reason is None and not (begun and partial_folder(final).is_dir()):
         return Decision(name, "fresh", "", key, final)
-    found = find_made(stage, name, key, [*kept_places(final), *_elsewhere(config, name)])
+    found = find_made(stage, name, key, [*kept_places(final), *_elsewhere(config, name)]) if reason else None
     if found is not None and worker.outdated(found, folders) is None:
         return Decision(name, "reuse", f"made in {found}", key, found)
     for place in (final, *kept_places(final)):
-        attempt = read_attempt(place)
-        if attempt is None:
-            continue
-        if key_of(stage, name, attempt.made_from) == key:
-            if partial_folder(place).is_dir():
-                return Decision(name, "resume", f"interrupted after {duration(attempt.seconds)}", key, attempt=place)
-            if place == final:
-                reason = f"{partial_folder(final)}, from which it would continue, is gone"
-        elif place == final:
-            changes = _what_changed(name, attempt.made_from, now, stage)
-            reason = f"{changes}; the interrupted attempt ({duration(attempt.seconds)} of work) is kept"
-    return Decision(name, "run", reason, key)
+        one = read_attempt(place)
+        if one is not None and partial_folder(place).is_dir() and key_of(stage, name, one.made_from) == key:
+            return Decision(name, "resume", f"interrupted after {duration(one.seconds)}", key, attempt=place)
+    if begun:
+        reason = f"{partial_folder(final)}, from which it would continue, is gone"
+    elif attempt is not None:
+        changes = _what_changed(name, attempt.made_from, now, stage)
+        reason = f"{changes}; the interrupted attempt ({duration(attempt.seconds)} of work) is kept"
+    return Decision(name, "run", reason or "", key)
+
+
+def stages_from(config: RunConfig, first: str) -> list[str]:
+    """The listed stages from `first` on.
+
+    Raises:
+        ConfigError: it is not listed.
+    """
+    listed = config.settings.stages
+    if first not in listed:
+        raise ConfigError(
+            f"--from: the run has no stage {first!r}.{nearest(first, listed)} Stages: {', '.join(listed)}"
+        )
+    return listed[listed.index(first) :]
+
+
+def code_notes(config: RunConfig, names: Iterable[str]) -> list[str]:
+    """Which of our source folders have changed since published artifacts were written, a line for each set of them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        manifest, _ = artifact.examine(config.run_dir / name)
+        if manifest is not None and (changed := artifact.changed_source(manifest)):
+            groups.setdefault(changed, []).append(name)
+    return [
+        f"code changed since {', '.join(own)} ran: {', '.join(changed)} (--from {own[0]} runs from there again)"
+        for changed, own in groups.items()
+    ]
 
 
 def _made_from(

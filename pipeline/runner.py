@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from logging import Logger
 from pathlib import Path
@@ -24,7 +24,15 @@ from .errors import OrreryError, StageError
 from .jobs import fanout
 from .jobs.job import describe_error
 from .jobs.pool import usable_cores
-from .kept import KEPT_PER_STAGE, forget_artifact, keep_artifact, keep_attempt, remove_oldest, restore_attempt
+from .kept import (
+    KEPT_PER_STAGE,
+    forget_artifact,
+    keep_artifact,
+    keep_attempt,
+    kept_places,
+    remove_oldest,
+    restore_attempt,
+)
 from .logging import ConsoleProgress, duration, logging_to
 from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records, start_line
 from .ranks import gathered
@@ -101,6 +109,7 @@ def run(
     on_start: Callable[[Decision], None] = lambda decision: None,
     on_end: Callable[[Outcome], None] = lambda outcome: None,
     only: str | None = None,
+    anew: Collection[str] = (),
 ) -> list[Outcome]:
     """Bring every stage of `config` up to date, in order. The caller holds `locked(config.run_dir)`.
 
@@ -109,6 +118,7 @@ def run(
         log, progress: handed to the stages.
         on_start, on_end: called around each stage; `on_start` only for stages that work.
         only: run this stage, up to date or not, from what the others have published so far, and no other.
+        anew: run these stages, up to date or not.
     Raises:
         OrreryError: a check failed (before anything ran) or a stage did.
         StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
@@ -121,15 +131,16 @@ def run(
         _recover(config.run_dir / name)
     if only is not None:
         return [_run_only(config, stages, only, sources[only], log, progress)]
-    check_machine(config, stages, decide_all(config, stages, sources))
+    check_machine(config, stages, decide_all(config, stages, sources, anew))
     for name in outcomes:
         termination.check()
-        decision = decide(config, stages[name], name, sources[name])
+        decision = decide(config, stages[name], name, sources[name], anew=name in anew)
         if decision.action == "fresh":
             outcomes[name] = _outcome(_published(config.run_dir / name), "fresh")
         elif decision.made is not None:
             with disk_errors(config.run_dir):
                 records = input_records(config, stages[name], name, sources[name])
+                _take_up(decision, config.run_dir / name)
                 keep_artifact(config.run_dir / name, decision.key)
                 manifest = artifact.take(decision.made, config.run_dir / name, records)
                 forget_artifact(decision.made)
@@ -169,6 +180,7 @@ def run_on_console(
     on_start: Callable[[Decision], None] = lambda decision: None,
     on_end: Callable[[Outcome], None] = lambda outcome: None,
     only: str | None = None,
+    anew: Collection[str] = (),
 ) -> list[Outcome]:
     """`run`, with messages and progress on the console and all of it, tracebacks too, in the run's log.txt."""
     with logging_to(console, config.run_dir / "log.txt") as log:
@@ -177,7 +189,9 @@ def run_on_console(
         try:
             progress = ConsoleProgress(console)
             with disk_errors(config.run_dir):
-                return run(config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only)
+                return run(
+                    config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only, anew=anew
+                )
         except BaseException as error:
             log.debug("stopped: %s", describe_error(error), exc_info=True)
             raise
@@ -210,6 +224,7 @@ def _run_stage(
             log=log,
             progress=progress,
             run=RunFacts(config.run_dir, config.resolved, _records(config, name, sources)),
+            earlier=() if decision.anew else (final, *kept_places(final)),
         )
         started = time.time()
         try:
@@ -258,6 +273,8 @@ def _take_up(decision: Decision, final: Path) -> Attempt | None:
     keep_attempt(final, decision.key)
     attempt_file(final).unlink(missing_ok=True)  # first: half of an attempt must not be continued
     artifact.remove(partial_folder(final))
+    if decision.anew:
+        artifact.remove(jobs_folder(final))
     return None if decision.attempt is None else restore_attempt(decision.attempt, final)
 
 

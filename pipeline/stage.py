@@ -59,6 +59,9 @@ class Context:
     """`progress(description, total, completed=0)` is a context manager that yields a ProgressTask."""
     run: Any = None
     """Read-only facts about the whole run, for the report: `run.folder`, `run.config` (a plain dict)."""
+    earlier: Sequence[Path] = ()
+    """Artifacts that this stage has made in this run with earlier settings, the latest first; their jobs may be beside
+    them. Some of their content may be reused; nothing of it has been verified."""
     team: Any = None
     """The processes that do this stage together (a `ranks.Team`), where several were started and it asks for them."""
 

@@ -47,10 +47,11 @@ def field_docs(cls: type) -> dict[str, str]:
 def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) -> RenderableType:
     """What can follow `orrery run`."""
     return Group(
-        Text("usage: orrery run EXPERIMENT [run_dir=PATH] [key=value ...]\n"),
+        Text("usage: orrery run EXPERIMENT [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
         Text(
             "Runs the stages of an experiment that are not up to date; after an interruption the same\n"
             "command continues. EXPERIMENT is one of the following, or the path of your own .yaml file.\n"
+            "--from reruns a stage and all after it, --force all stages, whether they are up to date or not.\n"
         ),
         Text("Experiments", style="bold"),
         _columns([(name, Text(description)) for name, description in experiments.items()]),
@@ -72,7 +73,7 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) 
 def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> RenderableType:
     """Every key of one experiment: its value there, its type, and what it means."""
     parts: list[RenderableType] = [
-        Text(f"usage: orrery run {config.experiment} [run_dir=PATH] [key=value ...]\n"),
+        Text(f"usage: orrery run {config.experiment} [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
         Text("Keys of the run", style="bold"),
         _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(config_keys(Settings, config.resolved))]),
     ]

@@ -19,7 +19,6 @@ from typing import Any
 
 from .. import artifact, termination
 from ..errors import StageError
-from ..kept import kept_places
 from ..logging import duration
 from ..run_folder import JOBS_SUFFIX, jobs_folder, partial_folder
 from ..stage import Context, ProgressTask
@@ -409,8 +408,8 @@ def job_folders(jobs: Path) -> list[Path]:
 
 def _all_job_folders(context: Context) -> list[Path]:
     """Of this attempt, and of earlier settings, the latest first."""
-    final = context.jobs.with_name(_stage(context))
-    return [path for place in (final, *kept_places(final)) for path in job_folders(jobs_folder(place))]
+    places = dict.fromkeys([context.jobs, *map(jobs_folder, context.earlier)])
+    return [path for place in places for path in job_folders(place)]
 
 
 def _discard(folder: Path) -> None:

@@ -95,7 +95,7 @@ def _describe_artifact(folder: Path) -> RenderableType:
     for name, records in manifest.inputs.items():
         for record in records:
             facts.add_row(f"input {name}", Text(f"{record.path}  ({record.digest[:12]})"))
-    facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items() if k != artifact.SOURCE))
     parts: list[RenderableType] = [facts, Text("")]
     for file, show in _CONTENTS.items():
         if (folder / file).is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.store import StoreRecord
-from ...pipeline.artifact import MANIFEST, Manifest, read_manifest
+from ...pipeline.artifact import MANIFEST, SOURCE, Manifest, read_manifest
 from ...pipeline.reading import read_csv, read_made
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex
 
@@ -71,7 +71,7 @@ def trace(folder: Path, manifest: Manifest | None, tasks: Sequence[Mapping[str, 
         score_table=table,
         protocol=protocol,
         references=references,
-        versions=manifest.versions,
+        versions={name: one for name, one in manifest.versions.items() if name != SOURCE},
         created=manifest.created,
         seconds=manifest.seconds,
         stage=manifest.stage,

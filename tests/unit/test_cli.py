@@ -313,3 +313,48 @@ def test_an_up_to_date_run_imports_nothing_heavy() -> None:
     assert code == 0
     heavy = {"torch", "lightning", "mujoco", "dm_control", "metaworld", "minari", "pandas", "matplotlib"}
     assert heavy & set(modules) == set()
+
+
+def test_stages_run_again_on_request(orrery, run_dir: Path, monkeypatch) -> None:
+    run = ("run", "toy", f"run_dir={run_dir}")
+    orrery(*run)
+    planned = orrery("plan", *run[1:], "--from", "add")[1]
+    assert re.search(r"^make +up to date.*\nadd +run +run again on request.*\nreport +run", planned, re.MULTILINE)
+    _, out, _ = orrery(*run, "--from=add")
+    assert ("2/3 add" in out, "3/3 report" in out, "1/3 make    starts" in out) == (True, True, False)
+    assert "1/3 make" in orrery(*run, "--force")[1]
+    code, _, err = orrery(*run, "--from", "ad")
+    assert (code, "--from: the run has no stage 'ad'. Did you mean 'add'? Stages: make, add, report" in err) == (
+        2,
+        True,
+    )
+    assert not (run_dir / KEPT_FOLDER).exists()
+
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    assert "without --from and --force continues it" in orrery(*run, "--from", "add")[2]
+    monkeypatch.delenv("TOY_FAILURE")
+    assert "(continued)" in orrery(*run)[1]
+
+
+def test_resume_repeats_the_last_command(orrery, run_dir: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    orrery("run", "toy", f"run_dir={run_dir}", "add.scale=2")
+    monkeypatch.delenv("TOY_FAILURE")
+    assert "total 6 (continued)" in orrery("resume", str(run_dir))[1]
+    assert "is not a run folder" in orrery("resume", str(run_dir / "make"))[2]
+
+
+def test_code_that_has_changed_is_said_and_makes_nothing_stale(orrery, run_dir: Path) -> None:
+    run = ("run", "toy", f"run_dir={run_dir}")
+    orrery(*run)
+    for name, digest in (("make", "pipeline:0"), ("add", "pipeline:0"), ("report", "")):
+        path = run_dir / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        assert "stages/world_model:" in manifest["versions"]["source"]
+        former = re.sub(r"\bpipeline:\w+", digest, manifest["versions"]["source"]) if digest else ""
+        path.write_text(json.dumps({**manifest, "versions": {**manifest["versions"], "source": former}}))
+    for command in (run, ("plan", *run[1:])):
+        code, out, _ = orrery(*command)
+        assert code == 0
+        assert "code changed since make, add ran: pipeline (--from make runs from there again)\n" in out
+    assert "source" not in orrery("inspect", str(run_dir / "make"))[1]
