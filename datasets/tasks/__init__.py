@@ -170,19 +170,35 @@ def make_env(task: str | TaskSpec, backend: str = "gymnasium", *, picture: int |
 
 
 def unplayable(spec: TaskSpec) -> str | None:
-    """Why the environment of a task cannot be built and reset here; None where it can."""
+    """Why the environment of a task cannot be built, reset and stepped here; None where it can."""
     try:
-        environment = make_environment(spec)
+        _try(make_environment(spec), f"task {spec.name!r}: its environment")
     except TaskError as error:
         return str(error)
+    return None
+
+
+def _try(environment: gymnasium.Env[Any, Any], what: str) -> None:
+    """Reset an environment, step it once and close it.
+
+    Raises:
+        TaskError: it raises in doing so, or its observations are not of its space or cannot be flattened.
+    """
+    tried = "reset"
     try:
-        environment.reset(seed=0)
+        observation, _ = environment.reset(seed=0)
+        flatten_observation(environment.observation_space, observation)
+        tried = "stepped"
+        environment.action_space.seed(0)
+        observation, reward, *_ = environment.step(environment.action_space.sample())
+        flatten_observation(environment.observation_space, observation)
+        float(reward)
     except Exception as error:  # an environment raises what it likes
-        return f"task {spec.name!r}: its environment cannot be reset: {type(error).__name__}: {error}"
+        said = str(error) if isinstance(error, TaskError) else f"{type(error).__name__}: {error}"
+        raise TaskError(f"{what} cannot be {tried}: {said}") from error
     finally:
         with suppress(Exception):
             environment.close()
-    return None
 
 
 def _build(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]:
@@ -211,14 +227,14 @@ class RecordedIn:
 
 
 def recorded_in(environment: str | Mapping[str, Any]) -> RecordedIn:
-    """Build an environment, reset it once, and say what data that was recorded in it has to be.
+    """Build an environment, reset and step it once, and say what data that was recorded in it has to be.
 
     Args:
         environment: a task of a suite, such as `dmc/walker-run`, whose protocol then applies; a gymnasium id; or what
             `TaskSpec.environment` holds.
 
     Raises:
-        TaskError: it cannot be built or reset, or its observations cannot be flattened.
+        TaskError: it cannot be built, reset or stepped, or its observations cannot be flattened.
     """
     return _recorded_in(json.dumps(environment, sort_keys=True))
 
@@ -237,16 +253,8 @@ def _recorded_in(text: str) -> RecordedIn:
     # Its sizes are what is asked here, so none are stated.
     unsized = TaskSpec(named, observation_dim=1, action_dim=1, episode_length=1, environment=fields["environment"])
     native = _build(unsized)
-    try:
-        flat_parts(native.observation_space)
-        try:
-            observation, _ = native.reset(seed=0)
-            flatten_observation(native.observation_space, observation)
-        except Exception as error:  # an environment raises what it likes
-            raise TaskError(f"environment {named!r} cannot be reset: {type(error).__name__}: {error}") from error
-        if native.spec is not None and native.spec.max_episode_steps is not None:
-            fields.setdefault("episode_length", native.spec.max_episode_steps)
-        return RecordedIn(fields, native.observation_space, native.action_space)
-    finally:
-        with suppress(Exception):
-            native.close()
+    flat_parts(native.observation_space)
+    _try(native, f"environment {named!r}")
+    if native.spec is not None and native.spec.max_episode_steps is not None:
+        fields.setdefault("episode_length", native.spec.max_episode_steps)
+    return RecordedIn(fields, native.observation_space, native.action_space)

@@ -30,6 +30,9 @@ class Arm(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32), {}
 
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
 
 class Unready(Arm):
     def reset(self, *, seed=None, options=None):
@@ -39,6 +42,11 @@ class Unready(Arm):
 class Untrue(Arm):
     def reset(self, *, seed=None, options=None):
         return np.zeros(5, np.float32), {}
+
+
+class Unplayed(Arm):
+    def step(self, action):
+        raise RuntimeError("no contact solver")
 
 
 class Unbuilt(Arm):
@@ -54,7 +62,7 @@ class Choosing(Arm):
     action_space = gymnasium.spaces.Discrete(3)
 
 
-for environment in (Arm, Unready, Untrue, Unbuilt, Texts, Choosing):
+for environment in (Arm, Unready, Untrue, Unplayed, Unbuilt, Texts, Choosing):
     gymnasium.register(f"{environment.__name__}-v0", environment)
 gymnasium.register("LimitedArm-v0", Arm, max_episode_steps=500)
 gymnasium.register("ShortArm-v0", Arm, max_episode_steps=2)
@@ -175,6 +183,7 @@ def test_episodes_beyond_the_limit_are_warned_of(packed):
         ("Unbuilt-v0", r"'Unbuilt-v0' cannot be built: OSError: no display"),
         ("Unready-v0", r"'Unready-v0' cannot be reset: ValueError: no assets"),
         ("Untrue-v0", r"'Untrue-v0' cannot be reset: .*shape \(5,\), expected \(2,\)"),
+        ("Unplayed-v0", r"'Unplayed-v0' cannot be stepped: RuntimeError: no contact solver"),
         ("Texts-v0", r"cannot flatten observation\.words of space Text"),
         ("Choosing-v0", r"it takes actions Discrete\(3\), expected continuous actions of 2 components"),
     ],
