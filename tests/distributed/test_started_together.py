@@ -1,4 +1,4 @@
-"""Two commands of two 'nodes' train the model that one command with two ranks trains, bit for bit, and find a loss."""
+"""Two ranks of one command, and two commands of two 'nodes', train the same model bit for bit, whatever ends them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from orrery.pipeline import artifact
 
@@ -42,7 +43,7 @@ def start(folder, store, variables, rank, *settings):
     environment = {**inherited, "OMP_NUM_THREADS": "1", **{k: v.format(rank=rank) for k, v in variables.items()}}
     command = [sys.executable, "-m", "orrery.pipeline.cli", "run", str(TINY), f"run_dir={folder}", "stages=[pretrain]"]
     command += [f"inputs.store={store}", "pretrain.trainer.accelerator=cpu", "pretrain.model.num_q=2", *settings]
-    command += ["pretrain.steps=60"]
+    command += ["pretrain.steps=100"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -91,6 +92,37 @@ def test_two_commands_stopped_and_continued_equal_two_ranks_of_one(store, whole,
 
     codes, errors = ended(start_two(tmp_path, store, OF_SRUN))
     assert codes == [0, 0], errors
+    for name in SAME:
+        assert (tmp_path / "pretrain" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_two_ranks_end_with_their_command_and_continue_bit_for_bit(store, whole, tmp_path):
+    checkpoint = tmp_path / CHECKPOINT
+
+    def begin():
+        return start(tmp_path, store, OF_SBATCH, 0, "pretrain.trainer.devices=2")
+
+    def stop(how):
+        """Once it has saved a checkpoint, and it alone, as the out-of-memory killer does."""
+        former = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = begin()
+        deadline = time.monotonic() + 600
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > former:
+                break
+            time.sleep(0.002)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(how)
+        codes, errors = ended([process])
+        assert len(ranks) >= 2
+        _, left = psutil.wait_procs(ranks, timeout=60)
+        assert not left, errors
+        return codes
+
+    assert stop(signal.SIGKILL) == [-9]
+    assert stop(signal.SIGUSR1) == [75]
+    codes, errors = ended([begin()])
+    assert codes == [0], errors
     for name in SAME:
         assert (tmp_path / "pretrain" / name).read_bytes() == (whole / name).read_bytes(), name
 
