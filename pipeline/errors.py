@@ -6,6 +6,9 @@ the message without a traceback. Anything else that escapes is a bug and keeps i
 
 from __future__ import annotations
 
+EXIT_USER_ERROR = 2
+"""Exit status of a command that ends with one of these."""
+
 
 class OrreryError(Exception):
     """Base of every error whose message is written for the user."""
@@ -33,3 +36,15 @@ class ExportError(OrreryError):
 
 class StageError(OrreryError):
     """A stage cannot run: an input is missing, stale or damaged, or its folder cannot be written."""
+
+
+class Detached(Exception):
+    """Jobs continue without this command."""
+
+
+class StageInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a stage."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage

@@ -1,10 +1,12 @@
-"""Paths as people write them."""
+"""Paths as people write them, and where the built-in configs are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from .errors import ConfigError
+
+CONFIG_DIR = Path(__file__).parents[1] / "configs"
 
 
 def user_path(path: str | Path) -> Path:

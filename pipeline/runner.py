@@ -20,7 +20,7 @@ from rich.text import Text
 from . import artifact, termination
 from .artifact import InputRecord, MadeFrom, Manifest
 from .config.load import RunConfig
-from .errors import OrreryError, StageError
+from .errors import OrreryError, StageError, StageInterrupted
 from .jobs import fanout
 from .jobs.job import describe_error
 from .jobs.pool import usable_cores
@@ -79,14 +79,6 @@ class RunFacts:
     """Every key of the run with its final value."""
     stage_records: Mapping[str, Mapping[str, Any]]
     """Manifests, as dicts, of the stages that come earlier and are published."""
-
-
-class StageInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a stage."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__(stage)
-        self.stage = stage
 
 
 class StageTerminated(termination.Terminated):

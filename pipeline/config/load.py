@@ -28,14 +28,12 @@ from yaml import YAMLError
 
 from ..entry_points import load, load_all, names
 from ..errors import ConfigError
-from ..paths import user_path
+from ..paths import CONFIG_DIR, user_path
 from ..reading import check_yaml, reading
 from ..stage import Stage
 from .algorithms import select_stages
 from .overrides import Override, read_overrides
 from .schema import build, describe_type, find_key, make_schema, nearest, plain_type, unknown_key
-
-CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True)

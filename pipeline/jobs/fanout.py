@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import artifact, termination
-from ..errors import StageError
+from ..errors import Detached, StageError
 from ..logging import duration
 from ..run_folder import JOBS_SUFFIX, jobs_folder, partial_folder
 from ..stage import Context, ProgressTask
@@ -66,10 +66,6 @@ SETTLE_SECONDS = 5.0
 
 class FanoutFailed(StageError):
     """Some jobs did not end well. All others did, and their results are kept."""
-
-
-class Detached(Exception):
-    """Jobs go on without this command."""
 
 
 def fan_out(

@@ -1,0 +1,213 @@
+"""`orrery run | plan | report | status`, and the way to `study` and `iterate`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .config.help import experiment_help, run_help
+from .config.load import RunConfig, discover_stages, list_experiments, load_config
+from .errors import EXIT_USER_ERROR, ConfigError, StageError
+from .kept import kept_note
+from .logging import ConsoleProgress, duration
+from .plan import Decision, check_machine, code_notes, plan, stages_from, start_line
+from .ranks import Launch, check_launch, follow, launched
+from .run_folder import lock_holder, locked
+from .runner import Outcome, end_line, run_on_console
+from .stage import Stage
+from .status import describe_status, read_run_file
+from .study import command as study_command
+from .study import iterate_command
+from .study.command import describe_study
+from .study.iterate import is_iteration, read_iteration_file
+from .study.study import is_study, read_study_file
+
+REPORT_STAGE = "report"
+REPORT_PAGE = "index.html"
+
+
+def show_status(folder: Path, console: Console) -> int:
+    """`orrery status`."""
+    if is_study(folder):
+        console.print(describe_study(folder))
+    elif is_iteration(folder):
+        console.print(iterate_command.describe_iteration(folder))
+    else:
+        console.print(describe_status(folder))
+    return 0
+
+
+def work(
+    arguments: argparse.Namespace, given: Mapping[str, type[Stage]] | None, config_dir: Path, console: Console
+) -> int:
+    """The commands that need the stages.
+
+    Args:
+        given: stages by name; None takes the installed ones.
+    """
+    stages = discover_stages() if given is None else given
+    if arguments.command == "resume":
+        arguments = _recorded_command(arguments.path)
+    if arguments.command in ("study", "iterate") and launched() is not None:
+        raise ConfigError(f"orrery {arguments.command} runs stage after stage in one process; start it once")
+    if arguments.command == "study":
+        return _study(arguments, stages, config_dir, console)
+    if arguments.command == "iterate":
+        return _iterate(arguments, stages, config_dir, console)
+    if arguments.command == "report" and is_study(arguments.run_dir):
+        return study_command.report(arguments.run_dir, stages, config_dir, console)
+    if arguments.command == "report" and is_iteration(arguments.run_dir):
+        raise StageError(
+            f"{arguments.run_dir} holds rounds, whose comparison `orrery iterate` keeps up to date; a single round has "
+            f"a report of its own where the experiment has the stage {REPORT_STAGE!r}: orrery report "
+            f"{arguments.run_dir / 'round_0'}"
+        )
+    if arguments.command == "report":
+        record = read_run_file(arguments.run_dir)
+        # All stages of the experiment, also where the last command was about some of them.
+        overrides = [one for one in record["overrides"] if not one.startswith("stages=")]
+        overrides.append(f"run_dir={arguments.run_dir}")
+        config = load_config(record["experiment"], overrides, stages=stages, config_dir=config_dir)
+        if REPORT_STAGE not in config.settings.stages:
+            raise StageError(f"the run in {arguments.run_dir} has no stage {REPORT_STAGE!r}; add it to `stages`")
+        return _run(config, stages, console, only=REPORT_STAGE)
+    if arguments.experiment is None:
+        console.print(run_help(list_experiments(config_dir), stages))
+        return 0 if arguments.wants_help else EXIT_USER_ERROR
+    config = load_config(arguments.experiment, arguments.overrides, stages=stages, config_dir=config_dir)
+    if arguments.wants_help:
+        console.print(experiment_help(config, stages))
+        return 0
+    anew = (
+        config.settings.stages if arguments.force else stages_from(config, arguments.first) if arguments.first else []
+    )
+    if arguments.command == "plan":
+        decisions = plan(config, stages, anew)
+        check_machine(config, stages, decisions)
+        _print_plan(decisions, lock_holder(config.run_dir), console)
+        replaced = [d.stage for d in decisions if d.action != "fresh" and (config.run_dir / d.stage).is_dir()]
+        notes = [f"artifacts to be replaced, and kept for their settings: {', '.join(replaced)}"] if replaced else []
+        notes += code_notes(config, [decision.stage for decision in decisions if decision.action == "fresh"])
+        for note in filter(None, [*notes, kept_note(config.run_dir)]):
+            console.print(Text(note), soft_wrap=True)
+        return 0
+    return _run(config, stages, console, anew=anew)
+
+
+def _recorded_command(folder: Path) -> argparse.Namespace:
+    """The command that was run last in a folder, as `_parser` would read it."""
+    command = "run"
+    if is_study(folder):
+        command, record = "study", read_study_file(folder)
+        record = {**record, "experiment": record["source"]}
+    elif is_iteration(folder):
+        command, record = "iterate", dict(read_iteration_file(folder))
+    else:
+        record = read_run_file(folder)
+    overrides = [*record["overrides"], f"run_dir={folder}"]
+    return argparse.Namespace(
+        command=command, experiment=record["experiment"], overrides=overrides, wants_help=False, plan=False,
+        first=None, force=False,
+    )  # fmt: skip
+
+
+def _study(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
+    name, overrides = arguments.experiment, arguments.overrides
+    if name is None or arguments.wants_help:
+        console.print(study_command.study_help(config_dir))
+        return 0 if arguments.wants_help else EXIT_USER_ERROR
+    command = study_command.plan_study if arguments.plan else study_command.run
+    return command(name, overrides, stages, config_dir, console)
+
+
+def _iterate(
+    arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console
+) -> int:
+    name, overrides = arguments.experiment, arguments.overrides
+    if name is None or arguments.wants_help:
+        console.print(iterate_command.iterate_help())
+        return 0 if arguments.wants_help else EXIT_USER_ERROR
+    command = iterate_command.plan if arguments.plan else iterate_command.run
+    return command(name, overrides, stages, config_dir, console)
+
+
+def _run(
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    console: Console,
+    only: str | None = None,
+    anew: Collection[str] = (),
+) -> int:
+    plan(config, stages, anew)  # raises for what is wrong before anything is written
+    if (launch := launched()) is not None:
+        check_launch(config, stages, launch)
+        if launch.rank > 0:
+            return _follow(config, stages, launch, console)
+    printer = _Printer(console, config.settings.stages)
+    started = time.monotonic()
+    with locked(config.run_dir):
+        outcomes = run_on_console(
+            config, stages, console, on_start=printer.on_start, on_end=printer.on_end, only=only, anew=anew
+        )
+    if all(outcome.status == "fresh" for outcome in outcomes):
+        console.print("nothing to do: every stage is up to date")
+    else:
+        console.print(f"done in {duration(time.monotonic() - started)}")
+    for note in code_notes(config, [outcome.stage for outcome in outcomes if outcome.status == "fresh"]):
+        console.print(Text(note), soft_wrap=True)
+    page = config.run_dir / REPORT_STAGE / REPORT_PAGE
+    console.print(Text(f"report: {page}" if page.is_file() else f"run folder: {config.run_dir}"), soft_wrap=True)
+    return 0
+
+
+def _follow(config: RunConfig, stages: Mapping[str, type[Stage]], launch: Launch, console: Console) -> int:
+    me = f"rank {launch.rank} of {launch.world_size}"
+    console.print(f"{me} follows the first process in {config.run_dir}", soft_wrap=True)
+    follow(config, stages, launch, progress=ConsoleProgress(console), on_join=lambda s: console.print(f"{me}: {s}"))
+    console.print(f"{me}: done")
+    return 0
+
+
+class _Printer:
+    """A line when a stage starts and one when it ends; those that are up to date only beside others."""
+
+    def __init__(self, console: Console, stages: Sequence[str]) -> None:
+        self._console = console
+        self._stages = stages
+        self._width = max(map(len, stages))
+        self._fresh: list[Outcome] = []
+
+    def on_start(self, decision: Decision) -> None:
+        for outcome in self._fresh:
+            self._print(outcome.stage, end_line(outcome, self._width))
+        self._fresh.clear()
+        self._print(decision.stage, start_line(decision, self._width))
+
+    def on_end(self, outcome: Outcome) -> None:
+        if outcome.status == "fresh":
+            self._fresh.append(outcome)
+        else:
+            self._print(outcome.stage, end_line(outcome, self._width))
+
+    def _print(self, stage: str, line: Text) -> None:
+        number = f"{self._stages.index(stage) + 1}/{len(self._stages)} "
+        self._console.print(Text.assemble(number, line), soft_wrap=True)
+
+
+def _print_plan(decisions: Sequence[Decision], holder: str | None, console: Console) -> None:
+    """Args:
+    holder: the process that runs in the folder now, which works on the stage that would continue.
+    """
+    table = Table("stage", "would", "because", box=None, pad_edge=False)
+    for decision in decisions:
+        if holder is not None and decision.action == "resume":
+            table.add_row(decision.stage, "running", Text(holder))
+        else:
+            table.add_row(decision.stage, decision.would, Text(decision.reason))
+    console.print(table)
