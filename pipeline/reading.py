@@ -267,7 +267,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {name: _decode(arguments[1], inner, f"{where}.{name}") for name, inner in value.items()}
     kinds: Any = (int, float) if hint is float else hint
-    if isinstance(kinds, type | tuple) and isinstance(value, kinds) and (hint is bool or not isinstance(value, bool)):
+    fits = isinstance(kinds, type | tuple) and isinstance(value, kinds)
+    if fits and (hint is bool or not isinstance(value, bool)) and not (hint is float and math.isinf(value)):
         return value
     if dataclasses.is_dataclass(hint):
         expected = f"the keys {', '.join(field.name for field in dataclasses.fields(hint))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,8 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
         StageError: there is none, or it is damaged.
     """
     path = run_dir / RUN_FILE
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}. `orrery run` makes one") from None
+    if not os.path.lexists(path):
+        raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}. `orrery run` makes one")
     with reading(path, StageError, "`orrery run` with the same run_dir writes it again"):
         record: dict[str, Any] = read_json(path, StageError, "`orrery run` with the same run_dir writes it again")
         decode(_RunRecord, record)

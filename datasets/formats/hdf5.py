@@ -385,9 +385,12 @@ def _is_numbers(column: h5py.Dataset) -> bool:
 
 def _check_numbers(column: h5py.Dataset, where: str) -> None:
     """Raise a DatasetError unless there is a number, or several, in every row."""
-    if _is_numbers(column):
+    if not _is_numbers(column):
+        found = "one value for the whole episode" if column.ndim == 0 else f"text or records ({column.dtype})"
+    elif _width(column):
         return
-    found = "one value for the whole episode" if column.ndim == 0 else f"text or records ({column.dtype})"
+    else:
+        found = f"no number in a row (shape {list(column.shape)})"
     raise DatasetError(
         f"{where} holds {found}; expected numbers, one row per transition. Write it so, or leave it out and name the "
         "columns to read in a column map"

@@ -93,6 +93,13 @@ def check(count: int, first_seed: int) -> None:
     assert not bad, f"{len(bad)} of {count} inputs:\n" + "\n".join(bad[:30])
 
 
+@pytest.mark.parametrize(("name", "seed"), [("flat", 1005688), ("run", 1022448), ("run", 1025323)])
+def test_what_was_unclear_once_is_not(name: str, seed: int) -> None:
+    """A column without numbers, a link to itself, and a time without end."""
+    ((_, _, answer),) = outcomes([(name, seed)], workers=1)
+    assert answer["outcome"] in GOOD, answer
+
+
 def test_damaged_files_are_read_or_refused_clearly() -> None:
     check(INPUTS, first_seed=0)
 
