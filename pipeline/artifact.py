@@ -29,6 +29,7 @@ from .reading import decode, read_json, reading
 
 MANIFEST = "manifest.json"
 UNFINISHED_SUFFIX = ".tmp"
+RERUN = "run the command that made it again"
 SOURCE = "source"
 """Entry of `Manifest.versions` that holds digests of our own source."""
 SOURCE_FOLDERS = ("pipeline", "datasets", "stages")
@@ -278,8 +279,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     if path.exists() and not os.access(path, os.R_OK):  # which is no damage
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    with reading(path, StageError, f"delete {folder} and make it again"):
-        return Manifest.from_dict(read_json(path, StageError, f"delete {folder} and make it again"))
+    with reading(path, StageError, RERUN):
+        return Manifest.from_dict(read_json(path, StageError, RERUN))
 
 
 def digest_of(folder: Path) -> str:
@@ -330,7 +331,7 @@ def verify_quick(folder: Path, kind: str) -> None:
     if manifest.kind != kind:
         raise StageError(f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}")
     if damage := _damage(folder, manifest):
-        raise StageError(f"{damage}. Run the command that made it again: it runs stage {manifest.stage!r} again")
+        raise StageError(f"{damage}. To repair it, {RERUN}: it reruns stage {manifest.stage!r}")
 
 
 def examine(folder: Path, kind: str = "") -> tuple[Manifest | None, str]:

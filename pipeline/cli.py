@@ -21,7 +21,7 @@ from rich.text import Text
 from . import clean_command
 from .command import Command
 from .entry_points import load, load_all, names
-from .errors import EXIT_USER_ERROR, Detached, OrreryError, StageInterrupted
+from .errors import EXIT_USER_ERROR, ConfigError, Detached, OrreryError, StageInterrupted
 from .paths import CONFIG_DIR, user_path
 from .run_folder import disk_errors
 from .stage import Stage
@@ -66,7 +66,7 @@ def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None
     errors = Console(stderr=True, highlight=False)
     try:
         commands = _other_commands(sys.argv[1:] if argv is None else argv)
-        arguments = _parse(_parser(commands), argv)
+        arguments = _parse(_parser(commands), argv, config_dir)
         for name, value in vars(arguments).items():  # a shell leaves ~ in --out=~/x and in quotes
             if isinstance(value, Path):
                 setattr(arguments, name, user_path(value))
@@ -102,7 +102,24 @@ def _other_commands(words: Sequence[str]) -> dict[str, Command]:
     return {name: command() for name, command in load_all("commands", Command).items() if name not in COMMANDS}
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def _explain_command(word: str, config_dir: Path) -> str:
+    """What to write in place of a first word that is no command."""
+    from .config.load import list_experiments
+    from .config.schema import nearest
+
+    if word in names("stages"):
+        return f"{word} is a stage: orrery run EXPERIMENT stages=[{word}], or orrery run EXPERIMENT --from {word}"
+    if word in list_experiments(config_dir) or word.endswith((".yaml", ".yml")):
+        return f"{word} is an experiment: orrery run {word}"
+    known = (*COMMANDS, *names("commands"))
+    near = nearest(word, [*known, *names("stages"), *list_experiments(config_dir)])
+    return f"there is no command {word!r}.{near} Commands: {', '.join(known)}"
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, config_dir: Path) -> argparse.Namespace:
+    called = next((word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("-")), "")
+    if called and called not in (*COMMANDS, *names("commands")):
+        raise ConfigError(_explain_command(called, config_dir))
     arguments, rest = parser.parse_known_args(argv)
     flags = [word for word in rest if word.startswith("-")]
     if rest and (flags or "overrides" not in arguments):
@@ -154,8 +171,9 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         if name in ("study", "iterate"):
             command.add_argument("--plan", action="store_true", help="say what it would run, and why")
         else:
-            command.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and all after it again")
-            command.add_argument("--force", action="store_true", help="run all stages again")
+            again = command.add_mutually_exclusive_group()
+            again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all after it")
+            again.add_argument("--force", action="store_true", help="rerun all stages")
     command = commands.add_parser("resume", help="repeat the last command of a run, a study or an iteration")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
     command = commands.add_parser("status", help="how far a run, a study or an iteration is")

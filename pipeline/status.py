@@ -59,7 +59,7 @@ def describe_status(run_dir: Path) -> RenderableType:
         if jobs := sorted(path for path in folder.glob("*") if (path / SPEC).is_file()):
             parts += [Text(""), _describe_jobs(stage["stage"], jobs, running=holder is not None)]
     if note := kept_note(run_dir):
-        parts += [Text(""), Text(note)]
+        parts += [Text(""), Text(note, no_wrap=True, overflow="ignore")]
     return Group(*parts)
 
 
@@ -96,6 +96,11 @@ def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tup
         status = "running" if running and status == "interrupted" else status
     elif status == "waiting" and (run_dir / name).is_dir() and (made := artifact.read_manifest(run_dir / name)):
         status, seconds, summary = "to be checked", made.seconds, made.summary
+    else:
+        made, damage = artifact.examine(run_dir / name)
+        if made is None and not damage:
+            damage = "its folder was deleted" if status in ("fresh", "reused", "done") else ""
+        status, summary = ("damaged", damage) if damage else (status, summary)
     words = {"fresh": "up to date", "failed": "failed, see log.txt", "detached": "goes on without the command"}
     return name, words.get(status, status), duration(seconds) if seconds else "", Text(summary)
 

@@ -25,7 +25,7 @@ _NEEDS_QUOTES = re.compile(r"[\[\]{}'\"]")
 SWEEP = "Several values make a study: orrery study STUDY 'grid.{key}=[{values}]'; orrery study --help says more"
 
 
-_HYDRA_FLAGS = {
+_OTHER_FLAGS = {
     ("-m", "--multirun"): SWEEP.format(key="seed", values="0,1,2"),
     ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "--experimental-rerun"): (
         "The experiment, or the path of a YAML file, is the first word: orrery run quickstart"
@@ -33,6 +33,8 @@ _HYDRA_FLAGS = {
     ("-c", "--cfg", "-p", "--package", "--resolve", "--info", "-hh", "--hydra-help"): (
         "Every key and its value: orrery run EXPERIMENT --help"
     ),
+    ("--plan", "--dry-run", "-n"): "What would run, and why: orrery plan EXPERIMENT [key=value ...]",
+    ("--resume", "--continue"): "The same command continues; so does orrery resume RUN_DIR",
 }
 """What serves here the purpose of an option of Hydra's."""
 
@@ -41,7 +43,7 @@ def explain_flag(flags: Sequence[str]) -> str:
     """What to write in place of the first option that is none, as the end of a message."""
     for flag in flags:
         name, equals, value = flag.partition("=")
-        for known, instead in _HYDRA_FLAGS.items():
+        for known, instead in _OTHER_FLAGS.items():
             if name in known:
                 return f"\n{instead}"
         if name.startswith("--"):

@@ -18,7 +18,7 @@ from ...pipeline.artifact import Manifest
 from ...pipeline.errors import DatasetError, StageError
 from ...pipeline.logging import duration
 from ...pipeline.reading import read_json, reading
-from ...pipeline.run_folder import RUN_FILE
+from ...pipeline.run_folder import RUN_FILE, read_attempt
 from ...pipeline.status import read_run_file, stage_rows
 from ...pipeline.study.command import describe_study
 from ...pipeline.study.study import is_study
@@ -58,6 +58,8 @@ def describe(path: Path) -> RenderableType:
         with reading(policy, StageError):
             facts = [_describe_policy(read_json(policy, StageError))] if policy.is_file() else []
         return Group(*facts, _describe_weights(weights))
+    if (path.parent / RUN_FILE).is_file():
+        return _describe_unfinished(path)
     from ...datasets.formats.sources import open_reader
 
     try:
@@ -67,6 +69,17 @@ def describe(path: Path) -> RenderableType:
             f"{error}\n`orrery inspect` knows a run folder, an artifact's folder (RUN/pack), a .safetensors file, an "
             "HDF5 file, and the folder or id of a Minari dataset"
         ) from error
+
+
+def _describe_unfinished(path: Path) -> RenderableType:
+    """A stage of a run that has no artifact, or a folder beside its stages."""
+    run_dir, name = path.parent, path.name.partition(".")[0]
+    for stage, status, seconds, result in stage_rows(run_dir):
+        if stage == name:
+            kept = " Its checkpoints are kept; the same command continues it." if read_attempt(run_dir / name) else ""
+            text = f"stage {name} of the run in {run_dir} has no artifact: {status} {seconds} {result}".rstrip()
+            return Text(f"{text}.{kept} See orrery status {run_dir} and {run_dir / 'log.txt'}")
+    raise StageError(f"{path}: the run in {run_dir} has no stage {name!r}; orrery status {run_dir} lists its stages")
 
 
 def _describe_run(folder: Path) -> RenderableType:

@@ -371,3 +371,45 @@ def test_code_that_has_changed_is_said_and_makes_nothing_stale(orrery, run_dir: 
         assert code == 0
         assert "code changed since make, add ran: pipeline (--from make runs from there again)\n" in out
     assert "source" not in orrery("inspect", str(run_dir / "make"))[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("evaluate", "evaluate is a stage: orrery run EXPERIMENT stages=[evaluate]"),
+        ("toy", "toy is an experiment: orrery run toy"),
+        ("stauts", "there is no command 'stauts'. Did you mean 'status'? Commands: run, plan, resume,"),
+    ],
+)
+def test_a_word_that_is_no_command_is_answered_with_the_command(orrery, words: str, answer: str) -> None:
+    code, _, err = orrery(words)
+    assert code == 2
+    assert answer in only_line(err)
+
+
+def test_status_and_plan_agree_about_damage_and_inspect_about_what_is_unfinished(
+    orrery, run_dir: Path, monkeypatch
+) -> None:
+    run = ("toy", f"run_dir={run_dir}")
+    monkeypatch.setenv("TOY_FAILURE", "bug")
+    orrery("run", *run)
+    for name in ("add", "add.partial"):
+        code, out, _ = orrery("inspect", str(run_dir / name))
+        assert code == 0
+        assert f"stage add of the run in {run_dir} has no artifact: failed, see log.txt" in out
+        assert "the same command continues it" in out
+    assert "has no artifact: waiting" in orrery("inspect", str(run_dir / "report"))[1]
+    assert "has no stage 'sub'" in orrery("inspect", str(run_dir / "sub"))[2]
+    monkeypatch.delenv("TOY_FAILURE")
+    orrery("run", *run)
+    (run_dir / "make" / "numbers.txt").write_text("0")
+    (run_dir / "add" / "manifest.json").write_text("{")
+    shutil.rmtree(run_dir / "report")
+    status, planned = orrery("status", str(run_dir))[1], orrery("plan", *run)[1]
+    damage = f"output damaged: {run_dir / 'make' / 'numbers.txt'} has 1 bytes, expected 5"
+    assert re.search(rf"^make +damaged .*{damage}", status, re.MULTILINE), status
+    assert re.search(rf"^make +run +{damage}", planned, re.MULTILINE), planned
+    assert re.search(r"^add +damaged .*output damaged: .*manifest.json is not JSON", status, re.MULTILINE)
+    assert re.search(r"^report +damaged .*its folder was deleted", status, re.MULTILINE)
+    orrery("run", *run)
+    assert "damaged" not in orrery("status", str(run_dir))[1]
