@@ -22,6 +22,7 @@ GUIDES = {
     "Results": "results.md",
     "Results of the alternatives": "alternatives.md",
     "Devices and jobs": "jobs.md",
+    "Adding algorithms, formats and executors": "extending.md",
     "Differences from the released code": "differences.md",
     "Python and TorchRL": "python.md",
     "Notebooks": "notebooks.md",

@@ -34,6 +34,8 @@ API = {
     "Writing a stage": [
         "pipeline.stage",
         "pipeline.jobs.fanout",
+        "pipeline.jobs.executor",
+        "pipeline.entry_points",
         "pipeline.checkpoint",
         "pipeline.command",
         "pipeline.errors",
@@ -43,6 +45,7 @@ API = {
         "datasets.tasks",
         "datasets.formats.sources",
         "datasets.formats.reader",
+        "datasets.formats.format",
         "datasets.store",
         "datasets.replay",
         "datasets.windows",

@@ -57,6 +57,8 @@ def load(group: Group, name: str, base: type) -> Any:
         raise ConfigError(f"{what} has the same name in package {_package(others[0])!r}; uninstall one of them")
     try:
         found = entry.load()
+        if (check := getattr(found, "check_class", None)) is not None:
+            check()
     except Exception as error:  # whatever the module of another package raises
         again = "; after an edit of pyproject.toml, install the package again (pip install --no-deps -e .)"
         hint = again if isinstance(error, ImportError | AttributeError) else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -96,6 +96,18 @@ class Stage:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def check_class(cls) -> None:
+        """Called when the entry point is loaded.
+
+        Raises:
+            TypeError: the class is not declared as a stage has to be.
+        """
+        if not is_dataclass(getattr(cls, "Config", None)) or not isinstance(getattr(cls, "output_kind", None), str):
+            raise TypeError(f"{cls.__name__} must set Config, a frozen dataclass, and output_kind")
+        if missing := [one.name for one in fields(cls.Config) if one.default is one.default_factory is MISSING]:
+            raise TypeError(f"every field of {cls.Config.__name__} needs a default; missing: {', '.join(missing)}")
 
     @property
     def processes(self) -> int:

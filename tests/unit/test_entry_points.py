@@ -88,6 +88,8 @@ def test_a_package_adds_a_stage(install) -> None:
 BROKEN = [
     ("missing", "import not_there\n", "ModuleNotFoundError: No module named 'not_there'"),
     ("typo", "class Other: pass\n", "has no attribute 'Good'"),
+    ("default", GOOD.replace("int = 0", "int"), "TypeError: every field of Config needs a default; missing: seed"),
+    ("config", GOOD.replace("Config = Config", ""), "TypeError: Good must set Config, a frozen dataclass, and output_"),
     ("alien", "class Good: pass\n", "must be a subclass of orrery.pipeline.stage.Stage"),
 ]
 
