@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import orrery
 import pytest
@@ -154,3 +155,16 @@ def test_a_policy_of_a_run(tmp_path):
     deployed.save_run(tmp_path)
     policy = orrery.load_policy(tmp_path / "extract", task="test/arm", algorithm="pwm")
     assert policy.predict(np.zeros(3)).shape == (2, 1)
+
+
+def test_tasks_are_registered_with_gymnasium():
+    environment = gymnasium.make("orrery.envs:orrery/dmc-cartpole-balance-v0")
+    observation, _ = environment.reset(seed=0)
+    assert environment.observation_space.contains(observation)
+    environment.step(environment.action_space.sample())
+    ids = [name for name in gymnasium.registry if name.startswith("orrery/")]
+    assert {"orrery/metaworld-reach-v3", "orrery/myriad-cancer-v0", "orrery/dmc-ball_in_cup-catch-v0"} < set(ids)
+    assert len(ids) > 100
+    vector = gymnasium.make_vec("orrery/myriad-cancer-v0", num_envs=3, vectorization_mode="sync")
+    assert vector.reset(seed=0)[0].shape == (3, 2)
+    vector.close()
