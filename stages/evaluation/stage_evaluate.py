@@ -218,14 +218,14 @@ class Evaluate(Stage):
             },
             "references": references,
             "imagined": imagined,
-            "exploiting": exploiting(imagined),
+            "exploiting": (exploits := exploiting(imagined)),
             "skipped": dict(skipped),
             "failures": [
                 {"algorithm": row.algorithm, "task": row.task, "seed": row.seed, "episode": row.episode, "error":
                 row.error} for row in episodes if row.error is not None
             ],
         }  # fmt: skip
-        for one in summary["exploiting"]:
+        for one in exploits:
             context.log.warning(EXPLOITS, one)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
         (folder / FINISHED).unlink()
