@@ -5,16 +5,19 @@ The plainest model-based baseline, and what POWR equals with a delta kernel. For
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.errors import ConfigError, DatasetError
 from ...pipeline.stage import Context, Input, Stage
+from ..data.config import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
 from .config import TabularConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ...datasets.schema import TaskSpec
     from ...datasets.store import TaskRows
     from .counts import MDP
 
@@ -30,6 +33,14 @@ class Tabular(Stage):
     algorithms = (ALGORITHM,)
     run_keys = ()
     config: TabularConfig
+
+    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+        from ...datasets.tasks import task_spec
+
+        if isinstance(maker, PackConfig):
+            for task in self.config.tasks or maker.names:
+                if task.startswith(SIMULATED):
+                    _check_actions(task_spec(task))
 
     def run(self, context: Context) -> str:
         from ...datasets.store import TaskStore
@@ -60,8 +71,7 @@ class Tabular(Stage):
         from .counts import count, empirical_mdp
 
         spec = rows.spec
-        if spec.action_kind != "discrete":
-            raise ConfigError(f"{spec.name} has continuous actions: tabular planning needs discrete ones")
+        _check_actions(spec)
         observation, state = distinct_observations(rows, self.config.max_states)
         starts = np.ones(len(state), bool)
         starts[rows.offsets[1:] - 1] = False  # last rows of episodes start nothing
@@ -92,6 +102,11 @@ class Tabular(Stage):
         start_SA = np.ones_like(seen_SA, float) if allowed_SA is None else allowed_SA.astype(float)
         start_SA /= np.maximum(start_SA.sum(1, keepdims=True), 1)
         return solve.mirror_descent(mdp, discount, [self.config.step_size] * self.config.steps, start_SA).policy_TSA[-1]
+
+
+def _check_actions(spec: TaskSpec) -> None:
+    if spec.action_kind != "discrete":
+        raise ConfigError(f"tabular needs discrete actions and observations; task {spec.name!r} has continuous actions")
 
 
 def distinct_observations(rows: TaskRows, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import pytest
 from orrery.pipeline.config.help import experiment_help
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.plan import plan
 from orrery.pipeline.stage import Input, Stage
 from rich.console import Console
 
@@ -150,3 +151,11 @@ def test_an_algorithm_takes_the_place_of_extraction_and_changes_nothing_else(alg
     assert alone.settings.stages == ["collect", "pack", "pretrain", stage, "evaluate", "report"]
     assert beside.settings.stages == ["collect", "pack", "pretrain", "extract", stage, "evaluate", "report"]
     assert beside.resolved["extract"] == before.resolved["extract"]
+
+
+def test_tabular_rejects_continuous_actions_before_data_is_collected():
+    stages = discover_stages()
+    config = load_config("quickstart", ["algorithms=[tabular]"], stages=stages)
+    with pytest.raises(ConfigError, match="task 'dmc/cartpole-balance' has continuous actions"):
+        plan(config, stages)
+    plan(load_config("tabular", stages=stages), stages)

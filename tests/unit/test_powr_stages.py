@@ -132,7 +132,7 @@ def test_tabular_gives_terminal_states_no_value(tmp_path):
 
 
 def test_tabular_refuses_what_is_not_discrete(point_mass, tmp_path):
-    with pytest.raises(ConfigError, match="toy/point has continuous actions"):
+    with pytest.raises(ConfigError, match="task 'toy/point' has continuous actions"):
         Tabular(TabularConfig()).run(context_of(tmp_path, store=point_mass))
     spec = TaskSpec("toy/many", 2, 2, 5, action_kind="discrete")
     observations = np.random.default_rng(0).random((40, 2), dtype=np.float32)
