@@ -1,10 +1,10 @@
-"""How the recorded actions of a dataset become a policy's: continuous ones in [-1, 1], discrete ones one-hot.
+"""Convert recorded actions to policy actions: continuous ones to [-1, 1], discrete ones to one-hot.
 
-What decides, the first that is there: the user's bounds or choices, the environment that the user names, the space that
-the dataset states, the numbers themselves. Whichever it is, the action that evaluation applies for a packed one is the
-recorded one; where bounds and data disagree, there is a warning.
+The scaling comes from the first of these that exists: the user's bounds or number of choices, the environment named by
+the user, the action space stated by the dataset, the numbers themselves. In every case, evaluation maps a packed action
+back to the recorded one. If bounds and data disagree, there is a warning.
 
-Dimension letters: T decisions of an episode, A action.
+Dimension letters: T steps of an episode, A action.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Choices:
     """Whether each action is recorded as a one-hot row."""
 
     def __call__(self, actions: np.ndarray, where: str) -> np.ndarray:
-        """Recorded actions of T decisions -> [T, count] float32 one-hot.
+        """Recorded actions of T steps -> [T, count] float32 one-hot.
 
         Raises:
             DatasetError: a value is not one of the choices; names the first such index.
@@ -90,7 +90,7 @@ class ActionExtent:
     """What numbers the actions of a dataset are. Values that are not finite do not count; validation reports them."""
 
     low: np.ndarray
-    """[A] float64, native units; 0 where there is no number at all."""
+    """[A] float64, native units; 0 if there is no number at all."""
     high: np.ndarray
     integers: bool
     """Whether they are stored as integers or flags."""
@@ -128,7 +128,7 @@ def read_actions(
         extent: what its numbers are.
         fields: what the user says of the task; `action_kind` and `action_dim` matter here.
         settings: the user's native bounds and `choices_start`, as `split_overrides` gives them.
-        space: of the environment that the user names; None where none is.
+        space: of the environment that the user names; None if none is.
         where: the dataset, for messages.
 
     Raises:
@@ -148,18 +148,19 @@ def read_actions(
     if space is not None:
         scale, said = scale_in_environment(space, extent)
         if extent.integers and extent.width == 1:
-            said.append("actions are whole numbers; read as quantities, since those of the environment are continuous")
+            said.append("actions are integers; treated as continuous, as in the environment")
         return scale, said
     unbounded = np.full(extent.width, np.inf)
     scale = fit_action_scale(-unbounded, unbounded, extent, "data")
-    way_out = "give pack.sources.NAME.action_low and action_high if they are quantities"
+    way_out = "set pack.sources.NAME.action_low and action_high if they are continuous"
     if extent.one_hot:
         count = extent.width
-        return scale, [f"every action is a single 1 among {count} columns; read as {count} continuous components. Give "
-                       f"pack.sources.NAME.choices={count} if it is one choice, or {way_out}"]  # fmt: skip
+        return scale, [f"every action is one-hot with {count} columns; treated as {count} continuous components. Set "
+                       f"pack.sources.NAME.choices={count} if it is discrete, or {way_out}"]  # fmt: skip
     if extent.integers:
-        return scale, [f"actions are whole numbers in {extent.width} columns; read as continuous components. Several "
-                       f"choices per step are not supported: number their combinations, or {way_out}"]  # fmt: skip
+        return scale, [f"actions are integers in {extent.width} columns; treated as continuous components. Several "
+                       "discrete actions per step are not supported: enumerate their combinations, or "
+                       f"{way_out}"]  # fmt: skip
     return scale, []
 
 
@@ -167,24 +168,29 @@ def _read_choices(
     extent: ActionExtent, count: int | None, start: int | None, space: Space | None, where: str
 ) -> tuple[Choices, list[str]]:
     if space is not None:
-        check_action_space(space, "discrete", extent.width if extent.one_hot else count)
+        if count is not None and not (isinstance(space, gs.Discrete) and space.n == count):
+            raise DatasetError(
+                f"{where}: pack.sources.NAME.choices is {count}, but the environment's action space is {space}; remove "
+                "choices, or name the environment in which the data was recorded"
+            )
+        check_action_space(space, "discrete", extent.width if extent.one_hot else None)
         count = int(space.n)  # type: ignore[attr-defined]
     if extent.width > 1:
         if not extent.one_hot or count not in (None, extent.width):
             raise DatasetError(
-                f"{where}: actions have {extent.width} columns; expected one whole number per step, or one-hot rows of "
-                f"{count or extent.width} columns for {count or extent.width} choices. Number the combinations of "
-                "several choices per step"
+                f"{where}: actions have {extent.width} columns; expected one integer per step, or one-hot rows of "
+                f"{count or extent.width} columns for {count or extent.width} discrete actions. Enumerate the "
+                "combinations of several discrete actions per step"
             )
         return Choices(extent.width, 0, rows=True), []
     if not extent.whole:
         raise DatasetError(
-            f"{where}: actions lie in {extent.low[0]:g}..{extent.high[0]:g} and are not whole numbers; expected the "
-            "number of a choice. Leave out choices"
+            f"{where}: actions lie in {extent.low[0]:g}..{extent.high[0]:g} and are not integers; expected "
+            "discrete actions. Remove choices and choices_start"
         )
     lowest, highest = int(extent.low[0]), int(extent.high[0])
-    seen = f"{where}: choices are numbered {lowest}..{highest}"
-    quantities = "give pack.sources.NAME.action_low and action_high if they are quantities"
+    seen = f"{where}: discrete actions are numbered {lowest}..{highest}"
+    quantities = "set pack.sources.NAME.action_low and action_high if they are continuous"
     said = []
     if start is None and space is not None:
         start = int(space.start)  # type: ignore[attr-defined]
@@ -194,28 +200,30 @@ def _read_choices(
         start = 0
         if count is None and lowest < 0:
             raise DatasetError(
-                f"{seen}, expected 0 and above; give pack.sources.NAME.choices_start={lowest} for "
-                f"{highest - lowest + 1} choices, or {quantities}"
+                f"{seen}, expected 0 and above; set pack.sources.NAME.choices_start={lowest} for "
+                f"{highest - lowest + 1} actions, or {quantities}"
             )
         if count is None and lowest > 0 and highest < MANY_CHOICES:
             said.append(
-                f"choices are numbered {lowest}..{highest}; read as 0..{highest}, of which the first is never taken. "
-                f"Give pack.sources.NAME.choices_start={lowest} if {lowest} is the first"
+                f"discrete actions are numbered {lowest}..{highest}; treated as 0..{highest}, the first of which never "
+                f"occurs. Set pack.sources.NAME.choices_start={lowest} if {lowest} is the first"
             )
     if count is None:
         count = max(highest - start + 1, 1)
         if count > MOST_CHOICES:
-            raise DatasetError(f"{seen}, too many to be choices; {quantities}, or pack.sources.NAME.choices_start")
+            raise DatasetError(
+                f"{seen}, too many discrete actions; {quantities}, or set pack.sources.NAME.choices_start"
+            )
         if count > MANY_CHOICES:
-            said.append(f"actions are whole numbers, read as {count} choices; {quantities}")
+            said.append(f"actions are integers, treated as {count} discrete actions; {quantities}")
     if lowest < start or highest >= start + count:
-        counted = "" if space is None else f" as {space} of the environment counts them"
+        counted = "" if space is None else f" ({space} of the environment)"
         if lowest < start or highest - lowest < count:
             way_out = (
-                f"give pack.sources.NAME.choices_start={lowest} if {lowest} is the first choice, or correct the data"
+                f"set pack.sources.NAME.choices_start={lowest} if {lowest} is the first action, or correct the data"
             )
         elif space is None:
-            way_out = f"give pack.sources.NAME.choices={highest - start + 1}, or correct the data"
+            way_out = f"set pack.sources.NAME.choices={highest - start + 1}, or correct the data"
         else:
             way_out = "name the environment in which the data was recorded, or correct the data"
         raise DatasetError(f"{seen}, expected {start}..{start + count - 1}{counted}; {way_out}")
@@ -226,7 +234,7 @@ def check_action_space(space: Space, kind: str, width: int | None) -> None:
     """Raise a TaskError unless an environment's action space takes actions of that kind and width (None: any)."""
     wanted: type[Space] = gs.Discrete if kind == "discrete" else gs.Box
     if not isinstance(space, wanted) or (width is not None and flat_dim(space) != width):
-        expected = "one choice" if kind == "discrete" else "continuous actions"
+        held = "a discrete action" if kind == "discrete" else "continuous actions"
         size = (
             ""
             if width is None
@@ -234,7 +242,7 @@ def check_action_space(space: Space, kind: str, width: int | None) -> None:
             if kind == "discrete"
             else f" of {width} component{'s' * (width > 1)}"
         )
-        raise TaskError(f"it takes actions {space}, expected {expected}{size} as the data has")
+        raise TaskError(f"its action space is {space}, but the data has {held}{size}")
 
 
 def scale_in_environment(space: Space, extent: ActionExtent) -> tuple[ActionScale, list[str]]:
@@ -256,14 +264,14 @@ def scale_in_environment(space: Space, extent: ActionExtent) -> tuple[ActionScal
         low = np.where(beyond, np.minimum(scale.low, extent.low), scale.low)
         high = np.where(beyond, np.maximum(scale.high, extent.high), scale.high)
         return ActionScale(low, high, "environment and data"), [
-            f"{found}, {stated}: evaluation applies them as recorded. Correct the data, or name the environment that "
-            "takes them if they were normalised"
+            f"{found}, {stated}: evaluation applies them as recorded. Correct the data or, if they were "
+            "normalised, name an environment with these bounds"
         ]
     normalised = np.isclose(np.maximum(-extent.low, extent.high), 1, rtol=0, atol=ACTION_TOLERANCE).all()
     if normalised and scale.origin == "environment" and (np.abs([scale.low, scale.high]) > 1 + ACTION_TOLERANCE).all():
         return scale, [
-            f"{found}, as if normalised; {stated}. They are read in the environment's units: multiply them by its "
-            "bounds if they were normalised"
+            f"{found}, as if normalised; {stated}. They are treated as the environment's units: multiply them by "
+            "its bounds if they were normalised"
         ]
     return scale, []
 
@@ -287,7 +295,7 @@ def fit_action_scale(low: np.ndarray, high: np.ndarray, extent: ActionExtent, or
     magnitude in the data.
 
     Args:
-        low, high: [A], native bounds; infinite where there are none.
+        low, high: [A], native bounds; infinite if there are none.
         extent: of the dataset's actions.
         origin: where the bounds come from.
     """
@@ -321,7 +329,7 @@ def scale_from_bounds(
         stated = "..".join(map(_listed, action_bounds(space)))
         said.append(
             f"action_low and action_high are {_listed(low)}..{_listed(high)}, the environment's bounds {stated}: the "
-            "settings decide, and where they are wider a policy may act beyond what the environment takes"
+            "settings take precedence; where they are wider, actions may exceed the environment's bounds"
         )
     return ActionScale(low, high, "override"), said
 
@@ -340,6 +348,6 @@ def one_hot(choices: np.ndarray, start: int, num_choices: int, where: str) -> np
     if (wrong := np.flatnonzero((index < 0) | (index >= num_choices))).size:
         raise DatasetError(
             f"{where}: action at t = {wrong[0]} is {choices.reshape(-1)[wrong[0]]}, expected one of {start}.."
-            f"{start + num_choices - 1}; correct the data or give the right number of choices"
+            f"{start + num_choices - 1}; correct the data or the number of choices"
         )
     return np.eye(num_choices, dtype=np.float32)[index]

@@ -37,7 +37,7 @@ EPISODE_OVERHEAD, FILE_OVERHEAD = 24 * 1024, 256 * 1024
 """Bytes beside the numbers that a Minari dataset takes at most: 18 kB of HDF5's per episode were measured."""
 
 MEAN_HOLD = (1.0, 32.0)
-"""Decisions. Range of the mean time for which held actions last, and of the time scale of correlated noise."""
+"""Range, in steps, of the mean time for which held actions last, and of the time scale of correlated noise."""
 
 Controller = Callable[[np.ndarray], np.ndarray]
 """One episode's behaviour: observation [O] -> action [A] in [-1, 1]."""
@@ -93,7 +93,7 @@ def exploration(spec: TaskSpec, rng: np.random.Generator) -> Controller:
 
 
 def uniform(spec: TaskSpec, rng: np.random.Generator) -> Controller:
-    """Uniform over [-1, 1] at every decision; over the choices of a discrete action."""
+    """Uniform over [-1, 1] at every step; over the choices of a discrete action."""
     if spec.action_kind == "discrete":
         return lambda _: np.eye(spec.action_dim, dtype=np.float32)[rng.integers(spec.action_dim)]
     return lambda _: rng.uniform(-1, 1, spec.action_dim).astype(np.float32)
@@ -125,7 +125,7 @@ def noisy(
     """`act` with exploration on top, for the episodes `numbers`.
 
     Per episode a level is drawn from the range `noise`: the standard deviation of Gaussian noise on continuous actions,
-    or the probability of a uniform choice at each decision where they are discrete. With probability `random_share` the
+    or the probability of a uniform choice at each step where they are discrete. With probability `random_share` the
     whole episode is that of `exploration` instead.
     """
     rngs = [np.random.default_rng(derive_seed("policy noise", seed, spec.name, number)) for number in numbers]
@@ -148,7 +148,7 @@ def noisy(
 
 
 def _ornstein_uhlenbeck(rng: np.random.Generator, time_scale: float, action_dim: int) -> Controller:
-    """First-order autoregressive noise whose correlation falls by 1/e in `time_scale` decisions, clipped to [-1, 1].
+    """First-order autoregressive noise whose correlation falls by 1/e in `time_scale` steps, clipped to [-1, 1].
 
     Its stationary standard deviation is drawn from [0.1, 1]: an unstable system needs gentle episodes too.
     """
@@ -166,7 +166,7 @@ def _ornstein_uhlenbeck(rng: np.random.Generator, time_scale: float, action_dim:
 
 
 def _held(rng: np.random.Generator, mean_hold: float, draw: Callable[[], np.ndarray]) -> Controller:
-    """An action that is drawn anew with probability 1 / `mean_hold` at every decision."""
+    """An action that is drawn anew with probability 1 / `mean_hold` at every step."""
     action = draw()
 
     def controller(_: np.ndarray) -> np.ndarray:
@@ -284,7 +284,7 @@ def _reserve(folder: Path, size: int) -> None:
 
 
 def read_record(root: Path, task: str) -> dict[str, Any] | None:
-    """The record of a dataset that `write_dataset` completed below `root`; None where there is none."""
+    """The record of a dataset that `write_dataset` completed below `root`; None if there is none."""
     metadata = root / dataset_id(task) / "data" / "metadata.json"
     if not metadata.is_file():
         return None

@@ -26,14 +26,14 @@ class WindowSettings:
     """What the two loaders draw."""
 
     horizon: int
-    """Decisions per training window."""
+    """Steps per training window."""
     batch_size: int
     """Windows per rank and step."""
     seed: int
     held_out: float
     """Fraction of the episodes of each task kept for validation."""
     validation_length: int
-    """Decisions per validation window; fewer where the held-out episodes of a task are shorter."""
+    """Steps per validation window; fewer where the held-out episodes of a task are shorter."""
     validation_batches: int
     weights: dict[str, float] = field(default_factory=dict)
     """Mixture weights by task; uniform where empty."""
@@ -112,17 +112,17 @@ class WindowData(lightning.LightningDataModule):
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
     def training_windows(self, batch_size: int | None = None) -> Windows:
-        """What training draws from, for the rank of the trainer, or of a single process where there is none."""
+        """What training draws from, for the rank of the trainer, or of a single process if there is none."""
         settings = self._settings
         return self._sampler("train", settings.horizon, batch_size or settings.batch_size)
 
     def validation_windows(self, length: int | None = None) -> Windows:
-        """The same of the held-out episodes, of `length` decisions; None is `validation_length()`."""
+        """The same of the held-out episodes, of `length` steps; None is `validation_length()`."""
         length = length or self.validation_length()
         return self._sampler("held_out", length, self._validation_batch_size(length))
 
     def validation_length(self) -> int:
-        """Decisions of a validation window: as set, or what the held-out episodes of every task reach."""
+        """Steps of a validation window: as set, or what the held-out episodes of every task reach."""
         settings, store = self._settings, TaskStore.open(self._folder)
         weights = self._weights(store, "held_out")
         reached = [_reach(task, settings.held_out) for task in store.tasks if weights[task.spec.name]]
@@ -178,7 +178,7 @@ class WindowData(lightning.LightningDataModule):
 
 
 def _reach(task: TaskRows, held_out: float) -> float:
-    """Decisions of the longest window in a task's held-out episodes: 0 where there are none, and without a limit where
+    """Steps of the longest window in a task's held-out episodes: 0 if there are none, and without a limit where
     one terminated, whose windows are padded."""
     chosen = task.held_out(held_out)
     return math.inf if task.terminated[chosen].any() else task.lengths[chosen].max(initial=0)

@@ -1,7 +1,7 @@
-"""The one loop that plays episodes: collecting data and evaluating policies are this with different actions.
+"""Play episodes, for collecting data and for evaluating policies.
 
-Several environments of a task advance in lockstep in one process, so that a policy is called once per decision for all
-of them. Decides what a failure costs: the episode in which it happened, and no other.
+Several environments of a task advance in lockstep in one process, so that the policy is called once per step for all of
+them. A failure costs only the episode in which it happened.
 
 Dimension letters: B episodes being played, O observation, A action.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from .schema import Episode, TaskSpec
 from .tasks import make_environment
-from .tasks.decisions import Decisions
+from .tasks.task_env import TaskEnv
 
 if TYPE_CHECKING:
     import torch
@@ -26,41 +26,43 @@ if TYPE_CHECKING:
 LANES = 8
 """Environments that advance together. A batched policy call costs about the same for 8 rows as for 1.
 
-A constant, because a policy's matrix products round differently for other batch sizes, and simulators amplify that."""
+This is a constant because a policy's matrix products round differently for other batch sizes, and simulators amplify
+the difference.
+"""
 
 OF_THE_MACHINE = (MemoryError, OSError, EOFError)
-"""What an environment raises for lack of memory or files, or when a process that it talks to is gone."""
+"""Exceptions of an environment that mean the machine lacks memory or files, or lost a simulator process."""
 
 
 class Act(Protocol):
-    """Chooses the next action of several episodes at once."""
+    """Chooses the next actions of several episodes."""
 
     def __call__(self, observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
-        """Actions [B, A] in [-1, 1] for observations [B, O] float32.
+        """Return actions [B, A] in [-1, 1] for observations [B, O] float32.
 
-        `episode` [B] is each row's position in the `seeds` given to `play_episodes`, for what is kept per episode, such
-        as a noise process or a plan. Rows come and go as episodes begin and end.
+        `episode` [B] is the position of each row in the `seeds` of `play_episodes`, to keep state per episode, such as
+        a noise process or a plan. Rows appear and disappear as episodes start and end.
         """
         ...
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What one episode came to."""
+    """Result of one episode."""
 
     seed: int
     return_: float
-    """Sum of rewards, up to the failure if there was one."""
+    """Sum of rewards; up to the failure if the episode failed."""
     length: int
-    """Decisions."""
+    """Number of steps."""
     success_any: bool | None
-    """Success after any decision; None where the task has no such notion."""
+    """Success after any step; None if the task does not report success."""
     success_last: bool | None
-    """Success after the last decision."""
+    """Success after the last step."""
     error: str | None = None
-    """One line, if something ended the episode before its time."""
+    """One line if the episode failed."""
     episode: Episode | None = None
-    """Every transition, if recording was asked for and the episode completed."""
+    """All transitions, if they were recorded and the episode completed."""
 
 
 def play_episodes(
@@ -70,29 +72,28 @@ def play_episodes(
     *,
     record: bool = False,
     lanes: int = LANES,
-    pool: list[Decisions] | None = None,
+    pool: list[TaskEnv] | None = None,
     heard: Callable[[Episode], None] | None = None,
 ) -> Iterator[tuple[int, EpisodeResult]]:
     """Play one episode per seed; yield (position in `seeds`, result) as episodes end.
 
-    An environment that raises, or whose reward or observation is not finite, ends only its own episode; it is thrown
-    away and built anew. What `act` raises is not caught, since it concerns every episode; nor is what says that the
-    machine fails, since the same episode may be played later.
+    An environment that raises, or returns a non-finite reward or observation, ends only its own episode; it is
+    discarded and rebuilt. Exceptions of `act` propagate, because they concern every episode; so do failures of the
+    machine, because the same episode may be played later.
 
     Args:
         spec: the task, whose environments `make_environment` builds.
         act: chooses the actions.
         seeds: one per episode; with the actions, a seed determines its episode.
         record: keep every transition.
-        lanes: most environments that advance together.
+        lanes: maximum number of environments that advance together.
         pool: environments of this task left by an earlier call; used first, and refilled as episodes end. Building one
-            takes as long as some hundred decisions.
-        heard: called after every decision that did not fail, with the piece of its episode that is this decision, for
-            those who learn while episodes are under way.
+            takes as long as some hundred steps.
+        heard: called after every successful step with that step as an Episode, for learning during episodes.
 
     Raises:
         TaskError: an environment cannot be built.
-        MemoryError, OSError, EOFError: memory, files or a process of the simulator are gone.
+        MemoryError, OSError, EOFError: memory, files or a simulator process are gone.
     """
     pool = [] if pool is None else pool
     waiting = deque(enumerate(seeds))
@@ -118,13 +119,13 @@ def play_episodes(
 
 
 def policy_act(policy: Any, device: str | torch.device = "cpu") -> Act:
-    """The action of a Policy (`act(observation [B, O] tensor) -> action [B, A] tensor`) as an Act.
+    """Wrap a Policy (`act(observation [B, O] tensor) -> action [B, A] tensor`) as an Act.
 
-    A policy that has `begin` is handed back, with each observation, what it remembers of that row's episode: take a new
-    Act for each call of `play_episodes`, since episodes are told apart by their position.
+    A policy with `begin` gets its per-episode memory back with each observation. Use a new Act for each call of
+    `play_episodes`, because episodes are identified by their position.
 
     Args:
-        device: where the policy computes; one other than cpu needs a policy that is a torch module.
+        device: device of the policy; devices other than cpu need a policy that is a torch module.
     """
     import torch
 
@@ -138,7 +139,7 @@ def policy_act(policy: Any, device: str | torch.device = "cpu") -> Act:
             rows = torch.from_numpy(observation).to(device)
             if begin is None:
                 return policy.act(rows).cpu().numpy()
-            # Every episode that is under way has a row, so those of the others can be forgotten.
+            # Every running episode has a row, so memories of other episodes can be dropped.
             memories = {index: memories[index] if index in memories else begin(index) for index in episode.tolist()}
             return policy.act(rows, list(memories.values())).cpu().numpy()
 
@@ -147,11 +148,11 @@ def policy_act(policy: Any, device: str | torch.device = "cpu") -> Act:
 
 @dataclass
 class _Running:
-    """An episode under way."""
+    """An episode being played."""
 
     index: int
     seed: int
-    environment: Decisions
+    environment: TaskEnv
     observations: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -161,7 +162,7 @@ class _Running:
     error: str | None = None
 
     def reset(self) -> None:
-        # Simulators raise what they like, and one broken episode must not end the others.
+        # Simulators may raise anything, and one broken episode must not end the others.
         try:
             observation, _ = self.environment.reset(seed=self.seed)
         except OF_THE_MACHINE:
@@ -199,7 +200,7 @@ class _Running:
             self._stop(f"observation column {column} is {observation[column]}")
 
     def latest(self) -> Episode:
-        """The last decision alone."""
+        """The last step as an Episode."""
         reward = np.array(self.rewards[-1:], np.float32)
         return Episode(np.stack(self.observations[-2:]), np.stack(self.actions[-1:]), reward, self.terminated)
 
@@ -207,7 +208,7 @@ class _Running:
         self._stop(" ".join(f"{type(error).__name__}: {error}".split()))
 
     def _stop(self, reason: str) -> None:
-        self.error = f"{reason} (decision {len(self.actions)}, episode seed {self.seed})"
+        self.error = f"{reason} (step {len(self.actions)}, episode seed {self.seed})"
         self.over = True
 
     def result(self, record: bool) -> EpisodeResult:

@@ -1,13 +1,14 @@
-"""What a task is, what an episode is, and how time is aligned: said once, here.
+"""Tasks and episodes: their fields, time alignment and units. All other modules rely on these definitions.
 
-Time: observations run t = 0..T, actions and rewards t = 0..T-1; reward[t] and terminated[t] follow
-action[t]. Every reader converts to this, so no filler rows exist after it.
+Time: observations run t = 0..T, actions and rewards t = 0..T-1; reward[t] and terminated[t] follow action[t]. Every
+reader converts to this, so no filler rows exist after it.
 
-Units: observations are flat float32 in the environment's own units; continuous actions are scaled
-to [-1, 1]; a discrete action is a one-hot vector; a reward is summed over the action repeat, so
-"per decision" and never "per physics step".
+Step: an environment step, which includes the action repeat. Rewards are summed over the repeat.
 
-Dimension letters: T decisions of an episode, O observation, A action.
+Units: observations are flat float32 in the environment's own units; continuous actions are scaled to [-1, 1]; a
+discrete action is a one-hot vector.
+
+Dimension letters: T steps of an episode, O observation, A action.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from ..pipeline.reading import read_json, reading
 ActionKind = Literal["continuous", "discrete"]
 ScoreKind = Literal["return_per_1000", "success", "normalised"]
 Behaviour = Literal["exploration", "expert", "policy", "unknown"]
-"""How a dataset was made. Decides the default behaviour anchor of extraction."""
+"""How a dataset was collected. Sets the default behaviour anchor of extraction."""
 BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
 
 
 def heuristic_discount(episode_length: int) -> float:
-    """Discount for episodes of `episode_length` decisions: clip((n - 1) / n, 0.95, 0.995), n = length / 5.
+    """Return the discount for episodes of `episode_length` steps: clip((n - 1) / n, 0.95, 0.995), n = length / 5.
 
-    500 decisions -> 0.99, 100 -> 0.95. Source: TD-MPC2 (arXiv 2310.16828) appendix.
+    500 steps -> 0.99, 100 -> 0.95. Source: TD-MPC2 (arXiv 2310.16828), appendix.
     """
     fifth = episode_length / 5
     return min(max((fifth - 1) / fifth, 0.95), 0.995)
@@ -54,34 +55,34 @@ def _is_number_or_none(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Everything that the rest of the project knows about a task. JSON-serialisable."""
+    """Description of a task. JSON-serialisable."""
 
     name: str
     """`suite/task`, for example `dmc/walker-run`; unique within a table."""
     observation_dim: int
     action_dim: int
-    """Components of a continuous action, or the number of choices of a discrete one."""
+    """Components of a continuous action, or the number of discrete actions."""
     episode_length: int
-    """Decisions until the time limit."""
+    """Steps until the time limit."""
     action_kind: ActionKind = "continuous"
     action_repeat: int = 1
-    """Environment steps per decision; rewards are summed over them."""
+    """Simulator steps per step; rewards are summed over them."""
     discount: float | None = None
-    """Per decision. None takes `heuristic_discount(episode_length)`."""
+    """Discount per step. None: `heuristic_discount(episode_length)`."""
     terminates: bool = False
     """Whether an episode can end in a terminal state before the time limit."""
     reports_success: bool = False
     score_kind: ScoreKind = "normalised"
     score_random: float | None = None
-    """Return of a uniformly random policy; the 0 of a normalised score."""
+    """Return of a uniformly random policy; scores 0."""
     score_expert: float | None = None
-    """Return that counts as 1 in a normalised score; above `score_random`."""
+    """Return that scores 1; above `score_random`."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `datasets.tasks.make_environment`; empty where no environment is known."""
+    """Arguments of `datasets.tasks.make_environment`; empty if no environment is known."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"(?!\.*$)[^\x00-\x1f\\]+", self.name):
-            raise TaskError(f"a task's name is text such as suite/task, found {self.name!r:.80}")
+            raise TaskError(f"a task name must be text such as suite/task, found {self.name!r:.80}")
         kinds, scores = get_args(ActionKind), get_args(ScoreKind)
         self._check("a whole number of at least 1", _is_count, "observation_dim", "action_dim")
         self._check("a whole number of at least 1", _is_count, "episode_length", "action_repeat")
@@ -107,12 +108,12 @@ class TaskSpec:
 
     @property
     def slug(self) -> str:
-        """The name as one path component."""
+        """The name as a single path component."""
         return self.name.replace("/", ".")
 
     @property
     def score_problem(self) -> str:
-        """Why there can be no normalised score; empty where there can, and for other kinds of score."""
+        """Why there is no normalised score; empty if there is one, and for other kinds of score."""
         if self.score_kind != "normalised":
             return ""
         random, expert = self.score_random, self.score_expert
@@ -122,9 +123,9 @@ class TaskSpec:
         return "" if expert > random else f"score_expert must be above score_random, found {expert:g} and {random:g}"
 
     def score(self, return_mean: float, success_rate: float | None) -> float:
-        """Score in [0, 1] nominal: return/1000, success rate, or (return - random) / (expert - random).
+        """Return the score: return / 1000, success rate, or (return - random) / (expert - random).
 
-        NaN where `score_problem` says why, or when there is no success rate to report.
+        NaN if `score_problem` is not empty, or if there is no success rate.
         """
         if self.score_kind == "return_per_1000":
             return return_mean / 1000
@@ -135,7 +136,7 @@ class TaskSpec:
         return (return_mean - self.score_random) / (self.score_expert - self.score_random)
 
     def check_observation(self, width: int) -> None:
-        """Raise a TaskError unless an observation of the task has so many numbers."""
+        """Raise a TaskError unless observations of the task have `width` numbers."""
         if width != self.observation_dim:
             raise TaskError(f"task {self.name!r} has observations of {self.observation_dim} numbers, found {width}")
 
@@ -147,22 +148,22 @@ class TaskSpec:
         fields = dataclasses.fields(cls)
         known = {f.name for f in fields}
         if not isinstance(values, Mapping):
-            raise TaskError(f"a task spec holds values by name, found {values!r:.80}")
+            raise TaskError(f"a task spec must be a mapping of fields, found {values!r:.80}")
         if unknown := sorted(set(values) - known):
             raise TaskError(f"task spec has unknown fields {unknown}; it was written by another version of orrery")
         needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
         if missing := sorted(needed - set(values)):
-            raise TaskError(f"task spec lacks {', '.join(missing)}; it was changed, or written by another program")
+            raise TaskError(f"task spec lacks {', '.join(missing)}; it was edited, or written by another program")
         return cls(**values)
 
 
 class TaskTable(Sequence[TaskSpec]):
-    """The ordered tasks of a model; a task's id is its position. Travels with stores, checkpoints and policies."""
+    """The ordered tasks of a model; a task's id is its position. Stored with stores, checkpoints and policies."""
 
     def __init__(self, tasks: Sequence[TaskSpec]) -> None:
         names = [task.name for task in tasks]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise TaskError(f"a task table names each task once; repeated: {repeated}")
+            raise TaskError(f"a task table must name each task once; repeated: {repeated}")
         if not tasks:
             raise TaskError("a task table needs at least one task")
         self._tasks = tuple(tasks)
@@ -187,7 +188,7 @@ class TaskTable(Sequence[TaskSpec]):
         return tuple(task.name for task in self._tasks)
 
     def id_of(self, name: str) -> int:
-        """Raises TaskError where the table has no such task."""
+        """Return the id of a task. Raises TaskError if the table has no such task."""
         if name not in self.names:
             raise TaskError(f"task {name!r} is not in this table, which holds: {', '.join(self.names)}")
         return self.names.index(name)
@@ -197,7 +198,7 @@ class TaskTable(Sequence[TaskSpec]):
 
     @property
     def observation_dim(self) -> int:
-        """Padded width: the largest of the table."""
+        """Padded width: the largest of all tasks."""
         return max(task.observation_dim for task in self._tasks)
 
     @property
@@ -205,16 +206,16 @@ class TaskTable(Sequence[TaskSpec]):
         return max(task.action_dim for task in self._tasks)
 
     def check_fits(self, weights: Path) -> None:
-        """Raise a CheckpointError where a file of weights is too short for the widths of the table."""
+        """Raise a CheckpointError if a weight file is too short for the widths of the table."""
         width = self.observation_dim + self.action_dim
         if weights.is_file() and width > (size := weights.stat().st_size):
             raise CheckpointError(
-                f"{weights.parent / 'tasks.json'} says that observation and action have {width:,} numbers, more than "
+                f"{weights.parent / 'tasks.json'} gives observation and action {width:,} numbers together, more than "
                 f"{weights.name} can hold in {size:,} bytes; restore the file"
             )
 
     def action_mask(self) -> np.ndarray:
-        """[K, A] float32; 1 where a padded action component is one of the task's own."""
+        """Return [K, A] float32: 1 for the task's own action components, 0 for padding."""
         widths = np.array([task.action_dim for task in self._tasks])
         return (np.arange(self.action_dim) < widths[:, None]).astype(np.float32)
 
@@ -227,14 +228,14 @@ class TaskTable(Sequence[TaskSpec]):
 
 
 def read_table(folder: Path) -> TaskTable:
-    """The tasks.json of an artifact.
+    """Read the tasks.json of an artifact.
 
     Raises:
-        CheckpointError: there is none, or it is no task table.
+        CheckpointError: the file is missing or not a task table.
     """
     path = folder / "tasks.json"
     if not path.exists():
-        raise CheckpointError(f"{path}: the task table is missing; restore the file, or make {folder} again")
+        raise CheckpointError(f"{path}: the task table is missing; restore the file, or recreate {folder}")
     with reading(path, CheckpointError):
         specs = read_json(path, CheckpointError)
         if not isinstance(specs, list):
@@ -244,7 +245,7 @@ def read_table(folder: Path) -> TaskTable:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode, already in the project's alignment and units."""
+    """One episode, in the project's alignment and units."""
 
     observations: np.ndarray
     """[T + 1, O] float32."""
@@ -253,11 +254,11 @@ class Episode:
     rewards: np.ndarray
     """[T] float32."""
     terminated: bool
-    """Whether the last transition reached a terminal state; otherwise the episode was cut off."""
+    """Whether the last transition reached a terminal state; otherwise the episode was truncated."""
     success: np.ndarray | None = None
-    """[T] bool, after each action; None where the task has no such notion."""
+    """[T] bool, after each action; None if the task does not report success."""
     label: str = ""
-    """Where it came from, for error messages: `file.hdf5:data/demo_3`."""
+    """Origin of the episode for error messages: `file.hdf5:data/demo_3`."""
 
     def __len__(self) -> int:
         return len(self.actions)

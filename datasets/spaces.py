@@ -93,7 +93,7 @@ def order_parts(data: Sequence[Part], environment: Sequence[Part]) -> tuple[list
         TaskError: the widths differ, or neither names nor borders tell which part is which.
     """
     kept = list(range(len(data)))
-    described = f"it has observations of {_described(environment)}, expected {_described(data)} as the data has"
+    described = f"it has observations of {_described(environment)}, but the data has {_described(data)}"
     if sum(width for _, width in data) != sum(width for _, width in environment):
         raise TaskError(described)
     if min(len(data), len(environment)) == 1:
@@ -103,13 +103,15 @@ def order_parts(data: Sequence[Part], environment: Sequence[Part]) -> tuple[list
     if len(order) == len(environment) and sorted(order) == kept:
         if any(data[i][1] != width for i, (_, width) in zip(order, environment, strict=True)):
             raise TaskError(described)
-        said = f"observation columns {_described(data)} are put in the environment's order: {_described(environment)}"
+        said = (
+            f"observation columns {_described(data)} are reordered to match the environment: {_described(environment)}"
+        )
         return order, [] if order == kept else [said]
     ours, theirs = (set(accumulate(width for _, width in parts)) for parts in (data, environment))
     if not (ours <= theirs or theirs <= ours):
         raise TaskError(f"{described}, in this order; list the columns in the environment's order")
     return kept, [
-        f"observation columns {_described(data)} are taken in this order as the environment's {_described(environment)}"
+        f"observation columns {_described(data)} are used in this order as the environment's {_described(environment)}"
     ]
 
 
@@ -147,7 +149,7 @@ def flatten_observation(space: Space, observation: Any) -> np.ndarray:
     if isinstance(space, gs.Box | gs.MultiBinary):
         lead = values.ndim - len(space.shape)
         if lead < 0 or values.shape[lead:] != space.shape:
-            raise TaskError(f"observation has shape {values.shape}, expected {space.shape} as {space} says")
+            raise TaskError(f"observation has shape {values.shape}, expected {space.shape} as in {space}")
         return as_float32(values.reshape((*values.shape[:lead], math.prod(space.shape))))
     if isinstance(space, gs.Discrete):
         choice = values.astype(np.int64) - int(space.start)
@@ -158,7 +160,7 @@ def flatten_observation(space: Space, observation: Any) -> np.ndarray:
         sizes, starts = space.nvec.reshape(-1), space.start.reshape(-1)
         lead = values.ndim - len(space.shape)
         if lead < 0 or values.shape[lead:] != space.shape:
-            raise TaskError(f"observation has shape {values.shape}, expected {space.shape} as {space} says")
+            raise TaskError(f"observation has shape {values.shape}, expected {space.shape} as in {space}")
         columns = values.reshape((*values.shape[:lead], len(sizes)))
         return np.concatenate(
             [

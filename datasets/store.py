@@ -7,10 +7,10 @@ Layout of a store folder:
     <task slug>/rows.f32    [R, O + A + 1] float32: observation | action | reward, at the table's widths
     <task slug>/episodes.npz    offsets [E + 1] int64, terminated [E] bool, returns [E] float64, ...
 
-An episode of T decisions takes T + 1 rows. Its last row holds the final observation; the action and reward there
-are zero and are never part of a window. Observation and action are zero-padded to the widest task of the table: a
-window of any task is then one contiguous copy into a batch, which draws 1.5 times as many batches per second as
-padding while sampling, for the disk space of the padding. Checksums are in the artifact's manifest.json.
+An episode of T steps has T + 1 rows. Its last row holds the final observation; the action and reward there are zero and
+never part of a window. Observation and action are zero-padded to the widest task of the table, so that a window of any
+task is one contiguous copy into a batch. This yields 1.5 times as many batches per second as padding while sampling, at
+the cost of disk space. Checksums are in the artifact's manifest.json.
 
 Dimension letters: R rows, E episodes, O observation and A action of the table.
 """
@@ -43,7 +43,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What store.json says of one task."""
+    """The entry of one task in store.json."""
 
     task: str
     behaviour: Behaviour
@@ -57,22 +57,22 @@ class TaskSummary:
     return_max: float
     length_mean: float
     success_rate: float | None
-    """Share of episodes with success at any step; None where the task has no such notion."""
+    """Share of episodes with success at any step; None if the task does not report success."""
     success_rate_last: float | None
     observation_mean: list[float]
     observation_std: list[float]
     source: Mapping[str, Any]
     findings: Mapping[str, Any]
-    """What validation noticed and let pass."""
+    """Anomalies that validation accepted."""
     reward_min: float | None = None
-    """Smallest reward of a step; None in a store of a version that did not record it."""
+    """Smallest reward of a step; None in stores of versions that did not record it."""
     reward_max: float | None = None
     generated: int = 0
-    """Episodes at the end that a model made; returns, lengths and success rates are of the others."""
+    """Number of generated episodes, which come last; returns, lengths and success rates exclude them."""
 
 
 class TaskWriter:
-    """Streams the episodes of one task to disk; memory holds one episode and the per-episode numbers."""
+    """Streams the episodes of one task to disk, with one episode in memory at a time."""
 
     def __init__(self, folder: Path, spec: TaskSpec, observation_dim: int, action_dim: int) -> None:
         """Args:
@@ -157,7 +157,7 @@ class TaskWriter:
 
 
 def finish_store(folder: Path, table: TaskTable) -> None:
-    """Write tasks.json and store.json over the task folders that `TaskWriter` finished."""
+    """Write tasks.json and store.json for the task folders that `TaskWriter` finished."""
     summaries = [read_made(folder / task.slug / "task.json", TaskSummary) for task in table]
     (folder / "tasks.json").write_text(table.to_json())
     (folder / "store.json").write_text(json.dumps({"format": FORMAT, "tasks": summaries}, indent=1))
@@ -170,7 +170,7 @@ class TaskRows:
     spec: TaskSpec
     summary: TaskSummary
     rows: torch.Tensor
-    """[R, O + A + 1] float32, padded; reading it reads the file, and writing to it ends the process."""
+    """[R, O + A + 1] float32, padded; memory-mapped, read-only; writing crashes the process."""
     offsets: np.ndarray
     """[E + 1] int64; episode e takes rows offsets[e] up to offsets[e + 1]."""
     terminated: np.ndarray
@@ -180,14 +180,14 @@ class TaskRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[E] int64, decisions per episode."""
+        """[E] int64, steps per episode."""
         return np.diff(self.offsets) - 1
 
     def held_out(self, fraction: float) -> np.ndarray:
-        """[E] bool: a fixed random `fraction` of the episodes, at least one when there are two or more.
+        """Return [E] bool: a fixed random `fraction` of the episodes, at least one if there are two or more.
 
-        The choice depends on the number of episodes alone, so every stage that reads the store agrees on it. Episodes
-        that a model generated are never held out, nor do they change which others are.
+        The choice depends on the number of episodes only, so every stage that reads the store makes the same one.
+        Generated episodes are never held out and do not affect the choice.
         """
         episodes = len(self.terminated) - self.summary.generated
         count = min(max(round(fraction * episodes), 1), episodes - 1) if fraction > 0 else 0
@@ -196,10 +196,10 @@ class TaskRows:
         return chosen
 
     def sample_transitions(self, limit: int, held_out: float = 0.0) -> torch.Tensor:
-        """Rows of at most `limit` transitions of the episodes that are not held out: [N] int64, ascending.
+        """Return the rows of at most `limit` transitions of episodes that are not held out: [N] int64, ascending.
 
-        For statistics of the data. A fixed random choice: evenly spaced rows would all be of the same time in their
-        episodes where those are as long as the spacing. Never a final row, which holds no transition.
+        For statistics of the data. The choice is random but fixed: evenly spaced rows would all have the same time in
+        their episodes if episodes were as long as the spacing. Final rows, which hold no transition, are excluded.
         """
         import torch
 
@@ -214,22 +214,22 @@ class TaskRows:
 
 
 class TaskStore:
-    """A packed dataset of one or more tasks. Larger than memory is normal: rows are mapped, not loaded."""
+    """A packed dataset of one or more tasks. It may exceed memory: rows are memory-mapped, not loaded."""
 
     def __init__(
         self, folder: Path, table: TaskTable, tasks: list[TaskRows], joined: torch.Tensor | None = None
     ) -> None:
         self.folder, self.table, self.tasks = folder, table, tasks
         self.joined = joined
-        """The rows of all tasks, in order, as one tensor in memory; None while they are mapped."""
+        """Rows of all tasks, in order, as one tensor in memory; None if they are memory-mapped."""
 
     @property
     def num_bytes(self) -> int:
-        """Of all rows."""
+        """Size of all rows in bytes."""
         return sum(task.rows.numel() * task.rows.element_size() for task in self.tasks)
 
     def rows_of(self, name: str) -> TaskRows:
-        """Of the task of this name; raises TaskError where there is none."""
+        """Return the data of a task. Raises TaskError if there is no such task."""
         return self.tasks[self.table.id_of(name)]
 
     def replay_buffer(
@@ -262,7 +262,7 @@ class TaskStore:
         )
 
     def load(self, device: str | torch.device = "cpu") -> TaskStore:
-        """A store with the same rows in one tensor in the memory of `device`: a batch is then one gather there."""
+        """Return a store with the same rows as one tensor in the memory of `device`, so that a batch is one gather."""
         import torch
 
         rows = torch.empty(sum(len(task.rows) for task in self.tasks), self.tasks[0].rows.shape[1], device=device)
@@ -274,17 +274,17 @@ class TaskStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> TaskStore:
-        """Map the store at `folder`.
+        """Open the store at `folder`.
 
         Raises:
-            DatasetError: not a store, written in another format, or a row file of the wrong size.
+            DatasetError: the folder is not a store, has another format, or a row file has the wrong size.
         """
         folder = user_path(folder)
         path = folder / "store.json"
         if not path.is_file() or not (folder / "tasks.json").is_file():
             raise DatasetError(
                 f"{folder} is not a packed store: expected store.json and tasks.json in it. "
-                "Pack datasets with a run that has the stage `pack`, and give its folder RUN/pack"
+                "Pack datasets with the stage `pack` of a run, and give its folder RUN/pack"
             )
         with reading(path, DatasetError, "restore the file, or pack again"):
             described = read_json(path, DatasetError, "restore the file, or pack again")
@@ -304,16 +304,16 @@ class TaskStore:
 
 @dataclass(frozen=True)
 class StoreRecord:
-    """What of store.json is read."""
+    """The part of store.json that is read."""
 
     tasks: list[TaskSummary]
 
 
 def _read_episodes(path: Path, summary: TaskSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets, terminated and returns of the episodes.
+    """Read offsets, terminated and returns of the episodes.
 
     Raises:
-        DatasetError: they are not as `TaskWriter` wrote them and store.json counts them.
+        DatasetError: they differ from what `TaskWriter` writes, or from the counts in store.json.
     """
     remedy = "restore the file, or pack again"
     with reading(path, DatasetError, remedy):
@@ -354,7 +354,7 @@ def _map_task(folder: Path, spec: TaskSpec, summary: TaskSummary, table: TaskTab
     if found != expected:
         raise DatasetError(
             f"{path}: expected {expected} bytes ({int(offsets[-1])} rows of {width} float32), found {found}. "
-            "The file was cut or replaced after packing; run `pack` again"
+            "The file was truncated or replaced after packing; pack again"
         )
     # Read-only, of which torch warns: a writable private map of a file larger than memory is refused by the kernel.
     mapped = np.memmap(path, np.float32, mode="r", shape=(int(offsets[-1]), width))

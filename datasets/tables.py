@@ -43,7 +43,7 @@ def check_common_tasks(model: TaskTable, store: TaskTable, names: Sequence[str],
             ]
             shared += [] if differing else [name]
     if problems:
-        choice = f"Name tasks that they share: extract.tasks=[{','.join(shared)}]" if shared else "They share no task"
+        choice = f"Name shared tasks: extract.tasks=[{','.join(shared)}]" if shared else "They share no task"
         advice = f"{choice}; finetune adds tasks to a model"
         raise _different(model, store, context, "\n".join([*problems, advice]))
     return wanted
@@ -72,7 +72,7 @@ def check_unknown(known: Sequence[str], new: Sequence[str], folder: Path) -> Non
     if both := [name for name in new if name in known]:
         raise CheckpointError(
             f"{', '.join(both)}: already in the task table of the world model in {folder}, which holds: "
-            f"{', '.join(known)}. Name new tasks; policies of its own tasks are extracted from it as it is"
+            f"{', '.join(known)}. Name new tasks only; extract policies of the model's own tasks without finetuning"
         )
 
 
@@ -80,15 +80,15 @@ def check_can_join(table: TaskTable, new: Sequence[TaskSpec], task_dim: int, fol
     """Raise a CheckpointError unless a model with this table and width of task embedding can learn the new tasks."""
     if task_dim == 0:
         raise CheckpointError(
-            f"the world model in {folder} has no task embedding (task_dim is 0), so it cannot tell a new task from "
-            f"{table[0].name}; pretrain one that has: pretrain.model.task_dim=32"
+            f"the world model in {folder} has no task embedding (task_dim is 0), so it cannot distinguish a new task "
+            f"from {table[0].name}; pretrain with pretrain.model.task_dim=32"
         )
     kinds = {task.action_kind for task in table}
     if other := [task for task in new if task.action_kind not in kinds]:
         raise CheckpointError(
             f"{', '.join(task.name for task in other)}: actions are {other[0].action_kind}, but the world model in "
-            f"{folder} was trained on {' and '.join(sorted(kinds))} ones alone, whose components mean something else; "
-            f"pretrain a model with some tasks of {other[0].action_kind} actions"
+            f"{folder} was trained on {' and '.join(sorted(kinds))} actions only; pretrain a model that includes tasks "
+            f"with {other[0].action_kind} actions"
         )
 
 
@@ -102,7 +102,7 @@ def check_replayed(model: TaskTable, store: TaskTable, model_folder: Path, store
             problems.append(f"{repr_task(store, k)}: the model knows {repr_task(model, model.id_of(task.name))}")
     if problems:
         raise CheckpointError(
-            f"inputs.replay: the store in {store_folder} is not of the tasks of the world model in {model_folder}:\n  "
+            f"inputs.replay: the store in {store_folder} has other tasks than the world model in {model_folder}:\n  "
             + "\n  ".join(problems)
-            + f"\nThe model's tasks: {', '.join(model.names)}. Give the store that it was trained on"
+            + f"\nThe model's tasks: {', '.join(model.names)}. Use the store that it was trained on"
         )

@@ -1,8 +1,8 @@
-"""What a dataset without a task file says about its task, and which of a task's fields a user may set.
+"""Task fields that follow from a dataset without a task file, or that a user may set.
 
 Shared by the Minari and HDF5 readers; does not read files.
 
-Dimension letters: T decisions of an episode.
+Dimension letters: T steps of an episode.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def limit_warnings(environment: Mapping[str, Any], fields: Mapping[str, Any], lo
         return []
     repeat = environment.get("action_repeat", 1)
     stated = f"the environment ends an episode after {limit} steps" + (
-        f" of {repeat} repeats each" if repeat > 1 else ""
+        f" of {repeat} simulator steps each" if repeat > 1 else ""
     )
     if fields.get("episode_length", 0) > limit:
-        return [f"episode_length is {fields['episode_length']}, but {stated}, as evaluation then does"]
+        return [f"episode_length is {fields['episode_length']}, but {stated}; evaluation ends episodes there"]
     if longest > limit and "episode_length" not in fields:
         return [f"the longest episode of the data has {longest} steps, but {stated}"]
     return []
@@ -51,24 +51,24 @@ def split_overrides(overrides: Mapping[str, Any] | None, where: str) -> tuple[di
     fields = [f.name for f in dataclasses.fields(TaskSpec)]
     if unknown := sorted(set(values) - set(fields)):
         raise DatasetError(
-            f"{where}: unknown task settings {unknown}; those that can be given are "
+            f"{where}: unknown task settings {unknown}; known settings: "
             f"{', '.join([*fields, *ACTION_BOUNDS, CHOICES_START])}"
         )
     if len(given := settings.keys() & set(ACTION_BOUNDS)) == 1:
-        raise DatasetError(f"{where}: action_low and action_high are given together; found only {min(given)}")
+        raise DatasetError(f"{where}: action_low and action_high must be set together; found only {min(given)}")
     return values, settings
 
 
-def success_flags(values: Any, num_decisions: int, where: str) -> np.ndarray:
+def success_flags(values: Any, num_steps: int, where: str) -> np.ndarray:
     """Success after each action, [T] bool, from T values, or from T + 1 whose first belongs to the reset.
 
     Raises:
         DatasetError: there are neither T nor T + 1 values.
     """
     flags = np.asarray(values).reshape(-1)
-    if len(flags) not in (num_decisions, num_decisions + 1):
+    if len(flags) not in (num_steps, num_steps + 1):
         raise DatasetError(
-            f"{where}: success has {len(flags)} values, expected {num_decisions} (one per action) or "
-            f"{num_decisions + 1} (with the reset's); correct or remove it"
+            f"{where}: success has {len(flags)} values, expected {num_steps} (one per action) or "
+            f"{num_steps + 1} (with the reset's); correct or remove it"
         )
-    return flags[len(flags) - num_decisions :] > 0
+    return flags[len(flags) - num_steps :] > 0

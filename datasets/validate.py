@@ -1,6 +1,6 @@
-"""Checks of every episode before anything is packed: what is wrong stops, what is only odd is noted.
+"""Checks of every episode before packing: errors abort, anomalies warn.
 
-Dimension letters: T decisions of an episode, O observation, A action.
+Dimension letters: T steps of an episode, O observation, A action.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.errors import DatasetError
+from ..pipeline.wording import counted
 from .schema import Episode, TaskSpec
 
 ACTION_TOLERANCE = 1e-3
-"""How far beyond [-1, 1] an action may lie: more than float32 rounding of a scaled one, less than a wrong scale."""
+"""How far beyond [-1, 1] an action may lie: more than float32 rounding after scaling, less than a wrong scale."""
 
 
 @dataclass
 class Findings(Mapping[str, Any]):
-    """What was noticed and let pass; a mapping of its fields, ready for JSON. Complete once all have passed."""
+    """Anomalies that were accepted; a mapping of its fields, ready for JSON. Complete after the last episode."""
 
     episodes: int = 0
     transitions: int = 0
     unused_episodes: int = 0
-    """Shorter than the window and not terminated, so that no window fits."""
+    """Not terminated and shorter than the window, so that no window fits."""
     duplicate_episodes: int = 0
-    """With the same content as an earlier one."""
+    """Same content as an earlier episode."""
     constant_observations: list[str] = field(default_factory=list)
-    """Columns that never change."""
+    """Constant observation columns."""
     notes: list[str] = field(default_factory=list)
-    """Harmless, in words: constant columns, which every Meta-World task has."""
+    """Harmless anomalies, such as constant columns, which every Meta-World task has."""
     warnings: list[str] = field(default_factory=list)
-    """What is probably not meant, in words."""
+    """Probable mistakes."""
 
     def __getitem__(self, key: str) -> Any:
         if key not in tuple(self):
@@ -57,17 +58,17 @@ def validate(
     findings: Findings | None = None,
     columns: Sequence[str] = (),
 ) -> Iterator[Episode]:
-    """Pass episodes on, one at a time, each checked first.
+    """Check and yield episodes, one at a time.
 
     Args:
         episodes: of one task; read once.
-        spec: what they should be.
-        window: decisions per training window.
-        findings: filled as episodes pass; the totals and warnings come when the last has.
+        spec: the expected task.
+        window: steps per training window.
+        findings: filled as episodes pass; totals and warnings follow after the last one.
         columns: names of the O observation columns for messages, as a reader's `source["columns"]`.
 
     Raises:
-        DatasetError: at the first episode that cannot be used; after the last, if there was none or all are too short.
+        DatasetError: at the first invalid episode; after the last one, if there was none or all are too short.
     """
     findings = Findings() if findings is None else findings
     labels: set[str] = set()
@@ -109,25 +110,27 @@ def validate(
         raise DatasetError(f"task {spec.name!r}: the dataset holds no episode; expected at least one")
     if findings.unused_episodes == findings.episodes:
         raise DatasetError(
-            f"task {spec.name!r}: all {findings.episodes} episodes are shorter than the window of {window} decisions "
+            f"task {spec.name!r}: all {findings.episodes} episodes are shorter than the window of {window} steps "
             f"(longest: {longest}); choose a shorter window, or collect longer episodes"
         )
     findings.duplicate_episodes = len(repeats)
     findings.constant_observations = [_column(columns, column) for column in np.flatnonzero(lowest == highest).tolist()]
     if shown := findings.constant_observations:
         names = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
-        findings.notes.append(f"{len(shown)} observation columns never change: {names}")
+        findings.notes.append(
+            f"{counted(len(shown), 'observation column')} never {'changes' if len(shown) == 1 else 'change'}: {names}"
+        )
     findings.warnings += _warnings(findings, repeats, rewarded, window) + time_limit_warnings(ended)
-    # Without next observations every episode lacks its last step, which is no matter.
+    # Without next observations every episode lacks its last step, which is harmless.
     if cut and (spec.score_kind == "return_per_1000" or longest < spec.episode_length - 1):
         findings.warnings.append(
-            f"{cut} of {findings.episodes} episodes are shorter than the task's {spec.episode_length} decisions: their "
-            "returns, and so the score of the data's behaviour, count a part of an episode only"
+            f"{cut} of {findings.episodes} episodes are shorter than the task's {spec.episode_length} steps: their "
+            "returns, and so the score of the data's behaviour, cover only part of an episode"
         )
 
 
 def time_limit_warnings(ended: Mapping[tuple[int, bool], int]) -> list[str]:
-    """What to warn of where a time limit seems to be taken for a termination.
+    """Return warnings if a time limit seems to be recorded as terminations.
 
     Args:
         ended: number of episodes by their length and whether they terminated.
@@ -139,8 +142,8 @@ def time_limit_warnings(ended: Mapping[tuple[int, bool], int]) -> list[str]:
         return []
     return [
         f"{at_longest:,} of the {total:,} episodes that terminate do so after exactly {longest:,} steps, and no "
-        "episode is longer: this looks like a time limit. A terminated episode has no value beyond its end; mark those "
-        "that were cut off as such (in a column map of HDF5, truncated: NAME in place of terminated: NAME)"
+        "episode is longer: this looks like a time limit. Values are not bootstrapped beyond a termination; mark such "
+        "episodes as truncated (in an HDF5 column map, truncated: NAME instead of terminated: NAME)"
     ]
 
 
@@ -186,7 +189,7 @@ def _check_values(episode: Episode, label: str, columns: Sequence[str]) -> None:
         time, component = (int(i) for i in beyond[0])
         raise DatasetError(
             f"{label}: {_place('actions', [component], ())} at t = {time} is {episode.actions[time, component]:g} "
-            "after scaling; expected -1..1. Give the true bounds with pack.sources.NAME.action_low and action_high, "
+            "after scaling; expected -1..1. Set the true bounds with pack.sources.NAME.action_low and action_high, "
             "or correct the data"
         )
 
@@ -212,14 +215,15 @@ def _digest(episode: Episode) -> bytes:
 def _warnings(findings: Findings, repeats: Sequence[tuple[str, str]], rewarded: bool, window: int) -> list[str]:
     said = []
     if not rewarded:
-        said.append("the reward is zero everywhere: nothing can be learned about what to do")
+        said.append("every reward is zero: no policy can be learned from it")
     if repeats:
         said.append(
-            f"{len(repeats)} episodes repeat an earlier one: first {repeats[0][0]}, which equals {repeats[0][1]}"
+            f"{counted(len(repeats), 'episode')} with the same content as an earlier one: first {repeats[0][0]}, which "
+            f"equals {repeats[0][1]}"
         )
     if findings.unused_episodes:
         said.append(
             f"{findings.unused_episodes} of {findings.episodes} episodes are shorter than the window of {window} "
-            "decisions and give no training window"
+            "steps and give no training window"
         )
     return said

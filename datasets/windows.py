@@ -9,7 +9,7 @@ and m slots, the windows are cut into m strata of n // m or n // m + 1 after a r
 drawn from each: every window is equally likely, none is drawn twice in a global batch, and batches spread over all
 episodes. Rank r takes slots r, r + world_size, ...
 
-Dimension letters: B batch, L decisions of a window, O observation, A action, K tasks.
+Dimension letters: B batch, L steps of a window, O observation, A action, K tasks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WindowIndex:
     first_row: np.ndarray
     """[P] int64, row where the episode begins: of its task, or of the joined rows."""
     episode_length: np.ndarray
-    """[P] int64, decisions."""
+    """[P] int64, steps."""
     terminated: np.ndarray
     """[P] bool."""
     task_window: np.ndarray
@@ -82,7 +82,7 @@ class WindowIndex:
         return np.diff(self.task_window)
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First row, decisions left from there (may exceed L), whether the end is terminal."""
+        """First row, steps left from there (may exceed L), whether the end is terminal."""
         position = np.searchsorted(self.first_window, windows, side="right") - 1
         within = windows - self.first_window[position]
         return self.first_row[position] + within, self.episode_length[position] - within, self.terminated[position]
@@ -105,7 +105,7 @@ class WindowSampler:
         held_out: float = 0.0,
     ) -> None:
         """Args:
-            length: L, decisions per window; a batch carries L + 1 observations.
+            length: L, steps per window; a batch carries L + 1 observations.
             batch_size: B, windows per rank and batch.
             weights: share of each task by name, any positive scale; a task not named gets 1. None is uniform.
             held_out: fraction of the episodes of each task that `split="train"` leaves out. Of a task with fewer
@@ -135,15 +135,15 @@ class WindowSampler:
         for task, share, count in zip(store.tasks, shares, self._index.counts, strict=True):
             if share > 0 and count == 0:
                 raise DatasetError(
-                    f"task {task.spec.name!r} has no window of {length} decisions in its {split} episodes "
+                    f"task {task.spec.name!r} has no window of {length} steps in its {split} episodes "
                     f"(longest: {task.lengths.max()}); use a shorter horizon, or weight 0 for this task"
                 )
             # One more than the share for rounding, and never more than there are.
             slots = min(int(np.ceil(share * batch_size * world_size)) + 1, batch_size * world_size)
             if share > 0 and count < slots and split != "held_out":
                 raise ConfigError(
-                    f"task {task.spec.name!r} has {count} windows of {length} decisions, but a global batch draws up "
-                    f"to {slots} ({batch_size} per rank x {world_size} ranks); use a smaller batch_size or fewer ranks"
+                    f"task {task.spec.name!r} has {count} windows of {length} steps, but a global batch needs up to "
+                    f"{slots} ({batch_size} per rank x {world_size} ranks); use a smaller batch_size or fewer ranks"
                 )
 
     @property
@@ -179,7 +179,7 @@ class WindowSampler:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Task, first row, decisions left and whether the end is terminal, of this rank's slots of _BLOCK batches.
+        """Task, first row, steps left and whether the end is terminal, of this rank's slots of _BLOCK batches.
 
         Each [_BLOCK, B], sorted by task. Drawn together because one batch is little work for many calls of numpy.
         """

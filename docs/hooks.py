@@ -1,4 +1,4 @@
-"""What MkDocs calls: hands it README.md as the first page, and the pages that `reference.py` makes."""
+"""MkDocs hooks: use README.md as the first page, and add the pages of `reference.py`."""
 
 from __future__ import annotations
 

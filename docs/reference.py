@@ -1,8 +1,8 @@
-"""The reference pages of the documentation, made from what the code says of itself.
+"""The reference pages of the documentation, generated from the code.
 
-`pages()` returns {path: Markdown} of stages, experiments, commands and modules, and needs no MkDocs. What the code does
-not say, which files a stage writes and what it was measured to cost, is in `stage_notes.yaml`; the page of a stage that
-is not in it says that it was not measured.
+`pages()` returns {path: Markdown} of stages, experiments, commands and modules, and needs no MkDocs. The
+files that a stage writes and its measured cost are in `stage_notes.yaml`; the page of a stage without an entry says
+that its cost was not measured.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def pages() -> dict[str, str]:
 
 
 def makers() -> dict[str, Callable[[], str]]:
-    """Return {path: what makes its Markdown} of every generated page, in the order of the navigation."""
+    """Return {path: function that renders it} of every generated page, in the order of the navigation."""
     stages = discover_stages()
     notes = yaml.safe_load(NOTES.read_text(encoding="utf-8"))
     experiments, studies = (describe_files(CONFIG_DIR / folder) for folder in ("experiments", "studies"))
@@ -130,10 +130,9 @@ def navigation() -> list[dict[str, Any]]:
 
 
 def stage_page(name: str, stages: Mapping[str, type[Stage]], notes: Mapping[str, str]) -> str:
-    """Everything about one stage: what goes in and out, its keys, what it refuses, what it cost."""
+    """The page of a stage: inputs, output, keys, cost and errors."""
     stage = stages[name]
-    module = inspect.getmodule(stage)
-    parts = [f"# {name}", _prose((module and module.__doc__) or ""), _prose(inspect.cleandoc(stage.__doc__ or ""))]
+    parts = [f"# {name}", _prose(inspect.getdoc(stage) or "")]
     if stage.algorithms:
         named = ", ".join(f"`{algorithm}`" for algorithm in stage.algorithms)
         parts.append(f"Policy stage of the algorithms {named}.")
@@ -152,7 +151,7 @@ def default_keys(name: str, stage: type[Stage]) -> list[Key]:
 
 
 def experiment_page(name: str, stages: Mapping[str, type[Stage]]) -> str:
-    """What an experiment runs and sets, and its file."""
+    """The page of an experiment: its stages, its settings and its file."""
     path = CONFIG_DIR / "experiments" / f"{name}.yaml"
     config = load_config(name, stages=stages)
     title = describe_files(path.parent)[name]
@@ -175,7 +174,7 @@ def experiment_page(name: str, stages: Mapping[str, type[Stage]]) -> str:
             f"    orrery run {name}",
             f"Runs {steps}.",
             "## What it sets",
-            "Everything else has the default that the stage's page shows.",
+            "All other keys have the defaults shown on the stages' pages.",
             _table(changed, value="value"),
             f"## configs/experiments/{path.name}",
             f"```yaml\n{path.read_text(encoding='utf-8').strip()}\n```",
@@ -185,7 +184,7 @@ def experiment_page(name: str, stages: Mapping[str, type[Stage]]) -> str:
 
 
 def study_page(name: str) -> str:
-    """A study and its file."""
+    """The page of a study: its description and its file."""
     path = CONFIG_DIR / "studies" / f"{name}.yaml"
     text = path.read_text(encoding="utf-8").strip()
     return (
@@ -194,7 +193,7 @@ def study_page(name: str) -> str:
 
 
 def command_line_page() -> str:
-    """The help of every command, as it is printed, and the keys that every run has."""
+    """The page of the command line: the help of every command, and the keys of every run."""
     overview = _printed("--help")
     commands = re.findall(r"^    (\w+) ", overview, flags=re.MULTILINE)
     parts = ["# Command line", _block(overview)]
@@ -221,7 +220,7 @@ def _stages_page(stages: Mapping[str, type[Stage]]) -> str:
         [
             "# All stages",
             "",
-            "A stage reads artifacts by their kind, and writes one folder, `RUN/<stage>/`.",
+            "A stage reads artifacts by kind and writes one folder, `RUN/<stage>/`.",
             "",
             *rows,
             "",
@@ -230,8 +229,8 @@ def _stages_page(stages: Mapping[str, type[Stage]]) -> str:
 
 
 def _summary(stage: type[Stage]) -> str:
-    """What a stage does, in the words of its module."""
-    return _prose(inspect.getdoc(inspect.getmodule(stage)) or "").partition("\n\n")[0]
+    """The first sentence of its docstring."""
+    return _prose(inspect.getdoc(stage) or "").partition("\n\n")[0]
 
 
 def _experiments_page(experiments: Mapping[str, str], studies: Mapping[str, str]) -> str:
@@ -244,15 +243,15 @@ def _experiments_page(experiments: Mapping[str, str], studies: Mapping[str, str]
 
 def _inputs(stage: type[Stage], stages: Mapping[str, type[Stage]]) -> str:
     if not stage.inputs:
-        return "None: it starts from its settings."
-    rows = ["| input | artifact | made by |", "|---|---|---|"]
+        return "None."
+    rows = ["| input | artifact | produced by |", "|---|---|---|"]
     for name, one in stage.inputs.items():
         makers = ", ".join(f"[{other}]({other}.md)" for other, maker in stages.items() if maker.output_kind == one.kind)
         notes = [text for text, holds in (("optional", one.optional), ("all of the run", one.many)) if holds]
         kind = f"{one.kind} ({', '.join(notes)})" if notes else one.kind
         rows.append(f"| `{name}` | {kind} | {makers or '-'} |")
     names = next(iter(stage.inputs))
-    return "\n".join(rows) + f"\n\nAn artifact made elsewhere is named with `inputs.{names}=FOLDER`."
+    return "\n".join(rows) + f"\n\nUse an external artifact with `inputs.{names}=FOLDER`."
 
 
 def _output(name: str, stage: type[Stage], stages: Mapping[str, type[Stage]]) -> str:
@@ -260,7 +259,7 @@ def _output(name: str, stage: type[Stage], stages: Mapping[str, type[Stage]]) ->
         other for other, reader in stages.items() if stage.output_kind in {one.kind for one in reader.inputs.values()}
     ]
     read = ", ".join(f"[{other}]({other}.md)" for other in readers)
-    return f"`RUN/{name}/`, an artifact of kind {stage.output_kind}{f', which is read by {read}' if read else ''}."
+    return f"`RUN/{name}/`, an artifact of kind {stage.output_kind}{f', read by {read}' if read else ''}."
 
 
 def _settings(name: str, stage: type[Stage]) -> Iterator[str]:
@@ -272,7 +271,7 @@ def _settings(name: str, stage: type[Stage]) -> Iterator[str]:
     bound = {f"{name}.{key}": str(value)[2:-1] for key, value in base.get(name, {}).items() if "${" in str(value)}
     if bound:
         same = ", ".join(f"`{key}` from `{source}`" for key, source in bound.items())
-        yield f"Taken from the run's own keys unless given: {same}."
+        yield f"Default to keys of the run: {same}."
     groups: dict[str, list[Key]] = {name: []}  # the stage's own keys before those of its parts
     for key in keys:
         groups.setdefault(key.name.rpartition(".")[0], []).append(key)
@@ -296,14 +295,14 @@ CHECKS = ("check", "check_machine", "check_input", "check_inputs")
 
 
 def _error_sections(stage: type[Stage]) -> Iterator[str]:
-    """What a stage refuses: settings, what it checks before the run, and what its parts may meet."""
+    """Errors of a stage: in its settings, before the run, while it runs, and of the modules it uses."""
     own = importlib.import_module(stage.__module__)
     configs = {cls.__name__: cls for cls in _config_classes(stage.Config)}
     found: list[tuple[str, Raised]] = []
     for cls in configs.values():
         path = Path(inspect.getfile(cls))
         found += [(cls.__name__, one) for one in raised_errors(path) if one.where.split(".")[0] == cls.__name__]
-    yield from _errors("Settings that are refused", [one for _, one in found])
+    yield from _errors("Invalid settings", [one for _, one in found])
     others = [one for one in raised_errors(Path(str(own.__file__))) if one.where.split(".")[0] not in configs]
     early = [one for one in others if one.where.split(".")[-1] in CHECKS]
     yield from _errors("Before anything runs", early)
@@ -312,7 +311,7 @@ def _error_sections(stage: type[Stage]) -> Iterator[str]:
         messages = [one for one in raised_errors(path) if one.where.split(".")[0] not in configs]
         yield from _errors(f"From {module}", messages, folded=True)
     if not found and not others:
-        yield "None of its own beyond wrong types and unknown keys, which are refused for every stage."
+        yield "Only wrong types and unknown keys, as for every stage."
 
 
 def _config_classes(cls: type) -> Iterator[type]:

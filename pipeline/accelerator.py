@@ -18,8 +18,8 @@ def check_accelerator(config: Any) -> None:
     """Raise a ConfigError if `config.accelerator` is none of ACCELERATORS."""
     if config.accelerator not in ACCELERATORS:
         raise ConfigError(
-            f"accelerator: expected auto, cpu, or cuda (or gpu, the same), found {config.accelerator!r}; GPUs other "
-            "than those that PyTorch names cuda (NVIDIA, AMD by ROCm) are not supported"
+            f"accelerator: expected auto, cpu, cuda or gpu (alias of cuda), found {config.accelerator!r}; only GPUs "
+            "that PyTorch calls cuda (NVIDIA, AMD with ROCm) are supported"
         )
 
 
@@ -59,13 +59,13 @@ def check_gpu(accelerator: str, key: str = "accelerator", devices: int = 1) -> N
             else f"PyTorch {torch.__version__} is a build without CUDA"
         )
         raise StageError(
-            f"{key} is {accelerator}, but there is no GPU to use: {reason}. Set {key}=cpu, or auto to use a GPU where "
-            "there is one"
+            f"{key} is {accelerator}, but no GPU is available: {reason}. Set {key}=cpu, or auto to use a GPU if there "
+            "is one"
         )
     if devices > 1 and 0 < torch.cuda.device_count() < devices:
         raise StageError(
-            f"{key} is {accelerator} with {devices} devices, but PyTorch finds {torch.cuda.device_count()} here; set "
-            f"devices to at most that, or {key}=cpu"
+            f"{key} is {accelerator} with {devices} devices, but PyTorch finds {torch.cuda.device_count()} here; use "
+            f"at most that many devices, or {key}=cpu"
         )
 
 

@@ -1,8 +1,8 @@
-"""A stage's output folder: its manifest, how it is published, and how it is checked before it is read.
+"""Artifacts: output folders of stages, with a manifest; publishing and verifying them.
 
-An artifact is a folder with `manifest.json`, which is written last: a folder without one is unfinished. A
-folder that other programs wrote has none either, and can be read as an input all the same (weights that
-were downloaded, say); it is then identified by the names, sizes and times of its files.
+An artifact is a folder with `manifest.json`, which is written last: a folder without one is unfinished. Folders of
+other programs have none either but can be inputs (downloaded weights, for example); they are identified by the names,
+sizes and times of their files.
 """
 
 from __future__ import annotations
@@ -53,33 +53,33 @@ class InputRecord:
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What decides whether an artifact, or an attempt at one, is up to date."""
+    """Everything that decides whether an artifact, or an attempt at one, is up to date."""
 
     config: Mapping[str, Any]
     inputs: Mapping[str, Sequence[InputRecord]]
     version: str
-    """Of orrery."""
+    """Version of orrery."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is, what it was made from, and what its files hold."""
+    """Kind, origin and files of an artifact."""
 
     kind: str
     stage: str
     key: str
-    """Hash of stage, config, input digests and package version: what decides whether the artifact is up to date."""
+    """Hash of stage, config, input digests and package version; decides whether the artifact is up to date."""
     config: Mapping[str, Any]
     inputs: Mapping[str, Sequence[InputRecord]]
     files: Mapping[str, FileRecord]
-    """By path relative to the folder, with forward slashes."""
+    """Files by path relative to the folder, with forward slashes."""
     digest: str
-    """Hash over `files`: what artifacts made from this one remember."""
+    """Hash over `files`, which artifacts made from this one record."""
     versions: Mapping[str, str]
     created: str
     """ISO 8601, UTC."""
     seconds: float
-    """Time spent, over all attempts."""
+    """Time over all attempts."""
     summary: str
 
     @property
@@ -94,7 +94,7 @@ class Manifest:
         for path in manifest.files:
             check_inside(path)
         if manifest.digest != _digest(manifest.files):
-            raise ValueError("digest: is not that of the files listed; the list was changed after it was written")
+            raise ValueError("the digest does not match the listed files; the list was changed after it was written")
         return manifest
 
 
@@ -130,7 +130,7 @@ def without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 @functools.cache  # 30 ms, and every decision about a stage asks
 def package_versions() -> Mapping[str, str]:
-    """Versions of Python and of the packages that decide a result, without importing them."""
+    """Versions of Python and of the packages that affect results, without importing them."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for package in RECORDED_PACKAGES:
         try:
@@ -208,7 +208,8 @@ def finish_copy(folder: Path, original: Manifest) -> Manifest:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Move a finished folder to its name. At every instant a reader sees the old artifact, the new one, or none."""
+    """Rename a finished folder to its final name. At every instant a reader sees the old artifact, the new one, or
+    none."""
     aside = _aside(final)
     if aside.exists():
         shutil.rmtree(aside)
@@ -227,7 +228,7 @@ def take(source: Path, final: Path, inputs: Mapping[str, Sequence[InputRecord]])
     """
     manifest, copy = read_manifest(source), unfinished(final)
     if manifest is None:
-        raise StageError(f"{source} has no {MANIFEST}, so nothing says what it was made from")
+        raise StageError(f"{source} has no {MANIFEST}, so its origin is unknown")
     remove(copy)
     copy.mkdir(parents=True)
     for path in manifest.files:
@@ -255,7 +256,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def recover(partial: Path, final: Path) -> None:
-    """Complete or undo what an interrupted `publish` left."""
+    """Complete or undo an interrupted `publish`."""
     if (partial / MANIFEST).exists():
         publish(partial, final)
     aside = _aside(final)
@@ -267,7 +268,7 @@ def recover(partial: Path, final: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest, or None where the folder has none.
+    """Return the manifest, or None if the folder has none.
 
     Raises:
         StageError: the folder does not exist, or its manifest cannot be read.
@@ -284,7 +285,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def digest_of(folder: Path) -> str:
-    """Return what identifies the content of an input: cheap, and not yet a check of it."""
+    """Return an identifier of the content of an input; cheap, and not a verification."""
     manifest = read_manifest(folder)
     return stat_digest(folder) if manifest is None else manifest.digest
 
@@ -295,12 +296,12 @@ def stat_digest(path: Path) -> str:
     try:
         stats = {name: file.stat() for name, file in files.items()}
     except FileNotFoundError as error:
-        raise StageError(f"{error.filename} is not there any more") from error
+        raise StageError(f"{error.filename} no longer exists") from error
     return hash_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()})
 
 
 def verify(folder: Path, kind: str) -> None:
-    """Check an artifact that is about to be read: its kind, and every byte of its files.
+    """Verify an artifact before it is read: its kind, and every byte of its files.
 
     Raises:
         StageError: naming the file, what was expected, what was found, and what to do.
@@ -320,7 +321,7 @@ def verify(folder: Path, kind: str) -> None:
 
 
 def verify_quick(folder: Path, kind: str) -> None:
-    """Check an artifact's kind, and that each of its files exists with its size.
+    """Verify an artifact's kind, and that each of its files exists with its size.
 
     Raises:
         StageError: as `verify`.
@@ -329,7 +330,7 @@ def verify_quick(folder: Path, kind: str) -> None:
     if manifest is None:
         return
     if manifest.kind != kind:
-        raise StageError(f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}")
+        raise StageError(f"{folder} is an artifact of kind {manifest.kind!r}, expected kind {kind!r}")
     if damage := _damage(folder, manifest):
         raise StageError(f"{damage}. To repair it, {RERUN}: it reruns stage {manifest.stage!r}")
 
@@ -346,14 +347,14 @@ def examine(folder: Path, kind: str = "") -> tuple[Manifest | None, str]:
         return None, f"output damaged: {error}"
     damage = _damage(folder, manifest) if manifest is not None else ""
     if manifest is not None and kind and manifest.kind != kind:
-        damage = f"{folder} holds an artifact of kind {manifest.kind!r}, expected kind {kind!r}"
+        damage = f"{folder} is an artifact of kind {manifest.kind!r}, expected kind {kind!r}"
     return manifest, damage and f"output damaged: {damage}"
 
 
 def _damage(folder: Path, manifest: Manifest) -> str:
     for path, expected in manifest.files.items():
         if not (folder / path).is_file():
-            return f"{folder / path} is missing, or is no file"
+            return f"{folder / path} is missing or not a file"
         if (size := (folder / path).stat().st_size) != expected.bytes:
             return (
                 f"{folder / path} has {size:,} bytes, expected {expected.bytes:,}: it was truncated or changed after "
@@ -373,7 +374,7 @@ def verify_listed(folder: Path, files: Sequence[str]) -> None:
     if manifest and (added := [name for name in files if name not in manifest.files and (folder / name).exists()]):
         raise StageError(
             f"{folder / added[0]} is not listed in {folder / MANIFEST}: it was added after stage {manifest.stage!r} "
-            f"wrote the artifact, and nothing vouches for it. {_remedy(folder, manifest)}"
+            f"wrote the artifact. {_remedy(folder, manifest)}"
         )
 
 
@@ -392,7 +393,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees all of it or what was there before."""
+    """Write a JSON file atomically."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
@@ -407,7 +408,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; nothing where there is none."""
+    """Remove a file or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -419,7 +420,7 @@ def _aside(final: Path) -> Path:
 
 
 def _remedy(folder: Path, manifest: Manifest) -> str:
-    return f"Delete {folder} and run again the command that made it: stage {manifest.stage!r} then starts anew."
+    return f"Delete {folder} and rerun the command that created it: stage {manifest.stage!r} then starts from scratch."
 
 
 def _files_of(folder: Path) -> list[str]:

@@ -67,7 +67,7 @@ def read_config(folder: Path, name: str, config_type: type[T], upgrade: Upgrade 
     try:
         return decode(config_type, values)
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
-        raise CheckpointError(f"{path} describes nothing that can be built: {error}. {_written_by(folder)}") from error
+        raise CheckpointError(f"{path} does not describe a valid object: {error}. {_written_by(folder)}") from error
 
 
 def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade = _as_it_is) -> M:
@@ -118,7 +118,7 @@ def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
         return load_file(path)
     except FileNotFoundError:
         pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLES]
-        hint = f"; {', '.join(pickles)} there may run code when opened and is not read" if pickles else ""
+        hint = f"; {', '.join(pickles)} may run code when opened and is not read" if pickles else ""
         raise CheckpointError(f"{path} is missing{hint}; restore the file or rerun") from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); restore the file or rerun") from error
@@ -132,7 +132,7 @@ def _written_by(folder: Path) -> str:
             manifest = artifact.read_manifest(place)
             written = manifest.versions.get("orrery", "?") if manifest else "?"
             return f"It was written by orrery {written}; this is {this}"
-    return f"It was written by another version of orrery, or by another program; this is orrery {this}"
+    return f"It was written by another version of orrery or another program; this is orrery {this}"
 
 
 def check_same_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], problem: str) -> None:
@@ -142,14 +142,14 @@ def check_same_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str,
         CheckpointError: names each missing and unexpected tensor, and each of another shape or type.
     """
 
-    def spell(tensor: torch.Tensor, other: torch.Tensor) -> str:
+    def type_name(tensor: torch.Tensor, other: torch.Tensor) -> str:
         kind = "" if tensor.dtype == other.dtype else f" {str(tensor.dtype).removeprefix('torch.')}"
         return f"{list(tensor.shape)}{kind}"
 
     differences = [f"missing {key} {list(value.shape)}" for key, value in expected.items() if key not in found]
     differences += [f"unexpected {key} {list(value.shape)}" for key, value in found.items() if key not in expected]
     differences += [
-        f"{key}: expected {spell(expected[key], value)}, found {spell(value, expected[key])}"
+        f"{key}: expected {type_name(expected[key], value)}, found {type_name(value, expected[key])}"
         for key, value in found.items()
         if key in expected and (expected[key].shape, expected[key].dtype) != (value.shape, value.dtype)
     ]

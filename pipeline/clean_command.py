@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = "delete artifacts and interrupted attempts of earlier settings"
     command = commands.add_parser("clean", help=text, description=text)
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, a study or an iteration")
-    command.add_argument("--plan", action="store_true", help="list them and their size; delete nothing")
+    command.add_argument("--plan", action="store_true", help="list them with their size; delete nothing")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not folder.is_dir():
         raise StageError(f"there is no run folder {folder}")
     if not (found := list_kept(folder)):
-        console.print(Text(f"{folder} keeps no artifacts of earlier settings"), soft_wrap=True)
+        console.print(Text(f"{folder} has no artifacts of earlier settings"), soft_wrap=True)
         return 0
     table = Table("stage", "size", "kept", box=None, pad_edge=False)
     for one in found:

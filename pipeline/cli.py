@@ -80,8 +80,8 @@ def _answer(argv: Sequence[str] | None, stages: Mapping[str, type[Stage]] | None
         return EXIT_UNFINISHED
     except StageInterrupted as interrupt:
         again = getattr(arguments, "force", False) or getattr(arguments, "first", None)
-        command = "the same command without --from and --force" if again else "the same command"
-        text = f"\ninterrupted in stage {interrupt.stage}; {command} continues it"
+        command = "the command without --from and --force" if again else "the command"
+        text = f"\ninterrupted in stage {interrupt.stage}; rerun {command} to continue"
         errors.print(text, style="yellow", soft_wrap=True)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
@@ -113,7 +113,7 @@ def _explain_command(word: str, config_dir: Path) -> str:
         return f"{word} is an experiment: orrery run {word}"
     known = (*COMMANDS, *names("commands"))
     near = nearest(word, [*known, *names("stages"), *list_experiments(config_dir)])
-    return f"there is no command {word!r}.{near} Commands: {', '.join(known)}"
+    return f"unknown command {word!r}.{near} Commands: {', '.join(known)}"
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, config_dir: Path) -> argparse.Namespace:
@@ -158,10 +158,10 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"orrery {version('orrery')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in [
-        ("run", "run the stages of an experiment that are not up to date"),
-        ("plan", "say what `run` would do, and why"),
-        ("study", "run an experiment in several variants; what they share runs once"),
-        ("iterate", "run an experiment in rounds that collect with the policies of the round before"),
+        ("run", "run the stages of an experiment; up-to-date stages are skipped"),
+        ("plan", "show what `run` would do, and why"),
+        ("study", "run an experiment in several variants; shared stages run once"),
+        ("iterate", "run an experiment in rounds that collect with the previous policies"),
     ]:
         # Help is ours: it depends on the experiment.
         command = commands.add_parser(name, help=text, add_help=False)
@@ -169,17 +169,17 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         command.add_argument("experiment", nargs="?", metavar="EXPERIMENT")
         command.add_argument("overrides", nargs="*", metavar="key=value")
         if name in ("study", "iterate"):
-            command.add_argument("--plan", action="store_true", help="say what it would run, and why")
+            command.add_argument("--plan", action="store_true", help="show what would run, and why; run nothing")
         else:
             again = command.add_mutually_exclusive_group()
             again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all after it")
             again.add_argument("--force", action="store_true", help="rerun all stages")
     command = commands.add_parser("resume", help="repeat the last command of a run, a study or an iteration")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
-    command = commands.add_parser("status", help="how far a run, a study or an iteration is")
+    command = commands.add_parser("status", help="show the progress of a run, a study or an iteration")
     command.add_argument("path", type=Path, metavar="RUN_DIR")
     clean_command.add_parser(commands)
-    command = commands.add_parser("report", help="write the report of a run again, from what it has so far")
+    command = commands.add_parser("report", help="rewrite the report of a run from its current artifacts")
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     for name, other in others.items():
         other.add_arguments(commands.add_parser(name, help=other.help, description=other.help))

@@ -43,6 +43,6 @@ def read_words(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
         if not equals or key not in known:
             raise ConfigError(f"{word!r}: expected {', '.join(f'{one}=...' for one in known)}")
         if key in values:
-            raise ConfigError(f"{key} is given twice: {values[key]} and {value}")
+            raise ConfigError(f"{key} is set twice: {values[key]} and {value}")
         values[key] = value
     return values

@@ -31,8 +31,8 @@ def _entries(group: Group) -> Mapping[str, list[EntryPoint]]:
         found.setdefault(entry.name, []).append(entry)
     if not any(_package(many[0]) == PACKAGE for many in found.values()):
         raise ConfigError(
-            f"the installed package {PACKAGE} has no entry points in the group {PACKAGE}.{group}; install it again "
-            "(in a clone of the repository: pip install --no-deps -e .)"
+            f"the installed package {PACKAGE} has no entry points in the group {PACKAGE}.{group}; reinstall it (in a "
+            "clone of the repository: pip install --no-deps -e .)"
         )
     return found
 
@@ -60,7 +60,7 @@ def load(group: Group, name: str, base: type) -> Any:
         if (check := getattr(found, "check_class", None)) is not None:
             check()
     except Exception as error:  # whatever the module of another package raises
-        again = "; after an edit of pyproject.toml, install the package again (pip install --no-deps -e .)"
+        again = "; after editing pyproject.toml, reinstall the package (pip install --no-deps -e .)"
         hint = again if isinstance(error, ImportError | AttributeError) else ""
         raise ConfigError(f"{what} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
     if not (isinstance(found, type) and issubclass(found, base)):

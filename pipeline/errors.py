@@ -1,7 +1,7 @@
-"""The errors that a user is meant to read.
+"""Errors written for the user.
 
-Each says what was expected, what was found, where, and what to do next; the command line prints
-the message without a traceback. Anything else that escapes is a bug and keeps its traceback.
+Each says what was expected, what was found, where, and what to do next; the command line prints the message without a
+traceback. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ EXIT_USER_ERROR = 2
 
 
 class OrreryError(Exception):
-    """Base of every error whose message is written for the user."""
+    """Base class of errors whose message is written for the user."""
 
 
 class ConfigError(OrreryError, ValueError):
@@ -27,11 +27,11 @@ class DatasetError(OrreryError):
 
 
 class CheckpointError(OrreryError):
-    """Weights, their config and the task table do not belong together."""
+    """Weights, their config and the task table do not fit together."""
 
 
 class ExportError(OrreryError):
-    """A policy cannot be exported, or its exported form does not act as it does."""
+    """A policy cannot be exported, or its exported form acts differently."""
 
 
 class StageError(OrreryError):

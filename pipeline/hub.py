@@ -20,24 +20,24 @@ from .paths import user_path
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """user/name, or user/name@revision with a branch, tag or commit."""
 
-PATIENCE = 10.0
-"""Seconds to wait for the Hub's first answer."""
+CONNECT_TIMEOUT = 10.0
+"""Timeout (seconds) for the Hub's first answer."""
 
 REPLACED = {".safetensors", ".json", ".csv"}
 """Endings of the files of a repository that an upload replaces as a whole."""
 
-SIGNS: Mapping[str, tuple[str, str]] = {
+KIND_BY_FILE: Mapping[str, tuple[str, str]] = {
     "model.json": ("world_model", "a world model"),
     "sequence_model.json": ("world_model", "a sequence model"),
     "policy.json": ("policies", "a policy"),
     "policies.json": ("policies", "policies"),
     "store.json": ("store", "a store"),
 }
-"""What a folder without a manifest is, by a file in it: kind, and in words."""
+"""Kind of a folder without a manifest, by a file in it: (kind, description)."""
 
 
 def find_artifact(reference: str | Path, kind: str) -> Path:
-    """The folder of the artifact that `reference` names.
+    """Return the folder of the artifact named by `reference`.
 
     Args:
         reference: an artifact's folder, a run folder with one artifact of that kind, or a Hub id (user/name,
@@ -55,8 +55,8 @@ def find_artifact(reference: str | Path, kind: str) -> Path:
     match = HUB_ID.fullmatch(str(reference))
     if match is None:
         raise StageError(
-            f"there is no folder {path.absolute()}, and {str(reference)!r} is no id of the Hugging Face Hub either, "
-            "which is user/name or user/name@revision"
+            f"there is no folder {path.absolute()}, and {str(reference)!r} is not a Hugging Face Hub id (user/name or "
+            "user/name@revision)"
         )
     return artifact_in(download(match["repository"], match["revision"]), kind)
 
@@ -71,7 +71,7 @@ def artifact_in(folder: Path, kind: str) -> Path:
     if artifact.read_manifest(folder) is None:
         if inside := sorted(folder.glob(f"*/{artifact.MANIFEST}")):
             folder = _only(folder, [path.parent for path in inside], kind)
-        for name, (found, words) in SIGNS.items():
+        for name, (found, words) in KIND_BY_FILE.items():
             if (folder / name).is_file() and found != kind:
                 raise StageError(f"{folder} holds {words} ({name}), expected an artifact of kind {kind!r}")
     artifact.verify_quick(folder, kind)
@@ -84,15 +84,15 @@ def _only(run: Path, folders: list[Path], kind: str) -> Path:
     if len(right) == 1:
         return right[0]
     if right:
-        choice = f"it holds several; give {' or '.join(map(str, right))}"
+        choice = f"it has several; use {' or '.join(map(str, right))}"
     else:
         choice = "it holds " + ", ".join(f"{folder.name} ({found})" for folder, found in kinds.items())
-    raise StageError(f"{run} is a folder of artifacts, expected one artifact of kind {kind!r}; {choice}")
+    raise StageError(f"{run} is a folder of artifacts, expected an artifact of kind {kind!r}; {choice}")
 
 
 def _hint(path: Path) -> str:
     if path.suffix in (".pt", ".pth"):
-        return f"; TD-MPC2's weights are read by: orrery run import_tdmpc2 import_tdmpc2.checkpoint={path}"
+        return f"; to import TD-MPC2 weights: orrery run import_tdmpc2 import_tdmpc2.checkpoint={path}"
     return ""
 
 
@@ -108,25 +108,25 @@ def download(repository: str, revision: str | None = None) -> Path:
 
     unreachable = _why_unreachable()
     name = f"{repository}@{revision}" if revision else repository
-    local = f"There is no folder of that name either: {Path(name).absolute()}"
+    local = f"There is no local folder of that name either: {Path(name).absolute()}"
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=unreachable is not None))
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{name}: access to this repository of the Hugging Face Hub has to be asked for on its page"
+            f"{name}: access to this repository must be requested on its page of the Hugging Face Hub"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{name}: the Hugging Face Hub has no such repository, or it is private and you are not logged in "
-            f"(hf auth login). {local}"
+            f"{name}: no such repository on the Hugging Face Hub, or it is private and you are not logged in (hf auth "
+            f"login). {local}"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository}: it has no revision {revision!r} on the Hugging Face Hub") from error
+        raise CheckpointError(f"{repository}: no revision {revision!r} on the Hugging Face Hub") from error
     except errors.LocalEntryNotFoundError as error:
         reason = unreachable or error.__cause__ or error
         raise CheckpointError(
-            f"{name}: the Hugging Face Hub cannot be reached ({type(reason).__name__}: {_line(reason)}), and no copy "
-            f"is in the cache. {local}"
+            f"{name}: the Hugging Face Hub cannot be reached ({type(reason).__name__}: {_line(reason)}), and there is "
+            f"no cached copy. {local}"
         ) from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise _failed(name, "downloading it from the Hugging Face Hub", error) from error
@@ -139,7 +139,7 @@ def _why_unreachable() -> Exception | None:
     from huggingface_hub import HfApi, get_session
 
     try:
-        get_session().head(HfApi().endpoint, timeout=PATIENCE)
+        get_session().head(HfApi().endpoint, timeout=CONNECT_TIMEOUT)
     except (httpx2.HTTPError, OSError) as error:
         return error
     return None
@@ -160,8 +160,8 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
     if (unreachable := _why_unreachable()) is not None:
         reason = f"{type(unreachable).__name__}: {_line(unreachable)}"
         raise CheckpointError(
-            f"{repository}: the Hugging Face Hub cannot be reached ({reason}); nothing was uploaded. --dry-run writes "
-            "the folder, which `hf upload` sends later"
+            f"{repository}: the Hugging Face Hub cannot be reached ({reason}); nothing was uploaded. use --dry-run to "
+            "write the folder, and `hf upload` to upload it later"
         ) from unreachable
     api = HfApi()
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -181,8 +181,8 @@ def upload(folder: Path, repository: str, *, private: bool = False) -> str:
         if status not in (401, 403):
             raise _failed(repository, "uploading", error) from error
         raise CheckpointError(
-            f"{repository}: the Hugging Face Hub refuses to let you write there ({_line(error)}). Log in with a token "
-            "that may write (hf auth login, or HF_TOKEN), and use your own name or that of an organisation of yours"
+            f"{repository}: no permission to write to this repository of the Hugging Face Hub ({_line(error)}). Log in "
+            "with a write token (hf auth login, or HF_TOKEN), and use your own user name or one of your organisations"
         ) from error
     except (httpx2.HTTPError, OSError, ValueError) as error:
         raise _failed(repository, "uploading", error) from error

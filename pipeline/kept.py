@@ -114,7 +114,7 @@ def kept_note(run_dir: Path) -> str:
     kept = list_kept(run_dir)
     size = sum(one.bytes for one in kept) / 2**20
     counted = "1 artifact or attempt" if len(kept) == 1 else f"{len(kept)} artifacts or attempts"
-    return f"{counted} of earlier settings kept, {size:,.1f} MiB: orrery clean {run_dir} deletes them" if kept else ""
+    return f"{counted} of earlier settings kept, {size:,.1f} MiB; delete with: orrery clean {run_dir}" if kept else ""
 
 
 def remove_kept(kept: Kept) -> None:

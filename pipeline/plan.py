@@ -1,4 +1,4 @@
-"""Where each stage's inputs come from, and whether its artifact is up to date: decided from disk, nothing written."""
+"""Sources of the inputs of each stage, and whether its artifact is up to date. Reads the disk, writes nothing."""
 
 from __future__ import annotations
 
@@ -28,19 +28,27 @@ Action = Literal["fresh", "reuse", "resume", "run"]
 OUTSIDE = "outside the run"
 
 
+NOT_RUN = "not run yet"
+SHOWN_CHANGES = 4
+"""Maximum changes listed in a reason."""
+
+
+NOT_RUN = "not run yet"
+
+
 @dataclass(frozen=True)
 class Decision:
-    """What a stage needs, and why."""
+    """The action that a stage needs, and why."""
 
     stage: str
     action: Action
     reason: str
     key: str
-    """Hash of what decides the result. While an input is still to be made, a stand-in: equal for stages that would make
-    the same."""
+    """Hash of everything that decides the result. If an input does not exist yet, a stand-in that is equal for stages
+    with the same result."""
     made: Path | None = None
-    """The artifact: in the run folder where it is up to date, in another one where it is reused; None where it is still
-    to be made."""
+    """The artifact: in the run folder if it is up to date, in another folder if it is reused; None if it has to be
+    produced."""
     attempt: Path | None = None
     """What stands in place of the stage's folder beside the attempt to continue: itself, or where it is kept."""
     anew: bool = False
@@ -48,20 +56,20 @@ class Decision:
 
     @property
     def would(self) -> str:
-        """What a run would do, in a word for tables."""
+        """The action of a run, in a word for tables."""
         return {"fresh": "up to date", "resume": "continue"}.get(self.action, self.action)
 
 
-def start_line(decision: Decision, width: int = 0) -> Text:
-    """What is printed when a stage starts; `width` is that of the longest name."""
-    verb = "continues" if decision.action == "resume" else "starts"
-    reason = f": {decision.reason}" if decision.reason else ""
-    return Text(f"{decision.stage:{width}}  {verb}{reason}", style="dim")
+def start_line(decision: Decision) -> Text:
+    """The console line of a stage that starts: `pack: running`, `add: running (add.scale 1 -> 2)`."""
+    verb = "continuing" if decision.action == "resume" else "running"
+    reason = "" if decision.reason in ("", NOT_RUN) else f" ({decision.reason})"
+    return Text(f"{decision.stage}: {verb}{reason}", style="dim")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an input comes from: an earlier stage of this run, or a folder made elsewhere."""
+    """Origin of an input: an earlier stage of this run, or an external folder."""
 
     folder: Path
     kind: str
@@ -69,7 +77,7 @@ class Source:
 
 
 def plan(config: RunConfig, stages: Mapping[str, type[Stage]], anew: Collection[str] = ()) -> list[Decision]:
-    """Say for each stage whether it is up to date, would continue, or would run, and why. Writes nothing.
+    """Decide for each stage whether it is up to date, would continue or would run, and why. Writes nothing.
 
     Args:
         anew: stages to run whether they are up to date or not.
@@ -85,7 +93,7 @@ def decide_all(
     sources: Mapping[str, Mapping[str, list[Source]]],
     anew: Collection[str] = (),
 ) -> list[Decision]:
-    """The same, with the sources that `check_all` has found."""
+    """The same, with the sources found by `check_all`."""
     decisions: dict[str | None, Decision] = {}
     for name in config.settings.stages:
         waits = [s.stage for many in sources[name].values() for s in many if s.stage and not decisions[s.stage].made]
@@ -95,14 +103,14 @@ def decide_all(
         }
         if waits:
             now = _made_from(config, stages[name], name, read, {one: decisions[one].key for one in waits})
-            decisions[name] = Decision(name, "run", f"its input comes from {waits[0]}", key_of(stages[name], name, now))
+            decisions[name] = Decision(name, "run", f"input from {waits[0]}", key_of(stages[name], name, now))
         else:
             decisions[name] = decide(config, stages[name], name, read, anew=name in anew)
     return list(decisions.values())
 
 
 def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str, dict[str, list[Source]]]:
-    """Let every stage check its config and find the source of every input, before anything runs."""
+    """Let every stage check its config, and find the source of every input, before anything runs."""
     for folder in map(user_path, config.settings.reuse_from):
         # The folder of a study is not there before its first run.
         if not folder.is_dir() and folder.absolute() != config.run_dir.absolute().parent:
@@ -133,15 +141,15 @@ def check_world_model_is_used(
     makers = {source.stage for sources in readers.values() for source in sources if source.stage is not None}
     if config.settings.world_model and makers and not any(s.stage is None for many in readers.values() for s in many):
         raise ConfigError(
-            f"world_model={config.settings.world_model} would not be used: stage {', '.join(sorted(makers))} makes the "
-            f"one that {', '.join(readers)} read. Leave that stage out of `stages`, or leave out world_model"
+            f"world_model={config.settings.world_model} would not be used: {', '.join(readers)} would use the model of "
+            f"stage {', '.join(sorted(makers))}. Remove that stage from `stages`, or remove world_model"
         )
 
 
 def check_inputs(
     config: RunConfig, stages: Mapping[str, type[Stage]], name: str, sources: Mapping[str, list[Source]]
 ) -> None:
-    """Let stage `name` look at what it will read."""
+    """Let stage `name` check its inputs."""
     stage = stages[name](config.stage_configs[name])
     found = {
         input_name: [(source.folder, config.stage_configs[source.stage] if source.stage else None) for source in many]
@@ -153,7 +161,7 @@ def check_inputs(
 
 
 def check_machine(config: RunConfig, stages: Mapping[str, type[Stage]], decisions: Sequence[Decision]) -> None:
-    """Let the stages that would work look whether they can on this machine.
+    """Let the stages that would run check this machine.
 
     Raises:
         OrreryError: one cannot.
@@ -180,7 +188,7 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
         ]
         if (value := config.settings.inputs.get(input_name)) is not None:
             named = _several(value) if wanted.many else [value]
-            note = f" (inputs.{input_name} lists several, with {os.pathsep!r} between them)" if len(named) > 1 else ""
+            note = f" (inputs.{input_name} is a list separated by {os.pathsep!r})" if len(named) > 1 else ""
             given = [_given(one, f"inputs.{input_name}", wanted.kind, note) for one in named]
             found[input_name] = [*earlier, *given] if wanted.many else given
         elif config.settings.world_model and wanted.kind == "world_model" and not earlier:
@@ -191,9 +199,9 @@ def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str
         if not found[input_name] and not wanted.optional:
             makers = [other for other, stage in stages.items() if stage.output_kind == wanted.kind]
             raise StageError(
-                f"stage {name!r} needs an input {input_name!r} of kind {wanted.kind!r}; no stage before it makes one. "
-                f"List one of these stages before it: {', '.join(makers) or 'none known'}; "
-                f"or give an artifact made elsewhere: {_key_of(input_name, wanted.kind)}=PATH"
+                f"stage {name!r} needs an input {input_name!r} of kind {wanted.kind!r}; no stage before it produces "
+                f"one. Add one of these stages before it: {', '.join(makers) or 'none known'}; or use an external "
+                f"artifact: {_key_of(input_name, wanted.kind)}=PATH"
             )
     return found
 
@@ -266,7 +274,7 @@ def input_records(
 def decide(
     config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]], *, anew: bool = False
 ) -> Decision:
-    """Compare what the stage would be made from now with what its artifact was made from."""
+    """Compare what the stage would be made from with what its artifact was made from."""
     now = _made_from(config, stage, name, sources)
     key = key_of(stage, name, now)
     final = config.run_dir / name
@@ -278,7 +286,7 @@ def decide(
     if damage:
         reason: str | None = damage  # making it again is what the error would ask for
     elif manifest is None:
-        reason = "it has not run yet"
+        reason = NOT_RUN
     elif key_of(stage, name, manifest.made_from) != key:
         reason = _what_changed(name, manifest.made_from, now, stage)
     else:
@@ -296,10 +304,10 @@ def decide(
         if one is not None and partial_folder(place).is_dir() and key_of(stage, name, one.made_from) == key:
             return Decision(name, "resume", f"interrupted after {duration(one.seconds)}", key, attempt=place)
     if begun:
-        reason = f"{partial_folder(final)}, from which it would continue, is gone"
+        reason = f"{partial_folder(final)} of the interrupted attempt is missing"
     elif attempt is not None:
         changes = _what_changed(name, attempt.made_from, now, stage)
-        reason = f"{changes}; the interrupted attempt ({duration(attempt.seconds)} of work) is kept"
+        reason = f"{changes}; the interrupted attempt ({duration(attempt.seconds)}) is kept"
     return Decision(name, "run", reason or "", key)
 
 
@@ -350,7 +358,7 @@ def _elsewhere(config: RunConfig, name: str) -> Iterator[Path]:
 
 
 def key_of(stage: type[Stage], name: str, made_from: MadeFrom) -> str:
-    """The hash of all that decides a stage's result: what has the same key is the same, wherever it lies."""
+    """Hash of everything that decides a stage's result: artifacts with the same key are the same, wherever they are."""
     digests = {input_name: [record.digest for record in many] for input_name, many in made_from.inputs.items()}
     return artifact.hash_json([name, stage.output_kind, hashed(made_from.config, stage), digests, made_from.version])
 
@@ -370,7 +378,7 @@ def find_made(stage: type[Stage], name: str, key: str, folders: Iterable[Path]) 
 
 
 def hashed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
-    """What of a stage's config decides its result: all but `Stage.not_hashed`."""
+    """The part of a stage's config that decides its result: everything except `Stage.not_hashed`."""
     return artifact.without(config, stage.not_hashed)
 
 
@@ -390,4 +398,6 @@ def _what_changed(name: str, former: MadeFrom, now: MadeFrom, stage: type[Stage]
             continue
         files = [path for path in {**recorded, **present} if recorded.get(path) != present.get(path)]
         changes += [f"{path} changed" for path in files] if input_name == OUTSIDE else [f"input {input_name} changed"]
-    return ", ".join(changes) or "its definition changed"
+    more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES + 1 else ""
+    shown = changes[:SHOWN_CHANGES] if more else changes
+    return ", ".join(shown) + more or "the definition of the stage changed"

@@ -42,16 +42,16 @@ _VARIABLES = (
 
 @dataclass(frozen=True)
 class Launch:
-    """Which of the processes that were started together this one is."""
+    """The rank of this process among those started together."""
 
     rank: int
     world_size: int
     local_rank: int
-    """Among those of this machine."""
+    """Rank on this machine."""
 
 
 def launched() -> Launch | None:
-    """What srun or torchrun has told this process; None where it was started alone."""
+    """The launch described by srun or torchrun; None if this process was started alone."""
     for names in _VARIABLES:
         if all(name in os.environ for name in names):
             launch = Launch(*(int(os.environ[name]) for name in names))
@@ -60,16 +60,16 @@ def launched() -> Launch | None:
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that do a stage together, as one of them sees them."""
+class WorkerGroup:
+    """The processes that run a stage together, as seen by one of them."""
 
     launch: Launch
     folder: Path
-    """Where they find each other."""
+    """Folder in which they meet."""
     call: Mapping[str, Any]
-    """What the first process says to all: `id`, `stage`, `folder` and `inputs`; `said` once they meet."""
+    """Message of the first process to all: `id`, `stage`, `folder` and `inputs`; `said` once they meet."""
     limit_seconds: float
-    """They wait so long for each other."""
+    """Timeout for joining."""
 
     def meet(self, say: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return, in every process, what the first one says, once all are here.
@@ -87,10 +87,10 @@ class Team:
         while missing := [rank for rank in range(1, self.launch.world_size) if not self._is_here(rank)]:
             if time.monotonic() > deadline:
                 raise StageError(
-                    f"{self.call['stage']} is done by {self.launch.world_size} processes, but after "
-                    f"{self.limit_seconds / 60:g} min of waiting these are not there: rank "
-                    f"{', '.join(map(str, missing))}. Each has to be started with this command and to see "
-                    f"{self.folder.parent}; what they print says more. wait_min changes the limit"
+                    f"{self.call['stage']} needs {self.launch.world_size} processes, but after "
+                    f"{self.limit_seconds / 60:g} min these are missing: rank {', '.join(map(str, missing))}. Start "
+                    f"each with this command; each must see {self.folder.parent}. See their output; wait_min changes "
+                    "the timeout"
                 )
             time.sleep(POLL_SECONDS)
         return say
@@ -106,20 +106,20 @@ def check_launch(config: RunConfig, stages: Mapping[str, type[Stage]], launch: L
     several = {name: processes for name, processes in wanted.items() if processes > 1}
     if not several:
         raise ConfigError(
-            f"this command was started {launch.world_size} times (by srun or torchrun), but none of its stages is done "
-            "by several processes; start it once, or set pretrain.trainer.nodes and pretrain.trainer.devices"
+            f"this command was started {launch.world_size} times (by srun or torchrun), but none of its stages uses "
+            "several processes; start it once, or set pretrain.trainer.nodes and pretrain.trainer.devices"
         )
     for name, processes in several.items():
         if processes != launch.world_size:
             raise ConfigError(
-                f"{name} is to be done by {processes} processes ({name}.trainer: nodes times devices), but "
-                f"{launch.world_size} were started: one is needed for each device of each node"
+                f"{name} needs {processes} processes ({name}.trainer: nodes x devices), but {launch.world_size} were "
+                "started; start one per device and node"
             )
 
 
 @contextlib.contextmanager
-def gathered(config: RunConfig, stage: Stage, name: str, context: Context) -> Iterator[Team | None]:
-    """The team of stage `name` in the first process; None where it does the stage alone."""
+def gathered(config: RunConfig, stage: Stage, name: str, context: Context) -> Iterator[WorkerGroup | None]:
+    """The worker group of stage `name` in the first process; None if it runs the stage alone."""
     launch = launched()
     if launch is None or stage.processes == 1:
         yield None
@@ -134,7 +134,7 @@ def gathered(config: RunConfig, stage: Stage, name: str, context: Context) -> It
         "inputs": {key: [str(path.absolute()) for path in paths] for key, paths in context.inputs.items()},
     }
     try:
-        yield Team(launch, folder, call, config.settings.wait_min * 60)
+        yield WorkerGroup(launch, folder, call, config.settings.wait_min * 60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -175,14 +175,14 @@ def follow(
             if _up_to_date(config, stages, names):
                 return
             raise StageError(
-                f"rank {launch.rank}: the first process ({first}) has ended before {', '.join(names)} was done; what "
-                "it printed says why. The same command, started as before, continues"
+                f"rank {launch.rank}: the first process ({first}) ended before {', '.join(names)} was done; see its "
+                "output. Rerun the same command to continue"
             )
         elif time.monotonic() - alone_since > limit:
             raise StageError(
-                f"rank {launch.rank}: no process has begun to work in {config.run_dir.absolute()} for {limit / 60:g} "
-                f"min. The first of the {launch.world_size} processes has to be started with this command, and all "
-                "have to see that folder. wait_min changes the limit"
+                f"rank {launch.rank}: no process has started in {config.run_dir.absolute()} for {limit / 60:g} min. "
+                f"Start the first of the {launch.world_size} processes with this command; all must see that folder. "
+                "wait_min changes the timeout"
             )
         time.sleep(POLL_SECONDS)
 
@@ -203,7 +203,7 @@ def _join(
         threads=config.settings.threads or usable_cores(),
         log=logging.getLogger(LOGGER_NAME),
         progress=progress,
-        team=Team(launch, _folder(config, name), call, limit_seconds),
+        team=WorkerGroup(launch, _folder(config, name), call, limit_seconds),
     )
     stages[name](config.stage_configs[name]).run(context)
 

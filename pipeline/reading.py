@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-RESTORE = "restore the file, or make it again"
+RESTORE = "restore or recreate the file"
 
 TEXT_COLUMNS = ("algorithm", "task")
 """Columns of tables that hold names."""
@@ -56,9 +56,9 @@ def reading(path: str | Path, error: type[OrreryError], remedy: str = RESTORE) -
         refused = Path(os.fsdecode(reason.filename)).absolute()
         raise error(f"{refused}: {reason.strerror}. {file_remedy(reason, refused)}") from reason
     except MemoryError as reason:
-        raise error(f"{path}: says that it holds more than fits into memory; it is damaged, {remedy}") from reason
+        raise error(f"{path}: declares more data than fits into memory; it is damaged, {remedy}") from reason
     except RecursionError as reason:
-        raise error(f"{path}: is nested too deeply to be read; it is damaged, {remedy}") from reason
+        raise error(f"{path}: is nested too deeply; it is damaged, {remedy}") from reason
     except Exception as reason:
         said = " ".join(str(reason).split())[:300]
         raise error(f"{path} cannot be read ({type(reason).__name__}: {said}); it is damaged, {remedy}") from reason
@@ -74,7 +74,7 @@ def file_remedy(error: OSError, path: Path, folder: Path | None = None) -> str:
     elsewhere = "choose another folder with run_dir=PATH"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
         gone = str(folder) if folder is not None and ours and not folder.is_dir() else "It"
-        return f"{gone} was deleted or moved; run the same command again, which makes what is missing"
+        return f"{gone} was deleted or moved; rerun the command to recreate it"
     if error.errno in (errno.EACCES, errno.EPERM):
         with contextlib.suppress(OSError, KeyError):
             return f"It belongs to {path.owner()}: change its permissions" + (f", or {elsewhere}" if ours else "")
@@ -82,8 +82,8 @@ def file_remedy(error: OSError, path: Path, folder: Path | None = None) -> str:
     if error.errno == errno.EROFS:
         return "The file system is mounted read-only: " + (elsewhere if ours else "choose another")
     if error.errno == errno.ELOOP:
-        return "A link there leads back to itself; remove it"
-    return "Check the file, then run the same command again"
+        return "A link there points to itself; remove it"
+    return "Check the file, then rerun the command"
 
 
 def check_file(path: Path, error: type[OrreryError]) -> None:
@@ -91,7 +91,7 @@ def check_file(path: Path, error: type[OrreryError]) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as reason:
-        found = "a link that leads nowhere" if path.is_symlink() else "nothing"
+        found = "a broken link" if path.is_symlink() else "nothing"
         raise error(f"{path}: expected a file, found {found}; {RESTORE}") from reason
     except OSError as reason:
         raise error(f"{path}: {reason.strerror}. {file_remedy(reason, path.absolute())}") from reason
@@ -119,7 +119,7 @@ def read_json(path: Path, error: type[OrreryError], remedy: str = RESTORE) -> An
 
 def make_again(path: Path) -> str:
     """What to do about a damaged file that a command wrote: without its folder, the command writes it again."""
-    return f"delete {path.parent} and run the command that made it again"
+    return f"delete {path.parent} and rerun the command that created it"
 
 
 def reading_made(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -155,14 +155,14 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     with reading_made(path):
         frame = pd.read_csv(path)
         if missing := [column for column in columns if column not in frame]:
-            raise StageError(f"{path} lacks the columns {', '.join(missing)}; it has: {', '.join(frame.columns)}")
+            raise StageError(f"{path} lacks columns {', '.join(missing)}; it has: {', '.join(frame.columns)}")
         for column in columns:
             text = column in TEXT_COLUMNS
             known = frame[column].dropna()
             if text and len(known) < len(frame):
                 raise StageError(f"{path}: column {column} lacks values; {make_again(path)}")
             if not text and not pd.api.types.is_numeric_dtype(known) and len(known):
-                raise StageError(f"{path}: column {column} holds text, expected numbers; {make_again(path)}")
+                raise StageError(f"{path}: column {column} has text, expected numbers; {make_again(path)}")
         return frame.astype({column: str for column in columns if column in TEXT_COLUMNS})
 
 
@@ -177,7 +177,7 @@ def check_yaml(path: Path, error: type[OrreryError]) -> None:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as reason:
             raise error(
-                f"{path} is not YAML: {' '.join(str(reason).split())}. Quote text that holds brackets or a colon"
+                f"{path} is not YAML: {' '.join(str(reason).split())}. Quote text with brackets or a colon"
             ) from reason
         if root is not None and (nodes := _expanded(root)) > YAML_NODES:
             found = "without end" if math.isinf(nodes) else f"to {nodes:,} values"

@@ -55,7 +55,7 @@ def work(
     if arguments.command == "resume":
         arguments = _recorded_command(arguments.path)
     if arguments.command in ("study", "iterate") and launched() is not None:
-        raise ConfigError(f"orrery {arguments.command} runs stage after stage in one process; start it once")
+        raise ConfigError(f"orrery {arguments.command} runs in a single process; start it once")
     if arguments.command == "study":
         return _study(arguments, stages, config_dir, console)
     if arguments.command == "iterate":
@@ -64,8 +64,8 @@ def work(
         return study_command.report(arguments.run_dir, stages, config_dir, console)
     if arguments.command == "report" and is_iteration(arguments.run_dir):
         raise StageError(
-            f"{arguments.run_dir} holds rounds, whose comparison `orrery iterate` keeps up to date; a single round has "
-            f"a report of its own where the experiment has the stage {REPORT_STAGE!r}: orrery report "
+            f"{arguments.run_dir} is an iteration, whose comparison `orrery iterate` keeps up to date; for the report "
+            f"of a single round (if the experiment has the stage {REPORT_STAGE!r}): orrery report "
             f"{arguments.run_dir / 'round_0'}"
         )
     if arguments.command == "report":
@@ -92,7 +92,7 @@ def work(
         check_machine(config, stages, decisions)
         _print_plan(decisions, lock_holder(config.run_dir), console)
         replaced = [d.stage for d in decisions if d.action != "fresh" and (config.run_dir / d.stage).is_dir()]
-        notes = [f"artifacts to be replaced, and kept for their settings: {', '.join(replaced)}"] if replaced else []
+        notes = [f"artifacts of other settings, which will be kept: {', '.join(replaced)}"] if replaced else []
         notes += code_notes(config, [decision.stage for decision in decisions if decision.action == "fresh"])
         for note in filter(None, [*notes, kept_note(config.run_dir)]):
             console.print(Text(note), soft_wrap=True)
@@ -156,7 +156,7 @@ def _run(
             config, stages, console, on_start=printer.on_start, on_end=printer.on_end, only=only, anew=anew
         )
     if all(outcome.status == "fresh" for outcome in outcomes):
-        console.print("nothing to do: every stage is up to date")
+        console.print("nothing to do: all stages are up to date")
     else:
         console.print(f"done in {duration(time.monotonic() - started)}")
     for note in code_notes(config, [outcome.stage for outcome in outcomes if outcome.status == "fresh"]):
@@ -168,35 +168,34 @@ def _run(
 
 def _follow(config: RunConfig, stages: Mapping[str, type[Stage]], launch: Launch, console: Console) -> int:
     me = f"rank {launch.rank} of {launch.world_size}"
-    console.print(f"{me} follows the first process in {config.run_dir}", soft_wrap=True)
+    console.print(f"{me} joins the first process in {config.run_dir}", soft_wrap=True)
     follow(config, stages, launch, progress=ConsoleProgress(console), on_join=lambda s: console.print(f"{me}: {s}"))
     console.print(f"{me}: done")
     return 0
 
 
 class _Printer:
-    """A line when a stage starts and one when it ends; those that are up to date only beside others."""
+    """Prints a line when a stage starts and when it ends; up-to-date stages only if others run."""
 
     def __init__(self, console: Console, stages: Sequence[str]) -> None:
         self._console = console
         self._stages = stages
-        self._width = max(map(len, stages))
         self._fresh: list[Outcome] = []
 
     def on_start(self, decision: Decision) -> None:
         for outcome in self._fresh:
-            self._print(outcome.stage, end_line(outcome, self._width))
+            self._print(outcome.stage, end_line(outcome))
         self._fresh.clear()
-        self._print(decision.stage, start_line(decision, self._width))
+        self._print(decision.stage, start_line(decision))
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status == "fresh":
             self._fresh.append(outcome)
         else:
-            self._print(outcome.stage, end_line(outcome, self._width))
+            self._print(outcome.stage, end_line(outcome))
 
     def _print(self, stage: str, line: Text) -> None:
-        number = f"{self._stages.index(stage) + 1}/{len(self._stages)} "
+        number = f"[{self._stages.index(stage) + 1}/{len(self._stages)}] "
         self._console.print(Text.assemble(number, line), soft_wrap=True)
 
 

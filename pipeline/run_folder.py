@@ -44,9 +44,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         lock = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
         broken = run_dir.is_symlink() and not run_dir.is_dir()
-        reason = f"it is a link to {run_dir.readlink()}, which is no folder" if broken else error.strerror
+        reason = f"it is a link to {run_dir.readlink()}, which is not a folder" if broken else error.strerror
         raise StageError(
-            f"cannot write to the run folder {run_dir.absolute()}: {reason}. Choose another with run_dir=PATH"
+            f"cannot write to the run folder {run_dir.absolute()}: {reason}. Choose another folder with run_dir=PATH"
         ) from error
     with lock:
         try:
@@ -115,8 +115,8 @@ def disk_errors(folder: Path | None = None) -> Iterator[None]:
             clean = f"`orrery clean {folder}` deletes artifacts of earlier settings. " if kept else ""
             free = shutil.disk_usage(next(one for one in (place, *place.parents) if one.is_dir())).free / 2**20
             raise StageError(
-                f"the disk of {place} is full ({reason}; {free:,.0f} MiB free). {clean}Free some space and run "
-                "the same command again: it continues. Or choose another folder with run_dir=PATH"
+                f"the disk of {place} is full ({reason}; {free:,.0f} MiB free). {clean}Free some space and rerun the "
+                "command to continue, or choose another folder with run_dir=PATH"
             ) from error
         # Of a loop of links pathlib makes a RuntimeError.
         found = error.__context__ if isinstance(error, RuntimeError) else error

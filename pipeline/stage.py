@@ -27,16 +27,16 @@ class Input:
     """An artifact that a stage reads."""
 
     kind: str
-    """Kind of the artifact, as some stage's `output_kind`: datasets, store, world_model, policies, scores."""
+    """Kind of the artifact, some stage's `output_kind`: datasets, store, world_model, policies, scores."""
     optional: bool = False
     many: bool = False
-    """Take every artifact of this kind that the run has made so far, not only the latest."""
+    """Read every artifact of this kind that the run has produced so far, not only the latest."""
     outside: bool = False
-    """Take only what `inputs.NAME=PATH` gives, never what a stage of the run has made."""
+    """Read only artifacts given by `inputs.NAME=PATH`, never those of the run."""
 
 
 class ProgressTask(Protocol):
-    """One line of progress. `advance` moves it; `note` shows a short text (a loss, a score) beside it."""
+    """A progress line. `advance` moves it; `note` shows a short text (a loss, a score) beside it."""
 
     def advance(self, amount: float = 1) -> None: ...
     def note(self, text: str) -> None: ...
@@ -44,40 +44,42 @@ class ProgressTask(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What the runner hands to a stage."""
+    """Passed by the runner to a stage."""
 
     folder: Path
-    """Where to write. Exists; holds what an interrupted attempt with the same key left."""
+    """Output folder. It exists, and holds the files of an interrupted attempt with the same key."""
     inputs: Mapping[str, Sequence[Path]]
-    """Verified artifact folders by input name; a list also where `many` is False (length 0 or 1)."""
+    """Verified artifact folders by input name; a list even if `many` is False (length 0 or 1)."""
     workers: int
-    """Processes that the stage may start for parallel work."""
+    """Processes that the stage may start."""
     threads: int
     """Torch threads of this process."""
     log: logging.Logger
     progress: Any
     """`progress(description, total, completed=0)` is a context manager that yields a ProgressTask."""
     run: Any = None
-    """Read-only facts about the whole run, for the report: `run.folder`, `run.config` (a plain dict)."""
+    """Read-only facts about the run, for the report: `run.folder`, `run.config` (a plain dict)."""
     earlier: Sequence[Path] = ()
     """Artifacts that this stage has made in this run with earlier settings, the latest first; their jobs may be beside
     them. Some of their content may be reused; nothing of it has been verified."""
     team: Any = None
-    """The processes that do this stage together (a `ranks.Team`), where several were started and it asks for them."""
+    """The processes that run this stage together (a `ranks.WorkerGroup`), if several were started and the stage uses
+    them."""
 
     @property
     def jobs(self) -> Path:
-        """Folder for the job folders of this stage (see `fanout`): beside `folder`, since logs are no part of it."""
+        """Folder of the job folders of this stage (see `fanout`). It lies beside `folder`, because logs are not part of
+        the artifact."""
         return jobs_folder(self.folder.with_name(self.folder.name.removesuffix(PARTIAL_SUFFIX)))
 
     def input(self, name: str) -> Path:
-        """The one artifact folder given for input `name`."""
+        """The single artifact folder of input `name`."""
         (folder,) = self.inputs[name]
         return folder
 
 
 class Stage:
-    """Base of every stage. Subclasses set the four class variables and `run`."""
+    """Base class of stages. Subclasses set the four class variables and implement `run`."""
 
     Config: ClassVar[type]
     """A frozen dataclass; every field has a default."""
@@ -116,18 +118,18 @@ class Stage:
         return 1
 
     def run(self, context: Context) -> str:
-        """Do the work. Returns the one-line summary that is shown and stored: the key number first."""
+        """Do the work. Return the one-line summary that is printed and stored: the most important number first."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise an OrreryError for what can be seen to be wrong before anything runs. Called for all stages first."""
+        """Raise an OrreryError for invalid settings. Called for all stages before anything runs."""
 
     def check_machine(self) -> None:
-        """Raise an OrreryError for what this machine or its network lacks. Called before anything runs, for the stages
-        that will."""
+        """Raise an OrreryError for missing packages, devices or connections. Called before anything runs, for the
+        stages that will run."""
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        """Raise an OrreryError for an input that can be seen not to serve. Called before anything runs.
+        """Raise an OrreryError for an unsuitable input. Called before anything runs.
 
         Args:
             name: of the input.
@@ -136,11 +138,11 @@ class Stage:
         """
 
     def check_inputs(self, inputs: Mapping[str, Sequence[tuple[Path, Any]]]) -> None:
-        """Raise an OrreryError for inputs that together can be seen not to serve, or not to be enough. Called after
-        `check_input`, with (folder, maker) of every artifact by the name of the input."""
+        """Raise an OrreryError for inputs that are unsuitable or incomplete together. Called after `check_input`, with
+        (folder, maker) of every artifact by input name."""
 
     def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
-        """Return why `run` would now write something else, from the same config and inputs; None where it would not.
+        """Return why `run` would now write something else from the same config and inputs; None if it would not.
 
         Called for each published artifact whose config and inputs are as they were, so it must be cheap as a rule.
 
@@ -151,5 +153,5 @@ class Stage:
         return None
 
     def reads(self) -> Sequence[Path]:
-        """Files and folders outside the run that `run` reads; when their size or time changes the stage runs again."""
+        """Files and folders outside the run that `run` reads; the stage reruns if their size or time changes."""
         return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from rich.text import Text
 
 from . import artifact
 from .errors import StageError
-from .jobs.executor import alive_jobs
 from .jobs.job import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
 from .kept import kept_note
 from .logging import duration
@@ -70,10 +68,12 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
         StageError: there is none, or it is damaged.
     """
     path = run_dir / RUN_FILE
-    if not os.path.lexists(path):
-        raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}. `orrery run` makes one")
-    with reading(path, StageError, "`orrery run` with the same run_dir writes it again"):
-        record: dict[str, Any] = read_json(path, StageError, "`orrery run` with the same run_dir writes it again")
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}") from None
+    with reading(path, StageError, "rerun `orrery run` with the same run_dir to rewrite it"):
+        record: dict[str, Any] = read_json(path, StageError, "rerun `orrery run` with the same run_dir to rewrite it")
         decode(_RunRecord, record)
     return record
 
@@ -101,12 +101,16 @@ def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tup
         if made is None and not damage:
             damage = "its folder was deleted" if status in ("fresh", "reused", "done") else ""
         status, summary = ("damaged", damage) if damage else (status, summary)
-    words = {"fresh": "up to date", "failed": "failed, see log.txt", "detached": "goes on without the command"}
+    words = {"fresh": "up to date", "failed": "failed, see log.txt", "detached": "detached"}
     return name, words.get(status, status), duration(seconds) if seconds else "", Text(summary)
 
 
 def _describe_jobs(stage: str, folders: list[Path], *, running: bool) -> Table:
-    alive = alive_jobs(folders)
+    alive: set[Path] = set()
+    if any((folder / SUBMISSION).is_file() for folder in folders):
+        from .jobs.executors.slurm import still_alive
+
+        alive = still_alive(folders)
     table = Table(f"job of {stage}", "state", "attempts", "time", "log", "", box=None, pad_edge=False)
     for column in (0, 4, 5):
         table.columns[column].overflow = "fold"
@@ -122,5 +126,5 @@ def _describe_jobs(stage: str, folders: list[Path], *, running: bool) -> Table:
 
 def _job_state(folder: Path, status: JobStatus, *, alive: bool) -> str:
     if status.state in ("submitted", "running") and not alive:
-        return "ended, to be gathered" if (folder / SUBMISSION).is_file() else "interrupted"
+        return "ended, not collected yet" if (folder / SUBMISSION).is_file() else "interrupted"
     return status.state

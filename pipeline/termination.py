@@ -39,7 +39,7 @@ class Terminated(BaseException):
         by: name of the signal; empty takes that which has come to this process, if it was to this one.
         """
         super().__init__(by)
-        self.by = by or _State.requested or "a signal to another of its processes"
+        self.by = by or _State.requested or "a signal to another process of the run"
 
     def __str__(self) -> str:
         return f"stopped by {self.by}"

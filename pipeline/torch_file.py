@@ -89,8 +89,8 @@ def read_torch_file(
         parts = str(reason).split("\n\n")  # torch puts advice before and after what it has to say
         said = " ".join(parts[-2 if len(parts) > 1 else 0].rpartition("WeightsUnpickler error: ")[2].split())
         raise error(
-            f"{path}: cannot be read ({type(reason).__name__}: {said}); it is cut short or damaged, fetch or write it "
-            "again"
+            f"{path}: cannot be read ({type(reason).__name__}: {said}); it is truncated or damaged; download or write "
+            "it again"
         ) from reason
 
 
@@ -121,17 +121,17 @@ def _zipped_pickle(path: Path, error: type[OrreryError], checksums: bool) -> byt
         with zipfile.ZipFile(path) as archive:
             records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
             if "data.pkl" not in records:
-                raise error(f"{path}: is a zip archive, but none that torch.save wrote: it holds no data.pkl")
+                raise error(f"{path}: is a zip archive, but not written by torch.save: it has no data.pkl")
             if "constants.pkl" in records:
                 raise error(f"{path}: is a TorchScript program, not data; expected a file written by torch.save")
             if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
-                raise error(f"{path}: was compressed after torch.save wrote it; fetch the original file")
+                raise error(f"{path}: was compressed after torch.save wrote it; download the original file")
             if checksums and (damaged := archive.testzip()):
-                raise error(f"{path}: is damaged: {damaged} in it has another checksum; fetch or write it again")
+                raise error(f"{path}: is damaged: {damaged} in it has another checksum; download or write it again")
             return archive.read(records["data.pkl"])
     except zipfile.BadZipFile as reason:
         raise error(
-            f"{path}: is cut short or damaged ({reason}; {path.stat().st_size:,} bytes); fetch or write it again"
+            f"{path}: is truncated or damaged ({reason}; {path.stat().st_size:,} bytes); download or write it again"
         ) from reason
 
 
@@ -160,8 +160,8 @@ def _check_names(path: Path, pickle: IO[bytes], error: type[OrreryError]) -> Non
         (name, near), *others = refused.items()
         more = f", and also {', '.join(other for other, _ in others)}" if others else ""
         raise error(
-            f"{path}: holds {name}{near}{more}. Only tensors, numbers, text, dicts, lists and TensorDict are read from "
-            "a file, since anything else could run code; save what is needed as those, and use that file"
+            f"{path}: holds {name}{near}{more}. Only tensors, numbers, text, dicts, lists and TensorDict are read, "
+            "because anything else could run code; save the data as those types"
         )
 
 
@@ -254,7 +254,7 @@ class _Plain:
         if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
             if value.numel() * value.element_size() > self._num_bytes:  # repeated by a stride of 0
                 raise self._error(
-                    f"{self._path}: {where or 'its content'} says that it is {list(value.shape)}, more than the file's "
+                    f"{self._path}: {where or 'its content'} declares shape {list(value.shape)}, more than the file's "
                     f"{self._num_bytes:,} bytes; save it as a contiguous tensor"
                 )
             return value.detach().clone() if self._copy else value.detach()
@@ -268,8 +268,8 @@ class _Plain:
             return self(inner, where)
         if not isinstance(fields, dict) or not isinstance(entries := fields.get("_tensordict"), dict):
             raise self._error(
-                f"{self._path}: {where or 'its content'} is a TensorDict of a version that is not known: expected its "
-                "entries under _tensordict; save it again as td.to_dict()"
+                f"{self._path}: {where or 'its content'} is a TensorDict of an unknown version: expected its entries "
+                "under _tensordict; save it again as td.to_dict()"
             )
         batch_size = fields.get("_batch_size")
         return TensorTree(self(entries, where), tuple(batch_size) if isinstance(batch_size, torch.Size) else None)

@@ -26,8 +26,8 @@ class ChainReader:
             ours, theirs = first.task.to_dict(), reader.task.to_dict()
             if different := [f"{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]:
                 raise DatasetError(
-                    f"{reader.source.get('path')}: task {reader.task.name!r} cannot be added to {first.task.name!r} of "
-                    f"{first.source.get('path')}, they differ in {'; '.join(different)}; leave one of them out"
+                    f"{reader.source.get('path')}: task {reader.task.name!r} cannot be joined with {first.task.name!r} "
+                    f"of {first.source.get('path')}, which differs in {'; '.join(different)}; leave one of them out"
                 )
         self.behaviour: Behaviour = joint_behaviour([reader.behaviour for reader in self._readers])
 

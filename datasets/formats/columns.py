@@ -117,12 +117,12 @@ class ColumnMap:
         if found.next_observation and (found.shifted or found.final_row):
             raise DatasetError(
                 f"{where}: next_observation and {'shifted' if found.shifted else 'final_row'} exclude each other: "
-                "there, the next observation is that of the next row; leave one of them out"
+                "with either, the next observation is that of the next row; remove one of them"
             )
         if found.episode_group and (extra := [key for key in _FLAT_ONLY if getattr(found, key)]):
             raise DatasetError(
-                f"{where}: {', '.join(extra)} apply to flat files; with episode_group, each group is an episode. "
-                "Leave one of them out"
+                f"{where}: {', '.join(extra)} apply to flat files, but with episode_group each group is an episode; "
+                "remove one of them"
             )
         return found
 
@@ -170,7 +170,7 @@ class ColumnMap:
             if key not in there:
                 raise DatasetError(
                     f"{path}: no {part} column {key!r} in {group}, which has {_listed(there)}; "
-                    f"name the right one in a column map ({part}: NAME), or add it to the file"
+                    f"name the correct one in a column map ({part}: NAME), or add it to the file"
                 )
         for key in found.observation:
             if looks_like_images(file[group][key].shape[1:], file[group][key].dtype):
@@ -213,7 +213,7 @@ class ColumnMap:
         if not found:
             raise DatasetError(
                 f"{file.filename}: no group matches episode_group {self.episode_group!r}; "
-                f"at the top there are {_listed(list(file))}"
+                f"the file has {_listed(list(file))}"
             )
         has_actions = {path: self.action in group for path, group in found}
         paths = sorted(has_actions, key=_natural)
@@ -240,9 +240,9 @@ def detect_columns(file: h5py.File) -> ColumnMap:
             if isinstance(child, h5py.Group) and _action_of(child):
                 return _recognise(child, pattern)
     raise DatasetError(
-        f"{file.filename}: layout not recognised: expected 'observations', 'actions' and 'rewards' at the top, or in "
-        f"one group per episode at the top or below 'data'; found {_listed(list(file))}. "
-        "Give a column map that names them"
+        f"{file.filename}: layout not recognised: expected 'observations', 'actions' and 'rewards' at the top level, "
+        f"or in one group per episode at the top level or in 'data'; found {_listed(list(file))}. Use a column map "
+        "(pack.sources.NAME.columns) that names them"
     )
 
 

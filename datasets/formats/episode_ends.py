@@ -34,11 +34,9 @@ END_PARTS: Mapping[str, EndPart] = {
         True,
         ("terminals", "terminations", "terminated", "terminateds", "is_terminal"),
     ),
-    "not_terminated": EndPart(
-        "zero where an episode reached a terminal state", True, ("masks", "discount", "discounts")
-    ),
+    "not_terminated": EndPart("zero if an episode reached a terminal state", True, ("masks", "discount", "discounts")),
     "truncated": EndPart(
-        "set at the last row of an episode that was cut off",
+        "set at the last row of a truncated episode",
         True,
         ("timeouts", "truncations", "truncated", "truncateds"),
     ),
@@ -131,7 +129,7 @@ def find_ends(
         starts, stops = _pieces(np.flatnonzero(cut) + 1, num_rows, None)
         first_terminal = np.minimum(_next_set(terminated)[starts] + 1, stops)
         if left_out := int((stops - first_terminal).sum()):
-            warnings.append(f"{left_out:,} of {num_rows:,} rows follow a termination in their group and are left out")
+            warnings.append(f"{left_out:,} of {num_rows:,} rows follow a termination in their group and are dropped")
         starts, stops = _capped(starts, first_terminal, rows_per_episode)
     ends = EpisodeEnds(starts, stops, terminated[stops - 1], warnings)
     if said := _candidates(unread or {}, ends, names, num_rows):
@@ -140,12 +138,12 @@ def find_ends(
 
 
 def _candidates(unread: Mapping[str, np.ndarray], ends: EpisodeEnds, names: Mapping[str, str], num_rows: int) -> str:
-    """A sentence, after a full stop, on columns that are not read and seem to mark ends; empty where there are none."""
+    """A sentence, after a full stop, on columns that are not read and seem to mark ends; empty if there are none."""
     if not (found := look_like_ends(unread, ends, num_rows)):
         return ""
     keys = ", ".join(f"{key}: NAME" for key in END_PARTS if key not in names)
     return (
-        f". Columns that are not read look as if they marked ends of episodes: {', '.join(found)}; if they do, name "
+        f". These unread columns seem to mark ends of episodes: {', '.join(found)}; if they do, name "
         f"them in a column map ({keys})"
     )
 
@@ -186,7 +184,7 @@ _LAYOUTS = ("episode", "lengths", "starts", "ends")
 def _flags(
     columns: Mapping[str, np.ndarray], key: str, names: Mapping[str, str], num_rows: int, where: str
 ) -> np.ndarray:
-    """[N] bool; all False where there is no such column."""
+    """[N] bool; all False if there is no such column."""
     if key not in columns:
         return np.zeros(num_rows, bool)
     return as_flags(columns[key], f"{where}: column {names[key]!r}")
@@ -219,10 +217,10 @@ def _terminations(
     if not num_both:
         return terminated, []
     name = names.get("terminated", names.get("not_terminated"))
-    said = f"{name!r} marks {num_both:,} of the {num_truncated:,} rows that {names['truncated']!r} marks as cut off: "
+    said = f"{name!r} marks {num_both:,} of the {num_truncated:,} rows that {names['truncated']!r} marks as truncated: "
     # Among all cut-offs there are terminations: they are marked as ends in general, or really happened at the limit.
     if 2 * num_both > num_truncated and not num_both == int(terminated.sum()) < num_truncated:
-        return terminated & ~truncated, [said + "these episodes count as cut off, not as terminated"]
+        return terminated & ~truncated, [said + "these episodes count as truncated, not terminated"]
     return terminated, [said + "these episodes count as terminated"]
 
 
@@ -231,7 +229,7 @@ def _stops(key: str, values: np.ndarray, name: str, num_rows: int, where: str) -
     where = f"{where}: column {name!r}"
     whole = values.astype(np.int64) if np.isfinite(values).all() else np.zeros(len(values), np.int64)
     if (whole != values).any() or (key != "episode" and (whole < 0).any()):
-        raise DatasetError(f"{where} holds a value that is not a whole number from 0 on; correct the data")
+        raise DatasetError(f"{where} has a value that is not a non-negative integer; correct the data")
     if key == "episode":
         stops = np.append(np.flatnonzero(whole[1:] != whole[:-1]) + 1, num_rows)
         _check_in_one_piece(whole[stops - 1], np.append(0, stops[:-1]), where)
@@ -240,9 +238,9 @@ def _stops(key: str, values: np.ndarray, name: str, num_rows: int, where: str) -
     fits = len(whole) > 0 and stops[-1] == num_rows and (np.diff(stops) >= 0).all()
     if not fits or (key == "starts" and whole[0] != 0):
         raise DatasetError(
-            f"{where} does not fit the table: it should hold the {END_PARTS[key].meaning}, which {_EXPECTED[key]}, "
-            f"{num_rows}; found {whole[:3].tolist()} to {whole[-3:].tolist()}. Correct it, or leave it out with a "
-            "column map"
+            f"{where} does not fit the table: it should contain the {END_PARTS[key].meaning}, which {_EXPECTED[key]}, "
+            f"{num_rows}; found {whole[:3].tolist()} to {whole[-3:].tolist()}. Correct it, or exclude it with a column "
+            "map"
         )
     return stops
 
@@ -260,8 +258,8 @@ def _check_in_one_piece(numbers: np.ndarray, starts: np.ndarray, where: str) -> 
     again = np.flatnonzero(first[inverse] != np.arange(len(numbers)))
     if again.size:
         raise DatasetError(
-            f"{where}: episode {numbers[again[0]]} goes on in row {starts[again[0]]}, after rows of other episodes; "
-            "expected the rows of an episode in one piece. Sort the rows by episode and time"
+            f"{where}: episode {numbers[again[0]]} continues in row {starts[again[0]]}, after rows of other episodes; "
+            "expected the rows of an episode to be contiguous. Sort the rows by episode and time"
         )
 
 
@@ -271,18 +269,19 @@ def _check_agreement(known: Mapping[str, np.ndarray], names: Mapping[str, str], 
         stops = np.unique(stops[stops > 0])
         if first is not None and not np.array_equal(stops, first[1]):
             raise DatasetError(
-                f"{where}: columns {names[first[0]]!r} and {names[key]!r} disagree on where episodes end; "
-                "correct one, or name the one to read in a column map"
+                f"{where}: columns {names[first[0]]!r} and {names[key]!r} disagree on episode ends; correct one, or "
+                "name the one to read in a column map"
             )
         first = first or (key, stops)
 
 
 def _nothing_marks(names: Mapping[str, str], num_rows: int, where: str) -> str:
     read = " and ".join(repr(name) for name in names.values())
-    found = f"found {read}, never set in {num_rows:,} rows" if names else "found no column that marks ends"
+    found = f"found {read}, never set in {num_rows:,} rows" if names else "found no column that marks episode ends"
     return (
-        f"{where}: nothing says where its episodes end: {found}. Name the column that does in a column map "
-        f"({', '.join(f'{key}: NAME' for key in ('truncated', 'last', 'lengths'))}), or give the setting episode_length"
+        f"{where}: the file does not say where its episodes end: {found}. Name the column that marks the ends in a "
+        f"column map ({', '.join(f'{key}: NAME' for key in ('truncated', 'last', 'lengths'))}), or set "
+        "pack.sources.NAME.episode_length"
     )
 
 
@@ -297,14 +296,14 @@ def _only_terminations(stops: np.ndarray, names: Mapping[str, str], num_rows: in
     name = names.get("terminated", names.get("not_terminated"))
     longest = int(np.diff(np.unique([0, *stops, num_rows])).max())
     return (
-        f"only {name!r} ends episodes, in {len(stops):,} of {num_rows:,} rows (longest episode: {longest:,} rows): no "
-        "column marks episodes that were cut off, as by a time limit, so these are joined to the next. Give "
-        "episode_length, or name the column that marks them in a column map (truncated: NAME)"
+        f"only {name!r} ends episodes, in {len(stops):,} of {num_rows:,} rows (longest episode: {longest:,} rows): "
+        "no column marks truncated episodes, so these would be joined with the next one. Set episode_length, or name "
+        "the column that marks them in a column map (truncated: NAME)"
     )
 
 
 def _next_set(flags: np.ndarray) -> np.ndarray:
-    """[N] int64, the first row from each on at which a flag is set; N where there is none."""
+    """[N] int64, the first row from each on at which a flag is set; N if there is none."""
     rows = np.where(flags, np.arange(len(flags)), len(flags))
     return np.minimum.accumulate(rows[::-1])[::-1]
 

@@ -33,17 +33,18 @@ _CHUNK = 65536
 """Rows of actions that are looked at together when fitting their scale."""
 
 _FINAL_NOT_STORED = (
-    "not stored: an episode that was cut off is one transition shorter; the last observation of one that terminated "
-    "stands in for its terminal one"
+    "not stored: truncated episodes lose their last transition; terminated episodes repeat their last "
+    "observation as the terminal one"
 )
 
 _SHIFTED = (
-    "read as shifted: the first row of every episode has neither action nor reward, so a row holds the action and "
-    "reward that led to its observation; check with `orrery inspect`, and say shifted: true or false in a column map"
+    "treated as shifted: the first row of every episode has neither action nor reward, so each row holds the "
+    "action and reward that led to its observation; check with `orrery inspect`, and set shifted: true or false in a "
+    "column map"
 )
 _LOOKS_SHIFTED = (
     "the first row of every episode has neither action nor reward: if a row holds the action and reward that led to "
-    "its observation, say shifted: true in a column map; `orrery inspect` shows which reward follows which action"
+    "its observation, set shifted: true in a column map; `orrery inspect` shows which reward follows which action"
 )
 _LOOKED_AT = 100
 """Episodes whose first rows show whether rows are shifted."""
@@ -130,7 +131,7 @@ class Hdf5Reader:
             self._spans, self.warnings = _find_spans(file, groups, self._columns, fields.get("episode_length"))
             if others:
                 self.warnings.append(
-                    f"groups without {given.action!r} are left out ({len(others)}): {', '.join(others[:8])}"
+                    f"groups without {given.action!r} are skipped ({len(others)}): {', '.join(others[:8])}"
                 )
             if _looks_shifted(file, self._columns, self._spans):
                 # Dreamer's records and RLDS's have the same names for the marks of their ends.
@@ -184,7 +185,7 @@ class Hdf5Reader:
         if (len(names), action_dim) != (self.task.observation_dim, self.task.action_dim):
             raise DatasetError(
                 f"{self._path}: the settings say observation_dim {self.task.observation_dim} and action_dim "
-                f"{self.task.action_dim}, the file has {len(names)} and {action_dim}; correct or drop those settings"
+                f"{self.task.action_dim}, the file has {len(names)} and {action_dim}; correct or remove those settings"
             )
 
     def __len__(self) -> int:
@@ -235,7 +236,7 @@ class Hdf5Reader:
             if _width(actions) != width:
                 raise DatasetError(
                     f"{self._path}:{group.strip('/')}: actions have {_width(actions)} components, those of the first "
-                    f"episode {width}; remove the episodes that are not of this task"
+                    f"episode have {width}; remove episodes of other tasks"
                 )
             chunks = [(start, start + _CHUNK) for start in range(0, len(actions), _CHUNK)]
             for rows in taken.get(group, []) if self._columns.shifted else chunks:
@@ -256,7 +257,7 @@ def _find_spans(
             marks[part].append(_column(table, key))
     firsts = np.cumsum([0, *(num_rows for num_rows, _ in counts)])
     if firsts[-1] == 0:
-        raise DatasetError(f"{file.filename}: holds no complete transition; expected at least one episode of one")
+        raise DatasetError(f"{file.filename}: has no complete transition; expected at least one episode with one")
     ends = find_ends(
         {part: np.concatenate(values) for part, values in marks.items()},
         columns.ends_named,
@@ -288,9 +289,9 @@ def _find_spans(
         else:
             num_short += 1
     if not spans:
-        raise DatasetError(f"{file.filename}: holds no complete transition; expected at least one episode of one")
+        raise DatasetError(f"{file.filename}: has no complete transition; expected at least one episode with one")
     if num_short:
-        warnings.append(f"episodes without a complete transition are left out: {num_short:,}")
+        warnings.append(f"episodes without a complete transition are skipped: {num_short:,}")
     return spans, warnings
 
 
@@ -358,7 +359,7 @@ def _count_rows(group: h5py.Group, table: Columns, columns: ColumnMap, path: str
         if rows != num_rows and not (key in allowed_one_more and rows == num_rows + 1):
             raise DatasetError(
                 f"{where}: column {key!r} has {rows} rows, {columns.action!r} has {num_rows}; expected one per "
-                "transition. The file is misaligned or was cut short: write it again"
+                "transition. The file is misaligned or truncated: write it again"
             )
         if key in single and _width(column) != 1:
             _refuse_shape(key, table, columns, where)
@@ -376,7 +377,7 @@ def _refuse_shape(key: str, table: Columns, columns: ColumnMap, where: str) -> N
             f"{found}The columns seem to be [episode, time, ...], {shape[0]} episodes of {shape[1]} steps: write them "
             "as [episode * time, ...] with a column that marks each episode's last row, or as one group per episode"
         )
-    raise DatasetError(f"{found}Write the one that counts as a column of its own, or name another in a column map")
+    raise DatasetError(f"{found}Write the relevant one as a column of its own, or name another in a column map")
 
 
 def _is_numbers(column: h5py.Dataset) -> bool:
@@ -392,7 +393,7 @@ def _check_numbers(column: h5py.Dataset, where: str) -> None:
     else:
         found = f"no number in a row (shape {list(column.shape)})"
     raise DatasetError(
-        f"{where} holds {found}; expected numbers, one row per transition. Write it so, or leave it out and name the "
+        f"{where} holds {found}; expected numbers, one row per transition. Convert it, or exclude it by naming the "
         "columns to read in a column map"
     )
 

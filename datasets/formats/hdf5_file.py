@@ -38,7 +38,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             links to another file.
     """
     if not path.is_file():
-        pattern = "; patterns are not expanded: name one file" if set("*?[") & set(path.name) else ""
+        pattern = "; patterns are not supported: name one file" if set("*?[") & set(path.name) else ""
         raise DatasetError(f"no HDF5 file at {path}: expected an existing .hdf5 or .h5 file{pattern}")
     with reading(path, DatasetError):
         path.open("rb").close()  # of a file that may not be read HDF5 says that it is damaged
@@ -46,7 +46,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     except OSError as error:
         raise DatasetError(f"{path}: {_why_closed(path, error)}") from error
-    with reading(path, DatasetError, "fetch or write it again"), file:
+    with reading(path, DatasetError, "download or write it again"), file:
         _refuse_links(file)
         yield file
 
@@ -65,8 +65,8 @@ def _refuse_links(file: h5py.File) -> None:
         links = [f"{name!r} to {link.filename}" for name, link in first]
         raise DatasetError(
             f"{file.filename}: links to other files ({', '.join(links)}{', ...' if len(outside) > 3 else ''}), which "
-            "are not followed; expected one file that holds all its data. Copy what is linked into it, for example "
-            "with h5copy"
+            "are not followed; expected one file with all its data. Copy the linked data into it, for example with "
+            "h5copy"
         )
 
 
@@ -75,8 +75,8 @@ def _why_closed(path: Path, error: OSError) -> str:
         return "cannot be read: permission denied; allow this user to read it"
     if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) or "already open for write" in str(error):
         return (
-            f"is open for writing in another process, or was not closed by the one that wrote it ({error}); wait until "
-            "it is written, or run `h5clear -s` on it if no process has it open"
+            f"is open for writing in another process, or was not closed by its writer ({error}); wait until it is "
+            "complete, or run `h5clear -s` on it if no process has it open"
         )
     if "unable to lock file" in str(error):
         return (
@@ -86,16 +86,16 @@ def _why_closed(path: Path, error: OSError) -> str:
     with path.open("rb") as raw:
         start = raw.read(_SHOWN_BYTES)
     if not start:
-        return "cannot be opened as HDF5: it is empty (0 bytes); fetch or write it again"
+        return "cannot be opened as HDF5: it is empty (0 bytes); download or write it again"
     if start.startswith(b"version https://git-lfs"):
         return "is not HDF5 but a Git LFS pointer to it; fetch the data with `git lfs pull`"
     if not h5py.is_hdf5(path):
         shown = start.split(b"\n")[0]
         return (
-            f"cannot be opened as HDF5: it is not HDF5, it starts with {shown!r}; it is of another format or a failed "
-            "download, fetch or write it again"
+            f"cannot be opened as HDF5: it is not HDF5 (it starts with {shown!r}) but another format or a failed "
+            "download; download or write it again"
         )
-    return f"cannot be opened as HDF5 ({error}); it is damaged or incomplete, fetch or write it again"
+    return f"cannot be opened as HDF5 ({error}); it is damaged or incomplete, download or write it again"
 
 
 class Columns:
@@ -132,17 +132,17 @@ class Columns:
             place = self._group.name.strip("/")
             raise DatasetError(
                 f"{self._group.file.filename}: column {f'{place}/{key}' if place else key!r} cannot be read in rows "
-                f"{start} to {stop - 1} ({error}); the file is damaged, fetch or write it again"
+                f"{start} to {stop - 1} ({error}); the file is damaged, download or write it again"
             ) from error
 
 
 def check_size(column: h5py.Dataset, file_bytes: int) -> None:
-    """Raise a DatasetError where a column says that it is larger than its whole file of that size can hold."""
+    """Raise a DatasetError if a column says that it is larger than its whole file of that size can hold."""
     num_bytes = math.prod(column.shape or ()) * column.id.get_type().get_size()
     if num_bytes > _MOST_COMPRESSED * file_bytes:
         raise DatasetError(
-            f"{column.file.filename}: {column.name} says that it is {list(column.shape)} {column.dtype}, more than the "
-            "file can hold; it is damaged, fetch or write it again"
+            f"{column.file.filename}: {column.name} claims to be {list(column.shape)} {column.dtype}, more than the "
+            "file can hold; the file is damaged, download or write it again"
         )
 
 
@@ -153,7 +153,7 @@ def _open_column(group: h5py.Group, key: str, file_bytes: int) -> h5py.Dataset:
         outside += [source.file_name for source in column.virtual_sources() if source.file_name != "."]
     if outside:
         raise DatasetError(
-            f"{group.file.filename}: column {column.name.strip('/')!r} keeps its values in other files "
+            f"{group.file.filename}: column {column.name.strip('/')!r} stores its values in other files "
             f"({', '.join(sorted(set(outside))[:3])}), which are not read; expected them in this file. Write it again "
             "without external storage, for example with h5repack"
         )

@@ -91,7 +91,7 @@ class MinariReader:
     """A Minari dataset as an EpisodeReader.
 
     Opening it reads only its metadata. The task of a dataset that carries none is found by reading every episode, when
-    `task` is first asked for. An episode that goes on after a termination, as in some environments, is cut there.
+    `task` is first asked for. An episode that continues after a termination, as in some environments, is cut there.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class MinariReader:
             self._open(name, behaviour, overrides)
 
     def _reading(self) -> AbstractContextManager[None]:
-        return reading(self._folder, DatasetError, "fetch or write it again")
+        return reading(self._folder, DatasetError, "download or write it again")
 
     def _open(self, name: str | None, behaviour: Behaviour | None, overrides: Mapping[str, Any] | None) -> None:
         self._storage = _open_storage(self._folder)
@@ -173,7 +173,7 @@ class MinariReader:
             raise DatasetError(
                 f"Minari dataset {self._id}: task {task.name!r} says observation_dim {task.observation_dim} and "
                 f"action_dim {task.action_dim}, the dataset's spaces give {len(self._columns)} and "
-                f"{self._action_dim}; correct the task that was given or stored with it"
+                f"{self._action_dim}; correct the given or stored task"
             )
         return task
 
@@ -194,7 +194,7 @@ class MinariReader:
             "path": str(self._folder.resolve()),
             "columns": self._columns,
             "actions": self._actions[0].describe(),
-            "ends": "an episode ends at its first termination; what follows is left out",
+            "ends": "an episode ends at its first termination; later steps are dropped",
         }
 
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ class MinariReader:
         """Minari's own dicts in order, with its and h5py's errors turned into ours."""
         episodes = iter(self._storage.get_episodes(range(len(self))))
         path = self._folder / "data" / "main_data.hdf5"
-        opened = reading(path, DatasetError, "fetch or write it again")
+        opened = reading(path, DatasetError, "download or write it again")
         with opened, h5py.File(path) if path.is_file() else nullcontext() as file:
             for index in range(len(self)):
                 try:
@@ -221,7 +221,7 @@ class MinariReader:
                 except Exception as error:  # a damaged file fails in as many ways as there are bytes
                     raise DatasetError(
                         f"{self._storage.data_path}: episode {index} of {len(self)} cannot be read ({error!r}); "
-                        f"the dataset is damaged or incomplete, fetch or write it again"
+                        f"the dataset is damaged or incomplete, download or write it again"
                     ) from error
 
     def _convert(self, raw: Mapping[str, Any], label: str) -> Episode:
@@ -239,7 +239,7 @@ class MinariReader:
             if "success" not in (raw["infos"] or {}):
                 raise DatasetError(
                     f"{label}: infos have no 'success', which task {self.task.name!r} reports; "
-                    f"give the setting reports_success: false, or remove the episode"
+                    f"set reports_success: false, or remove the episode"
                 )
             success = success_flags(raw["infos"]["success"], length, label)
         rewards = as_float32(np.asarray(raw["rewards"])).reshape(-1)
@@ -271,8 +271,10 @@ class MinariReader:
         if isinstance(space, gs.Discrete):
             said = []
             if isinstance(named, gs.Discrete) and named.start != space.start:
-                said.append(f"the first choice is {space.start} in the data and {named.start} in the environment; they "
-                            "are taken for the same")  # fmt: skip
+                said.append(
+                    f"the first choice is {space.start} in the data and {named.start} in the environment; they "
+                    "are treated as the same"
+                )  # fmt: skip
             return Choices(self._action_dim, int(space.start)), said
         low, high = action_bounds(space)
         if all(key in self._settings for key in ACTION_BOUNDS):
@@ -280,8 +282,10 @@ class MinariReader:
         if named is not None:
             scale, said = scale_in_environment(named, self._extent)
             if not all(map(np.allclose, (low, high), action_bounds(named))):
-                said.append(f"the dataset states actions {space}, the environment {named}, which decides how they are "
-                            "scaled")  # fmt: skip
+                said.append(
+                    f"the dataset states actions {space}, the environment {named}, which determines the "
+                    "scaling"
+                )  # fmt: skip
             return scale, said
         if np.isfinite(low).all() and np.isfinite(high).all():
             return ActionScale(low, high, "action space"), []
@@ -356,7 +360,7 @@ class MinariReader:
         if not isinstance(space, gs.Box | gs.Discrete):
             raise DatasetError(
                 f"Minari dataset {self._id}: actions are {space}, expected Box or Discrete; convert the dataset so "
-                "that each action is one vector of numbers or one choice"
+                "that each action is a vector or a discrete action"
             )
         kind = "discrete" if isinstance(space, gs.Discrete) else "continuous"
         foreign = {CHOICES_START, *(ACTION_BOUNDS if kind == "discrete" else ())} & self._settings.keys()
@@ -365,7 +369,7 @@ class MinariReader:
         if foreign:
             raise DatasetError(
                 f"Minari dataset {self._id}: actions are {space}, to which {' and '.join(sorted(foreign))} cannot "
-                "apply; leave that out"
+                "apply; remove that setting"
             )
 
     def _check_episodes(self) -> list[str]:
@@ -382,19 +386,22 @@ class MinariReader:
             with h5py.File(path) as file:
                 found = {key for key in file if key.startswith("episode_")}
         except OSError as error:
-            raise DatasetError(f"{path}: cannot be opened as HDF5 ({error}); fetch or write it again") from error
+            raise DatasetError(f"{path}: cannot be opened as HDF5 ({error}); download or write it again") from error
         counted = len(self)
         names = (f"episode_{index}" for index in range(counted))
         if (missing := next((name for name in names if name not in found), None)) is not None:
             there = sum(1 for name in found if name[8:].isdecimal() and int(name[8:]) < counted)
             raise DatasetError(
                 f"{path}: {missing} is missing, the first of {counted - there} out of the {counted} episodes that "
-                "total_episodes in metadata.json counts; the dataset is damaged or incomplete, fetch or write it again"
+                "total_episodes in metadata.json counts; the dataset is damaged or incomplete, download or write it "
+                "again"
             )
         if further := len(found) - counted:
             episodes = "1 more episode" if further == 1 else f"{further} more episodes"
-            return [f"{path} holds {episodes} than the {counted} that total_episodes in metadata.json counts; "
-                    "what is not counted is left out"]  # fmt: skip
+            return [
+                f"{path} holds {episodes} than the {counted} that total_episodes in metadata.json counts; the rest is "
+                "skipped"
+            ]
         return []
 
 
@@ -442,11 +449,12 @@ def find_minari(dataset: str | Path) -> Path:
     root = minari_root()
     local = sorted(path.parents[1].relative_to(root).as_posix() for path in root.glob("**/data/metadata.json"))
     nearest = difflib.get_close_matches(str(dataset), local, n=3, cutoff=0.3)
-    hint = f"nearest there: {', '.join(nearest)}" if nearest else f"{len(local)} datasets there, none of a similar name"
+    hint = (
+        f"nearest there: {', '.join(nearest)}" if nearest else f"{len(local)} datasets there, none with a similar name"
+    )
     raise DatasetError(
         f"no Minari dataset {str(dataset)!r}: expected a folder with data/metadata.json, or an id under {root} "
-        f"({hint}). To fetch a published one: minari download {dataset}; data for a simulated task comes from the "
-        "collect stage"
+        f"({hint}). To fetch a published one: minari download {dataset}; for a simulated task, run the stage collect"
     )
 
 
@@ -462,7 +470,7 @@ def _open_storage(folder: Path) -> MinariStorage:
     except Exception as error:  # likewise
         raise DatasetError(
             f"{folder}: cannot be opened as a Minari dataset ({error!r}); it is damaged or of an unsupported version, "
-            "fetch or write it again"
+            "download or write it again"
         ) from error
 
 
@@ -476,7 +484,7 @@ def _check_sizes(file: h5py.File, group: str) -> None:
 
 
 def _first_termination(raw: Mapping[str, Any]) -> int:
-    """Decisions up to and including the first termination; all of them if there is none."""
+    """Steps up to and including the first termination; all of them if there is none."""
     terminations = np.asarray(raw["terminations"])
     found = np.flatnonzero(terminations)
     return int(found[0]) + 1 if found.size else len(terminations)

@@ -110,14 +110,14 @@ def _unknown(source: str, path: Path) -> DatasetError:
     if path.is_file():
         kind = _KINDS.get(path.suffix.lower(), "neither HDF5 nor a folder")
         return DatasetError(
-            f"{source}: not a dataset that can be read: it is {kind}; expected an HDF5 file (.hdf5, .h5) or the "
+            f"{source}: not a supported dataset: it is {kind}; expected an HDF5 file (.hdf5, .h5) or the "
             f"folder of a Minari dataset. {_CONVERT}"
         )
     if path.is_dir():
         return _unknown_folder(source, path)
     return DatasetError(
         f"no dataset {source!r}: expected an .hdf5 or .h5 file, the folder of a Minari dataset, or a Minari id "
-        "such as mujoco/hopper/medium-v0; to make data for a simulated task run the collect stage"
+        "such as mujoco/hopper/medium-v0; for a simulated task, run the stage collect"
     )
 
 
@@ -126,22 +126,22 @@ def _unknown_folder(source: str, folder: Path) -> DatasetError:
     for sign, kind in _FOLDERS.items():
         if (folder / sign).is_file():
             return DatasetError(
-                f"{source}: is {kind}, which is not read; expected an HDF5 file or the folder of a Minari dataset. "
-                f"{_CONVERT}"
+                f"{source}: is {kind}, which is not supported; expected an HDF5 file or the folder of a Minari "
+                f"dataset. {_CONVERT}"
             )
     from .hdf5_file import is_hdf5
 
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if found := [path for path in files if is_hdf5(path)]:
         return DatasetError(
-            f"{source}: is a folder of {len(found)} HDF5 files ({_shown(found)}), and each HDF5 file is a dataset of "
-            f"its own; expected one file. Name the files, one per task (tasks=[{source}/{found[0].name}]), or copy the "
-            "episodes of one task into one file, in a group each"
+            f"{source}: is a folder of {len(found)} HDF5 files ({_shown(found)}), but each HDF5 file is a separate "
+            f"dataset; expected one file. Name the files, one per task (tasks=[{source}/{found[0].name}]), or copy the "
+            "episodes of one task into one file, one group each"
         )
     if found := [path for path in files if path.suffix.lower() in _KINDS]:
         kind = _KINDS[found[0].suffix.lower()]
         return DatasetError(
-            f"{source}: is a folder of files that are not read ({_shown(found)}; each {kind}); expected an HDF5 file "
+            f"{source}: is a folder of unsupported files ({_shown(found)}; each {kind}); expected an HDF5 file "
             f"or the folder of a Minari dataset. {_CONVERT}"
         )
     return DatasetError(

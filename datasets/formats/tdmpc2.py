@@ -127,8 +127,8 @@ def chunk_files(folder: str | Path) -> list[Path]:
     numbered = {int(found[1]): path for path in folder.glob("chunk_*.pt") if (found := _NAME.match(path.name))}
     if not numbered:
         raise DatasetError(
-            f"{folder}: no chunk_0.pt, chunk_1.pt, ... there; expected the folder that the files of TD-MPC2's mt30 or "
-            "mt80 were downloaded into (nicklashansen/tdmpc2 on Hugging Face)"
+            f"{folder}: no chunk_0.pt, chunk_1.pt, ... there; expected the download folder of TD-MPC2's mt30 or mt80 "
+            "(nicklashansen/tdmpc2 on Hugging Face)"
         )
     return [path for _, path in sorted(numbered.items())]
 
@@ -163,8 +163,8 @@ def find_rows(
         shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more tasks" if len(absent) > 3 else "")
         raise DatasetError(
             f"{folder}: no rows of {shown} in {', '.join(path.name for path in files)}. {task_set} is published in "
-            f"{LAYOUTS[task_set].chunks} chunks that are grouped by task: fetch the others, or name the tasks that are "
-            "there: tasks=[...]"
+            f"{LAYOUTS[task_set].chunks} chunks that are grouped by task: download the others, or name the available "
+            "tasks: tasks=[...]"
         )
     return {name: tuple(rows) for name, rows in found.items()}
 
@@ -214,7 +214,7 @@ class Tdmpc2Reader:
             },
             "actions": "as stored",
             "simulator": "Meta-World v2" if self.task.suite == "metaworld" else "dm_control",
-            "episodes": f"rows that continue the one before are joined, up to {self.task.episode_length} decisions",
+            "episodes": f"rows that continue the previous one are joined, up to {self.task.episode_length} steps",
         }
 
     def __len__(self) -> int:
@@ -239,7 +239,7 @@ class Tdmpc2Reader:
     def _episodes(self) -> Iterator[list[_Row]]:
         """The rows of each episode."""
         open_path, chunk, episode = None, None, list[_Row]()
-        decisions = LAYOUTS[self._set].row_length - 1
+        num_steps = LAYOUTS[self._set].row_length - 1
         for rows in self._rows:
             if chunk is None or rows.chunk != open_path:
                 open_path, chunk = rows.chunk, _open_chunk(rows.chunk, self._set)
@@ -249,7 +249,7 @@ class Tdmpc2Reader:
                     yield episode
                     episode = []
                 episode.append(row)
-                if (len(episode) + 1) * decisions > self.task.episode_length:
+                if (len(episode) + 1) * num_steps > self.task.episode_length:
                     yield episode
                     episode = []
         if episode:
@@ -262,7 +262,7 @@ class Tdmpc2Reader:
         if observations[:, width:].any():
             raise DatasetError(
                 f"{row.path}:row {row.index}: task {self.name!r} has {width} observation columns, but those from "
-                f"{width} on are not zero; expected padding. The rows are of another task: is this {self._set}?"
+                f"{width} on are not zero; expected padding. The rows belong to another task: is this {self._set}?"
             )
         return observations[:, :width]
 
@@ -296,13 +296,13 @@ def _open_chunk(path: Path, task_set: str, *, checksums: bool = False) -> _Chunk
         wanted = (f"{key} [{', '.join(map(str, ('rows', *shape)))}]" for key, shape in expected.items())
         raise DatasetError(
             f"{path}: is not a chunk of {task_set}: expected {', '.join(wanted)}, task in int32 and the others in "
-            f"float32; found {_shapes(content)}. Only the chunks that TD-MPC2 published, mt30 and mt80, are read: "
-            "write episodes of your own tasks to HDF5 or Minari, and pack them with tasks=[FILE.hdf5]"
+            f"float32; found {_shapes(content)}. Only TD-MPC2's published chunks (mt30, mt80) are supported: write "
+            "episodes of your own tasks to HDF5 or Minari, and pack them with tasks=[FILE.hdf5]"
         )
     for key, value in found.items():
         if len(value) != len(found["obs"]):
             raise DatasetError(
-                f"{path}: {key} has {len(value):,} rows and obs has {len(found['obs']):,}; expected as many"
+                f"{path}: {key} has {len(value):,} rows, but obs has {len(found['obs']):,}; expected equal numbers"
             )
     return _Chunk(*(found[key].numpy() for key in expected))
 
@@ -330,8 +330,8 @@ def _task_ids(path: Path, task_set: str) -> np.ndarray:
         if len(mixed):
             row = start + int(mixed[0])
             raise DatasetError(
-                f"{path}:row {row}: holds frames of the tasks {sorted(set(task[row].tolist()))}; expected one task per "
-                "row. The file is damaged or of another format"
+                f"{path}:row {row}: has frames of the tasks {sorted(set(task[row].tolist()))}; expected one task per "
+                "row. The file is damaged or has another format"
             )
     outside = np.flatnonzero((ids < 0) | (ids >= len(SETS[task_set])))
     if len(outside):

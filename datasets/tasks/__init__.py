@@ -2,7 +2,7 @@
 
 One file per suite: `names()` lists its tasks without importing a simulator, `resolve(name)` gives the canonical
 spelling or None, `spec(name)` describes one, `make(spec)` builds the suite's own environment. This file dispatches on
-the part of the name before the first slash, and puts every environment behind the same contract (see `decisions`).
+the part of the name before the first slash, and puts every environment behind the same contract ((see `task_env`)).
 Names as TD-MPC2 spells them are understood (`cup-spin`, `mw-reach`), and its sets of tasks have a name each (`tdmpc2`).
 """
 
@@ -23,7 +23,7 @@ import gymnasium
 from ...pipeline.errors import CheckpointError, TaskError
 from ..schema import TaskSpec, TaskTable
 from ..spaces import Space, flat_parts, flatten_observation
-from .decisions import Decisions, NativeEnv
+from .task_env import NativeEnv, TaskEnv
 from .tdmpc2 import SETS, with_suite
 
 _SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium", "myriad": "myriad"}
@@ -71,7 +71,7 @@ def resolve_name(name: str) -> str:
     else:
         candidates = [*task_names("dmc"), *task_names("metaworld"), *SETS]
     nearest = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
-    hint = f"the nearest are {', '.join(nearest)}" if nearest else f"a name starts with one of: {', '.join(_SUITES)}"
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else f"task names start with one of: {', '.join(_SUITES)}"
     raise TaskError(f"unknown task {name!r}: {hint}; `orrery tasks` lists all")
 
 
@@ -105,7 +105,7 @@ def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[Tas
     if unknown := [name for name in wanted if name not in table.names]:
         raise CheckpointError(
             f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
-            f"{', '.join(table.names)}. Name tasks of the model; finetune adds others to it"
+            f"{', '.join(table.names)}. Name tasks of the model; the stage finetune adds tasks"
         )
     return [table.spec_of(name) for name in wanted]
 
@@ -133,8 +133,8 @@ def task_spec(name: str) -> TaskSpec:
     return _suite(_SUITES[canonical.split("/", 1)[0]]).spec(canonical)
 
 
-def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions:
-    """Build the environment that `spec.environment` describes, behind the contract of `Decisions`.
+def make_environment(spec: TaskSpec, *, picture: int | None = None) -> TaskEnv:
+    """Build the environment that `spec.environment` describes, behind the contract of `TaskEnv`.
 
     Args:
         picture: edge in pixels of what `render()` will give, where the suite lets one choose; without it, an
@@ -143,11 +143,11 @@ def make_environment(spec: TaskSpec, *, picture: int | None = None) -> Decisions
         TaskError: the spec names no environment, or one that cannot be built or does not have the spec's sizes; a
             picture is asked for and the task has none.
     """
-    return Decisions(_build(spec, picture), spec)
+    return TaskEnv(_build(spec, picture), spec)
 
 
 def make_env(task: str | TaskSpec, backend: str = "gymnasium", *, picture: int | None = None) -> Any:
-    """An environment of a task. One step is one decision: it repeats the action as the task says.
+    """An environment of a task. One step is one step: it repeats the action as the task says.
 
     Args:
         backend: gymnasium, with the task's own observations and actions, as `policy.predict` takes and gives them; or
@@ -170,7 +170,7 @@ def make_env(task: str | TaskSpec, backend: str = "gymnasium", *, picture: int |
 
 
 def unplayable(spec: TaskSpec) -> str | None:
-    """Why the environment of a task cannot be built, reset and stepped here; None where it can."""
+    """Why the environment of a task cannot be built, reset and stepped here; None if it can."""
     try:
         _try(make_environment(spec), f"task {spec.name!r}: its environment")
     except TaskError as error:
@@ -206,8 +206,8 @@ def _build(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any
     kind = spec.environment.get("kind")
     if kind is None:
         raise TaskError(
-            f"task {spec.name!r} has no environment: its dataset does not say how to build one; "
-            "give spec.environment, for example {'kind': 'gymnasium', 'id': 'Pendulum-v1'}"
+            f"task {spec.name!r} has no environment: its dataset does not say how to build one; set spec.environment, "
+            "for example {'kind': 'gymnasium', 'id': 'Pendulum-v1'}"
         )
     if kind not in _SUITES.values():
         raise TaskError(

@@ -1,6 +1,6 @@
 """`dmc/<domain>-<task>`: the DeepMind Control Suite from proprioceptive state.
 
-Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 500 decisions, observations concatenated in the order in which
+Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 500 steps, observations concatenated in the order in which
 dm_control lists them, score = return / 1000. The lqr tasks differ: their reward is unbounded below, they can reach a
 terminal state, and dm_control gives them no time limit. The 11 tasks that TD-MPC2 adds to the suite are here as well,
 under its names (`dmc/walker-run-backwards`).
@@ -111,11 +111,11 @@ class DmControl(gymnasium.Env[dict[str, Any], np.ndarray]):
     def __init__(self, domain: str, task: str, picture: int = 240) -> None:
         if (domain, task) == _NEEDS_RENDERER and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
             raise TaskError(
-                f"dm_control's {domain}-{task} copies its terrain to a rendering context at every reset and finds no "
-                "display here; set the environment variable MUJOCO_GL=egl (or osmesa)"
+                f"dm_control's {domain}-{task} needs a rendering context at every reset and finds no display here; set "
+                "the environment variable MUJOCO_GL=egl (or osmesa)"
             )
         with warnings.catch_warnings():
-            # Importing dm_control probes for a display and warns where there is none, which is no fault here.
+            # Importing dm_control probes for a display and warns if there is none, which is no fault here.
             warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing.*")
             from dm_control import suite
 

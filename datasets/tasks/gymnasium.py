@@ -25,7 +25,7 @@ from ..schema import TaskSpec
 from ..spaces import flat_dim
 
 DEFAULT_EPISODE_LENGTH = 1000
-"""Decisions, where an environment states no time limit."""
+"""Episode length in steps if an environment states no time limit."""
 
 _HARMLESS_WRAPPERS = {"FlattenObservation", "FilterObservation", "TimeAwareObservation", "RescaleAction", "ClipAction"}
 """gymnasium.wrappers that an EnvSpec may ask for; others write files or keep state over episodes."""
@@ -99,10 +99,10 @@ def _registered(identifier: str) -> gymnasium.envs.registration.EnvSpec:
     except gymnasium.error.Error as error:
         nearest = difflib.get_close_matches(bare, gymnasium.registry, n=3, cutoff=0.7)
         near = f"; the nearest are {', '.join(nearest)}" if nearest else ""
-        way_out = f"If a module of yours registers it, write MODULE:{bare} and have MODULE on PYTHONPATH"
+        way_out = f"If your own module registers it, write MODULE:{bare} and add MODULE to PYTHONPATH"
         raise TaskError(
             f"gymnasium has no environment {identifier!r} ({error}){near}. "
-            + (f"Importing {module} has not registered it" if module else way_out)
+            + (f"Importing {module} did not register it" if module else way_out)
         ) from error
 
 
@@ -126,7 +126,7 @@ def _make(name: str, identifier: str, kwargs: dict[str, Any]) -> gymnasium.Env[A
         # A dataset or a config names a version on purpose; that a newer one exists is no news.
         warnings.filterwarnings("ignore", message=".*is out of date.*")
         try:
-            # The checker repeats at each step what the space checks of `Decisions` settle once, and prints warnings.
+            # The checker repeats at each step what the space checks of `TaskEnv` settle once, and prints warnings.
             return gymnasium.make(registered, disable_env_checker=True, **kwargs)
         except Exception as error:  # an environment's constructor raises what it likes
             said = f"{type(error).__name__}: {error}"
@@ -139,8 +139,9 @@ def _wrap(name: str, environment: gymnasium.Env[Any, Any], wrapper: dict[str, An
     entry, kind = str(wrapper.get("entry_point")), wrapper.get("name")
     if kind not in _HARMLESS_WRAPPERS or not entry.startswith("gymnasium.wrappers."):
         raise TaskError(
-            f"task {name!r}: its dataset was made through the wrapper {entry!r}, which is not one of "
-            f"{', '.join(sorted(_HARMLESS_WRAPPERS))}; register an environment that includes it and name that one"
+            f"task {name!r}: its dataset was recorded with the wrapper {entry!r}, which is not one of "
+            f"{', '.join(sorted(_HARMLESS_WRAPPERS))}; register an environment that includes the wrapper and name that "
+            "one in pack.sources.NAME.environment"
         )
     try:
         return getattr(gymnasium.wrappers, kind)(environment, **(wrapper.get("kwargs") or {}))

@@ -1,6 +1,6 @@
 """`metaworld/<name>-v3`: the 50 tasks of Meta-World, goal observable, one random goal per episode.
 
-Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 100 decisions, the v2 reward, 39 observation columns, score =
+Protocol of TD-MPC2 (arXiv 2310.16828): action repeat 2, 100 steps, the v2 reward, 39 observation columns, score =
 share of episodes with success at any step. Ours draws goals from the environment's own generator; the released code
 draws them from numpy's global one, so that its episodes cannot be repeated.
 """

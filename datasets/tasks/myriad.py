@@ -2,10 +2,10 @@
 
 Their equations are in `myriad_dynamics` and `myriad_mechanics`, as functions of torch tensors that gradients pass
 through; `simulator(spec)` gives those. This file adds names, TaskSpecs and gymnasium environments on top. H is the
-number of decisions of an episode; for Myriad's problems more of them cut the same time span finer. The noise is the
-standard deviation of what is added to each state component at each decision: `myriad/cancer@50+0.02`.
+number of steps of an episode; for Myriad's problems more of them cut the same time span finer. The noise is the
+standard deviation of what is added to each state component at each step: `myriad/cancer@50+0.02`.
 
-Protocol: one episode of H decisions that never ends early, the observation is the state and the time in decisions, the
+Protocol: one episode of H steps that never ends early, the observation is the state and the time in steps, the
 final cost is charged on the final state. `spec.environment` may set the simulator's other arguments by name.
 """
 
@@ -43,7 +43,7 @@ _SIZES = {
 """Observed components without the time, and action components; written out so that names can be read without torch."""
 
 _DEFAULT_HORIZON = {"one_bounce": 20, "released_pendulum": 50}
-"""Decisions; 100 for all others."""
+"""Steps per episode; 100 for all others."""
 
 
 def _default_horizon(problem: str) -> int:
@@ -58,7 +58,7 @@ _NAME = re.compile(r"myriad/([a-z_]+)(?:@0*([1-9][0-9]*))?(?:\+([0-9]*\.?[0-9]+)
 
 
 def _parse(name: str) -> tuple[str, int, float] | None:
-    """Problem, decisions and noise."""
+    """Problem, steps and noise."""
     found = _NAME.fullmatch(name)
     if found is None or found[1] not in _SIZES:
         return None
@@ -89,12 +89,12 @@ def spec(name: str) -> TaskSpec:
 
 def make(spec: TaskSpec, picture: int | None = None) -> MyriadEnvironment:
     if picture is not None:
-        raise TaskError(f"task {spec.name!r} is a system of equations that nothing draws; it has curves only")
+        raise TaskError(f"task {spec.name!r} is a system of equations and cannot be rendered; it has curves only")
     return MyriadEnvironment(simulator(spec), float(spec.environment.get("noise", 0.0)))
 
 
 def simulator(spec: TaskSpec) -> DifferentiableTask:
-    """The differentiable simulator of a task of this suite, in decisions of `spec`.
+    """The differentiable simulator of a task of this suite, in steps of `spec`.
 
     Raises:
         TaskError: the spec's environment is of another kind, or has arguments that its simulator does not take.

@@ -1,14 +1,14 @@
 """The eleven control problems of Myriad as pure, batched, differentiable functions of torch tensors.
 
 Each is an ordinary differential equation dx/dt = F(x, u), a running cost and, for some, a cost of the final state. The
-action a in [-1, 1] is scaled to the control's bounds, time is cut into H decisions of dt = T / H (a longer horizon is
-a finer cut of the same problem), and a decision is one Euler step:
+action a in [-1, 1] is scaled to the control's bounds, time is cut into H steps of dt = T / H (a longer horizon is
+a finer cut of the same problem), and a step is one Euler step:
 
     u = a (high - low) / 2 + (high + low) / 2
     x_{t+1} = clip(x_t + dt F(x_t, u_t))
     r_t = -dt cost(x_t, u_t, t dt), and at t = H - 1 also -Phi(x_H)
 
-A state is [x, t], t counted in decisions, and the observation is the state. Start states are fixed.
+A state is [x, t], t counted in steps, and the observation is the state. Start states are fixed.
 
 Dimension letters: B batch (any leading dimensions), N components of x, A action, S state.
 Source: Howe et al., Myriad (arXiv 2202.04600), in the form of Ma et al. (arXiv 2402.05290), whose released code charges
@@ -28,7 +28,7 @@ class DifferentiableTask(Protocol):
     """A simulator that gradients pass through. Everything is a function of its arguments; only `horizon` is fixed."""
 
     horizon: int
-    """H, decisions of an episode."""
+    """H, steps of an episode."""
     observation_dim: int
     action_dim: int
 
@@ -43,7 +43,7 @@ class DifferentiableTask(Protocol):
         ...
 
     def observe(self, state: torch.Tensor) -> torch.Tensor:
-        """Observation [B, O] of a state; its last column is the time in decisions."""
+        """Observation [B, O] of a state; its last column is the time in steps."""
         ...
 
     def reward(self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor) -> torch.Tensor:
@@ -64,13 +64,13 @@ class ControlProblem:
     cost: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     """Running cost of (x, u, time [B] in units of the problem) per unit of time, [B]."""
     state_bounds: tuple[tuple[float, float], ...] | None = None
-    """x is clipped to these; None where nothing clips it."""
+    """x is clipped to these; None if nothing clips it."""
     final_cost: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Phi(x), [B]; not multiplied by dt."""
 
 
 class MyriadTask:
-    """A ControlProblem in H decisions; see the module's equations."""
+    """A ControlProblem in H steps; see the module's equations."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class MyriadTask:
         """Args:
         horizon: H.
         duration: T, in place of the problem's own.
-        terminal_on_final_state: Phi of the state that the last decision leads to; False charges the state before it,
+        terminal_on_final_state: Phi of the state that the last step leads to; False charges the state before it,
             as the released code does.
         """
         self.problem, self.horizon = problem, horizon
@@ -124,7 +124,7 @@ class MyriadTask:
 
 
 def is_last(time: torch.Tensor, horizon: int) -> torch.Tensor:
-    """Whether a decision taken at `time` is the last of its episode; bool, of the same shape."""
+    """Whether a step taken at `time` is the last of its episode; bool, of the same shape."""
     return time.round() == horizon - 1
 
 
@@ -239,7 +239,7 @@ PROBLEMS: dict[str, ControlProblem] = {
     ),
     "predator_prey": ControlProblem(
         start=(10, 1, 0),
-        # Myriad's. With the 100 of Ma et al. and 100 decisions, the first Euler steps empty the field.
+        # Myriad's. With the 100 of Ma et al. and 100 steps, the first Euler steps empty the field.
         duration=10,
         control_bounds=((0, 1),),
         state_bounds=((0, 11), (0, 11), (0, 5)),

@@ -1,7 +1,7 @@
 """Three small mechanical systems on which Ma et al. (arXiv 2402.05290) show what a long gradient path does.
 
 `OneBounce`: the first action throws a ball at a wall; what counts is where it is at the end. `ReleasedPendulum`: the
-first action is the angle at which a double pendulum is let go. `DrivenPendulum`: a torque at every decision (ours).
+first action is the angle at which a double pendulum is let go. `DrivenPendulum`: a torque at every step (ours).
 All satisfy `DifferentiableTask` of `myriad_dynamics`: batched, differentiable, the state's last column is the time.
 
 Dimension letters: B batch (any leading dimensions), S state, O observation.
@@ -22,11 +22,11 @@ GRAVITY = 9.8
 class OneBounce:
     """State and observation: position, velocity, wall, goal, time.
 
-    The first decision sets the velocity to 10 (a - 2), in [-30, -10]; then the ball flies with friction,
+    The first step sets the velocity to 10 (a - 2), in [-30, -10]; then the ball flies with friction,
 
         x' = x + v dt,  v' = v - k v dt;    at the wall  x' = x + 2 (wall - x) - v dt,  v' = -v
 
-    and the reward -(x - goal)^2 comes with the last decision. The later actions do nothing.
+    and the reward -(x - goal)^2 comes with the last step. The later actions do nothing.
     """
 
     observation_dim, action_dim = 5, 1
@@ -110,9 +110,9 @@ class _DoublePendulum:
 
 
 class ReleasedPendulum(_DoublePendulum):
-    """The first decision sets angle 1 to `angle_scale` a and angle 2 to `second_angle`, at rest; then it swings freely.
+    """The first step sets angle 1 to `angle_scale` a and angle 2 to `second_angle`, at rest; then it swings freely.
 
-    The last decision's reward is -mean((s - goal)^2) over the observation without its time, where the goal is what the
+    The last step's reward is -mean((s - goal)^2) over the observation without its time, where the goal is what the
     release `goal_action` ends in. The later actions do nothing.
     """
 
@@ -132,7 +132,7 @@ class ReleasedPendulum(_DoublePendulum):
         goal_state: (angle 1, speed 1, angle 2, speed 2) in place of `goal_action`; episodes then start there.
         observe_angles: the state itself is observed, as in the released code, which also has angle_scale 180 and takes
             the result for radians.
-        substeps: of RK4 per decision; 4 are within 1.3e-4 of the exact path over 20 decisions, 50 within 3e-6.
+        substeps: of RK4 per step; 4 are within 1.3e-4 of the exact path over 20 steps, 50 within 3e-6.
         terminal_on_final_state: False judges the state before the last transition, as the released code does.
         """
         super().__init__(horizon, substeps)
@@ -173,7 +173,7 @@ class ReleasedPendulum(_DoublePendulum):
 class DrivenPendulum(_DoublePendulum):
     """A torque of 2 a on the first rod, from rest near the top: both angles uniform in pi/2 + 0.8 +- 0.5.
 
-    Reward: the height of the tip, -(cos th1 + cos th2) / 2 in [-1, 1], after every decision. Over 100 decisions a small
+    Reward: the height of the tip, -(cos th1 + cos th2) / 2 in [-1, 1], after every step. Over 100 steps a small
     change of the first action grows some 500-fold.
     """
 

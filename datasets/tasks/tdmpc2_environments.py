@@ -2,7 +2,7 @@
 
 Observations, first states and time steps are those of the stock domain except where a class below says otherwise. The
 models differ in two ways: the floors of walker and cheetah are twice as long, which shows in pictures only (a plane is
-infinite in collisions), and the three-link reacher has a link and a hinge more. No time limit: `Decisions` keeps it.
+infinite in collisions), and the three-link reacher has a link and a hinge more. No time limit: `TaskEnv` keeps it.
 
 Source: the released tasks of TD-MPC2 (arXiv 2310.16828). Importing this file imports dm_control's simulator.
 """

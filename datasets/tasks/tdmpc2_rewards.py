@@ -1,6 +1,6 @@
 """Rewards per step of the dm_control tasks that TD-MPC2 adds to the suite, as functions of what they measure.
 
-Written `x >= b | m, v` below: 1 where it holds, else falling with the distance to b, and v at the distance m. It falls
+Written `x >= b | m, v` below: 1 if it holds, else falling with the distance to b, and v at the distance m. It falls
 in a straight line (to 0, which v = 0.5 reaches at twice m), except for heights of the cheetah and the walker, where it
 is a Gaussian with v = 0.1, dm_control's default. Every reward lies in [0, 1]. Metres, seconds, radians.
 

@@ -37,13 +37,13 @@ def select_stages(
         ConfigError: an algorithm of no stage, or of one that `complete` keeps out.
     """
     if repeated := sorted({name for name in requested if requested.count(name) > 1}):
-        raise ConfigError(f"algorithms: each may be listed once; repeated: {', '.join(repeated)}")
+        raise ConfigError(f"algorithms must not repeat: {', '.join(repeated)}")
     makers = {algorithm: name for name, stage in stages.items() for algorithm in stage.algorithms}
     for algorithm in requested if makers else ():
         if algorithm not in makers:
             known = ", ".join(f"{one} ({name})" for one, name in makers.items())
             raise ConfigError(
-                f"algorithms: there is no algorithm {algorithm!r}.{nearest(algorithm, makers)} "
+                f"algorithms: unknown algorithm {algorithm!r}.{nearest(algorithm, makers)} "
                 f"Known, with their stages: {known}"
             )
     candidates = list(listed)
@@ -52,8 +52,8 @@ def select_stages(
         for name, algorithm in missing.items():
             if complete:
                 raise ConfigError(
-                    f"algorithms: {algorithm!r} is trained by stage {name!r}, which stages=[{','.join(listed)}] leaves "
-                    f"out. List it there, or choose algorithms=[...] of the listed stages"
+                    f"algorithms: {algorithm!r} is trained by stage {name!r}, which is missing from "
+                    f"stages=[{','.join(listed)}]. Add it, or choose algorithms=[...] of the listed stages"
                 )
             candidates.insert(candidates.index(policy_stages[-1]) + 1, name)
     selected, trained = [], []

@@ -1,4 +1,4 @@
-"""What `orrery run --help` says about settings: taken from the dataclasses and the strings under their fields."""
+"""The help of `orrery run`: settings from the config dataclasses and the strings under their fields."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) -> RenderableType:
-    """What can follow `orrery run`."""
+    """Render the help of `orrery run`."""
     return Group(
         Text("usage: orrery run EXPERIMENT [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
         Text(
-            "Runs the stages of an experiment that are not up to date; after an interruption the same\n"
-            "command continues. EXPERIMENT is one of the following, or the path of your own .yaml file.\n"
+            "Run the stages of an experiment. Up-to-date stages are skipped; after an interruption, the same\n"
+            "command continues. EXPERIMENT is one of the following, or the path of a .yaml file.\n"
             "--from reruns a stage and all after it, --force all stages, whether they are up to date or not.\n"
         ),
         Text("Experiments", style="bold"),
@@ -58,20 +58,20 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) 
         Text("\nKeys of every run", style="bold"),
         _columns(
             [
-                ("run_dir", Text("Folder of the run; runs/EXPERIMENT.")),
+                ("run_dir", Text("Folder of the run. Default: runs/EXPERIMENT.")),
                 *_rows(config_keys(Settings, dataclasses.asdict(Settings()))),
             ]
         ),
-        Text("\nStages, each with keys of its own", style="bold"),
+        Text("\nStages", style="bold"),
         _columns([(name, Text(first_paragraph(stage))) for name, stage in stages.items()]),
-        Text("\n`orrery run EXPERIMENT --help` lists every key of that experiment with its value.\n"),
+        Text("\n`orrery run EXPERIMENT --help` lists all keys of an experiment with their values.\n"),
         Text("Examples", style="bold"),
         Text(textwrap.indent(EXAMPLES, "  ")),
     )
 
 
 def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> RenderableType:
-    """Every key of one experiment: its value there, its type, and what it means."""
+    """Render the keys of one experiment with value, type and meaning."""
     parts: list[RenderableType] = [
         Text(f"usage: orrery run {config.experiment} [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
         Text("Keys of the run", style="bold"),
@@ -85,7 +85,7 @@ def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> Ren
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One setting, as it is written on the command line."""
+    """One setting, as written on the command line."""
 
     name: str
     """Dotted; NAME stands for an entry of a mapping, such as a task."""
@@ -129,11 +129,11 @@ def _rows(keys: Iterable[Key]) -> list[tuple[str, Text]]:
 
 
 def shortened(value: Any) -> str:
-    """A value as it is written on the command line; of a long list its beginning."""
+    """Return a value as written on the command line; long lists are shortened."""
     if value == "":
         return '""'
     if isinstance(value, list) and len(value) > 3:
-        return f"[{', '.join(map(str, value[:2]))}, ... {len(value)} in all]"
+        return f"[{', '.join(map(str, value[:2]))}, ... {len(value)} in total]"
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return "null" if value is None else str(value)
@@ -149,5 +149,5 @@ def _columns(rows: list[tuple[str, Text]]) -> Table:
 
 
 def first_paragraph(stage: type[Stage]) -> str:
-    """What a stage does, in one line."""
+    """Return the summary of a stage in one line."""
     return " ".join((stage.__doc__ or "").partition("\n\n")[0].split())

@@ -38,35 +38,37 @@ from .schema import build, describe_type, find_key, make_schema, nearest, plain_
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of a run that belong to no single stage."""
+    """Keys of every run that belong to no single stage."""
 
     name: str = ""
-    """Title of the run in its report; empty takes the experiment's name."""
+    """Title of the run in its report. Empty: the experiment's name."""
     stages: list[str] = field(default_factory=list)
     """Stages to run, in order."""
     tasks: list[str] = field(default_factory=list)
     """Task names, for example dmc/walker-run; a task's id is its position."""
     seeds: int = 2
-    """Number of policies per task and algorithm, each with a seed of its own."""
+    """Policies per task and algorithm, each with its own random seed."""
     seed: int = 0
-    """Base of every random stream of the run."""
+    """Random seed of the whole run."""
     algorithms: list[str] = field(default_factory=list)
-    """Algorithms to train policies with. Each names its stage: policy stages of other algorithms do not run, and one
-    that the experiment does not list is added. Empty: every listed stage runs, with its own default."""
+    """Algorithms to train policies with, for example pwm, bc, mrq. Policy stages of other algorithms are skipped, and
+    the stage of an algorithm that the experiment does not list is added. Empty: every listed stage runs, with its own
+    default."""
     world_model: str = ""
-    """The pretrained model to start from: an artifact's folder (RUN/pretrain), a run folder that holds one model, or an
-    id of the Hugging Face Hub (user/name, user/name@revision). Stages that follow one that makes a model read that."""
+    """Pretrained world model: an artifact folder (RUN/pretrain), a run folder with one model, or a Hugging Face Hub id
+    (user/name, user/name@revision). Not used by stages after one that trains a model."""
     inputs: dict[str, str] = field(default_factory=dict)
-    """Artifacts made elsewhere, by input name, as folders or Hub ids; before what this run makes itself:
-    inputs.store=other/run/pack. Several, where a stage takes many: inputs.policies=one/extract:other/extract."""
+    """External artifacts by input name, as folders or Hub ids; they take precedence over this run's own:
+    inputs.store=other/run/pack. For several artifacts: inputs.policies=one/extract:other/extract."""
     reuse_from: list[str] = field(default_factory=list)
-    """Run folders, or folders of runs: an artifact in them with the same key is linked into this run, not computed."""
+    """Run folders, or folders of runs: an artifact in them with the same key is linked into this run instead of
+    computed."""
     workers: int = 0
-    """Processes for parallel work; 0 takes one per core."""
+    """Processes for parallel work; 0 = one per core."""
     threads: int = 0
-    """Torch threads of the main process; 0 takes one per core."""
+    """Torch threads of the main process; 0 = one per core."""
     wait_min: float = 10.0
-    """Minutes that processes which were started together, one per device and node, wait for each other."""
+    """Timeout (minutes) for distributed processes to join."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:
     defaults, hints = Settings(), get_type_hints(Settings)
     parts = {f.name: (hints[f.name], getattr(defaults, f.name)) for f in dataclasses.fields(Settings)}
     if taken := sorted(set(stages) & set(parts)):
-        raise ConfigError(f"these names are keys of a run and cannot name a stage: {', '.join(taken)}")
+        raise ConfigError(f"stages cannot have these names, which are keys of a run: {', '.join(taken)}")
     return parts | {name: (stage.Config, stage.Config()) for name, stage in stages.items()}
 
 
@@ -220,7 +222,7 @@ def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfi
         check_yaml(path, ConfigError)
         node: Any = OmegaConf.load(path)
         if not isinstance(node, DictConfig):
-            raise ConfigError(f"{path} must hold `key: value` lines, found {type(node).__name__}")
+            raise ConfigError(f"{path} must contain `key: value` lines, found {type(node).__name__}")
         if "defaults" not in node:
             node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
         config_name = "experiment_file"
@@ -228,13 +230,13 @@ def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfi
     elif experiment not in (known := list_experiments(config_dir)):
         if "=" in experiment:
             raise ConfigError(
-                f"expected an experiment before the settings, found {experiment!r}; for example quickstart"
+                f"expected an experiment, for example quickstart, before the settings; found {experiment!r}"
             )
         lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
         raise ConfigError(
-            f"there is no experiment {experiment!r}.{nearest(experiment, known)} Known experiments:\n"
+            f"unknown experiment {experiment!r}.{nearest(experiment, known)} Known experiments:\n"
             + ("\n".join(lines) or "  (none)")
-            + "\nYour own: give the path of a .yaml file."
+            + "\nFor your own experiment, use the path of its .yaml file."
         )
     with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
         return compose(config_name=config_name)
@@ -242,19 +244,19 @@ def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfi
 
 def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> None:
     if not settings.stages:
-        raise ConfigError(f"stages must list at least one of: {', '.join(stages)}")
+        raise ConfigError(f"stages is empty; list at least one of: {', '.join(stages)}")
     for name in settings.stages:
         if name not in stages:
             raise _no_stage(name, stages)
     if repeated := sorted({name for name in settings.stages if settings.stages.count(name) > 1}):
-        raise ConfigError(f"stages: each may be listed once; repeated: {', '.join(repeated)}")
+        raise ConfigError(f"stages must not repeat: {', '.join(repeated)}")
     if repeated := sorted({name for name in settings.tasks if settings.tasks.count(name) > 1}):
-        raise ConfigError(f"tasks: each may be listed once; repeated: {', '.join(repeated)}")
+        raise ConfigError(f"tasks must not repeat: {', '.join(repeated)}")
     if settings.seeds < 1:
-        raise ConfigError(f"seeds is a number of seeds and must be at least 1, found {settings.seeds}")
+        raise ConfigError(f"seeds is the number of seeds and must be at least 1, found {settings.seeds}")
     for key in ("workers", "threads"):
         if getattr(settings, key) < 0:
-            raise ConfigError(f"{key} must be at least 0 (one per core), found {getattr(settings, key)}")
+            raise ConfigError(f"{key} must be at least 0 (0 = one per core), found {getattr(settings, key)}")
     if settings.wait_min <= 0:
         raise ConfigError(f"wait_min must be positive, found {settings.wait_min}")
     inputs = {input_name for name in settings.stages for input_name in stages[name].inputs}
@@ -272,9 +274,9 @@ def _no_stage(name: str, stages: Mapping[str, type[Stage]]) -> ConfigError:
     if (file := next((CONFIG_DIR.parent / "stages").rglob(f"stage_{name}.py"), None)) is not None:
         return ConfigError(
             f"stages: {file} is not installed as a stage. Add its entry point to the group orrery.stages in "
-            "pyproject.toml, and install again: pip install --no-deps -e ."
+            "pyproject.toml, then reinstall: pip install --no-deps -e ."
         )
-    return ConfigError(f"stages: there is no stage {name!r}.{nearest(name, stages)} Known: {', '.join(stages)}")
+    return ConfigError(f"stages: unknown stage {name!r}.{nearest(name, stages)} Known: {', '.join(stages)}")
 
 
 def _apply(node: DictConfig, override: Override, types: Mapping[str, Any]) -> None:
@@ -323,5 +325,5 @@ def _readable(error: OmegaConfBaseException, types: Mapping[str, Any]) -> Config
 def _wrong_type(key: str, hint: Any, found: Any) -> ConfigError:
     is_list = get_origin(plain_type(hint)) in (list, tuple)
     brackets = f"; write {key}=[{found}]" if is_list and not str(found).startswith(("[", "{")) else ""
-    empty = f"; for none write {key}=" if hint is str and found == "null" else ""
+    empty = f"; for an empty value write {key}=" if hint is str and found == "null" else ""
     return ConfigError(f"{key}: expected {describe_type(hint)}, found {found!r}{brackets}{empty}")

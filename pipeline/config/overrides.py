@@ -22,16 +22,16 @@ _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _NEEDS_QUOTES = re.compile(r"[\[\]{}'\"]")
 """What an item of a list cannot hold without quotes; nor `=` beside a comma, which folders of sweeps have in a name."""
 
-SWEEP = "Several values make a study: orrery study STUDY 'grid.{key}=[{values}]'; orrery study --help says more"
+SWEEP = "To run several values, use a study: orrery study STUDY 'grid.{key}=[{values}]' (see orrery study --help)"
 
 
 _OTHER_FLAGS = {
     ("-m", "--multirun"): SWEEP.format(key="seed", values="0,1,2"),
     ("-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir", "--experimental-rerun"): (
-        "The experiment, or the path of a YAML file, is the first word: orrery run quickstart"
+        "Name the experiment or the path of a YAML file first: orrery run quickstart"
     ),
     ("-c", "--cfg", "-p", "--package", "--resolve", "--info", "-hh", "--hydra-help"): (
-        "Every key and its value: orrery run EXPERIMENT --help"
+        "To list all keys and values: orrery run EXPERIMENT --help"
     ),
     ("--plan", "--dry-run", "-n"): "What would run, and why: orrery plan EXPERIMENT [key=value ...]",
     ("--resume", "--continue"): "The same command continues; so does orrery resume RUN_DIR",
@@ -47,7 +47,9 @@ def explain_flag(flags: Sequence[str]) -> str:
             if name in known:
                 return f"\n{instead}"
         if name.startswith("--"):
-            return f"\nSettings have no dashes: {name.lstrip('-').replace('-', '_')}={value if equals else 'VALUE'}"
+            return (
+                f"\nWrite settings without dashes: {name.lstrip('-').replace('-', '_')}={value if equals else 'VALUE'}"
+            )
     return ""
 
 
@@ -79,13 +81,15 @@ def read_overrides(words: Sequence[str], types: Mapping[str, Any]) -> tuple[str 
     for word in words:
         key, equals, value = word.partition("=")
         if key.startswith("~"):
-            raise ConfigError(f"{word}: no key can be removed; set another value, or leave a stage out of `stages`")
+            raise ConfigError(f"{word}: keys cannot be removed; set another value, or remove a stage from `stages`")
         if not equals or not key.strip("+"):
             raise ConfigError(f"expected key=value, found {word!r}; for example pretrain.steps=500")
         if key.startswith("+"):
-            raise ConfigError(f"{word}: no key has to be added; write {word.lstrip('+')}, without {key[0]!r}")
+            raise ConfigError(f"{word}: keys cannot be added; write {word.lstrip('+')} without {key[0]!r}")
         if re.match(r"hydra([./]|$)", key):
-            raise ConfigError(f"{key}: settings of Hydra itself do not apply; the folder of a run is run_dir=PATH")
+            raise ConfigError(
+                f"{key}: Hydra's own settings are not supported; set the folder of a run with run_dir=PATH"
+            )
         if key == "run_dir":
             run_dir = read_text(value)
             if not run_dir:
@@ -134,14 +138,14 @@ def _read_items(key: str, value: str) -> list[str]:
     if plain and all(items) and (len(items) == 1 or not any("=" in item for item in items)):
         return [read_text(item) for item in items]
     if items[-1:] == [""]:
-        raise ConfigError(f"{key}: expected a list of text, found {value}, which ends with a comma; leave it out")
+        raise ConfigError(f"{key}: expected a list of text, found {value} with a trailing comma; remove it")
     whole = shlex.quote(f"{key}=[{quoted(value[1:-1])}]")
     if len(items) == 1:
         raise ConfigError(f"{key}: {value} needs quotes: {whole}")
     each = shlex.quote(f"{key}=[{','.join(item if _QUOTED.fullmatch(item) else quoted(item) for item in items)}]")
     raise ConfigError(
-        f"{key}: it is unclear where the items of {value} end. Put quotes around each: {each}; or around all of it, if "
-        f"the comma belongs to a name: {whole}"
+        f"{key}: the items of {value} are ambiguous. Quote each item: {each}; or quote all of it, if the comma belongs "
+        f"to a name: {whole}"
     )
 
 

@@ -23,7 +23,9 @@ from ..logging import duration
 from ..run_folder import JOBS_SUFFIX, jobs_folder, partial_folder
 from ..stage import Context, ProgressTask
 from .config import FanoutConfig
-from .executor import Executor, JobResources, alive_jobs, cancel_job
+from .executor import Executor, JobResources
+from .executors.inline import InlineExecutor
+from .executors.local import LocalExecutor, local_slots
 from .job import (
     ENDED,
     LOG,
@@ -61,11 +63,11 @@ __all__ = [
 ]
 
 SETTLE_SECONDS = 5.0
-"""How long the last word on a job that has ended may take to be seen here."""
+"""Grace period for the final status file."""
 
 
 class FanoutFailed(StageError):
-    """Some jobs did not end well. All others did, and their results are kept."""
+    """Some jobs failed. The results of all others are kept."""
 
 
 def fan_out(
@@ -113,9 +115,9 @@ def fan_out(
         if not missing:
             return {name: folder / RESULT for name, folder in folders.items()}
     raise StageError(
-        f"results of {_stage(context)} were removed or changed after their jobs had ended, twice: "
-        f"{', '.join(job.name for job in missing)} in {context.jobs}. Check the disk, and whether another program "
-        "writes there; then run the same command again"
+        f"results of {_stage(context)} were deleted or changed after their jobs had finished, twice: "
+        f"{', '.join(job.name for job in missing)} in {context.jobs}. Check the disk and whether another program "
+        "writes there, then rerun the command"
     )
 
 
@@ -232,7 +234,8 @@ class _Fanout:
 
     context: Context
     config: FanoutConfig
-    resources: JobResources
+    needs: JobResources
+    accelerator: str
     waiting: deque[Path] = field(default_factory=deque)
     running: set[Path] = field(default_factory=set)
     tries: Counter[Path] = field(default_factory=Counter)
@@ -248,8 +251,8 @@ class _Fanout:
         if not self.waiting and not alive:
             return
         if self.done:
-            log.info("%s: %d of %d jobs are done already", stage, self.done, len(folders))
-        executor = self.config.start(self.resources, self.context)
+            log.info("%s: %d of %d jobs are already done", stage, self.done, len(folders))
+        executor = self._executor()
         try:
             for folder in alive:
                 executor.adopt(folder)
@@ -257,10 +260,11 @@ class _Fanout:
             with self._progress(len(folders)) as progress:
                 self._drive(executor, progress)
         except BaseException:
-            if self.running and self.config.kind.outlives_command:
+            if self.running and self.config.executor == "slurm":
                 log.warning(
-                    "%d jobs of %s continue on executor %s; rerun the command to collect them",
-                    *(len(self.running), stage, self.config.executor),
+                    "jobs of %s queued or running on SLURM: %d; rerun the command to collect them",
+                    len(self.running),
+                    stage,
                 )
             raise
         finally:
@@ -269,8 +273,8 @@ class _Fanout:
             raise FanoutFailed(self._list(len(folders)))
         if self.running:
             raise Detached(
-                f"{self.done} of {len(folders)} jobs of {stage} are done, {len(self.running)} are queued or running on "
-                f"executor {self.config.executor}; rerun the command to collect them"
+                f"{stage}: {self.done} of {len(folders)} jobs done, {len(self.running)} queued or running on SLURM; "
+                "rerun the command to collect them"
             )
 
     def _drive(self, executor: Executor, progress: ProgressTask) -> None:
@@ -311,7 +315,7 @@ class _Fanout:
         self.running.discard(folder)
         status = _last_status(folder)
         if status.state not in ENDED:
-            error = reason or "what watched over it died"
+            error = reason or "its monitor died"
             status = replace(status, state="died", error=error, seconds=seconds_spent(folder, status), started=None)
         if status.state == "done" and not self.is_done(folder):
             status = replace(status, state="failed", error="its result is missing or damaged")
@@ -320,7 +324,7 @@ class _Fanout:
             self.done += 1
             progress.advance(1)
         elif self.tries[folder] <= self.config.retries:
-            self.context.log.warning("%s: %s; it starts again", folder.name, status.error)
+            self.context.log.warning("%s: %s; restarting", folder.name, status.error)
             self.waiting.append(folder)
         else:
             self.context.log.warning("%s: %s", folder.name, status.error)
@@ -331,7 +335,7 @@ class _Fanout:
         try:
             done = is_done(folder)
         except StageError as error:
-            self.context.log.warning("%s: its result is damaged, so it runs again (%s)", folder.name, error)
+            self.context.log.warning("%s: damaged result; rerunning (%s)", folder.name, error)
             discard_result(folder)
             return False
         status = read_status(folder)
@@ -340,17 +344,35 @@ class _Fanout:
         return done
 
     def _alive(self, folders: Sequence[Path]) -> set[Path]:
-        """Jobs that an earlier command submitted and that have not ended."""
-        alive = alive_jobs(folders)
-        if others := sorted(set(alive.values()) - {self.config.executor}):
+        """Jobs that an earlier command submitted to SLURM and that have not ended."""
+        if not any((folder / SUBMISSION).is_file() for folder in folders):
+            return set()
+        from .executors.slurm import still_alive
+
+        alive = still_alive(folders)
+        if alive and self.config.executor != "slurm":
             raise StageError(
-                f"{len(alive)} jobs of {_stage(self.context)} are queued or running on executor {others[0]}, submitted "
-                f"by an earlier command. Let them end with executor={others[0]}, or cancel them"
+                f"{len(alive)} jobs of {_stage(self.context)} are queued or running on SLURM, submitted by an earlier "
+                "command. Wait for them with executor=slurm, or cancel them with scancel"
             )
-        return set(alive)
+        return alive
+
+    def _executor(self) -> Any:
+        config, context, needs = self.config, self.context, self.needs
+        if config.executor == "slurm":
+            from .executors.slurm import SlurmExecutor
+
+            return SlurmExecutor(context.jobs, config, needs)
+        if config.executor == "ray":
+            from .executors.ray import RayExecutor
+
+            return RayExecutor(config, needs, self.accelerator)
+        if config.executor == "local":
+            return LocalExecutor(needs, local_slots(config, self.accelerator, context.workers // needs.cpus))
+        return InlineExecutor(context.log, context.progress)
 
     def _progress(self, total: int) -> AbstractContextManager[ProgressTask]:
-        if self.config.kind.in_this_process:
+        if self.config.executor == "inline":
             return nullcontext(_Silent())  # the jobs show their own
         shown: AbstractContextManager[ProgressTask] = self.context.progress(
             f"{_stage(self.context)} jobs", total, self.done
@@ -371,8 +393,8 @@ class _Fanout:
                 f"{'attempt' if status.attempts == 1 else 'attempts'}, {duration(status.seconds)}; log: {folder / LOG})"
             )
         return (
-            f"{len(self.failed)} of {total} jobs of stage {_stage(self.context)!r} did not end well. What the others "
-            "made is kept; the same command reruns only these:\n" + "\n".join(lines)
+            f"{len(self.failed)} of {total} jobs of stage {_stage(self.context)!r} failed. The results of the others "
+            "are kept; rerun the command to rerun only these:\n" + "\n".join(lines)
         )
 
 
@@ -385,7 +407,9 @@ def stop(jobs: Path) -> None:
     """End the jobs of a stage that are queued or running without this command; they save their state."""
     for path in jobs.glob("*"):
         if (path / SUBMISSION).is_file():
-            cancel_job(path)
+            from .executors.slurm import cancel
+
+            cancel(path)
             (path / SUBMISSION).unlink()
 
 
@@ -409,7 +433,10 @@ def _all_job_folders(context: Context) -> list[Path]:
 
 
 def _discard(folder: Path) -> None:
-    cancel_job(folder)
+    if (folder / SUBMISSION).is_file():
+        from .executors.slurm import cancel
+
+        cancel(folder)
     shutil.rmtree(folder)
 
 

@@ -44,16 +44,16 @@ PROGRESS_SECONDS = 1.0
 
 State = Literal["waiting", "submitted", "running", "done", "failed", "died", "timeout", "stopped"]
 ENDED: tuple[State, ...] = ("done", "failed", "died", "timeout", "stopped")
-"""failed: raised. died: its process ended without a word. timeout: reached its time limit. stopped: by a signal, or
+"""failed: raised. died: exited without reporting a result. timeout: reached its time limit. stopped: by a signal, or
 with the command that ran it; the last attempt can be continued."""
 
 
 @dataclass(frozen=True)
 class FolderJob:
-    """What is to be done."""
+    """A job to run."""
 
     name: str
-    """Of its folder; unique in the fan-out."""
+    """Name of its folder; unique in the fan-out."""
     payload: Mapping[str, Any]
     """Argument of the job's function: JSON values."""
     not_hashed: Sequence[str] = ()
@@ -62,10 +62,10 @@ class FolderJob:
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a job's function gets beside its payload."""
+    """Passed to a job's function with its payload."""
 
     folder: Path
-    """Where to write. Exists; holds what an interrupted attempt at the same job left."""
+    """Output folder. It exists, and holds the files of an interrupted attempt at the same job."""
     inputs: Mapping[str, Path]
     """Artifact folders by name."""
     threads: int
@@ -82,20 +82,20 @@ end, it saves its state there if it can (see `termination`)."""
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How far a job is."""
+    """Progress of a job."""
 
     state: State = "waiting"
     attempts: int = 0
     seconds: float = 0.0
-    """Spent by the attempts that have ended."""
+    """Time of finished attempts."""
     started: float | None = None
-    """Unix time at which the present attempt began."""
+    """Unix time at which the current attempt started."""
     executor: str = ""
     """Of the present or last attempt."""
     place: str = ""
     """Process and host of the present or last attempt."""
     error: str = ""
-    """Why the last attempt did not end well."""
+    """Error of the last attempt."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def read_status(folder: Path) -> JobStatus:
-    """What status.json says; `waiting` where there is none, or a damaged one."""
+    """Read status.json; `waiting` if it is missing or damaged."""
     try:
         return decode(JobStatus, _read_json(folder / STATUS))
     except ValueError:

@@ -103,7 +103,7 @@ def run_all(
     """
     for index, outcome in run_jobs(function, jobs, workers=workers):
         if isinstance(outcome, JobFailure):
-            hint = f"; {kept} are kept, so the same command continues" if kept else ""
+            hint = f"; {kept} are kept; rerun the command to continue" if kept else ""
             trace = f"\n{outcome.traceback}" if outcome.traceback else ""
             raise StageError(f"{jobs[index]}: {outcome.error}{hint}{trace}")
         yield jobs[index], outcome
@@ -162,7 +162,7 @@ def _guarded(function: Callable[[Job], Result], job: Job) -> Result | JobFailure
 
 def _failure(job: Job, error: BaseException) -> JobFailure[Job]:
     if isinstance(error, BrokenProcessPool):
-        return JobFailure(job, "the process died (killed, out of memory, or a crash in native code)", "")
+        return JobFailure(job, "the process died (killed, out of memory, or crashed in native code)", "")
     if isinstance(error, OrreryError):
         return JobFailure(job, " ".join(str(error).split()), "")
     message = " ".join(f"{type(error).__name__}: {error}".split())

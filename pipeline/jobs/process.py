@@ -143,9 +143,9 @@ class JobProcess:
         if code == 1 and error.is_file():
             return "failed", error.read_text(encoding="utf-8")
         if code < 0:
-            killed = "; out of memory, or killed from outside" if -code == signal.SIGKILL else ""
-            return "died", f"its process was ended by {signal.Signals(-code).name}{killed}"
-        return "died", f"its process ended with status {code}"
+            killed = "; out of memory, or killed" if -code == signal.SIGKILL else ""
+            return "died", f"its process was killed by {signal.Signals(-code).name}{killed}"
+        return "died", f"its process exited with status {code} without reporting a result"
 
 
 def main(folder: Path) -> int:

@@ -137,11 +137,11 @@ class _Printer(StudyObserver):
         self._head()
         if decision.stage == COMPARE_STAGE:  # what it has that it had not before is a list of all artifacts
             decision = replace(decision, reason="")
-        self._print(Text.assemble("  ", start_line(decision, WIDTH)))
+        self._print(Text.assemble("  ", start_line(decision)))
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status != "fresh":
-            self._print(Text.assemble("  ", end_line(outcome, WIDTH)))
+            self._print(Text.assemble("  ", end_line(outcome)))
 
     def on_result(self, branch: Branch, result: BranchResult) -> None:
         if result.status not in ("fresh", "done"):
@@ -152,7 +152,7 @@ class _Printer(StudyObserver):
     def _head(self) -> None:
         """Once per branch, when it turns out that there is something to say."""
         if self._branch is not None:
-            self._print(Text(f"{self._number}/{self._total} {self._branch.name}", style="bold"))
+            self._print(Text(f"[{self._number}/{self._total}] {self._branch.name}", style="bold"))
             self._branch = None
 
     def _print(self, text: Text) -> None:

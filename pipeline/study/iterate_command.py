@@ -71,7 +71,7 @@ def plan(
 ) -> int:
     """Show what each round would do."""
     iteration = load_iteration(experiment, overrides, stages, config_dir)
-    table = Table("round", "stage", "would", "because", box=None, pad_edge=False)
+    table = Table("round", "stage", "action", "reason", box=None, pad_edge=False)
     for number, decisions in enumerate(plan_rounds(iteration, stages)):
         if decisions is None:
             table.add_row(folder_of(number), "", "", f"it waits for {folder_of(number - 1)}")
@@ -176,8 +176,8 @@ class _Printer:
         if self._head is not None:
             self._console.print(Text(self._head, style="bold"), soft_wrap=True)
             self._head = None
-        self._console.print(Text.assemble("  ", start_line(decision, self._width)), soft_wrap=True)
+        self._console.print(Text.assemble("  ", start_line(decision)), soft_wrap=True)
 
     def on_end(self, outcome: Outcome) -> None:
         if outcome.status != "fresh":
-            self._console.print(Text.assemble("  ", end_line(outcome, self._width)), soft_wrap=True)
+            self._console.print(Text.assemble("  ", end_line(outcome)), soft_wrap=True)

@@ -9,29 +9,29 @@ from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
 
 LIBRARIES = {"a2c": "stable_baselines3", "dqn": "stable_baselines3", "ppo": "stable_baselines3", "trpo": "sb3_contrib"}
-"""Which package has which algorithm; both come with the extra `baselines`."""
+"""Package of each algorithm; both come with the extra `baselines`."""
 
 
 @dataclass(frozen=True)
 class PowrBaselinesConfig:
-    """The libraries' default settings with a multi-layer perceptron, on one environment."""
+    """Default settings of the libraries with a multi-layer perceptron, in one environment."""
 
     task: str = ""
-    """Name such as gymnasium/CartPole-v1."""
+    """Task name such as gymnasium/CartPole-v1."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment, for example {is_slippery: false}."""
+    """Keyword arguments of the environment, for example {is_slippery: false}."""
     algorithms: list[str] = field(default_factory=lambda: list(LIBRARIES))
-    """Of a2c, dqn, ppo, trpo."""
+    """Algorithms: a2c, dqn, ppo, trpo."""
     transitions: int = 10000
-    """Environment decisions of each run."""
+    """Environment steps per run."""
     evaluate_every: int = 1000
-    """Decisions between evaluations."""
+    """Steps between evaluations."""
     evaluation_episodes: int = 10
-    """Per evaluation, greedily."""
+    """Episodes per evaluation, with the greedy policy."""
     seeds: int = 5
-    """Independent runs of each algorithm."""
+    """Independent runs per algorithm."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.algorithms) - set(LIBRARIES)):
@@ -41,32 +41,32 @@ class PowrBaselinesConfig:
 
 @dataclass(frozen=True)
 class SacConfig:
-    """Ma et al.'s settings (arXiv 2402.05290, released code) where they name them, the library's otherwise."""
+    """Soft actor-critic. Settings of Ma et al. (arXiv 2402.05290, released code) where given, else the library's."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store with continuous actions; all of them where empty."""
+    """Tasks of the store with continuous actions. Empty: all."""
     seeds: int = 2
     """Runs per task."""
-    decisions: int = 5000
-    """Environment decisions of each run."""
+    steps: int = field(default=5000, metadata={"renamed_from": "decisions"})
+    """Environment steps per run. A step includes the action repeat."""
     warm_up: int = 1000
-    """Decisions before the first update."""
+    """Steps before the first update."""
     update_every: int = 2
-    """Decisions per update."""
+    """Steps per update."""
     batch_size: int = 128
     """Transitions per update."""
     lr: float = 3e-4
-    """Adam, of actor, critics and temperature."""
+    """Learning rate (Adam) of actor, critics and temperature."""
     discount: float = 0.99
-    """Per decision."""
+    """Discount per step."""
     actor_units: list[int] = field(default_factory=lambda: [128, 128])
-    """Hidden widths."""
+    """Hidden widths of the actor."""
     critic_units: list[int] = field(default_factory=lambda: [256, 256])
-    """Hidden widths."""
+    """Hidden widths of the critics."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "seeds", "decisions", "update_every", "batch_size")
-        if not 0 <= self.warm_up < self.decisions:
-            raise ConfigError(f"sac.warm_up must be less than the {self.decisions} decisions, found {self.warm_up}")
+        check_counts(self, "seeds", "steps", "update_every", "batch_size")
+        if not 0 <= self.warm_up < self.steps:
+            raise ConfigError(f"sac.warm_up must be less than the {self.steps} steps, found {self.warm_up}")

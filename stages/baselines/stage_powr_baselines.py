@@ -1,4 +1,4 @@
-"""powr_baselines: learning curves of A2C, DQN, PPO and TRPO from well-kept libraries, beside those of powr_online."""
+"""The stage powr_baselines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Job:
 
 
 class PowrBaselines(Stage):
-    """`curves.csv` with the columns of powr_online's, and their figure."""
+    """Train A2C, DQN, PPO and TRPO baselines with Stable-Baselines3, for the learning curves of powr_online."""
 
     Config = PowrBaselinesConfig
     output_kind = "curves"
@@ -50,13 +50,15 @@ class PowrBaselines(Stage):
 
     def check(self) -> None:
         if not self.config.task:
-            raise ConfigError("powr_baselines.task is empty: name one, for example gymnasium/CartPole-v1")
+            raise ConfigError(
+                "powr_baselines.task is empty: name a task, for example powr_baselines.task=gymnasium/CartPole-v1"
+            )
         discrete_task(self.config.task, self.config.environment)
         for package in sorted({LIBRARIES[name] for name in self.config.algorithms}):
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(
                     f"powr_baselines needs the package {package}, which is not installed: "
-                    "pip install 'orrery[baselines]', or take its algorithms out of powr_baselines.algorithms"
+                    "pip install 'orrery[baselines]', or remove its algorithms from powr_baselines.algorithms"
                 )
 
     def run(self, context: Context) -> str:
@@ -82,7 +84,10 @@ class PowrBaselines(Stage):
             f"{name} {math.fsum(row.greedy_return for row in last if row.algorithm == name) / config.seeds:.1f}"
             for name in config.algorithms
         ]
-        return f"last greedy return {', '.join(means)} (mean of {config.seeds} seeds) after {config.transitions:,}"
+        return (
+            f"last greedy return {', '.join(means)} (mean over {config.seeds} seeds) after {config.transitions:,} "
+            "transitions"
+        )
 
 
 def _learn(job: _Job) -> list[str]:
@@ -138,12 +143,12 @@ def _learn(job: _Job) -> list[str]:
         )
 
     def watch(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
-        """Called after every decision. True: go on."""
+        """Called after every step. True: continue."""
         if model.num_timesteps % config.evaluate_every == 0 and model.num_timesteps < config.transitions:
             evaluate()
         return True
 
-    # One call: the exploration of DQN falls over a tenth of all decisions, and would over a tenth of each part's.
+    # One call: the exploration of DQN falls over a tenth of all steps, and would over a tenth of each part's.
     model.learn(config.transitions, callback=watch)
     evaluate()
     write_curves(job.file, rows)

@@ -1,5 +1,4 @@
-"""sac: soft actor-critic of stable-baselines3 on the tasks' own environments: what learning without a model
-reaches from a given number of decisions."""
+"""The stage sac."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from .config import SacConfig
 
@@ -52,10 +52,11 @@ class _Job:
 
 
 class Sac(Stage):
-    """One run per task and seed, each in a process of its own; finished ones are kept when the stage is interrupted.
+    """Train a soft actor-critic (Stable-Baselines3) online in each task's environment, as a model-free baseline.
 
-    Observations and rewards are in standard deviations of the store's data, which it reads for nothing else. The end of
-    an episode is an end: no value is imagined beyond it.
+    Observations and rewards are scaled by the standard deviations of the store's data, which is not used otherwise.
+    Every episode end counts as terminal: no value is bootstrapped beyond it. Each run has its own process; finished
+    runs are kept if the stage is interrupted.
     """
 
     Config = SacConfig
@@ -68,8 +69,8 @@ class Sac(Stage):
     def check(self) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
             raise ConfigError(
-                f"sac needs the package {PACKAGE}, which is not installed: pip install 'orrery[baselines]', or take "
-                "sac out of `stages`"
+                f"sac needs the package {PACKAGE}, which is not installed: pip install 'orrery[baselines]', or remove "
+                "sac from `stages`"
             )
 
     def run(self, context: Context) -> str:
@@ -85,7 +86,9 @@ class Sac(Stage):
                 progress.advance(1)
                 progress.note(str(job))
         write_index(context.folder, store.table, [job.entry for job in jobs])
-        return f"{len(jobs)} policies for {len(names)} tasks, {config.decisions:,} decisions each"
+        return (
+            f"{counted(len(jobs), 'policy', 'policies')} for {counted(len(names), 'task')}, {config.steps:,} steps each"
+        )
 
     def _job(self, store: Any, name: str, seed: int, artifact: Path) -> _Job:
         from ..sequence_model.losses import observation_statistics
@@ -93,7 +96,7 @@ class Sac(Stage):
         rows = store.rows_of(name)
         spec = rows.spec
         if spec.action_kind != "continuous":
-            raise ConfigError(f"sac needs continuous actions; task {name!r} has {spec.action_dim} choices")
+            raise ConfigError(f"sac needs continuous actions; task {name!r} has {spec.action_dim} discrete actions")
         mean, scale = (part[: spec.observation_dim] for part in observation_statistics(rows, spec.observation_dim))
         deviation = float(rows.rows[rows.sample_transitions(REWARD_ROWS), -1].double().std())
         return _Job(self.config, spec, seed, (mean, scale), max(deviation, 1e-6), artifact)
@@ -144,7 +147,7 @@ def _learn(job: _Job) -> None:
         seed=seed,
         device="cpu",
     )
-    learner.learn(config.decisions)
+    learner.learn(config.steps)
     actor = learner.policy.actor
     hidden = [layer for layer in actor.latent_pi if isinstance(layer, torch.nn.Linear)]
     policy = MlpPolicy.from_layers([*hidden, actor.mu], job.statistics, spec, {"algorithm": "sac", "seed": job.seed})

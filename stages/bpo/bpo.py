@@ -4,7 +4,7 @@
 
 No discount and no bootstrapped value: the episode, or the horizon, is imagined as a whole.
 
-Dimension letters: H decisions, M members (seeds), B rollouts of a member, N starts, S start, A action, X noise
+Dimension letters: H steps, M members (seeds), B rollouts of a member, N starts, S start, A action, X noise
 (see `imagine`).
 Source: Ma et al. (arXiv 2402.05290), section 4. What differs: the return is divided by the spread of returns in the
 data, so that one entropy weight serves all tasks; a gradient that is not finite stops the run and is not set to zero.
@@ -43,7 +43,7 @@ def bpo_objective(
 def imagined_horizon(
     config: BpoConfig, spec: TaskSpec, model: SequenceModel | None, setting: str = "bpo.bpo.horizon"
 ) -> int:
-    """Decisions to imagine for a task.
+    """Steps to imagine for a task.
 
     Args:
         setting: the key of `config.horizon`, for the message.
@@ -56,15 +56,19 @@ def imagined_horizon(
     horizon = config.horizon or (longest if model is None else min(longest, model.config.horizon))
     if horizon > longest:
         raise ConfigError(
-            f"{setting} is {horizon}, but episodes of task {spec.name!r} have {spec.episode_length} decisions"
-            + ("" if model is None else f" and the {model.config.kind} model learned {model.config.horizon} of them")
+            f"{setting} is {horizon}, but episodes of task {spec.name!r} have {spec.episode_length} steps"
+            + (
+                ""
+                if model is None
+                else f" and the {model.config.kind} model was trained on {model.config.horizon} of them"
+            )
             + f"; use at most {longest}"
         )
     return horizon
 
 
 def start_observations(rows: TaskRows, horizon: int, count: int, seed: int, held_out: float = 0.0) -> torch.Tensor:
-    """Observations [N, O_task] of the data to start from, at most `count`, each with `horizon` decisions left, of the
+    """Observations [N, O_task] of the data to start from, at most `count`, each with `horizon` steps left, of the
     episodes that are not held out.
 
     First frames alone where the horizon is a whole episode.
@@ -85,7 +89,7 @@ def start_observations(rows: TaskRows, horizon: int, count: int, seed: int, held
         frames = torch.from_numpy(first[left >= horizon])
     if not len(frames):
         raise ConfigError(
-            f"task {rows.spec.name!r}: no episode of its data has the {horizon} decisions of the horizon (longest: "
+            f"task {rows.spec.name!r}: no episode of its data is as long as the horizon of {horizon} steps (longest: "
             f"{rows.lengths[kept].max()}); use a shorter horizon"
         )
     return rows.rows[frames[:count]][:, : rows.spec.observation_dim].clone()
@@ -122,7 +126,9 @@ class PolicyOptimisation:
             ConfigError: discrete actions, or a task that terminates.
         """
         if spec.action_kind != "continuous":
-            raise ConfigError(f"bpo needs continuous actions; task {spec.name!r} has {spec.action_dim} choices")
+            raise ConfigError(
+                f"bpo needs continuous actions; task {spec.name!r} has {spec.action_dim} discrete actions"
+            )
         if spec.terminates:
             raise ConfigError(
                 f"task {spec.name!r} can end in a terminal state, which sequence models do not predict; use extract"
@@ -165,7 +171,7 @@ class PolicyOptimisation:
     def imagined_return(self) -> torch.Tensor:
         """Return per episode [M] of the deterministic policies.
 
-        Where the imagined horizon is shorter than an episode, its reward per decision stands for all of the episode.
+        Where the imagined horizon is shorter than an episode, its reward per step stands for all of the episode.
         """
         start_MBS, noise_HMBX = self._draw("imagined return", IMAGINED_EPISODES)
         noise_HMBX[..., : self.spec.action_dim] = 0  # the policy's; the world's stays

@@ -14,28 +14,28 @@ REWARDS = ("auto", "simulator", "learned")
 
 @dataclass(frozen=True)
 class BpoConfig:
-    """Policy optimisation by backpropagation through a whole imagined episode (Ma et al., section 4)."""
+    """Policy optimisation by backpropagation through full imagined episodes (Ma et al., section 4)."""
 
     horizon: int = 0
-    """Imagined decisions; 0 takes the model's horizon, or the episode's length where that is shorter."""
+    """Imagined steps; 0 = the model's horizon or the episode length, whichever is shorter."""
     batch_size: int = 16
     """Imagined episodes per policy and iteration."""
     units: tuple[int, ...] = (64, 64)
     """Hidden widths of the policy."""
     lr: float = 1e-3
-    """Adam; Ma et al. use 1e-4 with 219 updates."""
+    """Learning rate (Adam); Ma et al. use 1e-4 with 219 updates."""
     final_lr_scale: float = 1.0
-    """lr falls linearly to lr times this at the last iteration; 1 is constant."""
+    """Linear schedule: the learning rate at the last iteration is `lr` times this; 1 = constant."""
     clip_norm: float = 100.0
-    """Gradient norm of each policy is clipped to this."""
+    """Maximum gradient norm of each policy."""
     entropy: float = 0.01
-    """Weight of the policy's mean entropy per decision, against returns in standard deviations of the data's."""
+    """Weight of the policy's mean entropy per step, against returns in standard deviations of the data."""
     policy_input_gradient: float = 0.0
-    """Share of the gradient that reaches a predicted state through the policy that reads it. 0 cuts that path, which is
-    what keeps the gradient paths of an AWM short."""
+    """Share of the gradient that flows from the policy into its input state. 0 stops it, which keeps the gradient paths
+    of an AWM short."""
     reward: str = "auto"
-    """simulator: the true one, which the task's simulator gives. learned: the model's reward head. auto: the true one
-    where there is a simulator."""
+    """simulator: the true reward, from the task's simulator. learned: the model's reward head. auto: simulator if there
+    is one."""
 
     def __post_init__(self) -> None:
         check_choices(self, reward=REWARDS)
@@ -46,45 +46,45 @@ class BpoConfig:
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """The loop of Ma et al.: one environment, model and policy updated between its decisions."""
+    """Online loop of Ma et al.: model and policy are updated between steps of one environment."""
 
-    decisions: int = 5000
-    """Of the environment, in whole episodes."""
+    steps: int = field(default=5000, metadata={"renamed_from": "decisions"})
+    """Environment steps, in full episodes. A step includes the action repeat."""
     warm_up: int = 1500
-    """Decisions before the first update; the policy acts with its initial noise."""
+    """Steps before the first update, with the initial policy noise."""
     model_every: int = 2
-    """Decisions per update of the model."""
+    """Steps per model update."""
     policy_every: int = 16
-    """Decisions per update of the policy."""
+    """Steps per policy update."""
     batch_size: int = 64
     """Sequences per model update."""
     model_lr: float = 1e-3
-    """Adam."""
+    """Learning rate of the model (Adam)."""
     bpo: BpoConfig = field(default_factory=BpoConfig)
     """Policy updates."""
 
 
 @dataclass(frozen=True)
 class BpoStageConfig:
-    """Which policies are trained, and how."""
+    """Policies to train, and how."""
 
     bpo: BpoConfig = field(default_factory=BpoConfig)
     """Rollouts, policy and optimiser."""
     gradients: list[str] = field(default_factory=lambda: ["model"])
-    """model: through the sequence model; its policies are called bpo_<kind>, for example bpo_awm. simulator: through
-    the task's own simulator, an upper baseline for differentiable tasks; called bpo_simulator."""
+    """model: through the sequence model; reported as bpo_KIND, for example bpo_awm. simulator: through the task's
+    differentiable simulator, an upper baseline; reported as bpo_simulator."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store to train policies for; all of them where empty."""
+    """Tasks of the store. Empty: all."""
     seeds: int = 2
     """Policies per task and gradient."""
     iterations: int = 500
-    """Updates of each policy."""
+    """Updates per policy."""
     starts_per_task: int = 16384
-    """Frames of the data from which imagined episodes begin, at most."""
+    """Maximum dataset frames used as start states of imagined episodes."""
     log_every: int = 10
-    """Iterations between logged numbers."""
+    """Iterations between logged metrics."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every")
@@ -94,18 +94,18 @@ class BpoStageConfig:
 
 @dataclass(frozen=True)
 class BpoOnlineConfig:
-    """Which tasks are learned, with which model."""
+    """Tasks to learn online, and the model."""
 
     online: OnlineConfig = field(default_factory=OnlineConfig)
     """Budget and updates."""
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
-    """Kind and sizes of the sequence model."""
+    """The sequence model."""
     tasks: list[str] = field(default_factory=list)
     """Tasks of the suite myriad."""
     seeds: int = 2
     """Runs per task."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds")

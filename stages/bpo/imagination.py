@@ -1,11 +1,11 @@
 """Imagined episodes of closed-loop policies, through a sequence model or through a differentiable simulator.
 
-At each decision the policy reads the predicted observation with its gradient cut (or scaled); the reward keeps it:
+At each step the policy reads the predicted observation with its gradient cut (or scaled); the reward keeps it:
 
     a_t = pi(sg(s^_t), noise_t),   r_t = r(s^_t, a_t, s^_{t+1}),   s^_{t+1} = model(s_1, a_{1:t})
     dJ/dtheta = sum_k (da_k/dtheta)^T [ dr_k/da_k + sum_{t>k} (ds^_t/da_k)^T dr_t/ds^_t ]
 
-Dimension letters: H decisions, M members, B rollouts of a member, R = M B rollouts, O observation, A action, E noise of
+Dimension letters: H steps, M members, B rollouts of a member, R = M B rollouts, O observation, A action, E noise of
 the dynamics, S start.
 Source: Ma et al. (arXiv 2402.05290), section 4.
 """
@@ -28,7 +28,7 @@ def _of_policy_and_dynamics(noise: torch.Tensor, dynamics: Dynamics) -> tuple[to
 
 @dataclass(frozen=True)
 class Imagined:
-    """H imagined decisions of M members from B starts each."""
+    """H imagined steps of M members from B starts each."""
 
     observation_HMBO: torch.Tensor
     """Before each action."""
@@ -45,7 +45,7 @@ def imagine(
     noise_HMBX: torch.Tensor,
     policy_input_gradient: float = 0.0,
 ) -> Imagined:
-    """Decision by decision.
+    """Step by step.
 
     `noise_HMBX` is standard normal: the policy's, of the width of its actions (zeros act deterministically up to the
     squash), then that of the dynamics, X = A + noise_dim.

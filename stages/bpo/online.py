@@ -1,11 +1,11 @@
 """The online loop of Ma et al.: act in one environment, fit the model to whole episodes, improve the policy in it.
 
-    until `decisions` are spent: play one episode with the stochastic policy and add it to the data;
-    after `warm_up` decisions: a model update every `model_every` of them, a policy update every `policy_every`.
+    until `steps` are spent: play one episode with the stochastic policy and add it to the data;
+    after `warm_up` steps: a model update every `model_every` of them, a policy update every `policy_every`.
 
 The environment is the task's simulator, which is used like any other: no gradient goes through it.
 
-Dimension letters: T decisions of an episode, B batch, O observation, A action.
+Dimension letters: T steps of an episode, B batch, O observation, A action.
 Source: Ma et al. (arXiv 2402.05290), section 4 and released code. What differs: updates that fall into an episode are
 made at its end, since only whole episodes are trained on; the model's scales come from the warm-up's episodes.
 """
@@ -40,27 +40,27 @@ class OnlineLoop:
             ConfigError: the budget holds no update.
             TaskError: the task has no simulator of this project.
         """
-        if config.warm_up >= config.decisions or config.decisions < 2 * spec.episode_length:
+        if config.warm_up >= config.steps or config.steps < 2 * spec.episode_length:
             raise ConfigError(
-                f"{config.decisions} decisions of task {spec.name!r} (episodes of {spec.episode_length}), warm-up "
-                f"{config.warm_up}, leave nothing to learn from; raise bpo_online.online.decisions"
+                f"{config.steps} steps of task {spec.name!r} (episodes of {spec.episode_length}), warm-up "
+                f"{config.warm_up}, leave no data to learn from; raise bpo_online.online.steps"
             )
         self.spec, self.config, self.seed = spec, config, seed
         self._world = SimulatorDynamics(spec)
         model = dataclasses.replace(model, horizon=max(model.horizon, spec.episode_length))
         self._fit = ModelFit(spec, model, config.model_lr, derive_seed("online model", seed, spec.name) % 2**31)
         self.horizon = imagined_horizon(config.bpo, spec, self._fit.model, "bpo_online.online.bpo.horizon")
-        self._policy_updates = max(config.decisions - config.warm_up, 0) // config.policy_every
+        self._policy_updates = max(config.steps - config.warm_up, 0) // config.policy_every
         self._optimisation: PolicyOptimisation | None = None
 
-    def run(self, report: Callable[[int], None] = lambda decisions: None) -> list[dict[str, Any]]:
-        """Play and learn until the decisions are spent; `report` is called with those of each episode."""
+    def run(self, report: Callable[[int], None] = lambda steps: None) -> list[dict[str, Any]]:
+        """Play and learn until the steps are spent; `report` is called with those of each episode."""
         config, T = self.config, self.spec.episode_length
         policy = self._initial_policy()
         data: Episodes | None = None
         rows: list[dict[str, Any]] = []
         model_updates = policy_updates = 0
-        for episode in range(config.decisions // T):
+        for episode in range(config.steps // T):
             played = self._play(policy, episode)
             data = played if data is None else data + played
             spent = (episode + 1) * T
@@ -84,7 +84,7 @@ class OnlineLoop:
                 loss = float("nan")
             rows.append(
                 {
-                    "decisions": spent,
+                    "steps": spent,
                     "return": float(played.reward_NT.sum()),
                     "model_loss": loss,
                     "model_updates": model_updates,

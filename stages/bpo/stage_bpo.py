@@ -1,5 +1,4 @@
-"""bpo: one policy per task and seed by backpropagation through whole imagined episodes of a frozen sequence model, and,
-where a task has a differentiable simulator, through that instead."""
+"""The stage bpo."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from ...pipeline.artifact import write_json
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..data.config import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
 from ..pretrain.config import PretrainConfig
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class Bpo(Stage):
-    """Policies, task after task. What a task has finished is kept when the stage is interrupted."""
+    """Train policies by backpropagation through a world model (BPO).
+
+    The model is a frozen sequence model; tasks with a differentiable simulator can use the simulator instead. There is
+    one policy per task and seed. Finished tasks are kept if the stage is interrupted.
+    """
 
     Config = BpoStageConfig
     inputs = {"world_model": Input("world_model", optional=True), "store": Input("store")}
@@ -47,20 +51,20 @@ class Bpo(Stage):
     def _check_model(self, maker: PretrainConfig) -> None:
         if maker.world_model != "sequence":
             raise ConfigError(
-                "bpo needs a sequence model, and pretrain is to make a latent one, whose policies come from the stage "
-                "extract; set pretrain.world_model=sequence"
+                "bpo needs a sequence model, but pretrain would train a latent one (policies for it come from "
+                "extract); set pretrain.world_model=sequence"
             )
         config, model = self.config.bpo, maker.sequence
         self._has_reward_head = model.reward_head
         limit = model.longest_prediction()
         if limit is not None and config.horizon > limit:
             raise ConfigError(
-                f"bpo.bpo.horizon is {config.horizon}, but the {model.kind} model is to learn {limit} decisions; use "
+                f"bpo.bpo.horizon is {config.horizon}, but the {model.kind} model would learn {limit} steps; use "
                 f"at most {limit}, or pretrain with pretrain.sequence.horizon={config.horizon}"
             )
         if config.reward == "learned" and not model.reward_head:
             raise ConfigError(
-                "bpo.bpo.reward is learned, but the model is to have no reward head; set pretrain.sequence.reward_head"
+                "bpo.bpo.reward is learned, but the model would have no reward head; set pretrain.sequence.reward_head"
                 "=true"
             )
 
@@ -73,12 +77,12 @@ class Bpo(Stage):
         asked = asked or ("bpo.bpo.reward is simulator" if config.bpo.reward == "simulator" else "")
         if asked and others:
             raise ConfigError(
-                f"{asked}, but {', '.join(others)} has no differentiable simulator; the tasks of the suite myriad have "
+                f"{asked}, but {', '.join(others)} has no differentiable simulator; tasks of the suite myriad have "
                 "one. Use bpo.gradients=[model] bpo.bpo.reward=learned, or name tasks in bpo.tasks"
             )
         if others and not self._has_reward_head:
             raise ConfigError(
-                f"{', '.join(others)} has no differentiable simulator, and the model is to have no reward head; set "
+                f"{', '.join(others)} has no differentiable simulator, and the model would have no reward head; set "
                 "pretrain.sequence.reward_head=true, or name tasks of the suite myriad in bpo.tasks"
             )
         for name in names:
@@ -87,7 +91,7 @@ class Bpo(Stage):
             length = task_spec(name).episode_length
             if config.bpo.horizon > length:
                 raise ConfigError(
-                    f"bpo.bpo.horizon is {config.bpo.horizon}, but episodes of task {name!r} have {length} decisions; "
+                    f"bpo.bpo.horizon is {config.bpo.horizon}, but episodes of task {name!r} have {length} steps; "
                     f"use at most {length}"
                 )
 
@@ -120,7 +124,10 @@ class Bpo(Stage):
         pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
         for record in context.folder.glob("finished_*.json"):
             record.unlink()
-        return f"{len(entries)} policies for {len(names)} tasks, {config.iterations} updates each"
+        return (
+            f"{counted(len(entries), 'policy', 'policies')} for {counted(len(names), 'task')}, "
+            f"{config.iterations:,} updates each"
+        )
 
     def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str, held_out: float) -> PolicyOptimisation:
         from ..sequence_model.dynamics import Dynamics, ModelDynamics, SimulatorDynamics
@@ -158,7 +165,7 @@ def _load_model(context: Context, store: TaskStore) -> SequenceModel:
     folders = context.inputs["world_model"]
     if not folders:
         raise CheckpointError(
-            "bpo.gradients has `model`, but the run has no world model: run pretrain before it, give one as "
+            "bpo.gradients has `model`, but the run has no world model: run pretrain first, set "
             "inputs.world_model=RUN/pretrain, or set bpo.gradients=[simulator]"
         )
     _check_is_sequence(folders[0])
@@ -171,7 +178,7 @@ def _check_is_sequence(folder: Path) -> None:
     if not (folder / "sequence_model.json").is_file():
         raise CheckpointError(
             f"{folder} holds no sequence model (sequence_model.json): policies for a latent world model come from "
-            "the stage extract; for this stage, pretrain with pretrain.world_model=sequence"
+            "extract; bpo needs pretrain.world_model=sequence"
         )
 
 

@@ -1,4 +1,4 @@
-"""bpo_online: model and policy learned together from one environment, as in Ma et al., from no data at all."""
+"""The stage bpo_online."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from ...pipeline.artifact import write_json
 from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from .config import BpoOnlineConfig
 
 
 class BpoOnline(Stage):
-    """One run per task and seed; what has finished is kept when the stage is interrupted."""
+    """Learn a sequence model and a policy together, online, in one environment (Ma et al.). Needs no data.
+
+    There is one run per task and seed; finished runs are kept if the stage is interrupted.
+    """
 
     Config = BpoOnlineConfig
     output_kind = "policies"
@@ -27,7 +31,7 @@ class BpoOnline(Stage):
             raise ConfigError("bpo_online.tasks is empty: name a task, for example tasks=[myriad/cancer]")
         for name in self.config.tasks:
             if not resolve_name(name).startswith("myriad/"):
-                raise ConfigError(f"bpo_online.tasks: {name!r} is not of the suite myriad, which this loop simulates")
+                raise ConfigError(f"bpo_online.tasks: {name!r} is not of the suite myriad, which bpo_online requires")
 
     def run(self, context: Context) -> str:
         import pandas as pd
@@ -36,7 +40,7 @@ class BpoOnline(Stage):
         config = self.config
         torch.set_num_threads(context.threads)
         specs = [task_spec(resolve_name(name)) for name in config.tasks]
-        total = sum(config.online.decisions // spec.episode_length * spec.episode_length for spec in specs)
+        total = sum(config.online.steps // spec.episode_length * spec.episode_length for spec in specs)
         entries, curves = [], []
         with context.progress("bpo_online", total=total * config.seeds) as progress:
             for spec in specs:
@@ -48,7 +52,10 @@ class BpoOnline(Stage):
         pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
         for record in context.folder.glob("finished_*.json"):
             record.unlink()
-        return f"{len(entries)} policies for {len(specs)} tasks, {config.online.decisions} decisions each"
+        return (
+            f"{counted(len(entries), 'policy', 'policies')} for {counted(len(specs), 'task')}, "
+            f"{config.online.steps:,} steps each"
+        )
 
     def _one(self, folder: Path, spec: Any, seed: int, progress: Any) -> dict[str, Any]:
         from .online import OnlineLoop
@@ -57,7 +64,7 @@ class BpoOnline(Stage):
         config = self.config
         record = folder / f"finished_{spec.slug}_{seed}.json"
         if record.is_file():
-            progress.advance(config.online.decisions // spec.episode_length * spec.episode_length)
+            progress.advance(config.online.steps // spec.episode_length * spec.episode_length)
             return dict(read_made(record, dict[str, Any]))
         algorithm = f"bpo_online_{config.model.kind}"
         progress.note(f"{algorithm} {spec.name}")
@@ -69,7 +76,7 @@ class BpoOnline(Stage):
         finished = {
             "policy": entry,
             "curves": [
-                {"iteration": row.pop("decisions"), "algorithm": algorithm, "task": spec.name, "seed": seed, **row}
+                {"iteration": row.pop("steps"), "algorithm": algorithm, "task": spec.name, "seed": seed, **row}
                 for row in rows
             ],
         }

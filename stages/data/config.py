@@ -20,38 +20,38 @@ class SourceConfig:
     """A dataset that Orrery did not collect."""
 
     path: str = ""
-    """HDF5 file, Minari folder, or Minari id; of mt30 and mt80, the folder of TD-MPC2's chunk_*.pt."""
+    """HDF5 file, Minari folder or Minari id; for mt30 and mt80, the folder of TD-MPC2's chunk_*.pt."""
     columns: str = ""
-    """YAML file that maps the columns of an HDF5 file; empty recognises D4RL's and robomimic's layouts."""
+    """YAML column map of an HDF5 file. Empty: recognise the D4RL and robomimic layouts."""
     behaviour: str = ""
-    """exploration, expert or policy: how the data was made; decides the default behaviour anchor. Empty takes what the
-    dataset says of itself; mt30 and mt80 count as exploration."""
+    """How the data was collected: exploration, expert or policy; sets the default behaviour anchor. Empty: use the
+    dataset's metadata; mt30 and mt80 count as exploration."""
     episode_length: int = 0
-    """Decisions per episode; 0 takes the environment's limit, or the longest episode."""
+    """Episode length in steps, including the action repeat; 0 = the environment's time limit, or the longest
+    episode."""
     score_random: float | None = None
     """Return that scores 0."""
     score_expert: float | None = None
-    """Return that scores 1; above `score_random`."""
+    """Return that scores 1; must be above `score_random`."""
     environment: str = ""
-    """Environment the data was recorded in, for evaluation, where the dataset does not tell: a Gymnasium id, with the
-    module that registers it as MODULE:ID, or a task such as dmc/walker-run. Its action bounds and time limit apply."""
+    """Environment of the data, for evaluation, if the dataset does not state it: a Gymnasium id, MODULE:ID with the
+    module that registers it, or a task such as dmc/walker-run. Its action bounds and time limit apply."""
     action_low: list[float] = field(default_factory=list)
-    """Value of each action component that becomes -1, in the dataset's units (one number for all, or one each); actions
-    are then continuous. Empty: bounds of the environment or action space, else the largest magnitude in the data."""
+    """Action value that maps to -1, in the dataset's units (one number for all components, or one each); makes actions
+    continuous. Empty: bounds of the environment or action space, else the largest magnitude in the data."""
     action_high: list[float] = field(default_factory=list)
-    """Value of each action component that becomes 1."""
+    """Action value that maps to 1."""
     choices: int = 0
-    """HDF5: number of choices of a discrete action, where the data does not show all, or holds them as floats or
-    one-hot rows."""
+    """HDF5: number of discrete actions, if the data does not use all of them or stores floats or one-hot rows."""
     choices_start: int | None = None
-    """HDF5: number that the data gives to the first choice. Empty: as the environment counts, else 0."""
+    """HDF5: number of the first discrete action. Empty: as in the environment, else 0."""
 
     def check(self, name: str) -> None:
-        """Raise a ConfigError where settings of the source `name` contradict each other."""
+        """Raise a ConfigError if settings of the source `name` contradict each other."""
         if not self.path:
             raise ConfigError(
-                f"pack.sources.{name}.path is empty. Settings of a dataset need its path (an HDF5 file, a Minari "
-                f"folder or id) under a task name of your choice: tasks=[lab/arm] pack.sources.lab/arm.path=arm.hdf5"
+                f"pack.sources.{name}.path is empty. Set the path of the dataset (an HDF5 file, a Minari folder or id) "
+                "under a task name of your choice: tasks=[lab/arm] pack.sources.lab/arm.path=arm.hdf5"
             )
         if self.behaviour not in ("", *BEHAVIOURS):
             raise ConfigError(
@@ -61,7 +61,7 @@ class SourceConfig:
             if getattr(self, key) < 0:
                 raise ConfigError(f"pack.sources.{name}.{key} must not be negative, found {getattr(self, key)}")
         if bool(self.action_low) != bool(self.action_high):
-            raise ConfigError(f"pack.sources.{name}: action_low and action_high are given together")
+            raise ConfigError(f"pack.sources.{name}: action_low and action_high must be set together")
         random, expert = self.score_random, self.score_expert
         if random is not None and expert is not None and not random < expert:
             raise ConfigError(
@@ -70,11 +70,12 @@ class SourceConfig:
             )
         if self.action_low and (discrete := [key for key in ("choices", "choices_start") if getattr(self, key)]):
             raise ConfigError(
-                f"pack.sources.{name}: {discrete[0]} is for discrete actions, action_low and action_high for others"
+                f"pack.sources.{name}: {discrete[0]} is for discrete actions, action_low and action_high are for "
+                "continuous ones; remove one of them"
             )
 
     def overrides(self) -> dict[str, Any]:
-        """What it says of the task, as `open_reader` takes it."""
+        """Return the TaskSpec fields that it sets, as `open_reader` takes them."""
         scores = {"score_random": self.score_random, "score_expert": self.score_expert}
         given: dict[str, Any] = {key: score for key, score in scores.items() if score is not None}
         if self.episode_length:
@@ -92,23 +93,22 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Which datasets make the store, in which order."""
+    """Datasets of the store, and their order."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the table, in order: simulated tasks that `collect` made, names under `sources`, Minari datasets as
-    minari/<id>, or HDF5 files; mt30 and mt80 are TD-MPC2's sets. Empty takes everything that was collected, then every
-    source."""
+    """Tasks of the store, in order: collected tasks, names under `sources`, minari/<id>, or HDF5 files; mt30 and mt80
+    are TD-MPC2's sets. Empty: all collected tasks, then all sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Datasets by the task name they get; one named mt30 or mt80 has every task of TD-MPC2's set."""
+    """Datasets by task name; mt30 or mt80 provides every task of TD-MPC2's set."""
     window: int = 5
-    """Decisions of the windows that will be drawn; an error where no episode is as long."""
+    """Training-window length in steps; fails if no episode is that long."""
     episodes: int = 0
-    """At most so many of each task, the first ones of its dataset; 0 takes all."""
+    """Maximum episodes per task, from the start of its dataset; 0 = all."""
 
     def __post_init__(self) -> None:
         check_counts(self, "window")
         if self.episodes < 0:
-            raise ConfigError(f"pack.episodes must not be negative (0 takes all), found {self.episodes}")
+            raise ConfigError(f"pack.episodes must not be negative (0 = all), found {self.episodes}")
         for name, source in self.sources.items():
             source.check(name)
             if name in SETS and source != SourceConfig(path=source.path, behaviour=source.behaviour):
@@ -118,21 +118,21 @@ class PackConfig:
             if self.tasks and name not in SETS and name not in self.names:
                 raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
         if SETS.keys() <= self.sources.keys():
-            raise ConfigError(f"pack.sources names {' and '.join(SETS)}, which share tasks; leave one of them out")
+            raise ConfigError(f"pack.sources names {' and '.join(SETS)}, which share tasks; remove one of them")
 
     @property
     def names(self) -> list[str]:
-        """`tasks` without sets and aliases."""
+        """`tasks` with sets and aliases expanded."""
         return self._expand(self.tasks)
 
     @property
     def offered(self) -> list[str]:
-        """The tasks that `sources` have."""
+        """Tasks provided by `sources`."""
         return list(dict.fromkeys(self._expand(self.sources)))
 
     @property
     def task_set(self) -> str | None:
-        """mt30 or mt80, where `sources` has it."""
+        """mt30 or mt80, if `sources` has it."""
         return next((name for name in self.sources if name in SETS), None)
 
     def from_set(self, name: str) -> bool:
@@ -145,28 +145,29 @@ class PackConfig:
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """What data to make."""
+    """Data to collect."""
 
     tasks: list[str] = field(default_factory=list)
-    """Names such as dmc/walker-run, metaworld/reach-v3, gymnasium/Pendulum-v1; mt30 and mt80 are TD-MPC2's sets."""
+    """Task names such as dmc/walker-run, metaworld/reach-v3, gymnasium/Pendulum-v1; mt30 and mt80 are TD-MPC2's
+    sets."""
     episodes: int = 200
-    """Per task."""
+    """Episodes per task."""
     seed: int = 0
-    """With the task and an episode's number, determines that episode."""
+    """Random seed. Each episode depends only on the seed, its task and its number."""
     expert_noise: list[float] = field(default_factory=lambda: [0.0, 0.6])
-    """Lowest and highest standard deviation of the noise on scripted experts, drawn once per episode."""
+    """Minimum and maximum standard deviation of action noise on scripted experts, drawn once per episode."""
     random_share: float = 0.1
-    """Share of a scripted expert's episodes that are uniformly random instead."""
+    """Share of a scripted expert's episodes with uniformly random actions."""
     policy: str | None = None
-    """Folder of a policies artifact whose policies act instead, those of a task in turn; tasks without a policy in it
-    are refused."""
+    """Folder of a policies artifact that collects instead; the policies of a task take turns. Every task needs a policy
+    in it."""
     policy_algorithm: str = ""
-    """Which of its algorithms acts; empty takes the first that the artifact lists."""
+    """Algorithm of that artifact that collects. Empty: the first one listed."""
     policy_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Lowest and highest level of exploration on those policies, drawn once per episode: the standard deviation of
-    noise on continuous actions, the share of uniform choices where actions are discrete."""
+    """Minimum and maximum exploration noise on those policies, drawn once per episode: standard deviation for
+    continuous actions, share of uniformly random choices for discrete ones."""
     policy_random_share: float = 0.0
-    """Share of their episodes that explore at random instead, as where there is no policy."""
+    """Share of their episodes that explore at random, as without a policy."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")

@@ -1,4 +1,4 @@
-"""Make offline data in the simulators: one Minari dataset per task, from experts, exploration or an earlier policy."""
+"""The stage collect."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.paths import user_path
 from ...pipeline.stage import Context, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex
 from .config import CollectConfig
 
@@ -39,7 +40,7 @@ class _Job:
 
 
 class Collect(Stage):
-    """One Minari dataset per task below `minari/`, and `datasets.json` that says what is in them."""
+    """Collect Minari datasets in simulators, with scripted experts, exploration or earlier policies."""
 
     Config = CollectConfig
     output_kind = "datasets"
@@ -52,7 +53,7 @@ class Collect(Stage):
             raise ConfigError("collect.tasks is empty: name a task, for example tasks=[dmc/cartpole-balance]")
         names = _names(self.config)
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"collect.tasks names a task twice: {', '.join(repeated)}")
+            raise ConfigError(f"collect.tasks repeats a task: {', '.join(repeated)}")
         if self.config.policy is not None:
             _policy_folders(self.config, names)
 
@@ -106,7 +107,7 @@ class Collect(Stage):
             tasks[name] = {"path": f"minari/{record['dataset_id']}", **record, "seconds": seconds}
             if record["failed_episodes"]:
                 context.log.warning(
-                    "%s: %d episodes failed and were left out: %s",
+                    "%s: episodes that failed and were skipped: %d (%s)",
                     name,
                     record["failed_episodes"],
                     "; ".join(record["errors"]),
@@ -114,7 +115,9 @@ class Collect(Stage):
         (context.folder / "datasets.json").write_text(json.dumps({"tasks": tasks}, indent=1))
         transitions = sum(record["transitions"] for record in tasks.values())
         episodes = sum(record["episodes"] for record in tasks.values())
-        return f"{transitions:,} transitions in {episodes:,} episodes of {len(tasks)} tasks"
+        return (
+            f"{counted(transitions, 'transition')} in {counted(episodes, 'episode')} of {counted(len(tasks), 'task')}"
+        )
 
 
 def _names(config: CollectConfig) -> list[str]:
@@ -159,7 +162,7 @@ def _in_turn(policies: Sequence[Path | None], episodes: int) -> list[tuple[Path 
 
 
 def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, list[Path]]:
-    """The folders of the policies that act in each task, one per seed; empty where none is to."""
+    """The folders of the policies that act in each task, one per seed; empty if none is to."""
     if config.policy is None:
         return {}
     artifact = user_path(config.policy)

@@ -1,4 +1,4 @@
-"""pack: datasets of any format, validated, into one memory-mapped store."""
+"""The stage pack."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ...pipeline.errors import ConfigError, DatasetError, StageError, TaskError
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from .config import SIMULATED, PackConfig, SourceConfig
 
 
@@ -42,8 +43,10 @@ class PackJob:
 
 
 class Pack(Stage):
-    """A TaskStore out of Minari and HDF5 datasets, and of TD-MPC2's chunks. What several collections hold of a task is
-    put together."""
+    """Validate datasets and pack them into one memory-mapped store.
+
+    Reads Minari and HDF5 datasets and TD-MPC2's chunks. Datasets of the same task from several collections are joined.
+    """
 
     Config = PackConfig
     inputs = {"datasets": Input("datasets", optional=True, many=True)}
@@ -64,13 +67,13 @@ class Pack(Stage):
             except DatasetError as error:
                 if not (quotes := _with_quotes(self.config.tasks, name)):
                     raise
-                raise DatasetError(f"{error}. A comma in the name of a file needs quotes: {quotes}") from error
+                raise DatasetError(f"{error}. File names with a comma need quotes: {quotes}") from error
             sources.setdefault(reader.name, []).append(external["source"])
         for name, same in sources.items():
             if len(same) > 1:
                 raise ConfigError(
-                    f"{' and '.join(same)} would both be task {name!r}. Name each: tasks=[NAME,...] and, for each, "
-                    f"pack.sources.NAME.path={same[0]}"
+                    f"{' and '.join(same)} would both become task {name!r}. Give each a name: tasks=[NAME,...] and, "
+                    f"for each, pack.sources.NAME.path={same[0]}"
                 )
         if self.config.task_set:
             chunk_files(self.config.sources[self.config.task_set].path)
@@ -89,7 +92,7 @@ class Pack(Stage):
     def _check_data(self, names: Sequence[str], collected: Collection[str]) -> None:
         """Raise a StageError if there is nothing to pack, or a task that nothing has data of."""
         if not names:
-            raise StageError("pack: nothing to pack; name datasets, for example tasks=[minari/mujoco/hopper/medium-v0]")
+            raise StageError("pack.tasks is empty: name datasets, for example tasks=[minari/mujoco/hopper/medium-v0]")
         for name in names:
             outside = name in self.config.sources or self.config.from_set(name) or not name.startswith(SIMULATED)
             if name not in collected and not outside:
@@ -143,7 +146,7 @@ class Pack(Stage):
             for warning in summary["findings"].get("warnings", []):
                 context.log.warning("pack: %s: %s", summary["task"], warning)
         transitions = sum(summary["transitions"] for summary in summaries)
-        return f"{transitions:,} transitions of {len(table)} tasks"
+        return f"{counted(transitions, 'transition')} of {counted(len(table), 'task')}"
 
     def _external_names(self) -> list[str]:
         """The tasks that have a dataset of their own from outside."""
@@ -185,13 +188,13 @@ class Pack(Stage):
             return {}
         if both := [name for name in names if name in collected]:
             raise StageError(
-                f"pack: {', '.join(both)} was collected and is in pack.sources.{task_set} too; give collect.tasks the "
-                f"others only, or leave pack.sources.{task_set} out"
+                f"pack: {', '.join(both)} was collected and is also in pack.sources.{task_set}; remove it from "
+                f"collect.tasks, or remove pack.sources.{task_set}"
             )
         source = self.config.sources[task_set]
         chunks, published = chunk_files(source.path), LAYOUTS[task_set].chunks
         if len(chunks) < published:
-            context.log.warning("pack: %d of the %d chunks of %s are there", len(chunks), published, task_set)
+            context.log.warning("pack: found %d of the %d chunks of %s", len(chunks), published, task_set)
         with context.progress(f"find the tasks of {task_set}", total=len(chunks)) as progress:
             rows = find_rows(source.path, task_set, names, on_chunk=lambda: progress.advance(1))
         common = {"source": source.path, "task_set": task_set, "behaviour": source.behaviour or None}
@@ -214,7 +217,7 @@ def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
 
 def _with_quotes(tasks: Sequence[str], name: str) -> str:
     """`tasks=[...]` with quotes around the file whose name was taken apart at its commas, `name` being a part; empty
-    where no neighbours of it join to the name of a file.
+    if no neighbours of it join to the name of a file.
     """
     for start, end in itertools.combinations(range(len(tasks) + 1), 2):
         parts = tasks[start:end]
@@ -227,7 +230,7 @@ def _with_quotes(tasks: Sequence[str], name: str) -> str:
 
 @contextmanager
 def _named_environment(config: PackConfig, name: str) -> Iterator[None]:
-    """Say with which key the environment was named that does not serve."""
+    """Name the key of an environment that cannot be used."""
     source = config.sources.get(name, SourceConfig())
     try:
         yield
@@ -253,12 +256,17 @@ def pack_task(job: PackJob) -> None:
 
 
 def _environment_warnings(task: TaskSpec) -> list[str]:
-    """What to say before training where the environment that a published dataset states cannot be played here."""
+    """Warn before training that policies cannot be evaluated: no environment is known, or the stated one is missing."""
     from ...datasets.tasks import unplayable
 
+    if not task.environment:
+        return [
+            "policies will not be evaluated: no environment is known. Set "
+            f"pack.sources.{task.name}.environment to the environment of the data"
+        ]
     if "spec_json" not in task.environment or (reason := unplayable(task)) is None:
         return []
     return [
-        f"policies will not be evaluated: {reason}. Name an environment with pack.sources.NAME.environment=ID, where "
-        "pack.sources.NAME.path is this dataset"
+        f"policies will not be evaluated: {reason}. Set pack.sources.NAME.environment, where pack.sources.NAME.path is "
+        "this dataset"
     ]

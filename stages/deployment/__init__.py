@@ -1,1 +1,1 @@
-"""Policies outside of the pipeline: exported to ONNX and torch.export, and played on film."""
+"""Policies outside of the pipeline: export to ONNX and torch.export, and videos of episodes."""

@@ -22,17 +22,17 @@ FORMATS = {"onnx": ["onnx"], "torch": ["torch"], "both": ["torch", "onnx"]}
 
 
 class Export(Command):
-    help = "write a policy as ONNX or torch.export: the environment's observations in, its actions out"
+    help = "export a policy as ONNX and torch.export, from raw observations to native actions"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_policy_arguments(parser, "which of several policies")
+        add_policy_arguments(parser, "select a policy")
         parser.add_argument("--format", choices=list(FORMATS), default="both", help="default: both")
         parser.add_argument("--out", type=Path, default=Path("export"), metavar="DIR", help="default: export")
         parser.add_argument(
             "--store",
             type=Path,
             metavar="RUN/pack",
-            help="compare on this data; default: on an episode played now",
+            help="compare on this data (default: on a newly played episode)",
         )
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
@@ -59,7 +59,8 @@ def _print(written: Written, console: Console) -> None:
     kinds = list(next(iter(written.formats.values())).differences)
     if kinds == ["random"]:
         console.print(
-            "compared on random observations alone: the environment is not known; --store RUN/pack has others"
+            "compared on random observations only, because no environment is known; use --store RUN/pack for recorded "
+            "ones"
         )
     table = Table(box=None, pad_edge=False)
     for column in ("one core, batch 1", "p50", "p99", *(f"differs, {kind}" for kind in kinds), "file"):
@@ -72,8 +73,8 @@ def _print(written: Written, console: Console) -> None:
     console.print(table)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores:
-        console.print(f"the machine was busy (load {load:.0f} on {cores} cores): times contain waiting for a core")
-    console.print("differs: largest difference from the policy's action, in halves of the component's range")
+        console.print(f"the machine was busy (load {load:.0f} on {cores} cores): latencies include waiting for a core")
+    console.print("differs: largest difference from the policy's action, as a fraction of half the action range")
 
 
 def _times(latency: Latency) -> tuple[str, str]:

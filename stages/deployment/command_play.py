@@ -17,22 +17,28 @@ if TYPE_CHECKING:
 
 
 class Play(Command):
-    help = "play a policy in its task and write a GIF or MP4, or curves as PNG"
+    help = "record a policy in its task as GIF, MP4 or curves (PNG)"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_policy_arguments(
-            parser, "which of several policies; of one policy, task= is another task of the same shape to play it in"
+            parser, "select a policy; for a single policy, task= is another task of the same shape to play"
         )
         parser.add_argument("--episodes", type=int, default=1, metavar="N", help="default: 1")
         parser.add_argument(
             "--out",
             type=Path,
             metavar="FILE",
-            help=".gif, .mp4 or .png; default: TASK.gif, or TASK.png of equations",
+            help=".gif, .mp4 or .png (default: TASK.gif, or TASK.png if the task cannot be rendered)",
         )
-        parser.add_argument("--size", type=int, default=240, metavar="PIXELS", help="edge of a picture; default: 240")
         parser.add_argument(
-            "--seed", type=int, default=0, metavar="N", help="of the first states, as evaluate.seed; default: 0"
+            "--size", type=int, default=240, metavar="PIXELS", help="width and height of a frame (default: 240)"
+        )
+        parser.add_argument(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="random seed of the start states, like evaluate.seed (default: 0)",
         )
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
@@ -59,14 +65,14 @@ class Play(Command):
         returns = [result.return_ for result in played.results]
         if len(returns) > 1:
             console.print(f"mean return {sum(returns) / len(returns):.1f}")
-        film = f", {played.frames} pictures, {played.frames_per_second:.3g} per second" if played.frames else ""
+        video = f", {played.frames} frames, {played.frames_per_second:.3g} per second" if played.frames else ""
         size = played.out.stat().st_size / 1e6
-        console.print(f"wrote {played.out} ({size:.2f} MB{film})", soft_wrap=True)
+        console.print(f"wrote {played.out} ({size:.2f} MB{video})", soft_wrap=True)
         return 0
 
 
 def _line(index: int, result: EpisodeResult) -> str:
-    words = [f"episode {index}: return {result.return_:.1f}, {result.length} decisions"]
+    words = [f"episode {index}: return {result.return_:.1f}, {result.length} steps"]
     if result.success_any is not None:
         words.append("success" if result.success_any else "no success")
     return ", ".join(words)

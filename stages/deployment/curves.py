@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ...datasets.schema import Episode
-from .film import partial
+from .video import partial
 
 SHOWN = 12
 """Observation columns with the largest spread; more lines could not be told apart."""
 
 
 def draw_curves(episodes: Sequence[Episode], title: str, out: Path) -> None:
-    """Observations, actions and summed reward over decisions, one column of plots per episode, as PNG."""
+    """Observations, actions and summed reward over steps, one column of plots per episode, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +30,7 @@ def draw_curves(episodes: Sequence[Episode], title: str, out: Path) -> None:
         seen.plot(episode.observations[:, shown], linewidth=1)
         done.step(np.arange(len(episode.actions)), episode.actions, where="post", linewidth=1)
         earned.plot(np.arange(1, len(episode.rewards) + 1), np.cumsum(episode.rewards), linewidth=1)
-        earned.set_xlabel("decision")
+        earned.set_xlabel("step")
     left = axes[:, 0]
     left[0].set_ylabel("observation")
     left[1].set_ylabel("action, scaled to [-1, 1]")

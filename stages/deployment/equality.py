@@ -44,7 +44,7 @@ class Observations:
 
 
 def recorded(policy: Policy, spec: TaskSpec, store: Path | None) -> Observations | None:
-    """Observations of the task: from its data, or of an episode with the policy. None where neither is there.
+    """Observations of the task: from its data, or of an episode with the policy. None if neither is there.
 
     Raises:
         DatasetError: the store does not hold the task.
@@ -62,7 +62,7 @@ def recorded(policy: Policy, spec: TaskSpec, store: Path | None) -> Observations
     seed = derive_seed("export", spec.name) % 2**31
     _, result = next(play_episodes(spec, policy_act(policy), [seed], record=True))
     if result.episode is None:
-        raise ExportError(f"the episode of {spec.name} that gives observations to compare on failed: {result.error}")
+        raise ExportError(f"the comparison episode of {spec.name} failed: {result.error}")
     return Observations("of an episode", result.episode.observations[:ROWS])
 
 
@@ -83,7 +83,7 @@ def random(interface: Interface, known: Observations | None) -> Observations:
 
 
 def difference(policy: Policy, interface: Interface, run: Run, observations: Observations) -> float:
-    """Largest difference of an action component in halves of its range; 1 where another choice was made.
+    """Largest difference of an action component in halves of its range; 1 if another choice was made.
 
     A row in which the policy itself wavers is left out: where it takes the exported action as well for an observation
     that differs by float rounding (two choices of equal worth).

@@ -114,19 +114,20 @@ def export_policy(
 def _check_exportable(policy: Policy) -> None:
     if hasattr(policy, "begin"):
         raise ExportError(
-            f"a {type(policy).__name__} plans each decision with random numbers and remembers its last plan, so it is "
-            "no function of the observation; export a policy of another algorithm, or train one with `extract`"
+            f"a {type(policy).__name__} plans each step with random numbers and memory, so its action is not a "
+            "function of the observation; export a policy of another algorithm, or train one with `extract`"
         )
     if not isinstance(policy, torch.nn.Module):
-        raise ExportError(f"a {type(policy).__name__} is no torch module, which is what can be exported")
+        raise ExportError(f"a {type(policy).__name__} is not a torch module and cannot be exported")
 
 
 def _check_equal(name: str, differences: dict[str, float]) -> None:
     for kind, apart in differences.items():
         if apart > equality.TOLERANCE:
             raise ExportError(
-                f"as {name}, the policy acts differently: on observations {kind}, an action is {apart:.3g} halves of "
-                f"its range away (allowed {equality.TOLERANCE:g}; 1 or more is another choice). Nothing was written"
+                f"exported as {name}, the policy acts differently: on observations {kind}, "
+                f"an action differs by {apart:.3g} of half its range (allowed {equality.TOLERANCE:g}; 1 or more is "
+                "another discrete action). Nothing was written"
             )
 
 
@@ -143,7 +144,7 @@ class _writable:
             out.mkdir(parents=True, exist_ok=True)
             self._partial = tempfile.mkdtemp(prefix=".partial-", dir=out)
         except OSError as error:
-            raise ExportError(f"cannot write to {out}: {error.strerror}; give another folder with --out") from error
+            raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
 
     def __enter__(self) -> str:
         return self._partial

@@ -1,4 +1,4 @@
-"""How long one decision takes on one CPU core."""
+"""How long one step takes on one CPU core."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def choose_opengl() -> str:
     stated = os.environ.get("MUJOCO_GL")
     if stated is None and "mujoco" in sys.modules:
         raise TaskError(
-            "MuJoCo is loaded in this process without an OpenGL to draw with; set the environment variable "
+            "MuJoCo was loaded in this process without OpenGL; set the environment variable "
             f"MUJOCO_GL={'|'.join(BACKENDS)} before Python starts"
         )
     failures = {}
@@ -45,14 +45,14 @@ def choose_opengl() -> str:
         failures[backend] = failure
     tried = "; ".join(f"{backend}: {failure}" for backend, failure in failures.items())
     raise TaskError(
-        f"nothing draws pictures of MuJoCo here{' with MUJOCO_GL=' + stated if stated else ''} (tried {tried}). "
+        f"MuJoCo cannot render here{' with MUJOCO_GL=' + stated if stated else ''} (tried {tried}). "
         "On Debian or Ubuntu: apt-get install libegl1 libgl1-mesa-dri, then MUJOCO_GL=egl; or apt-get install "
         "libosmesa6, then MUJOCO_GL=osmesa. Without any, --out FILE.png draws curves"
     )
 
 
 def _try(backend: str) -> str | None:
-    """None where the backend draws, else why not."""
+    """None if the backend draws, else why not."""
     environment = {**os.environ, "MUJOCO_GL": backend}
     try:
         probe = subprocess.run(

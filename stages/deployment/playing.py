@@ -1,4 +1,4 @@
-"""Episodes of one policy to look at: on film, or as curves."""
+"""Episodes of one policy, as a video or as curves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from ...datasets.rollout import EpisodeResult, play_episodes, policy_act
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import task_spec
-from ...datasets.tasks.decisions import Decisions
+from ...datasets.tasks.task_env import TaskEnv
 from ...pipeline.errors import TaskError
 from ...pipeline.paths import user_path
 from ..evaluation.scores import evaluation_seed
 from ..policy.policy import Policy
 from .choice import made_by
 from .curves import draw_curves
-from .film import VIDEOS, Filmed, check_writable, partial
 from .opengl import choose_opengl
+from .video import VIDEOS, VideoEnv, check_writable, partial
 
 CURVES = (".png",)
 
@@ -65,39 +65,39 @@ def play(
     """
     spec = policy.task if task is None else _task_of_the_same_shape(policy.task, task)
     out = default_file(spec) if out is None else user_path(out)
-    film = out.suffix.lower() in VIDEOS
+    as_video = out.suffix.lower() in VIDEOS
     check_writable(out, (*VIDEOS, *CURVES))
     seeds = [evaluation_seed(seed, spec.name, int(made_by(policy)["seed"]), episode) for episode in range(episodes)]
     results: list[EpisodeResult] = []
-    filmed = None
+    recorder = None
     try:
-        if film:
-            filmed = _film(spec, out, size)
-        pool: list[Decisions] = [] if filmed is None else [filmed]
-        played = play_episodes(spec, policy_act(policy), seeds, record=filmed is None, lanes=1, pool=pool)
+        if as_video:
+            recorder = _video_env(spec, out, size)
+        pool: list[TaskEnv] = [] if recorder is None else [recorder]
+        played = play_episodes(spec, policy_act(policy), seeds, record=recorder is None, lanes=1, pool=pool)
         for index, result in played:
             results.append(result)
             on_episode(index, result)
             if result.error is not None:
                 raise TaskError(f"episode {index} of {spec.name} failed: {result.error}")
-        if filmed is not None:
-            filmed.finish()
-            return Played(results, out, filmed.frames, filmed.frames_per_second)
+        if recorder is not None:
+            recorder.finish()
+            return Played(results, out, recorder.frames, recorder.frames_per_second)
         draw_curves([result.episode for result in results if result.episode], spec.name, out)
         return Played(results, out, 0, 0.0)
     finally:
-        if filmed is not None:
-            filmed.close()
+        if recorder is not None:
+            recorder.close()
         partial(out).unlink(missing_ok=True)
 
 
-def _film(spec: TaskSpec, out: Path, size: int) -> Filmed:
+def _video_env(spec: TaskSpec, out: Path, size: int) -> VideoEnv:
     kind = spec.environment.get("kind")
     if kind == "myriad":
-        raise TaskError(f"{spec.name} is a system of equations that nothing draws; --out FILE.png gives its curves")
+        raise TaskError(f"{spec.name} is a system of equations and cannot be rendered; --out FILE.png draws its curves")
     if kind in _DRAWN_BY_MUJOCO:
         choose_opengl()
-    return Filmed(spec, out, size)
+    return VideoEnv(spec, out, size)
 
 
 def _task_of_the_same_shape(own: TaskSpec, name: str) -> TaskSpec:
@@ -108,5 +108,5 @@ def _task_of_the_same_shape(own: TaskSpec, name: str) -> TaskSpec:
         return f"{spec.observation_dim} observation columns and {spec.action_dim} {actions}"
 
     if shape(own) != shape(other):
-        raise TaskError(f"the policy was made for {own.name} ({shape(own)}), {other.name} has {shape(other)}")
+        raise TaskError(f"the policy was trained for {own.name} ({shape(own)}), {other.name} has {shape(other)}")
     return other

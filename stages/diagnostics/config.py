@@ -10,18 +10,18 @@ from ...pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class GradientsConfig:
-    """Where gradients are measured."""
+    """Measurement of gradients."""
 
     horizons: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100])
-    """Decisions from the first action to what is differentiated. Those beyond the model or the data are left out."""
+    """Steps from the first action to the differentiated state. Horizons beyond the model or the data are skipped."""
     trajectories: int = 64
-    """Windows of each task's data: their first observations and actions. r2 has as many of held-out episodes."""
+    """Windows per task, whose first observations and actions are used; r2 uses as many held-out ones."""
     probes: int = 16
-    """Random directions from which the norm of a latent model's Jacobian is estimated; sequence models need none."""
+    """Random directions for estimating the Jacobian norm of a latent model; sequence models need none."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store; all of them where empty."""
+    """Tasks of the store. Empty: all."""
     seed: int = 0
-    """Of windows and probes."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         if not self.horizons or min(self.horizons) < 1:

@@ -26,8 +26,8 @@ def draw_growth(
         left.loglog(horizons, values, marker="o", color=colour, label=name)
         if name in skill:
             right.semilogx(horizons, skill[name].clamp(min=-1), marker="o", color=colour)
-    left.set(xlabel="Decisions t", ylabel="median |d s_t / d a_1|")
-    right.set(xlabel="Decisions t", ylabel="open-loop R2 (cut at -1)", ylim=(-1.05, 1.05))
+    left.set(xlabel="Steps t", ylabel="median |d s_t / d a_1|")
+    right.set(xlabel="Steps t", ylabel="open-loop R2 (cut at -1)", ylim=(-1.05, 1.05))
     for axes in (left, right):
         axes.set_xticks(list(horizons), [str(horizon) for horizon in horizons])
         axes.minorticks_off()
@@ -46,7 +46,7 @@ def draw_landscapes(landscapes: Mapping[str, Landscape], xlabel: str = "first ac
         top.plot(land.point_G, land.value_G, color=colour, linewidth=1.2)
         bottom.plot(land.point_G, land.gradient_G, color=colour, linewidth=1.2)
         bottom.set_yscale("symlog")
-        top.set_title(f"{name}: {land.sign_changes} turns")
+        top.set_title(f"{name}: {land.sign_changes} sign changes")
         bottom.set_xlabel(xlabel)
     axes[0][0].set_ylabel("final reward")
     axes[1][0].set_ylabel("its gradient")

@@ -1,6 +1,6 @@
 """Gradient diagnostics of one task of a trained model, as rows of a table.
 
-Dimension letters: B trajectories, T decisions, O observation, A action, X predicted quantities, H horizons, G points of
+Dimension letters: B trajectories, T steps, O observation, A action, X predicted quantities, H horizons, G points of
 a line.
 """
 
@@ -128,7 +128,7 @@ def jacobian_norm_by_probes(
 
 
 def median(values_BX: torch.Tensor, valid_BX: torch.Tensor) -> torch.Tensor:
-    """Median over the trajectories that have not ended, [X]; NaN where all have."""
+    """Median over the trajectories that have not ended, [X]; NaN if all have."""
     return torch.where(valid_BX, values_BX, torch.nan).nanmedian(0).values
 
 

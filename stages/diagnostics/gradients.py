@@ -6,7 +6,7 @@ A model comes in as a function of a first observation and actions, both batched,
 (`latent_predictor`). Norms are only worth reading beside a measure of skill: a model that predicts a constant has
 small gradients too.
 
-Dimension letters: B trajectories, T decisions, O observation, X predicted quantities, A action, G points of a line,
+Dimension letters: B trajectories, T steps, O observation, X predicted quantities, A action, G points of a line,
 N draws, P parameters.
 """
 
@@ -99,7 +99,7 @@ def jacobian_norm(jacobian_BTXA: torch.Tensor) -> torch.Tensor:
 
 
 def jacobian_cosine(jacobian_BTXA: torch.Tensor, true_BTXA: torch.Tensor) -> torch.Tensor:
-    """Cosine between two Jacobians as vectors, [B, T]; 0 where one of them is 0."""
+    """Cosine between two Jacobians as vectors, [B, T]; 0 if one of them is 0."""
     one, other = jacobian_BTXA.flatten(2).double(), true_BTXA.flatten(2).double()
     return (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1)).clamp(min=1e-30)
 
@@ -183,7 +183,7 @@ def first_actions(first_G: torch.Tensor, horizon: int) -> torch.Tensor:
 def final_reward(
     task: DifferentiableTask, model: SequenceModel | None = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The last decision's reward [G] as a function of the first action [G], others 0: a landscape that can be drawn.
+    """The last step's reward [G] as a function of the first action [G], others 0: a landscape that can be drawn.
 
     Of the true reward function, on what the model predicts from the task's (fixed) start, or on the simulator's states.
     """
@@ -234,7 +234,7 @@ class GradientNoise:
     standard_deviation: float
     """Root of the summed variance of one estimate: the noise."""
     cosine_to_truth: float
-    """Mean cosine of one estimate to the true gradient; NaN where none was given."""
+    """Mean cosine of one estimate to the true gradient; NaN if none was given."""
 
     @property
     def signal_to_noise(self) -> float:

@@ -1,4 +1,4 @@
-"""gradients: how gradients through the run's world model grow with the horizon, beside the skill that they rest on."""
+"""The stage gradients."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Gradients(Stage):
-    """`gradients.csv` (task, horizon, norm, return_norm, sign_changes, r2, cosine) and a figure per task.
+    """Measure how gradients through the world model grow with the horizon.
 
-    norm: median over trajectories of |d x_t / d a_1|, x the observation of a sequence model (environment units, without
-    time) or the latent of a latent one. return_norm: of the predicted rewards up to t. sign_changes: of that gradient
-    while the first action goes from one end of its range to the other, mean over four trajectories: how rough the
-    landscape is. r2: open-loop R^2 on episodes that were held out when the model was trained, of observations or, for a
-    latent model, of the reward. cosine: median, to the simulator's Jacobian where there is one. A trajectory counts up
-    to the end of its episode.
+    `gradients.csv` has these columns. norm: median over trajectories of |d x_t / d a_1|, where x is the observation of
+    a sequence model (environment units, without time) or the latent of a latent model. return_norm: the same for the
+    sum of predicted rewards up to t. sign_changes: sign changes of that gradient as the first action moves across its
+    range, mean over four trajectories; measures how rough the landscape is. r2: open-loop R^2, on episodes held out
+    from training, of observations or, for a latent model, of the reward. cosine: median cosine similarity to the
+    simulator's Jacobian, if there is a simulator. Each trajectory counts up to the end of its episode.
     """
 
     Config = GradientsConfig
@@ -51,7 +51,7 @@ class Gradients(Stage):
         check_same_tables(model.table, store.table, context)
         held_out = held_out_share(folder)
         if held_out is None:
-            context.log.warning("gradients: the model does not say which episodes it has not seen; r2 is of any")
+            context.log.warning("gradients: the model does not record its held-out episodes; r2 uses all episodes")
         names = self.config.tasks or list(store.table.names)
         rows: list[dict[str, Any]] = []
         with context.progress("gradients", total=len(names)) as progress:
@@ -77,8 +77,8 @@ class Gradients(Stage):
         table.to_csv(context.folder / "gradients.csv", index=False)
         last = table[table.horizon == table.horizon.max()]
         return (
-            f"norm {last.norm.median():.3g}, R2 {last.r2.median():.2f} at {int(table.horizon.max())} decisions "
-            "(medians over tasks)"
+            f"norm {last.norm.median():.3g}, R2 {last.r2.median():.2f} at {int(table.horizon.max())} steps (medians "
+            "over tasks)"
         )
 
     def _horizons(self, store: TaskStore, k: int, limit: int | None) -> tuple[int, ...]:
@@ -86,8 +86,8 @@ class Gradients(Stage):
         reach = longest if limit is None else min(limit, longest)
         if not (kept := tuple(sorted(horizon for horizon in set(self.config.horizons) if horizon <= reach))):
             raise ConfigError(
-                f"gradients.horizons: task {store.table[k].name!r} allows {reach} decisions (its longest episode has "
-                f"{longest}), found only {self.config.horizons}"
+                f"gradients.horizons: task {store.table[k].name!r} allows at most {reach} steps (its longest episode "
+                f"has {longest}), found {self.config.horizons}"
             )
         return kept
 

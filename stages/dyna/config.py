@@ -12,23 +12,23 @@ ACTIONS = ("auto", "policies", "data", "uniform")
 
 @dataclass(frozen=True)
 class DynaConfig:
-    """What is generated."""
+    """Data to generate."""
 
     share: float = 1.0
-    """Generated decisions per decision of the data."""
+    """Generated steps per real step."""
     length: int = 5
-    """Decisions of a generated episode. The model's errors add up over them."""
+    """Steps per generated episode; model errors accumulate over them."""
     actions: str = "auto"
-    """policies: of the run's policies, those of a task in turn. data: sequences from elsewhere in the data. uniform:
-    uniformly random. auto: policies where the run has some, else data."""
+    """policies: the run's policies, which take turns per task. data: action sequences from other parts of the data.
+    uniform: uniformly random. auto: policies if the run has some, else data."""
     algorithm: str = ""
-    """Which policies act; empty takes the first algorithm that their artifact lists."""
+    """Algorithm whose policies act. Empty: the first one listed in their artifact."""
     noise: list[float] = field(default_factory=lambda: [0.0, 0.3])
-    """Lowest and highest level of noise on them, drawn once per episode, as collect.policy_noise."""
+    """Minimum and maximum noise level on actions, drawn once per episode, as in `collect.policy_noise`."""
     reward: str = "auto"
-    """true: of the task's simulator. learned: the model's reward head. auto: true where there is a simulator."""
+    """true: from the task's simulator. learned: the model's reward head. auto: true if there is a simulator."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_positive(self, "share")

@@ -5,7 +5,7 @@
 
 A Markov model with likelihood gaussian is sampled from; all others predict one next observation.
 
-Dimension letters: N episodes, T decisions, O observation, A action.
+Dimension letters: N episodes, T steps, O observation, A action.
 Source: Sutton (1990), Dyna; short branches from real states: Janner et al. (arXiv 1906.08253), section 5.
 """
 
@@ -24,14 +24,14 @@ from ..sequence_model.episodes import Episodes
 from ..sequence_model.networks import MarkovModel
 
 Choose = Callable[[int, torch.Tensor], torch.Tensor]
-"""Actions [N, A] at decision t in observations [N, O], environment units."""
+"""Actions [N, A] at step t in observations [N, O], environment units."""
 
 
 @torch.no_grad()
 def generate(
     dynamics: ModelDynamics, start_NO: torch.Tensor, choose: Choose, length: int, generator: torch.Generator
 ) -> Episodes:
-    """N episodes of `length` decisions from these observations of the task's own width.
+    """N episodes of `length` steps from these observations of the task's own width.
 
     Raises:
         ConfigError: longer than the model has learned to predict.
@@ -50,7 +50,7 @@ def generate(
         rewards.append(dynamics.reward(observation_NO, action_NA, following_NO))
         if not (torch.isfinite(following_NO).all() and torch.isfinite(rewards[-1]).all()):
             raise StageError(
-                f"task {dynamics.spec.name!r}: the model's prediction is not finite {t + 1} decisions from the data; "
+                f"task {dynamics.spec.name!r}: the model's prediction is not finite {t + 1} steps from the data; "
                 "generate shorter episodes (dyna.length), or train the model for longer"
             )
         observations.append(following_NO)
@@ -113,7 +113,7 @@ def starts_and_actions(
     ] or [torch.zeros(0, dtype=torch.int64)])  # fmt: skip
     if not len(first):
         raise DatasetError(
-            f"task {spec.name!r}: no episode of its data has {length} decisions (longest: "
+            f"task {spec.name!r}: no episode of its data has {length} steps (longest: "
             f"{rows.lengths[kept].max()}); use a smaller dyna.length"
         )
     start_N = first[torch.randint(len(first), (count,), generator=generator)]

@@ -1,5 +1,4 @@
-"""dyna: a store with generated data beside the real: short episodes that a model of observations imagines from states
-of the data. Whatever learns from a store (mrq, powr, tabular) then learns from both."""
+"""The stage dyna."""
 
 from __future__ import annotations
 
@@ -24,8 +23,12 @@ if TYPE_CHECKING:
 
 
 class Dyna(Stage):
-    """A TaskStore: all real episodes, then the generated ones. Its returns and success rates are the real data's, and
-    the same episodes are held out; nothing is generated from those that the model's training held out."""
+    """Write a store that adds generated episodes to the real ones (Dyna).
+
+    A model of observations imagines short episodes from states of the data. Stages that learn from a store (mrq, powr,
+    tabular) then learn from both. Returns, success rates and held-out episodes are those of the real data; nothing is
+    generated from episodes that the model's training held out.
+    """
 
     Config = DynaConfig
     inputs = {
@@ -130,7 +133,7 @@ class Dyna(Stage):
         return generate(dynamics, start_NO, noisy, config.length, generator), name
 
     def _policies(self, context: Context, task: str) -> list[Path]:
-        """The policies that act in a task, one per seed; empty where other actions are taken."""
+        """The policies that act in a task, one per seed; empty if other actions are taken."""
         artifacts = context.inputs["policies"]
         if self.config.actions not in ("auto", "policies"):
             return []

@@ -1,1 +1,1 @@
-"""Policies played in the real environments, and their scores with intervals."""
+"""Evaluation of policies in their real environments, and scores with intervals."""

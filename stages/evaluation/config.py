@@ -13,16 +13,17 @@ BASELINES = ("behaviour", "random")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How policies are judged."""
+    """Evaluation protocol."""
 
     episodes: int = 10
-    """Per policy."""
+    """Episodes per policy."""
     seed: int = 0
-    """With the task, the policy's seed and an episode's number, determines that episode's environment seed."""
+    """Random seed. An episode's environment seed depends only on it, the task, the policy's seed and the episode
+    number."""
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    """behaviour: the returns in the dataset. random: uniform actions, as many episodes as a policy has."""
+    """behaviour: returns of the data. random: uniformly random actions, with as many episodes as a policy."""
     accelerator: str = "cpu"
-    """cpu, cuda (or gpu, the same), or auto. Only planning through a large model gains from a GPU."""
+    """Device: cpu, cuda (alias gpu) or auto. Only planning with a large model benefits from a GPU."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")

@@ -1,7 +1,7 @@
 """From evaluation episodes to scores: one row per (algorithm, task, seed), and a summary per algorithm.
 
-Decides what a failure does to a score: episodes that failed are left out of their row and counted, a row without any
-completed episode has no score (NaN) and is named in the summary as unscored. No simulator and no torch in here.
+Failed episodes are excluded from their row and counted. A row without a completed episode has no score (NaN) and is
+listed in the summary as unscored. Imports neither simulator nor torch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class EpisodeRow:
     algorithm: str
     task: str
     seed: int
-    """Of the policy."""
+    """The policy's seed."""
     episode: int
     episode_seed: int
-    """Of the environment; the same for every algorithm."""
+    """The environment's seed; the same for every algorithm."""
     return_: float
     length: int
-    """Decisions."""
+    """Number of steps."""
     success: bool | None
-    """Success after any decision."""
+    """Success after any step."""
     success_last: bool | None
     error: str | None
 
@@ -48,10 +48,10 @@ class ScoreRow:
     task: str
     seed: int
     episodes: int
-    """Completed."""
+    """Completed episodes."""
     return_mean: float
     return_std: float
-    """Over episodes, population form."""
+    """Population standard deviation over episodes."""
     success_rate: float | None
     score: float
 
@@ -65,7 +65,7 @@ def with_references(
     """The spec with the references of its normalised score filled in, and where they came from.
 
     Where the task states none, 0 is this evaluation's random policy and 1 the best episode of the dataset. `problem`
-    says why the task has no score all the same; it is empty where it has. The second value is None for other kinds of
+    says why the task has no score all the same; it is empty if it has. The second value is None for other kinds of
     score.
 
     Args:
@@ -98,14 +98,14 @@ def score_run(spec: TaskSpec, run: tuple[str, str, int], episodes: Iterable[Epis
 
 
 def score_data(spec: TaskSpec, data: Mapping[str, Any]) -> ScoreRow:
-    """Score the behaviour that made a dataset, from the statistics of the store."""
+    """Score the behaviour that collected a dataset, from the store's statistics."""
     average, rate = float(data["return_mean"]), data.get("success_rate")
     score = spec.score(average, rate)
     return ScoreRow("behaviour", spec.name, 0, int(data["episodes"]), average, float(data["return_std"]), rate, score)
 
 
 def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[str, dict[str, Any]]:
-    """Mean and IQM with 95% intervals for each algorithm, over the tasks of which a run has a score."""
+    """Mean and IQM with 95% intervals for each algorithm, over tasks with a scored run."""
     summary: dict[str, dict[str, Any]] = {}
     for algorithm in dict.fromkeys(row.algorithm for row in rows):
         own = [row for row in rows if row.algorithm == algorithm]
@@ -170,7 +170,7 @@ def interval_text(estimate: Mapping[str, float | None]) -> str:
 
 
 def two_decimals(value: float) -> str:
-    """The value with two decimals, and zero without a sign."""
+    """Format with two decimals, and zero without a sign."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 

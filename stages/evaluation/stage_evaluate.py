@@ -1,4 +1,4 @@
-"""Play every policy in the real environments, beside the data's behaviour and a uniformly random policy."""
+"""The stage evaluate."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...pipeline.jobs.fanout import run_all
 from ...pipeline.reading import decode, read_made, reading, reading_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyIndex
 from .config import BASELINES, EvaluateConfig
 from .scores import (
@@ -37,10 +38,10 @@ from .statistics import INTERVAL_METHOD
 
 if TYPE_CHECKING:
     from ...datasets.rollout import Act
-    from ...datasets.tasks.decisions import Decisions
+    from ...datasets.tasks.task_env import TaskEnv
 
 FINISHED = "finished.jsonl"
-"""Episodes by run, a line each, until all are played."""
+"""Finished episodes by run, one line each, until all are played."""
 
 Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
@@ -65,7 +66,8 @@ class _Job:
 
 
 class Evaluate(Stage):
-    """`scores.csv`, `episodes.csv` and `summary.json`: the last iterate of every policy, acting deterministically."""
+    """Evaluate every policy in its real environment, with the behaviour of the data and a random policy as
+    baselines."""
 
     Config = EvaluateConfig
     inputs = {
@@ -82,7 +84,7 @@ class Evaluate(Stage):
         check_gpu(self.config.accelerator, "evaluate.accelerator")
 
     def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
-        """Report tasks that were skipped for want of their environment, which can be built now."""
+        """Return a reason to rerun if the environment of a skipped task is available now."""
         path = folder / "summary.json"
         try:
             with reading(path, StageError):
@@ -96,13 +98,13 @@ class Evaluate(Stage):
         still = _without_environment(spec for name, spec in specs.items() if name in skipped)
         if not (found := [name for name in skipped if name in specs and name not in still]):
             return None
-        return f"the environment{'s' if len(found) > 1 else ''} of {', '.join(found)} can be built now"
+        return f"an environment is available now: {', '.join(found)}"
 
     def run(self, context: Context) -> str:
         policies, specs = _read_policies(context.inputs["policies"])
         data = _read_data(context.inputs["store"], specs)
         if not specs:
-            raise StageError("evaluate found neither policies nor a store; run extract or pack before it")
+            raise StageError("evaluate needs policies or a store; run extract or pack first")
         skipped = _without_environment(specs.values())
         for name, reason in skipped.items():
             context.log.warning("evaluate: %s is not evaluated: %s", name, reason)
@@ -117,7 +119,7 @@ class Evaluate(Stage):
     def _jobs(
         self, policies: Mapping[Run, Mapping[str, Any]], specs: Mapping[str, TaskSpec], skipped: Mapping[str, str]
     ) -> list[_Job]:
-        """One job per run, those of a task next to each other so that a process keeps its environments."""
+        """One job per run; jobs of a task are adjacent so that a process keeps its environments."""
         jobs = []
         for name, spec in specs.items():
             if name in skipped:
@@ -130,11 +132,12 @@ class Evaluate(Stage):
         return jobs
 
     def _play(self, context: Context, jobs: Sequence[_Job]) -> list[EpisodeRow]:
-        """The episodes of all jobs in order. A finished job is on disk at once, so a kill costs only the others.
+        """Play the episodes of all jobs in order. A finished job is written to disk at once, so a kill costs only the
+        others.
 
         Raises:
             StageError: a policy cannot be loaded or raises, a worker was killed, or an environment cannot be built or
-                runs out of memory or files: no property of a policy, so it is no failed episode.
+                runs out of memory or files. These are not failed episodes, because they say nothing about the policy.
         """
         log = context.folder / FINISHED
         finished = _read_finished(log)
@@ -171,7 +174,7 @@ class Evaluate(Stage):
             if reference is not None:
                 references[name] = reference
                 if reference["problem"]:
-                    context.log.warning("%s has no score, only returns: %s", name, reference["problem"])
+                    context.log.warning("%s has returns but no score: %s", name, reference["problem"])
         return known, references
 
     def _write(
@@ -212,8 +215,8 @@ class Evaluate(Stage):
             "protocol": {
                 "episodes": self.config.episodes,
                 "seed": self.config.seed,
-                "policy": "last iterate, deterministic",
-                "success": "after any decision",
+                "policy": "last iterate, deterministic actions",
+                "success": "at any step",
                 "interval": INTERVAL_METHOD,
             },
             "references": references,
@@ -235,22 +238,25 @@ class Evaluate(Stage):
         parts = [f"{name} {score_text(values)}" for name, values in algorithms.items()]
         seeds = len({run[2] for run in policies}) or 1
         failed = sum(values["failed_episodes"] for values in algorithms.values())
-        line = f"{', '.join(parts)} (mean score over {tasks} tasks x {seeds} seeds x {self.config.episodes} episodes)"
-        return f"{line}; {failed} episodes failed" if failed else line
+        line = (
+            f"{', '.join(parts)} (mean score over {counted(tasks, 'task')} x {counted(seeds, 'seed')} x "
+            f"{counted(self.config.episodes, 'episode')})"
+        )
+        return f"{line}; {counted(failed, 'episode')} failed" if failed else line
 
 
 def _without_environment(specs: Iterable[TaskSpec]) -> dict[str, str]:
-    """The tasks that cannot be played, and why.
+    """Return the tasks that cannot be played, and why.
 
-    An environment that a user names has to be there, or the stage fails; one that a published dataset states may ask
-    for anything, and without it there is still a report of the rest.
+    An environment named by the user must be available, or the stage fails. One stated by a published dataset may need
+    anything; without it, the rest is still evaluated.
     """
     from ...datasets.tasks import unplayable
 
     skipped = {}
     for spec in specs:
         if not spec.environment:
-            skipped[spec.name] = "no environment is known"
+            skipped[spec.name] = "no environment is known; set pack.sources.NAME.environment and pack again"
         elif "spec_json" in spec.environment and (reason := unplayable(spec)):
             skipped[spec.name] = reason
     return skipped
@@ -278,7 +284,7 @@ def _evaluate(job: _Job) -> list[EpisodeRow]:
 
 
 @lru_cache(maxsize=1)
-def _pool(_spec: str) -> list[Decisions]:
+def _pool(_spec: str) -> list[TaskEnv]:
     """Environments of the latest task in this process, kept from one run to the next."""
     return []
 
@@ -310,7 +316,7 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
             if run in policies:
                 raise StageError(
                     f"two policies of algorithm {run[0]!r} on {run[1]} with seed {run[2]}: {policies[run]['folder']} "
-                    f"and {artifact / entry['path']}; evaluate one of them at a time"
+                    f"and {artifact / entry['path']}; evaluate them separately"
                 )
             policies[run] = {**entry, "folder": artifact / entry["path"]}
     return policies, specs
@@ -367,7 +373,7 @@ def _read_finished(log: Path) -> dict[Run, list[EpisodeRow]]:
 def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[EpisodeRow]) -> list[dict[str, Any]]:
     """Return per episode that the model promised each policy, and the real one: the gap is model exploitation.
 
-    Not per decision: where tasks terminate, imagined and real episodes differ in length.
+    Not per step: where tasks terminate, imagined and real episodes differ in length.
     """
     table = []
     for (algorithm, task, seed), entry in policies.items():

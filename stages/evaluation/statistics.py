@@ -19,10 +19,10 @@ Scores = Mapping[str, np.ndarray]
 
 
 INTERVAL_METHOD = (
-    "95%, Student's t over policy seeds within each task, none where seeds show no spread. They "
-    "cover what other seeds would give on these tasks, and neither other data, another world model nor other tasks"
+    "95%, Student's t over policy seeds, stratified by task; no interval with a single seed or without spread. They "
+    "cover policy seeds only: not other data, another world model or other tasks"
 )
-"""How intervals are made and what they leave out, for reports."""
+"""Method and coverage of the intervals, for reports."""
 
 
 def mean(scores: Scores) -> float:
@@ -57,7 +57,7 @@ def mean_interval(scores: Scores, *, level: float = 0.95) -> tuple[float, float]
         level: probability that the interval covers, for normally distributed runs.
 
     Returns:
-        (low, high), or None where the runs show no spread: one run per task, or runs that agree exactly.
+        (low, high), or None if the runs show no spread: one run per task, or runs that agree exactly.
     """
     spread = _spread(scores)
     return _t_interval(mean(scores), spread.variance, spread.degrees, level)
@@ -122,7 +122,7 @@ def _t_interval(value: float, variance: float, degrees: float, level: float) -> 
 
 
 def _weights(runs: Sequence[np.ndarray]) -> np.ndarray:
-    """[N], of all runs, task after task: tasks weigh alike, and all together 1."""
+    """[N] weights of all runs, task after task: tasks weigh equally and sum to 1."""
     counts = np.array([len(own) for own in runs])
     return np.repeat(1 / (len(counts) * counts), counts)
 

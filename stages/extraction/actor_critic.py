@@ -58,7 +58,7 @@ class StackedCritic(nn.Module):
 def straight_through_one_hot(
     logits: torch.Tensor, gumbel: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
-    """One-hot sample of softmax(logits) whose gradient is that of the relaxed sample. All [..., A]; mask 1 where valid.
+    """One-hot sample of softmax(logits) whose gradient is that of the relaxed sample. All [..., A]; mask 1 if valid.
 
     Source: Jang et al. (arXiv 1611.01144), straight-through Gumbel-softmax. First-order gradients reach a discrete
     policy only through such a relaxation; PWM itself is for continuous actions.

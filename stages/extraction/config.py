@@ -1,4 +1,4 @@
-"""Settings of extraction. Apart from the networks so that reading a config imports no torch."""
+"""Configs of the stages extract and starts. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1
 errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
 
 ALGORITHMS = ("pwm", "svg", "bc")
-"""pwm: critics of imagined states. svg: critics of real transitions. bc: behaviour cloning, the anchor alone."""
+"""pwm: first-order extraction, with the behaviour anchor if its weight is positive. bc: behaviour cloning, the anchor
+alone."""
 
 
 @dataclass(frozen=True)
 class ActorCriticConfig:
-    """Networks and optimiser of one policy; defaults are PWM's (arXiv 2407.02466, appendix B)."""
+    """Networks and optimiser of one policy. Defaults are PWM's (arXiv 2407.02466, appendix B)."""
 
     actor_units: tuple[int, ...] = (400, 200, 100)
     """Hidden widths of the actor."""
     critic_units: tuple[int, ...] = (400, 200)
     """Hidden widths of each critic."""
     num_critics: int = 3
-    """Critics per policy; the smallest value of them is used."""
+    """Critics per policy; their minimum is used."""
     activation: str = "mish"
-    """Of hidden layers: mish as published, silu, or relu."""
+    """Activation of hidden layers: mish (as published), silu or relu."""
     log_std_init: float = -1.0
     """Initial log standard deviation of the exploration noise, per action component."""
     log_std_min: float = -1.427
-    """Lower bound of it; -1.427 is a standard deviation of 0.24."""
+    """Lower bound of the log standard deviation; -1.427 is a standard deviation of 0.24."""
     lr: float = 5e-4
-    """Learning rate of actor and critic at the first iteration."""
+    """Learning rate of actor and critics at the first iteration."""
     final_lr: float = 1e-5
     """Learning rate at the last iteration; linear in between."""
     beta1: float = 0.7
-    """Adam."""
+    """Adam's beta1."""
     beta2: float = 0.95
-    """Adam."""
+    """Adam's beta2."""
     actor_clip_norm: float = 1.0
-    """Gradient norm of each policy is clipped to this."""
+    """Maximum gradient norm of each actor."""
     critic_clip_norm: float = 100.0
-    """Gradient norm of each policy's critics is clipped to this."""
+    """Maximum gradient norm of each policy's critics."""
 
     def __post_init__(self) -> None:
         check_choices(self, activation=ACTIVATION_NAMES)
@@ -53,7 +54,7 @@ class ActorCriticConfig:
         check_not_negative(self, "final_lr")
         for name in ("actor_units", "critic_units"):
             if min(getattr(self, name), default=1) < 1:
-                raise ConfigError(f"{name} must be at least 1 each, found {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), found {getattr(self, name)}")
@@ -64,21 +65,21 @@ REWARD_SPACES = ("raw", "symlog")
 
 @dataclass(frozen=True)
 class ReleasedPwmConfig:
-    """What PWM's released multi-task code does where it differs from the paper or from what was meant. Off by default;
-    with lambda_=0 besides, an update is the released one."""
+    """Restores the behaviour of PWM's released multi-task code where it differs from the paper or its intention. Off by
+    default; with lambda_=0 as well, an update equals the released one."""
 
     reward_space: str = "raw"
-    """symlog: add up the logarithms of rewards that the reward head predicts, instead of rewards."""
+    """symlog: sum predicted rewards in symlog space, instead of in environment units (raw)."""
     extra_bootstrap_discount: bool = False
-    """Discount the bootstrap by discount^(horizon + 1), not discount^horizon."""
+    """Discount the bootstrapped value by discount^(horizon + 1) instead of discount^horizon."""
     unmasked_actions: bool = False
-    """Let a policy drive the model's padded action components, on which it was never trained."""
+    """Let the policy set the model's padded action components, on which it was never trained."""
     constant_discount: float = 0.0
-    """One discount for all tasks (0.99 as released), not each task's own; 0 is off."""
+    """One discount for all tasks (0.99 as released) instead of one per task; 0 = off."""
     unscaled_values: bool = False
-    """Critics in environment units, not in units of their task's value scale."""
+    """Train critics in environment units instead of units of each task's value scale."""
     ordered_critic_batches: bool = False
-    """Critic minibatches of consecutive time steps, not shuffled."""
+    """Use critic minibatches of consecutive time steps instead of shuffled ones."""
 
     def __post_init__(self) -> None:
         check_choices(self, reward_space=REWARD_SPACES)
@@ -88,34 +89,34 @@ class ReleasedPwmConfig:
 
 @dataclass(frozen=True)
 class FirstOrderConfig:
-    """One extraction iteration (PWM algorithm 1)."""
+    """One extraction iteration (PWM, algorithm 1)."""
 
     horizon: int = 16
-    """Imagined decisions per rollout."""
+    """Imagined steps per rollout."""
     batch_size: int = 512
     """Imagined rollouts per policy and iteration."""
     lambda_: float = 0.95
-    """TD(lambda) of the critic's targets; 0 is the one-step target that the released multi-task code uses."""
+    """TD(lambda) of the critic targets; 0 gives the one-step targets of the released multi-task code."""
     policy_input_gradient: float = 0.0
-    """Share of the gradient that reaches an imagined latent through the policy that reads it; PWM cuts that path."""
+    """Share of the gradient that flows from the policy into its input latent; PWM stops this gradient (0)."""
     critic_passes: int = 8
-    """Passes of the critic over each imagined batch."""
+    """Critic passes over each imagined batch."""
     critic_minibatches: int = 4
     """Minibatches per pass."""
     networks: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Actor, critics and their optimiser."""
     compile: bool = False
-    """Compile rollout and critic loss with torch.compile, as one graph each. For a GPU: on a CPU it takes minutes first
-    and saves little."""
+    """Compile rollout and critic loss with torch.compile. For GPUs: on a CPU it takes minutes first and saves
+    little."""
     released: ReleasedPwmConfig = field(default_factory=ReleasedPwmConfig)
-    """Switches back to the released code's behaviour, for comparisons."""
+    """Switches that restore the released code's behaviour, for comparisons."""
 
     def __post_init__(self) -> None:
         check_counts(self, "horizon", "batch_size", "critic_passes", "critic_minibatches")
         check_shares(self, "lambda_", "policy_input_gradient")
         if (self.horizon * self.batch_size) % self.critic_minibatches:
             raise ConfigError(
-                f"horizon x batch_size ({self.horizon} x {self.batch_size}) must divide into "
+                f"horizon x batch_size ({self.horizon} x {self.batch_size}) must be a multiple of "
                 f"critic_minibatches ({self.critic_minibatches})"
             )
 
@@ -136,26 +137,26 @@ SVG_NETWORKS = ActorCriticConfig(
 
 @dataclass(frozen=True)
 class SvgConfig:
-    """Stochastic value gradients: critics learned from real transitions, actors through 0 to `horizon` model steps."""
+    """Stochastic value gradients: critics learn from real transitions, actors from 0 to `horizon` model steps."""
 
     horizon: int = 3
-    """Longest rollout that a policy climbs, in steps; 0 uses no gradient through the model (DDPG on its latents)."""
+    """Longest imagined rollout in steps; 0 uses no gradient through the model (DDPG on its latents)."""
     lambda_: float = 0.5
     """Weight of a rollout of h steps in the objective: lambda^h, normalised."""
     n_step: int = 3
-    """Real steps whose rewards a critic's target adds up; fewer at the end of an episode."""
+    """Real steps in a critic's n-step target; fewer at the end of an episode."""
     updates: int = 4
     """Updates of critics and actor per iteration."""
     batch_size: int = 192
     """Real windows per policy and update."""
     starts: int = 96
-    """States of these from which the model is rolled out."""
+    """Number of these windows from which the model is rolled out."""
     target_rate: float = 0.02
     """EMA rate of the target critics."""
     target_noise: float = 0.2
     """Standard deviation of the noise on a target's action, as a fraction of half the action range."""
     frames_per_task: int = 200_000
-    """Most frames of a task that are kept as latents; of a larger dataset, a random choice of its episodes."""
+    """Maximum frames per task kept as latents; larger datasets use a random choice of episodes."""
     networks: ActorCriticConfig = SVG_NETWORKS
     """Actor, critics and their optimiser."""
 
@@ -171,45 +172,47 @@ class SvgConfig:
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Which policies are extracted, and how."""
+    """Policies to extract, and how."""
 
     first_order: FirstOrderConfig = field(default_factory=FirstOrderConfig)
-    """pwm and bc: rollouts, critics and optimiser."""
+    """Rollouts, critics and optimiser."""
     svg: SvgConfig = field(default_factory=SvgConfig)
     """svg: windows of real data, rollouts, critics and optimiser."""
     algorithms: list[str] = field(default_factory=lambda: ["pwm", "bc"])
-    """pwm (critics of imagined states), svg (critics of real transitions) and bc (behaviour cloning)."""
+    """pwm (first-order extraction), svg (stochastic value gradients on real transitions) and bc (behaviour cloning with
+    the same number of updates)."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks to extract for, of those that the world model and the store share; all of them where empty, and then the
-    store must hold neither more nor fewer."""
+    """Tasks to extract policies for, out of those that model and store share. Empty: all; the store must then hold
+    exactly the model's tasks."""
     seeds: int = 2
     """Policies per task and algorithm."""
     iterations: int = 500
-    """Actor updates of each policy; for svg, of `svg.updates` each."""
+    """Actor updates per policy."""
     anchor: list[float] = field(default_factory=list)
-    """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2 beside the normalised return. Empty takes each task's
-    own from how its data was made: 0 for exploration, 1 for experts, policies and unknown data. Several weights make
-    one policy each, scored as pwm@WEIGHT."""
+    """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2, relative to the normalised return. Empty: 0 for tasks
+    with exploration data, 1 for data of experts, policies or unknown origin. Several weights train one policy each,
+    reported as pwm@WEIGHT."""
     task_anchor: dict[str, float] = field(default_factory=dict)
-    """Anchor weight by task, before both of the above."""
+    """Anchor weight by task; overrides `anchor`."""
     uncertainty: list[float] = field(default_factory=lambda: [0.0])
-    """Penalty on the model's disagreement where it is larger than on the data (pretrain.model.disagreement_heads), in
-    units of the task's reward. Several weights make one policy each, scored as pwm@uWEIGHT."""
+    """Weight of the penalty on model disagreement above its level on the data (needs
+    `pretrain.model.disagreement_heads`), in units of the task's reward. Several weights train one policy each, reported
+    as pwm@uWEIGHT."""
     starts_per_task: int = 16384
-    """Dataset frames per task that are encoded as start latents; without a store, at most as many as are saved."""
+    """Dataset frames per task encoded as start latents; without a store, limited to the frames saved with the model."""
     log_every: int = 10
-    """Iterations between logged numbers; reading them waits for the device."""
+    """Iterations between logged metrics; logging waits for the device."""
     checkpoint_every: int = 50
-    """Iterations between checkpoints for resuming."""
+    """Iterations between checkpoints."""
     groups: int = 0
-    """Groups that the policies of a job are split into and trained side by side, a CPU core each; 0 = auto: 2 on a CPU,
-    1 on a GPU. Changes speed and float rounding, nothing else."""
+    """Groups of a job's policies that train in parallel, one CPU core each; 0 = auto: 2 on a CPU, 1 on a GPU. Affects
+    speed and float rounding only."""
     accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """How policies are split into jobs, and where these run. Changes speed and float rounding, nothing else."""
+    """How policies are split into jobs, and where the jobs run. Affects speed and float rounding only."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every")
@@ -225,18 +228,18 @@ class ExtractConfig:
             if min(weights, default=0) < 0:
                 raise ConfigError(f"{name} must not be negative, found {min(weights)}")
         if not self.uncertainty:
-            raise ConfigError("uncertainty must have at least one number")
+            raise ConfigError("uncertainty must have at least one weight")
         for key in ("anchor", "uncertainty"):
             if len(set(weights := getattr(self, key))) < len(weights):
-                raise ConfigError(f"extract.{key} has a weight twice: {weights}")
+                raise ConfigError(f"extract.{key} repeats a weight: {weights}")
 
     def groups_on(self, device: str) -> int:
-        """`groups`, or what suits this kind of device."""
+        """Return `groups`, or the default for this kind of device."""
         return self.groups or (2 if device == "cpu" else 1)
 
     @property
     def cores(self) -> int:
-        """CPU cores of a job."""
+        """CPU cores per job."""
         return self.groups_on("cuda" if wants_gpu(self.accelerator) else "cpu")
 
 
@@ -245,19 +248,19 @@ SOURCES = ("auto", "model", "episodes")
 
 @dataclass(frozen=True)
 class StartsConfig:
-    """Where the frames come from."""
+    """Origin of the start frames."""
 
     source: str = "auto"
-    """model: the sample of its training data that is saved beside it. episodes: scripted experts with noise where a
-    suite has them, exploration elsewhere, played now in the tasks' environments. auto: of the model, if it has any."""
+    """model: the frames saved with the model. episodes: new episodes played in the environments, by noisy scripted
+    experts if the suite has them, else by exploration. auto: model if it has frames, else episodes."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the world model; all of them where empty."""
+    """Tasks of the world model. Empty: all."""
     episodes: int = 40
-    """Per task, where they are played."""
+    """Episodes played per task."""
     frames: int = 16384
-    """Kept per task, at most, of what was played."""
+    """Maximum frames kept per task from played episodes."""
     seed: int = 0
-    """Of the episodes and of the choice of frames."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_choices(self, source=SOURCES)

@@ -1,6 +1,6 @@
 """One policy per member by first-order gradients through a frozen world model (PWM), all members as one program.
 
-An iteration: draw start latents, imagine H decisions with every policy, raise the bootstrapped return by its gradient
+An iteration: draw start latents, imagine H steps with every policy, raise the bootstrapped return by its gradient
 through the model, clone the data's actions where a member has an anchor, then fit the critics to TD(lambda) targets
 of the same rollouts. Behaviour cloning is the same program without imagination.
 
@@ -20,20 +20,20 @@ from ...pipeline.seeding import derive_seed
 from ..world_model.networks import WorldModel
 from .actor_critic import clip_members_
 from .config import FirstOrderConfig
-from .program import NOISE_BLOCK, Member, Program, anchor_loss
+from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return, lambda_return
 from .rollout import Rollout, imagine
 from .starts import StartLatents
 
 
 class FirstOrderExtraction(Program):
-    """State and update of all members."""
+    """State and update of all policies. The model must stay frozen."""
 
     def __init__(
         self,
         model: WorldModel,
         starts: StartLatents,
-        members: list[Member],
+        members: list[PolicySpec],
         config: FirstOrderConfig,
         iterations: int,
         seed: int,
@@ -57,7 +57,7 @@ class FirstOrderExtraction(Program):
         """Iteration number `iteration` of actor and critics.
 
         Returns:
-            Per member, on the device: imagined_reward [P] per decision, anchor_loss [M], actor_grad_norm [M],
+            Per member, on the device: imagined_reward [P] per step, anchor_loss [M], actor_grad_norm [M],
             critic_loss [P].
         """
         P = self.num_imagining
@@ -83,7 +83,7 @@ class FirstOrderExtraction(Program):
         return metrics
 
     def _imagine(self, z_PBD: torch.Tensor, noise_HPBA: torch.Tensor) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
-        """A rollout from z, its objective per decision [H, P, B] and its bootstrapped return [P, B]."""
+        """A rollout from z, its objective per step [H, P, B] and its bootstrapped return [P, B]."""
         config, released, members = self._config, self._config.released, slice(0, self.num_imagining)
         rollout = imagine(
             self.model,
@@ -109,14 +109,14 @@ class FirstOrderExtraction(Program):
         return (self.critic(z_PRD) - target_PR[:, None]).square().mean((1, 2))
 
     def _penalty_weights(self, starts: StartLatents) -> torch.Tensor | None:
-        """[P, 1] environment units; None where no member is penalised."""
+        """[P, 1] environment units; None if no member is penalised."""
         weight_P = torch.tensor([m.uncertainty for m in self.members[: self.num_imagining]], device=starts.z_KND.device)
         if not weight_P.any():
             return None
         if starts.disagreement_K is None:
             raise ConfigError(
-                "an uncertainty weight needs a world model with disagreement heads, and this one has none; pretrain "
-                "one with pretrain.model.disagreement_heads=5"
+                "extract.uncertainty needs a world model with disagreement heads, but this one has none; pretrain one "
+                "with pretrain.model.disagreement_heads=5"
             )
         reward_scale_P1 = starts.value_scale_K[self._rows_M[: self.num_imagining]][:, None] * (
             1 - self._imagining.discount_M1
@@ -180,8 +180,8 @@ class FirstOrderExtraction(Program):
 
             sum_p var_n(g_np) / sum_p mean_n(g_np)^2
 
-        with g_n the gradient to the parameters of a member's actor from draw n of start states and noise. Large where
-        the landscape is rough; 0 would need one batch only.
+        with g_n the gradient of a policy's actor parameters for draw n of start states and noise. It is large if the
+        landscape is rough.
         """
         P = self.num_imagining
         if P == 0:
@@ -207,7 +207,7 @@ class FirstOrderExtraction(Program):
         return indices[position], noise[position]
 
     def _draw_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Drawn on the device, which would wait for them otherwise; a GPU draws other numbers than a CPU."""
+        """Draw on the device, which would otherwise wait. A GPU draws other numbers than a CPU."""
         config, starts = self._config, self._starts
         B, A, device = config.batch_size, starts.action_KNA.shape[-1], starts.z_KND.device
         indices, noise = [], []

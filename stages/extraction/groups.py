@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from .program import Member, Program
+from .program import PolicySpec, Program
 
 
-def split_members(members: Sequence[Member], groups: int) -> list[list[Member]]:
+def split_members(members: Sequence[PolicySpec], groups: int) -> list[list[PolicySpec]]:
     """Deal members into at most `groups` lists, imagining and cloning ones evenly, those that imagine first in each."""
     imagining = [member for member in members if member.imagines]
     cloning = [member for member in members if not member.imagines]
@@ -29,7 +29,9 @@ def split_members(members: Sequence[Member], groups: int) -> list[list[Member]]:
 class MemberGroups:
     """Several groups in step, each of them a program per kind of algorithm."""
 
-    def __init__(self, members: Sequence[Member], groups: int, build: Callable[[list[Member]], list[Program]]) -> None:
+    def __init__(
+        self, members: Sequence[PolicySpec], groups: int, build: Callable[[list[PolicySpec]], list[Program]]
+    ) -> None:
         self.groups = [build(part) for part in split_members(members, groups)]
 
     @property

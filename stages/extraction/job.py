@@ -1,6 +1,6 @@
-"""A job of extraction: some members, trained as one program on whatever machine the job runs on, and their policies.
+"""An extraction job: some policies, trained as one program on the machine of the job.
 
-Which members share a job is decided in packing.py and changes a member's result by float rounding alone.
+packing.py assigns policies to jobs; the assignment changes results by float rounding only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .config import ALGORITHMS, ExtractConfig
 from .first_order import FirstOrderExtraction
 from .groups import MemberGroups
 from .policy import LatentPolicy
-from .program import Member, Program
+from .program import PolicySpec, Program
 from .starts import encode_starts
 from .svg import SvgExtraction
 from .transitions import encode_transitions
@@ -36,9 +36,9 @@ IMAGINED_EPISODES = 16
 """Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
 
 ENTRIES = "entries.json"
-"""What policies.json says of each policy of the job."""
+"""Index entries of the policies of the job."""
 CURVES = "curves.json"
-"""Logged numbers, a row per iteration and member."""
+"""Logged metrics, one row per iteration and policy."""
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -57,7 +57,7 @@ def payload_of(config: ExtractConfig, model: Path) -> dict[str, Any]:
 def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     """Train the members and write their policies, ENTRIES and CURVES; continues from CHECKPOINT."""
     config: ExtractConfig = build(ExtractConfig, payload["config"], "extract")
-    members = [Member(**values) for values in payload["members"]]
+    members = [PolicySpec(**values) for values in payload["members"]]
     torch.set_num_threads(context.threads)
     device = device_of(config.accelerator)
     inputs = {**context.inputs, "world_model": context.inputs["world_model"] / payload["model"]}
@@ -81,7 +81,7 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
                 lambda: progress.advance(1),
             )
 
-    def programs(part: list[Member]) -> list[Program]:
+    def programs(part: list[PolicySpec]) -> list[Program]:
         svg = [member for member in part if member.objective == "svg"]
         others = [member for member in part if member.objective != "svg"]
         built: list[Program] = []
@@ -126,7 +126,7 @@ def _train(
                     program.check_finite(values, iteration)
                     curves += _rows(program, values, done)
                 if "imagined_reward" in metrics[0]:
-                    progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per decision")
+                    progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per step")
             stopping = termination.requested()
             if done % config.checkpoint_every == 0 or done == config.iterations or stopping:
                 state = {"groups": groups.state_dict(), "iteration": done, "curves": curves}

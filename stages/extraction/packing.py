@@ -1,6 +1,6 @@
-"""How many members a job of extraction takes, and which: by an estimate of the memory that training them needs.
+"""Assign policies to extraction jobs by an estimate of the memory that training them needs.
 
-Dimension letters as in first_order.py: H horizon, B rollouts of a member, D latent, A action.
+Dimension letters as in first_order.py: H horizon, B rollouts of a policy, D latent, A action.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...pipeline.jobs.executors.local import local_slots
 from ..world_model.config import WorldModelConfig
 from .config import ActorCriticConfig, FirstOrderConfig, SvgConfig
 from .program import NOISE_BLOCK
 
 if TYPE_CHECKING:
     from .config import ExtractConfig
-    from .program import Member
+    from .program import PolicySpec
 
 FLOAT = 4
 MARGIN = 0.8
-"""Share of a job's memory that the estimate may fill."""
+"""Share of a job's memory that the estimate may use."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that a job takes at its peak."""
+    """Peak memory of a job in bytes."""
 
     fixed: float
     """Libraries, the frozen model and the start latents."""
@@ -115,17 +116,18 @@ PROCESS_BYTES = 600 * 2**20
 def members_per_job(
     members: int, config: ExtractConfig, model: WorldModelConfig, model_bytes: int, action_dim: int, workers: int
 ) -> int:
-    """Members that a job takes: as many as fit into its memory, and no more than keep all jobs at once busy.
+    """Policies per job: as many as fit into its memory, and no more than keep all parallel jobs busy.
 
     Args:
-        members: in all.
+        members: total number of policies.
         workers: processes that this machine may run.
     """
-    fanout = config.fanout
-    slots = fanout.jobs_here(fanout.resources(config.cores, config.accelerator, workers))
-    memory = machine_memory() / slots
+    fanout, slots, memory = config.fanout, 1, machine_memory()
+    if fanout.executor in ("local", "ray") and not fanout.ray_address:
+        slots = len(local_slots(fanout, config.accelerator, workers // config.cores))
+        memory /= slots
     if config.accelerator != "cpu" and (gpu := gpu_memory()):
-        memory = gpu / min(fanout.jobs_per_gpu, slots)
+        memory = gpu / (fanout.jobs_per_gpu if fanout.executor in ("local", "ray") else 1)
     if fanout.memory_gb:
         memory = fanout.memory_gb * 2**30
     per_task = config.seeds * len(config.algorithms)
@@ -138,7 +140,7 @@ def members_per_job(
     return math.ceil(members / jobs)
 
 
-def pack(members: Sequence[Member], members_per_job: int) -> list[list[Member]]:
+def pack(members: Sequence[PolicySpec], members_per_job: int) -> list[list[PolicySpec]]:
     """Cut the members into jobs, task by task, so that a job encodes the starts of few tasks; those that imagine first
     in each."""
     order = {task: k for k, task in enumerate(dict.fromkeys(member.task for member in members))}
@@ -147,7 +149,7 @@ def pack(members: Sequence[Member], members_per_job: int) -> list[list[Member]]:
     return [sorted(part, key=lambda member: not member.imagines) for part in parts]
 
 
-def job_names(parts: Sequence[Sequence[Member]], slugs: Mapping[str, str]) -> list[str]:
+def job_names(parts: Sequence[Sequence[PolicySpec]], slugs: Mapping[str, str]) -> list[str]:
     """A name for each job: its number, its first task, and how many other tasks it has."""
     names = []
     for number, part in enumerate(parts):
@@ -158,7 +160,7 @@ def job_names(parts: Sequence[Sequence[Member]], slugs: Mapping[str, str]) -> li
 
 
 def gpu_memory() -> float:
-    """Bytes that are free on the fullest of this machine's GPUs; 0 where it has none."""
+    """Bytes that are free on the fullest of this machine's GPUs; 0 if it has none."""
     if not torch.cuda.is_available():
         return 0
     torch.cuda.empty_cache()  # what this process keeps of an earlier stage is free for the jobs

@@ -1,4 +1,4 @@
-"""The policy that extraction publishes: frozen encoder, task row and actor, in one self-contained folder."""
+"""The policy published by extraction: frozen encoder, task row and actor in one self-contained folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .config import ActorCriticConfig
 
 @dataclass(frozen=True)
 class LatentPolicyConfig:
-    """What policy.json holds."""
+    """Content of policy.json."""
 
     kind: str
     task: dict[str, Any]
@@ -27,15 +27,15 @@ class LatentPolicyConfig:
     encoder: dict[str, Any]
     """Arguments of the TaskEncoder."""
     action_dim: int
-    """Padded width that the actor gives."""
+    """Padded width of the actor output."""
     actor: dict[str, Any]
     """The ActorCriticConfig."""
     trained_by: dict[str, Any]
-    """Algorithm, seed and anchor weight, for the record."""
+    """Algorithm, seed and anchor weight."""
 
 
 class LatentPolicy(StoredPolicy):
-    """encode, then tanh(mean) of the actor; argmax where actions are discrete."""
+    """Encoder, then tanh(mean) of the actor; argmax for discrete actions."""
 
     Config = LatentPolicyConfig
     config: LatentPolicyConfig
@@ -56,7 +56,7 @@ class LatentPolicy(StoredPolicy):
         networks: ActorCriticConfig,
         trained_by: dict[str, Any],
     ) -> LatentPolicy:
-        """Take member number `member` out of stacked actors."""
+        """Extract policy number `member` from stacked actors."""
         encoder = TaskEncoder.of(model, task.name)
         policy = cls(
             LatentPolicyConfig(
@@ -74,7 +74,7 @@ class LatentPolicy(StoredPolicy):
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:
-        """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
+        """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot for discrete actions."""
         self.task.check_observation(observation.shape[-1])  # the encoder would pad or cut it
         return self.act_on_latents(self.encoder(observation))
 

@@ -25,19 +25,19 @@ NOISE_BLOCK = 10
 
 
 @dataclass(frozen=True)
-class Member:
-    """One policy to be trained."""
+class PolicySpec:
+    """A policy to train."""
 
     algorithm: str
-    """`pwm`, `svg` or `bc`, as it is named in scores; with several anchor weights `pwm@0.3`."""
+    """`pwm` or `bc`, as named in scores; with several anchor weights `pwm@0.3`."""
     task: str
     seed: int
     anchor: float
-    """Weight of the behaviour anchor; 0 trusts the model alone."""
+    """Weight of the behaviour anchor; 0 relies on the model alone."""
     imagines: bool
-    """False: behaviour cloning, no return term."""
+    """False: behaviour cloning, without the return term."""
     uncertainty: float = 0.0
-    """Weight of the model's disagreement, which is taken off the imagined reward."""
+    """Weight of the penalty on the model's disagreement, subtracted from the imagined reward."""
 
     @property
     def objective(self) -> str:
@@ -46,9 +46,9 @@ class Member:
 
 
 def anchor_loss(head_MBA: torch.Tensor, action_MBA: torch.Tensor, tasks: MemberTasks) -> torch.Tensor:
-    """Behaviour anchor of each member, [M]: mean over states of |tanh(mean(z_0)) - a_0|^2, summed over components.
+    """Behaviour anchor of each policy, [M]: mean over states of |tanh(mean(z_0)) - a_0|^2, summed over components.
 
-    Cross-entropy of the data's action where actions are discrete. Padded components count nothing.
+    Cross-entropy of the data's action for discrete actions. Padded components do not count.
     """
     squared_MB = ((torch.tanh(head_MBA) - action_MBA) * tasks.mask_M1A).square().sum(-1)
     if not tasks.any_discrete:
@@ -59,7 +59,7 @@ def anchor_loss(head_MBA: torch.Tensor, action_MBA: torch.Tensor, tasks: MemberT
 
 
 class RunningVariance:
-    """Cumulative variance per member, as PWM scales its actor loss: no decay, the current batch included."""
+    """Cumulative variance per policy, as PWM scales its actor loss: without decay, including the current batch."""
 
     def __init__(self, members: int, device: torch.device) -> None:
         self.count = torch.full((), 1e-4, dtype=torch.float64, device=device)
@@ -94,7 +94,7 @@ class Program:
         self,
         model: WorldModel,
         starts: StartLatents,
-        members: list[Member],
+        members: list[PolicySpec],
         networks: ActorCriticConfig,
         critic_in_dim: int,
         updates: int,
@@ -146,7 +146,7 @@ class Program:
         return imagined_return(self.model, self.actor, self._starts.initial_z_KBD[self._rows_M], self.tasks, length_M)
 
     def gradient_noise(self) -> torch.Tensor:
-        """[P] relative variance of the actors' gradients over batches; empty where it is not measured."""
+        """[P] relative variance of the actors' gradients over batches; empty if it is not measured."""
         return torch.empty(0)
 
     def check_finite(self, metrics: dict[str, torch.Tensor], iteration: int) -> None:
@@ -195,5 +195,5 @@ class Program:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-    def _stream(self, purpose: str, member: Member) -> int:
+    def _stream(self, purpose: str, member: PolicySpec) -> int:
         return derive_seed(purpose, self._seed, member.task, member.seed)

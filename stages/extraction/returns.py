@@ -1,6 +1,6 @@
 """Returns of imagined rollouts, as pure functions.
 
-Dimension letters: T imagined decisions, B any batch dimensions (members x rollouts).
+Dimension letters: T imagined steps, B any batch dimensions (members x rollouts).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def lambda_return(
         G_t = r_t + discount * c_t * ((1 - lambda) * V_{t+1} + lambda * G_{t+1}),    G_T = V_T
 
     Args:
-        reward_TB: [T, B], environment units per decision; r_t follows the action at t.
+        reward_TB: [T, B], environment units per step; r_t follows the action at t.
         next_value_TB: [T, B], V(z_{t+1}).
-        continue_TB: [T, B], probability in [0, 1] that the episode goes on after t.
+        continue_TB: [T, B], probability in [0, 1] that the episode continues after t.
         discount_B: broadcasts to [B], per task.
         lambda_: in [0, 1]; 0 is the one-step target that the released multi-task code in fact uses.
     Returns:
@@ -33,8 +33,10 @@ def lambda_return(
     """
     target = next_value_TB[-1]
     targets = []
-    for reward, next_value, goes_on in zip(reward_TB.flip(0), next_value_TB.flip(0), continue_TB.flip(0), strict=True):
-        target = reward + discount_B * goes_on * ((1 - lambda_) * next_value + lambda_ * target)
+    for reward, next_value, continue_ in zip(
+        reward_TB.flip(0), next_value_TB.flip(0), continue_TB.flip(0), strict=True
+    ):
+        target = reward + discount_B * continue_ * ((1 - lambda_) * next_value + lambda_ * target)
         targets.append(target)
     return torch.stack(targets[::-1])
 
@@ -45,7 +47,7 @@ def bootstrapped_return(
     continue_TB: Iterable[torch.Tensor],
     discount_B: torch.Tensor,
 ) -> torch.Tensor:
-    """What the actor maximises: sum_t discount^t alive_t r_t + discount^T alive_T V(z_T), alive_t = prod_{i<t} c_i.
+    """The actor's objective: sum_t discount^t alive_t r_t + discount^T alive_T V(z_T), alive_t = prod_{i<t} c_i.
 
     Args and shapes as in `lambda_return`; final_value_B is V(z_T), [B].
     Returns:
@@ -54,7 +56,7 @@ def bootstrapped_return(
     """
     total = torch.zeros_like(final_value_B)
     factor = torch.ones_like(final_value_B)
-    for reward, goes_on in zip(reward_TB, continue_TB, strict=True):
+    for reward, continue_ in zip(reward_TB, continue_TB, strict=True):
         total = total + factor * reward
-        factor = factor * discount_B * goes_on
+        factor = factor * discount_B * continue_
     return total + factor * final_value_B

@@ -18,14 +18,14 @@ from .config import ReleasedPwmConfig
 
 @dataclass(frozen=True)
 class MemberTasks:
-    """Task facts of each member, as tensors."""
+    """Task facts of each policy, as tensors."""
 
     task_M1: torch.Tensor
     """[M, 1] int64 task id."""
     discount_M1: torch.Tensor
     """[M, 1]."""
     mask_M1A: torch.Tensor
-    """[M, 1, A], 1 where the component is the task's own."""
+    """[M, 1, A], 1 if the component is the task's own."""
     discrete_M11: torch.Tensor
     """[M, 1, 1] bool."""
     any_discrete: bool
@@ -61,14 +61,14 @@ def member_tasks(
 
 @dataclass(frozen=True)
 class Rollout:
-    """H imagined decisions. z is of the states before each action; next_z after."""
+    """H imagined steps. z are the latents before each action; next_z after."""
 
     z_HMBD: torch.Tensor
     next_z_HMBD: torch.Tensor
     reward_HMB: torch.Tensor
-    """Per decision, in environment units (in symlog units where `imagine` was asked for these)."""
+    """Per step, in environment units (in symlog units if `imagine` was asked for these)."""
     continue_HMB: torch.Tensor
-    """Probability that the episode goes on after the decision; 1 where nothing terminates."""
+    """Probability that the episode continues after the step; 1 if nothing terminates."""
     action_HMBA: torch.Tensor
 
 
@@ -87,7 +87,7 @@ def act(
 
 
 def act_deterministic(actor: StackedActor, z_MBD: torch.Tensor, tasks: MemberTasks) -> torch.Tensor:
-    """tanh(mean), or the one-hot of the largest logit: [M, B, A], masked. What the published policy does."""
+    """tanh(mean), or the one-hot of the largest logit: [M, B, A], masked. Used by the published policy."""
     head = actor.head(z_MBD)
     action = torch.tanh(head)
     if tasks.any_discrete:
@@ -106,10 +106,10 @@ def imagine(
     reward_space: str = "raw",
     policy_input_gradient: float = 0.0,
 ) -> Rollout:
-    """Roll the policies out through the model. Gradients flow along the latents and rewards into the actions.
+    """Roll the policies out through the model. Gradients flow along latents and rewards into the actions.
 
     Of the gradient that reaches a latent through the policy that reads it, only the share `policy_input_gradient` is
-    kept: PWM leaves that path out.
+    kept; PWM stops it.
     """
     M, B, _ = start_MBD.shape
     task = tasks.task_M1.expand(M, B)
@@ -132,7 +132,7 @@ def _roll_out(
     members: slice,
     policy_input_gradient: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [H + 1, M, B, D] and actions [H, M, B, A], decision by decision."""
+    """Latents [H + 1, M, B, D] and actions [H, M, B, A], step by step."""
     task = tasks.task_M1.expand(start_MBD.shape[:2])
     carry, latents, actions = model.start(start_MBD, task), [start_MBD], []
     for noise_MBA in noise_HMBA:
@@ -171,11 +171,10 @@ def _roll_out_in_parallel(
 def imagined_return(
     model: WorldModel, actor: StackedActor, start_MBD: torch.Tensor, tasks: MemberTasks, length_M: torch.Tensor
 ) -> torch.Tensor:
-    """Return [M] of the deterministic policies, over whole imagined episodes of at most `length_M` decisions.
+    """Return [M] of the deterministic policies, over full imagined episodes of at most `length_M` steps.
 
-    A reward counts with the probability that the episode has got there. Beside the real return, which ends where the
-    episode does, this shows how far a policy exploits errors of the model. An action model that has no positions left
-    continues from the latent that it has reached.
+    A reward counts with the probability that the episode has not terminated. Compared with the real return, it shows
+    how far a policy exploits model errors. An action model that runs out of positions restarts from its last latent.
     """
     M, B, _ = start_MBD.shape
     task, limit = tasks.task_M1.expand(M, B), model.config.longest_prediction()
@@ -193,7 +192,7 @@ def imagined_return(
 
 
 def continue_probability(model: WorldModel, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-    """Probability that the episode goes on in z, of the shape of `task`; 1 for tasks that do not terminate."""
+    """Probability that the episode continues in z, of the shape of `task`; 1 for tasks that do not terminate."""
     logits = model.continue_logits(z, task)
     if logits is None:
         return torch.ones(task.shape, device=z.device)

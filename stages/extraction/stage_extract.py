@@ -1,4 +1,4 @@
-"""extract: a policy per task and seed from a frozen world model, by first-order gradients (pwm, svg) or cloning."""
+"""The stage extract."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyEntry, write_index
 from ..pretrain.config import PretrainConfig
 from ..world_model.models import finetune_folders
@@ -24,7 +25,7 @@ from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 if TYPE_CHECKING:
     from ...datasets.schema import TaskTable
     from ...datasets.store import TaskRows
-    from .program import Member
+    from .program import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,17 @@ class _Plan:
     table: TaskTable
     behaviours: Mapping[str, str]
     """By task, how its data was made."""
-    members: Sequence[Member]
+    members: Sequence[PolicySpec]
     per_job: Callable[[int], int]
     """Members of a job, for this many in all."""
 
 
 class Extract(Stage):
-    """Policies for all tasks and seeds, trained as one program."""
+    """Extract policies from the frozen world model: by first-order gradients (pwm), stochastic value gradients (svg) or
+    behaviour cloning (bc).
+
+    All tasks and seeds train as one program. bc uses the same encoder, data and number of updates.
+    """
 
     Config = ExtractConfig
     inputs = {
@@ -58,10 +63,11 @@ class Extract(Stage):
     def check(self) -> None:
         fanout = self.config.fanout
         fanout.check_gpus(self.config.accelerator, "extract.accelerator")
-        if not fanout.is_local and not (fanout.members_per_job or fanout.memory_gb):
+        elsewhere = fanout.executor == "slurm" or fanout.ray_address
+        if elsewhere and not (fanout.members_per_job or fanout.memory_gb):
             raise ConfigError(
-                "extract.fanout: give members_per_job, or memory_gb of a job; how much memory the machines of "
-                f"executor={fanout.executor} have cannot be seen from here"
+                "set extract.fanout.members_per_job or extract.fanout.memory_gb: the memory of the machines of "
+                f"executor={fanout.executor} is not known here"
             )
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
@@ -162,9 +168,9 @@ class Extract(Stage):
             table.id_of(name)
         if missing := [name for name in names if name not in saved]:
             raise CheckpointError(
-                f"{saved_folder(given)} has no start frames of {', '.join(missing)}; it has those of {', '.join(saved)}"
+                f"{saved_folder(given)} has no start frames of {', '.join(missing)}, only of {', '.join(saved)}"
             )
-        context.log.info("extract: no store; imagination starts from the frames saved in %s", saved_folder(given))
+        context.log.info("extract: no store; imagined rollouts start from the frames saved in %s", saved_folder(given))
         return {name: saved[name] for name in names}
 
 
@@ -172,9 +178,9 @@ def _pack(
     members: Sequence[Mapping[str, Any]], per_job: Callable[[int], int], slugs: Mapping[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
     from .packing import job_names, pack
-    from .program import Member
+    from .program import PolicySpec
 
-    parts = pack([Member(**one) for one in members], per_job(len(members)))
+    parts = pack([PolicySpec(**one) for one in members], per_job(len(members)))
     return {
         name: list(map(dataclasses.asdict, part)) for name, part in zip(job_names(parts, slugs), parts, strict=True)
     }
@@ -198,7 +204,7 @@ def _check_windows(tasks: Sequence[TaskRows], n_step: int, folder: Path) -> None
         )
 
 
-def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[Member]:
+def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[PolicySpec]:
     """Every (algorithm, task, anchor, seed), those that imagine first.
 
     Args:
@@ -206,7 +212,7 @@ def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[M
     Raises:
         ConfigError: an anchor for a task that is not extracted.
     """
-    from .program import Member
+    from .program import PolicySpec
 
     if unknown := sorted(set(config.task_anchor) - set(behaviours)):
         known = ", ".join(behaviours)
@@ -221,15 +227,17 @@ def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[M
             for weight, uncertainty in itertools.product(weights, penalties):
                 algorithm = objective if len(weights) == 1 else f"{objective}@{weight:g}"
                 algorithm += "" if len(penalties) == 1 else f"@u{uncertainty:g}"
-                members += [Member(algorithm, name, seed, weight, True, uncertainty) for seed in range(config.seeds)]
+                members += [
+                    PolicySpec(algorithm, name, seed, weight, True, uncertainty) for seed in range(config.seeds)
+                ]
     if "bc" in config.algorithms:
-        members += [Member("bc", name, seed, 1.0, False) for name in behaviours for seed in range(config.seeds)]
+        members += [PolicySpec("bc", name, seed, 1.0, False) for name in behaviours for seed in range(config.seeds)]
     return members
 
 
 def _gather(
     found: Mapping[tuple[str, str, int], Path],
-    members: list[Member],
+    members: list[PolicySpec],
     table: TaskTable,
     config: ExtractConfig,
     context: Context,
@@ -259,4 +267,7 @@ def _gather(
     write_index(context.folder, table, [entries[member.algorithm, member.task, member.seed] for member in order])
     pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
     count = len({member.task for member in members})
-    return f"{len(members)} policies for {count} tasks, {config.iterations} updates each"
+    return (
+        f"{counted(len(members), 'policy', 'policies')} for {counted(count, 'task')}, {config.iterations:,} updates "
+        "each"
+    )

@@ -1,5 +1,4 @@
-"""starts: frames from which extraction imagines where no data is at hand: those saved beside the model, or of episodes
-played now."""
+"""The stage starts."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from .config import StartsConfig
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ class _Job:
 
 
 class Starts(Stage):
-    """`starts.safetensors` and `starts.json`."""
+    """Choose start states for imagination when no dataset is given.
+
+    They are frames saved with the model, or frames of newly played episodes.
+    """
 
     Config = StartsConfig
     inputs = {"world_model": Input("world_model")}
@@ -55,13 +58,13 @@ class Starts(Stage):
         config, folder = self.config, context.input("world_model")
         specs = self._tasks(folder)
         if config.source == "model" or (config.source == "auto" and has_frames(folder)):
-            frames, source = load_frames(folder, specs), "saved beside the model"
+            frames, source = load_frames(folder, specs), "saved with the model"
         else:
             frames = self._played(specs, context)
-            source = f"{config.episodes} episodes per task, played for this"
+            source = f"from {counted(config.episodes, 'episode')} played per task"
         save_frames(frames, context.folder, source)
         count = min(len(one.observation_NO) for one in frames.values())
-        return f"{count:,} frames of each of {len(frames)} tasks, {source}"
+        return f"{count:,} frames of each of {counted(len(frames), 'task')}, {source}"
 
     def _played(self, specs: Sequence[TaskSpec], context: Context) -> dict[str, StartFrames]:
         from ...datasets.collect import has_expert
@@ -69,8 +72,8 @@ class Starts(Stage):
         config = self.config
         if unplayable := [spec.name for spec in specs if not spec.environment]:
             raise StageError(
-                f"starts: no environment is known of {', '.join(unplayable)}, so no episodes can be played; name other "
-                "tasks with starts.tasks=[...], or leave this stage out and give the data: inputs.store=PATH"
+                f"starts: no environment is known for {', '.join(unplayable)}, so no episodes can be played; select "
+                "other tasks with starts.tasks=[...], or remove this stage and set inputs.store=PATH"
             )
         jobs = [
             _Job(spec, range(first, min(first + CHUNK, config.episodes)), config.seed)

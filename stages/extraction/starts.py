@@ -30,11 +30,11 @@ class StartLatents:
     initial_z_KBD: torch.Tensor
     """Encoded first observations of B episodes."""
     value_scale_K: torch.Tensor
-    """Root mean square reward / (1 - discount): the size of a value in this data."""
+    """Root mean square reward / (1 - discount): the typical size of a value in this data."""
     row_of_task: dict[int, int]
     """Position in the K dimension by task id."""
     disagreement_K: torch.Tensor | None = None
-    """Mean disagreement of the model's heads on these latents and actions; None where it has none."""
+    """Mean disagreement of the model's heads on these latents and actions; None if it has none."""
 
 
 def encode_starts(

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from ..world_model.networks import WorldModel
 from .actor_critic import StackedCritic, clip_members_
 from .config import SvgConfig
-from .program import NOISE_BLOCK, Member, Program, anchor_loss
+from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return
 from .rollout import act, continue_probability
 from .starts import StartLatents
@@ -49,7 +49,7 @@ class SvgExtraction(Program):
         model: WorldModel,
         starts: StartLatents,
         transitions: Transitions,
-        members: list[Member],
+        members: list[PolicySpec],
         config: SvgConfig,
         iterations: int,
         seed: int,

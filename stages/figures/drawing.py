@@ -1,4 +1,4 @@
-"""How every figure looks, and how it becomes inline SVG.
+"""Style of all figures, and their conversion to inline SVG.
 
 Lengths are in CSS pixels at natural size (matplotlib's points). Text stays text, black text takes the colour of the
 page, and lines are mid grey, so that a figure is readable on light, dark and paper.
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 GREY = "#858585"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's colours, which readers with colour-blindness can tell apart."""
+"""Okabe and Ito's colours, distinguishable with colour blindness."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BASELINE_STYLES = {"behaviour": ("#6b6b6b", "d"), "random": ("#a3a3a3", "X")}
 
@@ -51,20 +51,20 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.7,
     "axes.formatter.limits": (-3, 4),
-    "text.parse_math": False,  # a dollar sign in a task's name is a dollar sign
+    "text.parse_math": False,  # dollar signs in task names are literal
 }
 
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-"""Matplotlib adds none of these."""
+"""Metadata that matplotlib leaves out."""
 
 
 def score_limits(estimates: Any) -> tuple[float, float]:
-    """Ends of an axis of scores: 0, 1, every score, and intervals as far as half a score beyond these.
+    """Return the limits of a score axis: they include 0, 1, every score, and intervals up to 0.5 beyond these.
 
-    The interval of two seeds can be ten times as wide as all scores, which nobody could tell apart then.
+    The interval of two seeds can be ten times as wide as the range of scores and would make them indistinguishable.
 
     Args:
-        estimates: [N, 3], score, low and high; low and high are None or NaN where there is no interval.
+        estimates: [N, 3], score, low and high; low and high are None or NaN without an interval.
     """
     values = np.asarray(estimates, np.float64)
     low, high = min(0.0, np.nanmin(values[:, 0])), max(1.0, np.nanmax(values[:, 0]))
@@ -83,7 +83,7 @@ def algorithm_styles(algorithms: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 @contextlib.contextmanager
 def drawing_style() -> Iterator[None]:
-    """Matplotlib's settings of this module, for as long as figures are drawn and written."""
+    """Apply this module's matplotlib settings while figures are drawn and written."""
     with matplotlib.rc_context(STYLE):
         yield
 
@@ -91,7 +91,7 @@ def drawing_style() -> Iterator[None]:
 def new_panel(
     width: int, height: int, *, left: int = 46, right: int = 16, top: int = 10, bottom: int = 40
 ) -> tuple[Figure, Axes]:
-    """A figure of one plot, with fixed margins so that panels side by side align."""
+    """Return a figure with one plot and fixed margins, so that panels side by side align."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     return figure, figure.add_axes(box)
@@ -108,7 +108,7 @@ def new_row(
     top: int = 10,
     bottom: int = 40,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` plots side by side, each `width` wide, that share the axes of the first."""
+    """Return a figure of `count` plots side by side, each `width` wide, with shared axes."""
     total = left + count * width + (count - 1) * gap + right
     figure = Figure(figsize=(total / 72, height / 72), dpi=72)
     panels: list[Axes] = []
@@ -126,7 +126,7 @@ def new_row(
 
 
 def to_svg(figure: Figure, description: str) -> Markup:
-    """The figure as an inline <svg> with `description` as its text alternative."""
+    """Return the figure as an inline <svg> with `description` as its text alternative."""
     buffer = io.StringIO()
     salt = hashlib.sha256(description.encode()).hexdigest()
     # Ids are hashes over content and salt: a salt per figure keeps them apart on one page, and reproducible.

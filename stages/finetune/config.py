@@ -22,56 +22,56 @@ TRAIN = ("embedding", "heads", "dynamics", "everything")
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Which tasks are added, and what learns them."""
+    """The added tasks, and how they are trained."""
 
     tasks: list[str] = field(default_factory=list)
-    """The new tasks, to refuse before anything runs those that the model has. All tasks of the store are added."""
+    """New tasks; an error before anything runs if the model already has one of them. All tasks of the store are
+    added."""
     per_task: bool = False
-    """Give each new task a model of its own, trained in a job of its own (`fanout`); extract takes each task's."""
+    """Train one model per new task, each in its own job (`fanout`). extract uses the model of each task."""
     initial: str = "nearest"
-    """First row of a new task's embedding. nearest: that of the old task as which the model predicts the new data best
-    before training, by the open-loop error of its latents relative to predicting no change, on 512 windows. mean: of
-    all old rows. random: as a new model's."""
+    """Initial embedding of a new task. nearest: that of the old task that predicts the new data best, by open-loop
+    latent error relative to predicting no change, on 512 windows. mean: mean over old tasks. random: as in a new
+    model."""
     scaling: str = "best"
-    """Of a new task's observations, where the model scales them. own: mean and standard deviation of its data. best:
-    that or the nearest task's, if that has as many components, whichever predicts better before training: a few
-    episodes say little about the spread of states, and the model knows the nearest task's units."""
+    """Observation scaling of a new task. own: mean and standard deviation of its own data. best: own, or the nearest
+    task's if it has the same width and predicts better before training (a few episodes give poor statistics)."""
     train: str = "everything"
-    """What learns, beside what is new (rows of the embedding, columns of larger observations and actions). embedding:
-    nothing else, so that the old tasks keep every bit of what the model does on them. heads: reward, end of episode,
-    values and policy prior too. dynamics: and the dynamics. everything: and the encoder and the old tasks' rows."""
+    """Trained parameters, in addition to the new ones (embedding rows, columns of larger observations and actions).
+    embedding: none, so the model stays bitwise identical on old tasks. heads: reward, continue and value heads and
+    policy prior. dynamics: heads and dynamics. everything: also the encoder and the old embedding rows."""
     replay: float = 0.0
-    """Share of every batch that is drawn from the old tasks' store (inputs.replay), to limit forgetting. With that
-    store and 0, forgetting is only measured."""
+    """Share of every batch drawn from the old tasks' store (`inputs.replay`), to limit forgetting. If that store is
+    given, 0 only measures forgetting."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 128
     """Windows per device and step, over all tasks."""
     horizon: int = 5
-    """Decisions per window."""
+    """Training-window length in steps."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Weights of the losses."""
+    """Loss weights."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Adam, which starts anew, and its schedule."""
+    """Optimiser, which starts fresh, and learning-rate schedule."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Passed to Lightning."""
+    """Settings of lightning.Trainer."""
     reward_balance: float = 30.0
-    """Largest factor by which a sparse task's reward loss is raised; 1 turns it off."""
+    """Maximum factor on the reward loss of sparse tasks; 1 = off."""
     held_out: float = 0.05
-    """Fraction of the episodes of each task that only validation sees. With at most the fraction of pretraining, the
-    model has never seen those of the old tasks."""
+    """Fraction of each task's episodes held out for validation. With at most the fraction used in pretraining, the
+    model has never seen the held-out episodes of old tasks."""
     load_up_to_gb: float = 2.0
-    """Each of the two stores is loaded into memory up to this size, and read through a memory map above it."""
+    """Load each of the two stores into memory up to this size in GB; memory-map larger ones."""
     validate_every: int = 250
     """Steps between validations; the last step is always validated."""
     validation_batches: int = 8
-    """Batches of windows of held-out episodes per validation."""
+    """Batches of held-out windows per validation."""
     checkpoint_every: int = 250
-    """Steps between checkpoints for resuming."""
+    """Steps between checkpoints."""
     seed: int = 0
-    """Of window order and of what is drawn."""
+    """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Where the jobs of `per_task` run."""
+    """Jobs of `per_task`."""
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
@@ -79,10 +79,11 @@ class FinetuneConfig:
         if not 0 < self.held_out < 1:
             raise ConfigError(f"finetune.held_out must lie between 0 and 1, found {self.held_out}")
         if not 0 <= self.replay < 1:
-            raise ConfigError(f"finetune.replay is a share of the batch, at least 0 and below 1; found {self.replay}")
+            raise ConfigError(f"finetune.replay must be at least 0 and below 1, found {self.replay}")
         if self.replay and not 0 < self.replayed_windows < self.batch_size:
             raise ConfigError(
-                f"finetune.replay {self.replay} of a batch of {self.batch_size} leaves old or new tasks no window"
+                f"finetune.replay {self.replay} of a batch of {self.batch_size} leaves no window for old or for new "
+                "tasks"
             )
         if self.trainer.nodes > 1:
             raise ConfigError("finetune.trainer.nodes: finetuning runs on one node; use finetune.trainer.devices")
@@ -90,5 +91,5 @@ class FinetuneConfig:
 
     @property
     def replayed_windows(self) -> int:
-        """Of every batch."""
+        """Replayed windows per batch."""
         return round(self.replay * self.batch_size)

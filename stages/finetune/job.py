@@ -24,7 +24,7 @@ from ...datasets.store import TaskStore
 from ...datasets.windows import WindowSampler
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
-from ..training.fit import Place, fit, logged_metrics
+from ..training.fit import TrainingContext, fit, logged_metrics
 from ..world_model.balance import reward_entropy, reward_weights, scale_observations
 from ..world_model.networks import WorldModel
 from ..world_model.open_loop import OpenLoopError, validation_length
@@ -53,7 +53,7 @@ def finetune_task(payload: Mapping[str, Any], context: JobContext) -> None:
     finetune(config, [payload["task"]], inputs, context)
 
 
-def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, str], place: Place) -> str:
+def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, str], place: TrainingContext) -> str:
     """Add the tasks `names` of the store to the world model and train; write the model and its metrics.
 
     Args:
@@ -235,5 +235,5 @@ def _summary(
         if not own.empty:
             horizon = int(own["horizon"].iloc[0])
             change = f"{own['reward_r2_before'].median():.2f} -> {own['reward_r2_after'].median():.2f}"
-            line += f"; {what} tasks' open-loop reward R2 at {horizon} decisions {change}"
+            line += f"; {what} tasks' open-loop reward R2 at {horizon} steps {change}"
     return line

@@ -25,7 +25,7 @@ LEVELS: Mapping[str, tuple[str, ...]] = {
 
 
 def learning_masks(model: WorldModel, fresh: Mapping[str, torch.Tensor], train: str) -> dict[str, torch.Tensor | None]:
-    """What learns of every parameter that does: None for all of it, else 1 where it does, of its shape.
+    """What learns of every parameter that does: None for all of it, else 1 if it does, of its shape.
 
     Args:
         fresh: as `expand_model` gives it.

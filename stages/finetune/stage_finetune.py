@@ -1,4 +1,4 @@
-"""finetune: new tasks for a pretrained world model, in one model of all tasks or in one of its own for each."""
+"""The stage finetune."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ...pipeline.errors import CheckpointError, StageError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.config import WorldModelConfig
 from ..world_model.models import MODELS
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 
 class Finetune(Stage):
-    """A world model of the old tasks and the new ones; with `per_task`, one for each new task below `models/`."""
+    """Add new tasks to a pretrained world model.
+
+    The result is one model of old and new tasks or, with `per_task`, one model per new task in `models/`.
+    """
 
     Config = FinetuneConfig
     inputs = {
@@ -99,8 +103,8 @@ class Finetune(Stage):
             check_replayed(table, TaskStore.open(replayed).table, folder, replayed)
         if self.config.replay and not context.inputs.get("replay"):
             raise StageError(
-                f"finetune.replay is {self.config.replay}, but the old tasks' data is not given: "
-                "inputs.replay=PATH of the store that the model was trained on (RUN/pack), or finetune.replay=0"
+                f"finetune.replay is {self.config.replay}, but the old tasks' data is missing: set inputs.replay to "
+                "the store that the model was trained on (RUN/pack), or finetune.replay=0"
             )
         return model
 
@@ -141,4 +145,4 @@ def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context)
     pd.concat(validation).to_csv(context.folder / "validation.csv", index=False)
     pd.concat(forgetting).to_csv(context.folder / FORGETTING, index=False)
     (context.folder / MODELS).write_text(json.dumps({task: path.as_posix() for task, path in folders.items()}))
-    return f"{len(new)} tasks, each with a model of its own"
+    return f"{counted(len(new), 'task')}, one model each"

@@ -38,7 +38,7 @@ class Cache:
 
     def extended(self, key_BP1W: torch.Tensor, value_BP1W: torch.Tensor) -> Cache:
         """With one token more. Where no gradient is asked for it is written into the room that is left: copying the
-        cache for every token takes half the time of an unroll over 100 decisions."""
+        cache for every token takes half the time of an unroll over 100 steps."""
         key, value = self.keys_values
         if torch.is_grad_enabled():
             return Cache.of(torch.cat([key, key_BP1W], 2), torch.cat([value, value_BP1W], 2))
@@ -80,7 +80,7 @@ class Transformer(nn.Module):
     """Blocks over tokens with learned positions.
 
     Weights start as PyTorch draws them. GPT-2's 0.02 is far below 1 / sqrt(width) here: with it the loss after 500
-    updates on the driven pendulum (20 decisions) is 2.7 times as high.
+    updates on the driven pendulum (20 steps) is 2.7 times as high.
     """
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:

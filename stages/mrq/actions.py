@@ -19,7 +19,7 @@ class Actions:
         self, mask_MA: torch.Tensor, discrete: bool, temperature: float, generators: Sequence[torch.Generator]
     ) -> None:
         """Args:
-        mask_MA: 1 where an action component, or a choice, is one of the member's own.
+        mask_MA: 1 if an action component, or a choice, is one of the member's own.
         temperature: of the relaxed choice where actions are discrete.
         generators: of each member.
         """

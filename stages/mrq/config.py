@@ -1,8 +1,8 @@
-"""Settings of MR.Q. Apart from the networks so that reading a config imports no torch.
+"""Configs of MR.Q. Reading them imports no torch.
 
-One set of hyper-parameters serves every task (MR.Q, arXiv 2501.16142); defaults are the published ones. `DesignConfig`
-holds the choices that the paper's design study removes one at a time, `ReleasedMrqConfig` what the released code does
-differently from the text.
+One set of hyperparameters serves every task (MR.Q, arXiv 2501.16142); defaults are the published ones. `DesignConfig`
+holds the choices that the paper's design study removes one at a time, `ReleasedMrqConfig` the differences between the
+released code and the paper.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 
 IMAGE_SIZE = 84
-"""Height and width in pixels that the convolutions are made for: they end in 32 x 7 x 7 = 1568 numbers."""
+"""Height and width in pixels; the convolutions end in 32 x 7 x 7 = 1568 features."""
 
 RETURN_FORMS = ("masked", "released", "unmasked")
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Widths; 512 throughout as published, 256 for the action embedding."""
+    """Network widths; 512 throughout as published, 256 for the action embedding."""
 
     latent_dim: int = 512
     """Width of the state embedding z_s."""
@@ -37,13 +37,13 @@ class NetworkConfig:
     encoder_dim: int = 512
     """Hidden width of both encoders."""
     value_dim: int = 512
-    """Hidden width of each of the two values."""
+    """Hidden width of each of the two value functions."""
     policy_dim: int = 512
     """Hidden width of the policy."""
     num_bins: int = 65
     """Bins of the two-hot reward head."""
     bin_limit: float = 10.0
-    """Bins are symexp of evenly spaced numbers in [-limit, limit]; 10 covers rewards up to 22025 per decision."""
+    """Bins are symexp of evenly spaced numbers in [-limit, limit]; 10 covers rewards up to 22025 per step."""
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -56,42 +56,42 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class DesignConfig:
-    """What the design study takes away, one at a time."""
+    """Design choices that the design study removes one at a time."""
 
     linear_value: bool = False
-    """Values are linear in z_sa instead of perceptrons on it."""
+    """Make values linear in z_sa instead of perceptrons."""
     state_action_target: bool = False
-    """The model predicts the next state-action embedding, with the target policy's action, instead of the state's."""
+    """Predict the next state-action embedding, with the target policy's action, instead of the next state embedding."""
     target_encoder: bool = True
-    """The model's targets come from a copy of the encoder that is frozen for a period; False: from the encoder itself,
+    """Take model targets from a copy of the encoder that is frozen for a period. False: from the encoder itself,
     without gradient."""
     linear_model: bool = True
-    """The model is linear in z_sa; False: a perceptron with the encoder's hidden width."""
+    """Make the model linear in z_sa. False: a perceptron with the encoder's hidden width."""
     two_hot_reward: bool = True
-    """The reward is predicted as a distribution over bins, by cross-entropy; False: as a number, by squared error."""
+    """Predict the reward as a distribution over bins, by cross-entropy. False: as a number, by squared error."""
     scale_rewards: bool = True
-    """Value targets are divided by the mean absolute reward of the data."""
+    """Divide value targets by the mean absolute reward of the data."""
     min_of_values: bool = True
-    """The smaller of the two target values is the bootstrap; False: their mean."""
+    """Bootstrap from the minimum of the two target values. False: from their mean."""
     prioritised: bool = True
-    """Windows are drawn by LAP and the value loss is Huber's; False: uniformly, with squared error."""
+    """Sample windows by LAP with the Huber value loss. False: uniformly, with squared error."""
     model_based: bool = True
-    """The encoder learns to model the decision process; False: it learns from the value loss alone."""
+    """Train the encoder to model the decision process. False: with the value loss only."""
 
 
 @dataclass(frozen=True)
 class ReleasedMrqConfig:
-    """Behaviour of the released code (facebookresearch/MRQ at 8a44a7d) in place of ours, for comparisons."""
+    """Restores the behaviour of the released code (facebookresearch/MRQ at 8a44a7d), for comparisons."""
 
     return_form: str = "masked"
-    """masked: sum gamma^t r_t prod_{i<t} not_done_i. released: sum gamma^t r_t not_done_t, which drops the terminal
-    reward and adds the next episode's. unmasked: sum gamma^t r_t, which the published scores were made with."""
+    """masked: sum gamma^t r_t prod_(i<t) not_done_i. released: sum gamma^t r_t not_done_t, which drops the terminal
+    reward and adds the next episode's. unmasked: sum gamma^t r_t, used for the published scores."""
     starts: bool = False
-    """A window starts only where one decision more than the longer horizon follows; a truncated end that is terminal
-    as well counts as truncated. Ours keeps every start whose window fits, and pads after every terminal state."""
+    """Start windows only where one step more than the longer horizon follows; a truncated end that is also terminal
+    counts as truncated. Orrery keeps every start whose window fits, and pads after terminal states."""
     reward_scale: bool = False
-    """The mean absolute reward includes the zeros stored with final observations and has a floor of 1e-8. Ours stays
-    at 1 until a reward other than zero was seen."""
+    """Include the zeros stored with final observations in the mean absolute reward, with a floor of 1e-8. Orrery's
+    scale stays at 1 until a non-zero reward occurs."""
 
     def __post_init__(self) -> None:
         check_choices(self, return_form=RETURN_FORMS)
@@ -99,56 +99,56 @@ class ReleasedMrqConfig:
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """The training step."""
+    """Training step of MR.Q."""
 
     networks: NetworkConfig = field(default_factory=NetworkConfig)
-    """Widths."""
+    """Network widths."""
     design: DesignConfig = field(default_factory=DesignConfig)
     """Switches of the design study."""
     released: ReleasedMrqConfig = field(default_factory=ReleasedMrqConfig)
-    """Switches to the released code's behaviour."""
+    """Switches that restore the released code's behaviour."""
     batch_size: int = 256
-    """Windows per update, of the values and of the encoder."""
+    """Windows per update of values and encoder."""
     discount: float = 0.99
-    """Per decision; published as one constant. 0 takes each task's own."""
+    """Discount per step, one constant as published; 0 = each task's own."""
     period: int = 250
-    """Training steps between hard copies of the targets, and encoder updates that then follow in a row."""
+    """Training steps between hard target updates, and number of encoder updates after each."""
     encoder_horizon: int = 5
-    """Decisions over which the model is unrolled."""
+    """Steps over which the model is unrolled."""
     return_horizon: int = 3
-    """Rewards summed before the bootstrap."""
+    """Rewards summed before the bootstrap (n-step return)."""
     encoder_lr: float = 1e-4
-    """AdamW."""
+    """Learning rate of the encoder (AdamW)."""
     value_lr: float = 3e-4
-    """AdamW."""
+    """Learning rate of the values (AdamW)."""
     policy_lr: float = 3e-4
-    """AdamW."""
+    """Learning rate of the policy (AdamW)."""
     weight_decay: float = 1e-4
-    """AdamW, of all parameters."""
+    """AdamW's weight decay, on all parameters."""
     value_clip_norm: float = 20.0
-    """Gradient norm of the values is clipped to this; nothing else is clipped."""
+    """Maximum gradient norm of the values; nothing else is clipped."""
     dynamics_weight: float = 1.0
     """Weight of the squared error of the next embedding."""
     reward_weight: float = 0.1
     """Weight of the reward loss."""
     done_weight: float = 0.1
-    """Weight of the squared error of the terminal flag; counts once a terminal state was seen."""
+    """Weight of the squared error of the terminal flag; 0 until a terminal state occurs."""
     pre_activation_weight: float = 1e-5
     """Weight of the mean square of the policy's output before tanh, or of its logits."""
     exploration_noise: float = 0.2
-    """Standard deviation of the noise on actions; halved where actions are discrete."""
+    """Standard deviation of exploration noise; halved for discrete actions."""
     target_noise: float = 0.2
-    """The same for the target policy's action."""
+    """Standard deviation of noise on the target policy's action; halved for discrete actions."""
     target_noise_clip: float = 0.3
-    """Bound of the latter; halved where actions are discrete."""
+    """Bound of the target noise; halved for discrete actions."""
     gumbel_temperature: float = 10.0
-    """Of the relaxed choice among discrete actions."""
+    """Temperature of the Gumbel-softmax over discrete actions."""
     priority_exponent: float = 0.4
-    """LAP: priority max(|TD error|, min_priority)^exponent."""
+    """LAP: priority is max(|TD error|, min_priority)^exponent."""
     min_priority: float = 1.0
-    """LAP: TD errors below this count as this."""
+    """LAP: minimum |TD error| in the priority."""
     shift: int = 4
-    """Pixels by which images are shifted at random, at most, in each direction; 0 turns it off."""
+    """Maximum random shift of images in pixels, in each direction; 0 = off."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -168,7 +168,7 @@ class LearnConfig:
 
     @property
     def horizons(self) -> tuple[int, int]:
-        """Lengths of the windows that are drawn."""
+        """Lengths of the sampled windows."""
         return self.encoder_horizon, self.return_horizon
 
 
@@ -191,13 +191,13 @@ DESIGN_STUDY: Mapping[str, Mapping[str, Any]] = {
 RELEASED: Mapping[str, Mapping[str, Any]] = {
     "released": {"released": {"return_form": "released", "starts": True, "reward_scale": True}},
 }
-"""The released code's behaviour in all that we changed."""
+"""The released code's behaviour in everything that Orrery changed."""
 
 VARIANTS = ("mrq", *DESIGN_STUDY, *RELEASED)
 
 
 def vary(config: LearnConfig, variant: str) -> LearnConfig:
-    """The config of one variant: `mrq` leaves it as it is, others change what VARIANTS says."""
+    """Return the config of one variant; `mrq` changes nothing."""
     changes = {**DESIGN_STUDY, **RELEASED}.get(variant, {})
     nested = {
         name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, Mapping) else value
@@ -207,104 +207,105 @@ def vary(config: LearnConfig, variant: str) -> LearnConfig:
 
 
 def check_variants(variants: list[str], where: str) -> None:
-    """Raise a ConfigError for unknown or repeated names, or none at all."""
+    """Raise a ConfigError for unknown, repeated or missing names."""
     if unknown := sorted(set(variants) - set(VARIANTS)):
         raise ConfigError(f"{where}.variants: unknown {unknown}; known: {', '.join(VARIANTS)}")
     if not variants or len(set(variants)) < len(variants):
-        raise ConfigError(f"{where}.variants must name each variant once, and at least one; found {variants}")
+        raise ConfigError(f"{where}.variants must be a non-empty list without repetitions, found {variants}")
 
 
 def algorithm_name(stage: str, variant: str) -> str:
-    """What a variant's policies are called in scores: the stage's name, and the variant after an @ unless plain."""
+    """Return the algorithm name of a variant in scores: the stage's name, followed by @VARIANT unless the variant is
+    mrq."""
     return stage if variant == "mrq" else f"{stage}@{variant}"
 
 
 @dataclass(frozen=True)
 class MrqConfig:
-    """Which policies are learned from the store, and how."""
+    """Policies to learn from the store, and how."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store to learn; all of them where empty."""
+    """Tasks of the store. Empty: all."""
     seeds: int = 2
     """Policies per task and variant."""
     variants: list[str] = field(default_factory=lambda: ["mrq"])
-    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq@VARIANT."""
+    """mrq, or rows of the design study such as no_min or no_unroll, reported as mrq@VARIANT."""
     encoder_updates: int = 5_000
-    """Updates of the encoder alone before the first of values and policy, in whole periods of 250; 0 for none."""
+    """Encoder updates before values and policy are trained, in whole periods of 250; 0 = none."""
     updates: int = 25_000
-    """Training steps: updates of values and policy, with one of the encoder for each, in bursts."""
+    """Updates of values and policy. The encoder gets as many, in bursts."""
     freeze_encoder: bool = False
-    """Leave the encoder as it is after `encoder_updates`."""
+    """Freeze the encoder after `encoder_updates`."""
     start_from_world_model: bool = False
-    """Learn on the latents of the run's world model instead of observations; its encoder stays frozen."""
+    """Learn on latents of the run's world model, whose encoder stays frozen, instead of on observations."""
     behaviour_weight: float = 0.1
     """lambda of the behaviour term lambda * mean|Q| * distance(policy, data's action) in the policy loss: mean squared
-    distance, or cross-entropy where actions are discrete. 0 trusts the values alone."""
+    distance, or cross-entropy for discrete actions. 0 = off."""
     clamp_targets: bool = True
-    """Keep bootstrapped values within the range of the targets of the last 250 steps; guards extrapolation."""
+    """Clamp bootstrapped values to the range of the targets of the last 250 steps, against extrapolation."""
     learn: LearnConfig = field(default_factory=LearnConfig)
-    """The training step."""
+    """Training step."""
     load_up_to_gb: float = 2.0
-    """A store of at most this many gigabytes is loaded into memory; a larger one is read through a memory map."""
+    """Load a store up to this size in GB into memory; memory-map a larger one."""
     log_every: int = 250
-    """Updates between logged numbers."""
+    """Updates between logged metrics."""
     checkpoint_every: int = 1_000
-    """Updates between checkpoints for resuming."""
+    """Updates between checkpoints."""
     accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Where the policies are trained. fanout.members_per_job=0 trains one in a job on a CPU, where stacking them gains
-    nothing, and all of them on a GPU."""
+    """Jobs. With fanout.members_per_job=0, a job trains one policy on a CPU, where stacking gains nothing, and all
+    policies on a GPU."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "updates", "log_every", "checkpoint_every")
         check_not_negative(self, "encoder_updates", "behaviour_weight")
         if self.freeze_encoder and not self.encoder_updates:
-            raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: give mrq.encoder_updates")
+            raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: set mrq.encoder_updates")
         check_accelerator(self)
         check_variants(self.variants, "mrq")
 
 
 @dataclass(frozen=True)
 class MrqOnlineConfig:
-    """What is learned, and for how long."""
+    """Tasks and budget of online MR.Q."""
 
     tasks: list[str] = field(default_factory=list)
-    """Names such as dmc/walker-run or gymnasium/CartPole-v1."""
+    """Task names such as dmc/walker-run or gymnasium/CartPole-v1."""
     seeds: int = 1
     """Policies per task and variant."""
     variants: list[str] = field(default_factory=lambda: ["mrq"])
-    """mrq, and rows of the design study such as no_min or no_unroll, each scored as mrq_online@VARIANT."""
+    """mrq, or rows of the design study such as no_min or no_unroll, reported as mrq_online@VARIANT."""
     steps: int = 25_000
-    """Decisions of each policy, over all its environments."""
+    """Environment steps per policy, over all its environments. A step includes the action repeat."""
     warmup: int = 10_000
-    """Decisions with random actions before the first training step."""
+    """Random steps before the first update."""
     environments: int = 1
-    """Environments of one policy that are played side by side; each decision of each is one training step."""
+    """Parallel environments per policy; one update per step of each."""
     replay_size: int = 1_000_000
-    """Decisions, and one slot more per episode, that are kept."""
+    """Capacity of the replay buffer in steps, plus one slot per episode."""
     pixels: bool = False
     """Learn dm_control tasks from images of 84 x 84 pixels instead of states."""
     frames: int = 3
-    """Frames that an environment with image observations stacks into one; the replay keeps each once."""
+    """Stacked frames of image observations; the replay buffer stores each frame once."""
     evaluate_every: int = 5_000
-    """Decisions between evaluations, in an environment of their own; also before the first."""
+    """Steps between evaluations, which use a separate environment; the first is at step 0."""
     evaluation_episodes: int = 10
-    """Episodes of an evaluation."""
+    """Episodes per evaluation."""
     checkpoint_every: int = 2_500
-    """Decisions between checkpoints for resuming, which hold the replay."""
+    """Steps between checkpoints, which include the replay buffer."""
     keep_replay: bool = False
-    """Keep every complete episode of the replay, for the stage mrq_datasets."""
+    """Save the complete episodes of the replay buffer, for the stage mrq_datasets."""
     learn: LearnConfig = field(default_factory=LearnConfig)
-    """The training step."""
+    """Training step."""
     accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Where the policies are trained."""
+    """Jobs."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         names = (
@@ -326,15 +327,15 @@ class MrqOnlineConfig:
 
 @dataclass(frozen=True)
 class MrqDatasetsConfig:
-    """Which replays become data."""
+    """Replay buffers to convert."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks to write; empty takes every task that was learned."""
+    """Tasks to write. Empty: every task that was learned."""
     algorithm: str = "mrq_online"
-    """Whose replays, where several variants were trained."""
+    """Algorithm whose replay buffers are written, if several variants were trained."""
     behaviour: str = "exploration"
-    """How the data counts for the defaults of later stages. A replay reaches from random actions to a trained policy's,
-    which is as wide as exploration; policy or unknown anchor extraction to it."""
+    """Behaviour recorded with the data, which sets the defaults of later stages. A replay buffer covers random to
+    trained actions and is as wide as exploration; policy or unknown would anchor extraction to it."""
 
     def __post_init__(self) -> None:
         check_choices(self, behaviour=BEHAVIOURS)

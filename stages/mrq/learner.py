@@ -4,7 +4,7 @@ One call of `train` is one step: every `period` steps the targets are copied and
 updates in a row, each on windows of its own; every step then updates the values, the policy, and the priorities of the
 windows that the values saw.
 
-Dimension letters: M members, B batch, T decisions of a window, O observation, A action, D latent.
+Dimension letters: M members, B batch, T steps of a window, O observation, A action, D latent.
 Source: MR.Q (arXiv 2501.16142), algorithm 1. What was decided differently is in `config.ReleasedMrqConfig`.
 """
 
@@ -53,9 +53,9 @@ class Shapes:
     """(O,) of vectors, (C, 84, 84) of images."""
     discrete: bool
     action_mask_MA: torch.Tensor
-    """1 where an action component is one of the member's own."""
+    """1 if an action component is one of the member's own."""
     discount_M: torch.Tensor
-    """Per decision."""
+    """Per step."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class Learner:
     # Data and noise
 
     def _check_windows(self, sources: Sequence[WindowSource], horizon: int) -> None:
-        """Raise a DatasetError where there is no window to draw. Once per period: it waits for the device."""
+        """Raise a DatasetError if there is no window to draw. Once per period: it waits for the device."""
         for source in sources:
             source.priorities.check(horizon, source.used)
 
@@ -381,8 +381,8 @@ class Learner:
         for generator, saved in zip(self._generators, state["generators"], strict=True):
             if len(saved) != len(generator.get_state()):  # a GPU's generator is another one than a CPU's
                 raise CheckpointError(
-                    f"the checkpoint was written on another kind of device than {self.device.type}, and its random "
-                    "numbers cannot be continued here; resume on that, or name this one in `accelerator` to start anew"
+                    f"the checkpoint was written on another kind of device than {self.device.type}, so its random "
+                    "numbers cannot continue here; resume on that device, or set `accelerator` to start from scratch"
                 )
             generator.set_state(saved.cpu())
         for name in _SAVED:
@@ -399,7 +399,7 @@ class Learner:
             if not bool(value.isfinite().all()):
                 raise StageError(
                     f"{name} is not finite after {self.steps} training steps: {value.tolist()}. Check the data for "
-                    "extreme numbers, or lower the learning rates"
+                    "extreme values, or lower the learning rates"
                 )
 
 

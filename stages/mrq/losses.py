@@ -1,7 +1,7 @@
 """The equations of MR.Q, as pure functions.
 
-Dimension letters: M members, T decisions of a window, B batch, D latent, K reward bins, A action, N slots of a replay;
-`...` any leading dimensions. not_done is 0 after a decision that reached a terminal state.
+Dimension letters: M members, T steps of a window, B batch, D latent, K reward bins, A action, N slots of a replay;
+`...` any leading dimensions. not_done is 0 after a step that reached a terminal state.
 Source: MR.Q (arXiv 2501.16142); LAP (arXiv 2007.06049); two-hot as in arXiv 2403.03950.
 """
 
@@ -52,7 +52,7 @@ def two_hot_cross_entropy(logits: torch.Tensor, value: torch.Tensor, bins_K: tor
 
 
 def alive(not_done_MTB: torch.Tensor) -> torch.Tensor:
-    """alive_t = prod_{i<t} not_done_i, [M, T, B]: 1 up to and including the decision that ends the episode."""
+    """alive_t = prod_{i<t} not_done_i, [M, T, B]: 1 up to and including the step that ends the episode."""
     before = torch.ones_like(not_done_MTB[:, :1])
     return torch.cat([before, not_done_MTB[:, :-1]], 1).cumprod(1)
 
@@ -64,7 +64,7 @@ def encoder_losses(
     not_done_MTB: torch.Tensor,
     bins_K: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """The three losses of the model for each decision of the unroll, [M, T] each.
+    """The three losses of the model for each step of the unroll, [M, T] each.
 
         dynamics_t = mean_{B,D} alive_t (z~_{t+1} - f'(s_{t+1}))^2
         reward_t   = mean_B alive_t CE(logits_t, bin_weights(r_t)),  r_t as the environment gave it
@@ -161,7 +161,7 @@ def search_cumulative(cumulative_N: torch.Tensor, uniform: torch.Tensor) -> torc
 
 
 def reward_scale(reward_N: torch.Tensor, count: int, *, floor: float | None = None) -> float:
-    """rbar, the mean absolute reward over `count` decisions.
+    """rbar, the mean absolute reward over `count` steps.
 
     It stays 1 until a reward other than zero was seen: a scale near 0 would blow the targets up, and LAP never forgets
     the largest priority. With `floor` it is max(mean, floor) instead, 1e-8 as released.
@@ -189,7 +189,7 @@ def policy_loss(value_MBN: torch.Tensor, pre_MBA: torch.Tensor, mask_MA: torch.T
     """[M]: -mean of both values at the policy's action + weight * mean of its squared output before the squash.
 
     Args:
-        mask_MA: 1 where an action component is one of the member's own.
+        mask_MA: 1 if an action component is one of the member's own.
     """
     squares = (pre_MBA.square().mean(1) * mask_MA).sum(-1) / mask_MA.sum(-1)
     return weight * squares - value_MBN.mean((-2, -1))

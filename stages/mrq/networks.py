@@ -10,7 +10,7 @@ gradient of the summed loss is each member's own. A single member costs 4% more 
 
 g, Q and pi see embeddings only. The predicted next z_s is the raw output of m, also where it is fed back into g.
 
-Dimension letters: M members, B batch, T decisions of a window, O observation, A action, D latent z_s, E z_sa, K reward
+Dimension letters: M members, B batch, T steps of a window, O observation, A action, D latent z_s, E z_sa, K reward
 bins, C channels. Source: MR.Q (arXiv 2501.16142) section 4 and appendix.
 """
 
@@ -82,10 +82,10 @@ class ImageLayers(nn.Module):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one or more decisions."""
+    """What the model says of one or more steps."""
 
     done: torch.Tensor
-    """[M, ..., B]: 1 where the decision is predicted to end the episode."""
+    """[M, ..., B]: 1 if the step is predicted to end the episode."""
     latent: torch.Tensor
     """[M, ..., B, D]: next z_s."""
     reward: torch.Tensor
@@ -116,7 +116,7 @@ class MrqEncoder(nn.Module):
         else:
             check_image(observation_shape)
             if members != 1:
-                raise ConfigError(f"images are learned from by one member at a time, found {members} members")
+                raise ConfigError(f"image encoders support one policy per program, found {members}")
             self.state = ImageLayers(observation_shape[0], widths.latent_dim)
         self.action = StackedLinear(members, action_dim, widths.action_dim)
         joint_dim = widths.latent_dim + widths.action_dim
@@ -152,14 +152,14 @@ class MrqEncoder(nn.Module):
         return self.joint.after_first(torch.baddbmm(state_part, self.embed_action(action), weight))
 
     def predict(self, z_sa: torch.Tensor) -> Prediction:
-        """m: [M, B, E] -> prediction of one decision."""
+        """m: [M, B, E] -> prediction of one step."""
         done, latent, reward = self.model(z_sa).split(self._outputs, -1)
         return Prediction(done[..., 0], latent, reward)
 
     def unroll(self, z: torch.Tensor, action_MTBA: torch.Tensor) -> Prediction:
         """Predictions [M, T, B, ...] along the data's actions, from z_s [M, B, D]; gradients pass through all of it.
 
-        What does not depend on earlier decisions is computed for all of them at once: the action's part of g's first
+        What does not depend on earlier steps is computed for all of them at once: the action's part of g's first
         layer before, done and reward after. Equal to T calls of `state_action` and `predict` up to rounding.
         """
         steps = action_MTBA.shape[1]

@@ -1,6 +1,6 @@
 """One policy learned while it plays: environments, replay, training steps, evaluation, and a state to continue from.
 
-Every decision of every environment is followed by one training step, once the warm-up of random actions is over. The
+Every step of every environment is followed by one training step, once the warm-up of random actions is over. The
 state holds everything, so that an interrupted run ends with the same numbers as an uninterrupted one: an episode under
 way is brought back by playing its actions again from its seed.
 
@@ -22,7 +22,7 @@ import torch
 from ...datasets.rollout import play_episodes, policy_act
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
-from ...datasets.tasks.decisions import Decisions
+from ...datasets.tasks.task_env import TaskEnv
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
@@ -86,7 +86,7 @@ def _passed(before: int, now: int, every: int) -> bool:
 class _Lane:
     """An environment, and the episode under way in it."""
 
-    environment: Decisions
+    environment: TaskEnv
     number: int = -1
     """Episodes begun, counted from 0."""
     observation: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -127,15 +127,15 @@ class OnlineTraining:
             released_starts=learn.released.starts,
         )
         self.steps = 0
-        """Decisions played, over all environments."""
+        """Steps played, over all environments."""
         self.curve: list[dict[str, Any]] = []
         """One row per evaluation."""
-        self._evaluation: list[Decisions] = []
+        self._evaluation: list[TaskEnv] = []
         self._seconds = 0.0
         self._metrics: dict[str, torch.Tensor] = {}
 
     def advance(self) -> None:
-        """One decision of every environment with the training steps that follow, and an evaluation when it is due."""
+        """One step of every environment with the training steps that follow, and an evaluation when it is due."""
         if self.steps == 0 and not self.curve:
             self._begin()
         before, started = self.steps, time.process_time()
@@ -202,7 +202,7 @@ class OnlineTraining:
         return derive_seed("mrq_episode", self.config.seed, self.spec.name, self.seed, index, lane.number) % 2**31
 
     def _place(self, index: int, lane: _Lane) -> str:
-        return f"task {self.spec.name!r}, environment {index}, episode {lane.number}, decision {len(lane.actions)}"
+        return f"task {self.spec.name!r}, environment {index}, episode {lane.number}, step {len(lane.actions)}"
 
     def _evaluate(self) -> None:
         """Play the policy without noise, in environments and from seeds of its own."""
@@ -228,7 +228,7 @@ class OnlineTraining:
         )
 
     def policy(self, trained_by: dict[str, Any]) -> MrqPolicy:
-        """The policy of now, on the CPU, apart from the networks that go on learning."""
+        """The policy of now, on the CPU, apart from the networks that continue learning."""
         learner = self.learner
         return policy_of_member(
             learner.encoder,
@@ -270,8 +270,8 @@ class OnlineTraining:
         check_same_task(state["task"], self.spec)
         if len(state["lanes"]) != len(self._lanes):
             raise CheckpointError(
-                f"the checkpoint is of {len(state['lanes'])} environments, this run has {len(self._lanes)}; resume "
-                "with the number it was made with"
+                f"the checkpoint has {len(state['lanes'])} environments, this run has {len(self._lanes)}; resume with "
+                "the same number"
             )
         self.replay.load_state_dict(state["replay"])
         self.learner.load_state_dict(state["learner"])
@@ -285,14 +285,14 @@ class OnlineTraining:
                 lane.actions.append(action)
             if not np.array_equal(lane.observation, saved["observation"].numpy()):
                 raise CheckpointError(
-                    f"{self._place(index, lane)}: played again from its seed, the episode under way ends in another "
-                    "observation than the checkpoint holds. The environment or its version has changed, or its "
-                    "episodes do not follow from their seeds: resume with the one it was made with, or start anew"
+                    f"{self._place(index, lane)}: replayed from its seed, the current episode ends in another "
+                    "observation than in the checkpoint. The environment or its version has changed, or its episodes "
+                    "do not depend on seeds only: resume with the same environment, or start from scratch"
                 )
 
 
-def image_shape(environment: Decisions, frames: int) -> tuple[int, ...] | None:
-    """Shape (C, 84, 84) of image observations; None where observations are vectors.
+def image_shape(environment: TaskEnv, frames: int) -> tuple[int, ...] | None:
+    """Shape (C, 84, 84) of image observations; None if observations are vectors.
 
     Raises:
         ConfigError: images that the encoder cannot take, or whose channels are not a multiple of `frames`.
@@ -306,7 +306,7 @@ def image_shape(environment: Decisions, frames: int) -> tuple[int, ...] | None:
         raise ConfigError(f"task {environment.task.name!r}: images must be uint8 in 0..255, found {space.dtype}")
     if shape[0] % frames:
         raise ConfigError(
-            f"task {environment.task.name!r}: images have {shape[0]} channels, which is no multiple of "
+            f"task {environment.task.name!r}: images have {shape[0]} channels, which is not a multiple of "
             f"mrq_online.frames={frames}, the frames that the environment stacks"
         )
     return tuple(shape)
@@ -319,5 +319,5 @@ def check_same_task(saved: Mapping[str, Any], spec: TaskSpec) -> None:
     if differences:
         raise CheckpointError(
             f"the checkpoint is of task {saved['name']!r}, which differs from {spec.name!r} in: "
-            f"{'; '.join(differences)}. Resume with the environment it was made with, or start anew in another folder"
+            f"{'; '.join(differences)}. Resume with the same environment, or start in another run folder"
         )

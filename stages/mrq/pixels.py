@@ -4,7 +4,7 @@ Importing this file registers the environment, so that a TaskSpec made here is b
 process, whichever stage plays it.
 
 Protocol of MR.Q (arXiv 2501.16142) and DrQ-v2: camera 0 (2 for quadrupeds), action repeat 2, three frames, one per
-decision; an episode starts with its first frame repeated.
+step; an episode starts with its first frame repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IDENTIFIER = "DmControlPixels-v0"
 
 
 class DmControlPixels(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A step is a decision of `repeat` simulator steps; observations are [3 * frames, 84, 84] uint8, oldest first."""
+    """A step is a step of `repeat` simulator steps; observations are [3 * frames, 84, 84] uint8, oldest first."""
 
     def __init__(self, domain: str, task: str, repeat: int, frames: int, camera: int) -> None:
         self._native = DmControl(domain, task)
@@ -76,7 +76,7 @@ def pixel_spec(spec: TaskSpec, frames: int) -> TaskSpec:
         ConfigError: `spec` is not of dm_control.
     """
     if spec.environment.get("kind") != "dm_control":
-        raise ConfigError(f"images are rendered of dm_control tasks only, found {spec.name!r}")
+        raise ConfigError(f"pixels are supported for dm_control tasks only, found {spec.name!r}")
     domain, task = spec.environment["domain"], spec.environment["task"]
     return dataclasses.replace(
         spec,

@@ -32,7 +32,7 @@ class MrqPolicyConfig:
     action_dim: int
     """Padded width that the policy gives."""
     world_model: dict[str, Any] | None
-    """Arguments of the TaskEncoder whose latents are the observations; None where observations are the
+    """Arguments of the TaskEncoder whose latents are the observations; None if observations are the
     environment's."""
     trained_by: dict[str, Any]
     """Algorithm and seed, for the record."""

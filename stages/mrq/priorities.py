@@ -1,6 +1,6 @@
 """Which windows may be drawn, and how often: LAP over the slots of a replay or of a store.
 
-A window is named by the slot of its first decision. Windows of different lengths have the same priorities and
+A window is named by the slot of its first step. Windows of different lengths have the same priorities and
 different slots at which they may start.
 
 Dimension letters: N slots.
@@ -22,7 +22,7 @@ class Priorities:
 
     def __init__(self, slots: int, horizons: Sequence[int], device: torch.device, prioritised: bool = True) -> None:
         """Args:
-        horizons: lengths of windows, in decisions.
+        horizons: lengths of windows, in steps.
         prioritised: False draws every window as often as any other.
         """
         self._prioritised = prioritised
@@ -37,7 +37,7 @@ class Priorities:
         """Raise a DatasetError if no window of this length may start in the first `used` slots. Makes the host wait."""
         if not self.starts[horizon][:used].any():
             raise DatasetError(
-                f"no window of {horizon} decisions: every episode is shorter and ends by its time limit; use a shorter "
+                f"no window of {horizon} steps: every episode is shorter and truncated; use a shorter "
                 "encoder_horizon and return_horizon, or longer episodes"
             )
 

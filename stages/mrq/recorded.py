@@ -19,7 +19,10 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
         StageError: there is none, or observations are images.
     """
     if not episodes:
-        raise StageError(f"{path}: the replay holds no complete episode; play more steps, or use a larger replay")
+        raise StageError(
+            f"{path}: the replay buffer has no complete episode; use more mrq_online.steps or a larger "
+            "mrq_online.replay_size"
+        )
     if episodes[0].observations.ndim != 2:
         raise StageError(
             f"{path}: datasets of images are not supported, observations are {episodes[0].observations.shape[1:]}; "

@@ -1,17 +1,17 @@
 """A replay that stores each observation once, and the windows that are drawn from it.
 
-An episode of L decisions takes L + 1 consecutive slots, the last of which holds its final observation and no decision:
+An episode of L steps takes L + 1 consecutive slots, the last of which holds its final observation and no step:
 the layout of a store. Several environments write to lanes of their own, so that episodes stay consecutive; each lane
 is a ring, whose oldest episode is overwritten slot by slot.
 
-A window of n decisions may start where n decisions of its episode follow, or fewer if the episode ended in a terminal
+A window of n steps may start where n steps of its episode follow, or fewer if the episode ended in a terminal
 state: after that the window is padded (not_done is 0 from there on, rewards are 0). The end of a truncated episode
 gives no padded windows, since what would have followed is not known.
 
 Images are stored as single frames; the stack that the network sees is put together when a window is drawn, with the
 episode's first frame repeated before its start.
 
-Dimension letters: N slots, B windows, T decisions of a window, A action.
+Dimension letters: N slots, B windows, T steps of a window, A action.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .priorities import Priorities
 
 @dataclass(frozen=True)
 class ReplayWindows:
-    """B windows of T decisions."""
+    """B windows of T steps."""
 
     action: torch.Tensor
     """[B, T, A]."""
     reward: torch.Tensor
     """[B, T]; 0 after a terminal state."""
     not_done: torch.Tensor
-    """[B, T]; 0 from a terminal decision on."""
+    """[B, T]; 0 from a terminal step on."""
 
 
 class Replay:
@@ -63,7 +63,7 @@ class Replay:
             horizons: lengths of the windows that will be drawn.
             lanes: environments that write.
             frames: frames stacked into one observation.
-            released_starts: a window starts only where max(horizons) + 1 decisions follow, or where at most
+            released_starts: a window starts only where max(horizons) + 1 steps follow, or where at most
                 max(horizons) are left of an episode that ended in a terminal state and was not truncated.
         Raises:
             ConfigError: a lane is shorter than two of the longest windows.
@@ -74,8 +74,8 @@ class Replay:
         self._released_starts = released_starts
         if self._length < 2 * self._longest + frames + 2:
             raise ConfigError(
-                f"a replay of {capacity} slots for {lanes} environments leaves {self._length} for each, expected at "
-                f"least {2 * self._longest + frames + 2} for windows of {self._longest} decisions"
+                f"a replay buffer of {capacity} slots for {lanes} environments leaves {self._length} for each; "
+                f"expected at least {2 * self._longest + frames + 2} for windows of {self._longest} steps"
             )
         slots = self._length * lanes
         kind = torch.float32 if len(observation_shape) == 1 else torch.uint8
@@ -83,10 +83,10 @@ class Replay:
         self.action = torch.zeros(slots, action_dim, device=device)
         self.reward = torch.zeros(slots, device=device)
         self.not_done = torch.ones(slots, device=device)
-        self.is_decision = torch.zeros(slots, dtype=torch.bool, device=device)
-        """False where a slot holds a final observation, or nothing."""
+        self.is_step = torch.zeros(slots, dtype=torch.bool, device=device)
+        """False if a slot holds a final observation, or nothing."""
         self.age = torch.zeros(slots, dtype=torch.int64, device=device)
-        """Decisions since the start of the episode."""
+        """Steps since the start of the episode."""
         self.success = torch.zeros(slots, dtype=torch.bool, device=device)
         self.priorities = Priorities(slots, horizons, device, prioritised)
         self.has_terminated = False
@@ -105,15 +105,15 @@ class Replay:
         return len(self.reward) if self._wrapped[-1] else (self.lanes - 1) * self._length + self._position[-1]
 
     @property
-    def num_decisions(self) -> int:
+    def num_steps(self) -> int:
         """Transitions held."""
-        return int(self.is_decision.sum())
+        return int(self.is_step.sum())
 
     def reward_scale(self, released: bool) -> float:
         """Mean absolute reward of what is held; see `losses.reward_scale`."""
         if released:
             return reward_scale(self.reward, self.used, floor=1e-8)
-        return reward_scale(self.reward, self.num_decisions)
+        return reward_scale(self.reward, self.num_steps)
 
     def add(
         self,
@@ -134,12 +134,12 @@ class Replay:
         self.reward[slot] = reward
         self.not_done[slot] = float(not terminated)
         self.success[slot] = success
-        self.is_decision[slot] = True
+        self.is_step[slot] = True
         self.age[slot] = self._episode_length[lane]
         self.priorities.weight[slot] = self.priorities.largest
         self._advance(lane)
         self._episode_length[lane] += 1
-        # Windows that end with this decision need its next observation now, not when the next one is stored.
+        # Windows that end with this step need its next observation now, not when the next one is stored.
         self._overwrite(self._slot(lane, 0), next_observation)
         self.age[self._slot(lane, 0)] = self._episode_length[lane]
         self._enable(lane, terminated, truncated)
@@ -164,7 +164,7 @@ class Replay:
         self.reward[slot] = 0
         self.not_done[slot] = 1
         self.success[slot] = False
-        self.is_decision[slot] = False
+        self.is_step[slot] = False
         lane = slot - slot % self._length
         for offset in range(self.frames):  # windows that start later, but whose first stack reaches back to here
             start = lane + (slot - lane + offset) % self._length
@@ -175,7 +175,7 @@ class Replay:
                     starts[start] &= self.age[start] < offset
 
     def _enable(self, lane: int, terminated: bool, truncated: bool) -> None:
-        """Let windows start that the latest decision of a lane completes."""
+        """Let windows start that the latest step of a lane completes."""
         length = self._episode_length[lane]
         for horizon, starts in self.priorities.starts.items():
             span, padded = horizon, terminated
@@ -193,7 +193,7 @@ class Replay:
         return lane[:, None] + ((start_B - lane)[:, None] + offsets) % self._length
 
     def windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
-        """The decisions of the windows that start at `start_B`."""
+        """The steps of the windows that start at `start_B`."""
         slots = self.slots_of(start_B, torch.arange(horizon, device=self.device))
         not_done = self.not_done[slots].cumprod(1)
         reward = self.reward[slots]
@@ -203,11 +203,11 @@ class Replay:
     def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
         """The same without padding: after a terminal state comes what the next slots hold, as in the released code."""
         slots = self.slots_of(start_B, torch.arange(horizon, device=self.device))
-        not_done = torch.where(self.is_decision[slots], self.not_done[slots], 0)
+        not_done = torch.where(self.is_step[slots], self.not_done[slots], 0)
         return ReplayWindows(self.action[slots], self.reward[slots], not_done)
 
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """What the network sees at `offsets` [T] decisions into each window: [B, T, O], or [B, T, frames * C, H, W]."""
+        """What the network sees at `offsets` [T] steps into each window: [B, T, O], or [B, T, frames * C, H, W]."""
         slots = self.slots_of(start_B, offsets)
         if self.frames == 1:
             return self.observation[slots]
@@ -218,15 +218,15 @@ class Replay:
         return self.observation[stacked].flatten(2, 3)
 
     def episodes(self) -> Iterator[Episode]:
-        """Every episode that is held from its first decision to its last, oldest first, lane by lane."""
+        """Every episode that is held from its first step to its last, oldest first, lane by lane."""
         for lane in range(self.lanes):
             first = self._position[lane] if self._wrapped[lane] else 0
             count = self._length if self._wrapped[lane] else self._position[lane]
             slots = lane * self._length + (first + np.arange(count)) % self._length
-            decisions = self.is_decision.cpu().numpy()[slots]
+            is_step = self.is_step.cpu().numpy()[slots]
             age = self.age.cpu().numpy()[slots]
             begin = 0
-            for end in np.flatnonzero(~decisions).tolist():
+            for end in np.flatnonzero(~is_step).tolist():
                 part = torch.from_numpy(slots[begin : end + 1])
                 if end > begin and age[begin] == 0:
                     yield self._episode(part)
@@ -244,8 +244,8 @@ class Replay:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, of the slots in use, so that draws and writes go on as if nothing had happened."""
-        used = min(self.used + 1, len(self.reward))  # one more: the observation that the next decision starts from
+        """Everything, of the slots in use, so that draws and writes continue as if nothing had happened."""
+        used = min(self.used + 1, len(self.reward))  # one more: the observation that the next step starts from
         tensors = {name: getattr(self, name)[:used].clone() for name in _SAVED}
         return {
             **tensors,
@@ -264,8 +264,8 @@ class Replay:
         shape = [len(self.reward), self.lanes, self.frames, *self.observation.shape[1:], self.action.shape[1]]
         if state["shape"] != shape:
             raise CheckpointError(
-                "the saved replay has other sizes than this one (slots, lanes, frames, observation, action): "
-                f"expected {shape}, found {state['shape']}; resume with the environment and settings it was made with"
+                "the saved replay buffer has other sizes than this one (slots, lanes, frames, observation, action): "
+                f"expected {shape}, found {state['shape']}; resume with the same environment and settings"
             )
         for name in _SAVED:
             getattr(self, name)[: len(state[name])] = state[name]
@@ -275,4 +275,4 @@ class Replay:
         self._episode_length = list(state["episode_length"])
 
 
-_SAVED = ("observation", "action", "reward", "not_done", "is_decision", "age", "success")
+_SAVED = ("observation", "action", "reward", "not_done", "is_step", "age", "success")

@@ -1,4 +1,4 @@
-"""mrq: MR.Q from a store, one policy per task and seed; the encoder is trained first, then everything."""
+"""The stage mrq."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from ..world_model.reward_range import rewards_beyond_bins
 from .config import MrqConfig, algorithm_name
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Mrq(Stage):
-    """Policies for all tasks, variants and seeds, and training.csv."""
+    """Train MR.Q policies on a store.
+
+    There is one policy per task, variant and seed. The encoder trains first, then everything.
+    """
 
     Config = MrqConfig
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
@@ -68,7 +72,10 @@ class Mrq(Stage):
         write_index(context.folder, store.table, entries)
         pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
         tasks = len({entry["task"] for entry in entries})
-        return f"{len(entries)} policies for {tasks} tasks, {self.config.updates:,} updates each"
+        return (
+            f"{counted(len(entries), 'policy', 'policies')} for {counted(tasks, 'task')}, {self.config.updates:,} "
+            "updates each"
+        )
 
     def _programs(self, store: TaskStore) -> list[MemberJobs]:
         """One for each variant."""
@@ -106,7 +113,7 @@ class Mrq(Stage):
 
         if not context.inputs["world_model"]:
             raise StageError(
-                "mrq.start_from_world_model needs a world model: list the stage pretrain before mrq, or give "
+                "mrq.start_from_world_model needs a world model: add the stage pretrain before mrq, or set "
                 "inputs.world_model=FOLDER"
             )
         check_same_tables(read_table(context.input("world_model")), store.table, context)

@@ -1,4 +1,4 @@
-"""mrq_datasets: what MR.Q saw while it learned, as Minari datasets; data for pretrain where there is none."""
+"""The stage mrq_datasets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipeline.errors import StageError
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyIndex
 from .config import MrqDatasetsConfig
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class MrqDatasets(Stage):
-    """One Minari dataset per task below `minari/`, all seeds of a task in one, and `datasets.json` as collect's."""
+    """Convert the replay buffers of mrq_online into Minari datasets.
+
+    One dataset per task holds the episodes of all seeds.
+    """
 
     Config = MrqDatasetsConfig
     inputs = {"policies": Input("policies")}
@@ -50,7 +54,9 @@ class MrqDatasets(Stage):
         (context.folder / "datasets.json").write_text(json.dumps({"tasks": tasks}, indent=1))
         transitions = sum(record["transitions"] for record in tasks.values())
         episodes = sum(record["episodes"] for record in tasks.values())
-        return f"{transitions:,} transitions in {episodes:,} episodes of {len(tasks)} tasks"
+        return (
+            f"{counted(transitions, 'transition')} in {counted(episodes, 'episode')} of {counted(len(tasks), 'task')}"
+        )
 
     def _replays(self, index: PolicyIndex) -> dict[str, list[dict[str, Any]]]:
         """Policies with a replay by task."""
@@ -59,8 +65,8 @@ class MrqDatasets(Stage):
         if not kept:
             there = sorted({entry["algorithm"] for entry in index.entries})
             raise StageError(
-                f"mrq_datasets: {index.artifact} holds no replay of {self.config.algorithm!r} (policies there: "
-                f"{', '.join(there)}); make it with the stage mrq_online and mrq_online.keep_replay=true"
+                f"mrq_datasets: {index.artifact} has no replay buffer of {self.config.algorithm!r} (policies there: "
+                f"{', '.join(there)}); create it with the stage mrq_online and mrq_online.keep_replay=true"
             )
         by_task: dict[str, list[dict[str, Any]]] = {}
         for entry in kept:
@@ -68,7 +74,7 @@ class MrqDatasets(Stage):
         names = self.config.tasks or list(by_task)
         if missing := [name for name in names if name not in by_task]:
             raise StageError(
-                f"mrq_datasets.tasks: no replay of {', '.join(missing)}; there are those of {', '.join(by_task)}"
+                f"mrq_datasets.tasks: no replay buffer of {', '.join(missing)}, only of {', '.join(by_task)}"
             )
         return {name: by_task[name] for name in names}
 

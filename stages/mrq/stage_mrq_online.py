@@ -1,4 +1,4 @@
-"""mrq_online: MR.Q in the simulator, one policy per task, variant and seed; a way to make data where there is none."""
+"""The stage mrq_online."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from ...pipeline.artifact import link
 from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from .config import MrqOnlineConfig, algorithm_name
 
 
 class MrqOnline(Stage):
-    """Policies learned while they play, `training.csv` with their evaluations, and on request their replays."""
+    """Train MR.Q policies online in simulators.
+
+    There is one policy per task, variant and seed. With `keep_replay`, the replay buffers can become data for other
+    stages.
+    """
 
     Config = MrqOnlineConfig
     output_kind = "policies"
@@ -33,12 +38,12 @@ class MrqOnline(Stage):
             raise ConfigError("mrq_online.tasks is empty: name a task, for example tasks=[dmc/cartpole-balance]")
         names = [resolve_name(name) for name in self.config.tasks]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"mrq_online.tasks names a task twice: {', '.join(repeated)}")
+            raise ConfigError(f"mrq_online.tasks repeats a task: {', '.join(repeated)}")
         if self.config.pixels and (other := [name for name in names if not name.startswith("dmc/")]):
             raise ConfigError(f"mrq_online.pixels renders dm_control tasks (dmc/...) only, found {', '.join(other)}")
         if self.config.pixels and not (os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY")):
             raise ConfigError(
-                "mrq_online.pixels renders images and finds no display here; set the environment variable "
+                "mrq_online.pixels needs to render and finds no display here; set the environment variable "
                 "MUJOCO_GL=egl (or osmesa)"
             )
         if self.config.pixels and self.config.keep_replay:
@@ -104,4 +109,4 @@ def _summary(training: Any, config: MrqOnlineConfig) -> str:
     last = training[training.iteration == training.iteration.max()].groupby("algorithm", sort=False).return_mean.mean()
     returns = ", ".join(f"{algorithm} {value:.1f}" for algorithm, value in last.items())
     policies = len(training[["algorithm", "task", "seed"]].drop_duplicates())
-    return f"mean return at the end: {returns}; {policies} policies, {config.steps:,} decisions each"
+    return f"final mean return {returns}; {counted(policies, 'policy', 'policies')}, {config.steps:,} steps each"

@@ -3,7 +3,7 @@
 Every start whose window fits is used, and after a terminal state windows are padded: known once and for all here, since
 the data is fixed. Each policy has priorities of its own over rows that all policies of the task share.
 
-Dimension letters: R rows, B windows, T decisions of a window, O observation, A action.
+Dimension letters: R rows, B windows, T steps of a window, O observation, A action.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class StoredTask:
         self._scale = reward_scale(rewards, len(rows) - len(last))
         if not bool(rewards.any()):
             raise DatasetError(
-                f"task {task.spec.name!r}: every reward in the store is zero, so there is nothing to learn about what "
-                "to do; pack data with rewards, or leave the task out with mrq.tasks"
+                f"task {task.spec.name!r}: every reward in the store is zero, so no policy can be learned; pack data "
+                "with rewards, or exclude the task with mrq.tasks"
             )
         self.priorities = Priorities(len(rows), horizons, device, prioritised)
         self.priorities.weight.fill_(1)
@@ -99,11 +99,11 @@ class StoredTask:
 
 
 def allowed_starts(offsets: np.ndarray, terminated: np.ndarray, horizon: int) -> np.ndarray:
-    """[R] bool: rows at which a window of `horizon` decisions may start.
+    """[R] bool: rows at which a window of `horizon` steps may start.
 
     Args:
         offsets: [E + 1], first row of each episode; the last row of an episode holds its final observation.
-        terminated: [E], whether an episode ended in a terminal state: then every decision of it is a start.
+        terminated: [E], whether an episode ended in a terminal state: then every step of it is a start.
     """
     rows = np.arange(offsets[-1])
     left = np.repeat(offsets[1:] - 1, np.diff(offsets)) - rows

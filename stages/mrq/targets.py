@@ -3,7 +3,7 @@
 The target encoder stands still for a period, while its 250 updates draw 320,000 next observations at the published
 settings: out of a replay of 20,000, each some 16 times.
 
-Dimension letters: K updates of a burst, M members, T decisions of a window, B batch, N observations, D latent.
+Dimension letters: K updates of a burst, M members, T steps of a window, B batch, N observations, D latent.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def shared_targets(
         embed: target of observations, [M, n, O] -> [M, n, D].
         width: D.
     Returns:
-        None where it would not save half of the work, or take more than LIMIT_BYTES.
+        None if it would not save half of the work, or take more than LIMIT_BYTES.
     """
     updates, members, batch = start_KMB.shape
     offsets = torch.arange(1, horizon + 1, device=start_KMB.device)

@@ -1,12 +1,12 @@
-"""The policy that plans at every decision: MPPI over imagined trajectories, as TD-MPC2 does.
+"""The policy that plans at every step: MPPI over imagined trajectories, as TD-MPC2 does.
 
 A round samples action sequences around a mean, imagines their returns, and fits mean and standard deviation to the best
-of them. Trajectories of the policy prior take part in every round, and the next decision starts from the mean of this
-one, shifted by a decision.
+of them. Trajectories of the policy prior take part in every round, and the next step starts from the mean of this
+one, shifted by a step.
 
 Differences from TD-MPC2's code: the action is the mean of the last round, not of a sampled elite (`sample_elite` turns
 that back on); the terminal value is the mean of all value functions, not of two drawn by chance; the prior's
-trajectories are imagined once per decision, with the same noise in every round; terminations weight the return by their
+trajectories are imagined once per step, with the same noise in every round; terminations weight the return by their
 probability, where the code cuts it at one half; discrete actions are planned as the largest of their components.
 
 Dimension letters: B environments, H horizon, N sampled trajectories, P trajectories of the policy prior, E elites, A
@@ -44,7 +44,7 @@ from .task_model import TaskModel
 
 @dataclass(frozen=True)
 class PlanNoise:
-    """The random numbers of one decision, standard normal but for `choice`. S = H + 1: the last is of the prior's
+    """The random numbers of one step, standard normal but for `choice`. S = H + 1: the last is of the prior's
     action at the end of each trajectory."""
 
     prior_SBPA: torch.Tensor
@@ -68,7 +68,7 @@ class PlanNoise:
 
 @dataclass(frozen=True)
 class PlannedAction:
-    """The outcome of one decision."""
+    """The outcome of one step."""
 
     action_BA: torch.Tensor
     mean_HBA: torch.Tensor
@@ -156,7 +156,7 @@ def relative_folder(world_model: Path, policy: Path) -> str:
 
 @dataclass
 class PlanMemory:
-    """What an episode's next decision starts from."""
+    """What an episode's next step starts from."""
 
     generator: torch.Generator
     mean_HA: torch.Tensor
@@ -182,7 +182,7 @@ class Planner(Predicts, nn.Module):
             self.model = TaskModel(model, model.table.id_of(task.name))
 
     def begin(self, episode: int) -> PlanMemory:
-        """What is remembered before the first decision of an episode; its number decides the random numbers."""
+        """What is remembered before the first step of an episode; its number decides the random numbers."""
         generator = torch.Generator().manual_seed(derive_seed("plan", self._noise_seed, episode))
         mean_HA = torch.zeros(self.config.horizon, self.task.action_dim, device=next(self.model.buffers()).device)
         return PlanMemory(generator, mean_HA)
@@ -225,12 +225,12 @@ class Planner(Predicts, nn.Module):
         source = (folder / stored.world_model).resolve()
         if not source.is_dir():
             raise CheckpointError(
-                f"{folder / 'policy.json'} plans with the world model in {source}, which is not there; a planner moves "
-                "together with the artifact that it is part of"
+                f"{folder / 'policy.json'} plans with the world model in {source}, which is missing; move a planner "
+                "together with its whole artifact"
             )
         if (found := world_model_digest(source)) != stored.world_model_digest:
             raise CheckpointError(
-                f"{folder / 'policy.json'} plans with the world model in {source}, which was changed since: expected "
+                f"{folder / 'policy.json'} plans with the world model in {source}, which has changed since: expected "
                 f"digest {stored.world_model_digest[:12]}..., found {found[:12]}...; run the stage mppi again"
             )
         model: WorldModel | SequenceModel

@@ -1,10 +1,10 @@
 """One task of a sequence model as the planner asks for it: MPPI and the cross-entropy method over imagined rewards.
 
-Observations take the place of latents; there is no policy prior and no value after the last imagined decision, so that
+Observations take the place of latents; there is no policy prior and no value after the last imagined step, so that
 the horizon has to be as long as what a plan is to see. Any kind of model serves: markov, hwm and rerooted unroll
-decision by decision, awm, rnn and ssm predict a whole trajectory at once.
+step by step, awm, rnn and ssm predict a whole trajectory at once.
 
-Dimension letters: B environments, H decisions, N trajectories of each environment, R = B N, O observation, A action.
+Dimension letters: B environments, H steps, N trajectories of each environment, R = B N, O observation, A action.
 Source: MPPI: Williams et al. (arXiv 1509.01149). Cross-entropy method: Rubinstein (1999); with a learned model: Chua et
 al. (arXiv 1805.12114), section 5. CEM is the planner's round with elites weighted equally, `temperature: 0`.
 """

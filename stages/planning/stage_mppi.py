@@ -1,5 +1,4 @@
-"""mppi: policies that plan through the frozen world model at every decision: as TD-MPC2 does through a latent model, or
-by MPPI and CEM through a model of observations. Nothing is trained; the time is spent when they are evaluated."""
+"""The stage mppi."""
 
 from __future__ import annotations
 
@@ -12,13 +11,18 @@ from ...pipeline.errors import CheckpointError
 from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from ..pretrain.config import PretrainConfig
 from .config import ALGORITHMS, LATENT_ALGORITHM, MPPI, STATE_ALGORITHMS, MppiConfig, check_can_plan
 
 
 class Mppi(Stage):
-    """One planner per task and seed; all of them share one copy of the world model in this artifact."""
+    """Create policies that plan through the frozen world model at every step (MPPI, CEM).
+
+    tdmpc2_plan plans through a latent model as TD-MPC2 does; mppi and cem plan through a model of observations. Nothing
+    is trained; planning happens in evaluate. All planners share one copy of the model.
+    """
 
     Config = MppiConfig
     inputs = {"world_model": Input("world_model")}
@@ -29,7 +33,7 @@ class Mppi(Stage):
 
     def check_input(self, name: str, folder: Path, maker: Any) -> None:
         if isinstance(maker, PretrainConfig):
-            model, where = maker.model.complete(), "the world model that stage pretrain is to make"
+            model, where = maker.model.complete(), "the world model of the stage pretrain"
             self._check(maker.world_model == "sequence", model.num_q, model.dynamics, where)
         elif (path := folder / "model.json").is_file():
             stored = read_made(path, dict[str, Any])
@@ -39,15 +43,15 @@ class Mppi(Stage):
             self._check(True, 0, "", f"the world model in {folder}")
 
     def _check(self, observations: bool, num_q: int, dynamics: str, where: str) -> None:
-        """Raise a CheckpointError where an algorithm cannot plan with such a model."""
+        """Raise a CheckpointError if an algorithm cannot plan with such a model."""
         for algorithm in self.config.algorithms:
             if observations != (algorithm in STATE_ALGORITHMS):
                 kinds = ("sequence", "latent") if observations else ("latent", "sequence")
                 known = STATE_ALGORITHMS if observations else [LATENT_ALGORITHM]
                 raise CheckpointError(
-                    f"mppi.algorithms has {algorithm}, but {where} is {kinds[0]}, of which "
-                    f"{' and '.join(known)} can be made; pretrain one with "
-                    f"pretrain.world_model={kinds[1]}, or take {algorithm} out of `algorithms`"
+                    f"mppi.algorithms has {algorithm}, but {where} is {kinds[0]}, which supports "
+                    f"{' and '.join(known)}; pretrain with pretrain.world_model={kinds[1]}, or remove {algorithm} from "
+                    "`algorithms`"
                 )
         if not observations:
             check_can_plan(num_q, dynamics, where)
@@ -92,4 +96,4 @@ class Mppi(Stage):
                 ).save(folder)
                 entries.append(entry)
         write_index(context.folder, model.table, entries)
-        return f"{len(entries)} planners for {len(specs)} tasks"
+        return f"{counted(len(entries), 'planner')} for {counted(len(specs), 'task')}"

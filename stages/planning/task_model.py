@@ -1,9 +1,9 @@
-"""A world model narrowed to one task, for planning, which asks it thousands of times per decision.
+"""A world model narrowed to one task, for planning, which asks it thousands of times per step.
 
 The task's embedding is the same in every question, so its part of each first layer becomes bias; columns of padded
 observation and action components go. The numbers are those of WorldModel, up to float rounding.
 
-Dimension letters: B environments, H decisions, N trajectories of each environment, O observation, A action (the task's
+Dimension letters: B environments, H steps, N trajectories of each environment, O observation, A action (the task's
 own components), D latent.
 """
 
@@ -99,7 +99,7 @@ class TaskModel(nn.Module):
 
             sum_t discount^t alive_t r_t + discount^H alive_H Q(z_H, a_H),    alive_t = prod_{s <= t} c(z_s)
 
-        c is the probability that the episode goes on in a state, 1 where the task does not terminate; Q is the mean of
+        c is the probability that the episode continues in a state, 1 if the task does not terminate; Q is the mean of
         all value functions; a_H is the policy prior's action, from `noise_BNA`.
         """
         z = z_BD[:, None].expand(-1, action_HBNA.shape[2], -1)

@@ -1,4 +1,4 @@
-"""What every algorithm ends in: a policy, its index, and how both are loaded."""
+"""Policies, their index, and loading them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`Policy`, on first use: it needs torch, which the index does without."""
+    """Import `Policy` on first use: it needs torch, the index does not."""
     if name == "Policy":
         from .policy import Policy
 

@@ -1,7 +1,8 @@
-"""What an environment hands to a policy and takes from it, as shapes, types and units, and the maps between.
+"""Shapes, types and units of the observations and actions that an environment exchanges with a policy, and the
+conversions.
 
-Inside the project observations are flat float32 vectors and actions are in [-1, 1] (or one-hot); an exported policy
-takes and gives what the environment itself does.
+Inside the project, observations are flat float32 vectors and actions are in [-1, 1] (or one-hot); an exported policy
+uses the environment's own observations and actions.
 
 Dimension letters: B batch, O flat observation, A action components.
 """
@@ -18,33 +19,33 @@ from gymnasium import spaces
 from ...datasets.schema import TaskSpec
 from ...datasets.spaces import flat_columns, flatten_observation
 from ...datasets.tasks import make_environment
-from ...datasets.tasks.decisions import Decisions, action_scale
+from ...datasets.tasks.task_env import TaskEnv, action_scale
 from ...pipeline.errors import TaskError
 
 
 @dataclass(frozen=True)
 class Interface:
-    """An environment's side of a policy."""
+    """The environment's side of a policy."""
 
     spec: TaskSpec
-    environment: Decisions | None
-    """None where the data do not say how to build it; observations are then flat, and actions in the data's bounds or,
-    without any, in [-1, 1]."""
+    environment: TaskEnv | None
+    """None if the data does not say how to build it; observations are then flat, and actions within the data's bounds
+    or in [-1, 1]."""
 
     @classmethod
     def of(cls, spec: TaskSpec) -> Interface:
-        """Builds the environment. Raises TaskError: it cannot be built."""
+        """Build the environment. Raises TaskError if it cannot be built."""
         return cls(spec, make_environment(spec) if spec.environment.get("kind") else None)
 
     @property
     def index_start(self) -> int | None:
-        """The smallest observation, where it is the number of a state; None where it is not."""
+        """The smallest observation, if observations are state numbers; else None."""
         space = self._space
         return int(space.start) if isinstance(space, spaces.Discrete) else None
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        """Of one observation: an array's own, () of a state's number, (O,) of what has several parts."""
+        """Shape of one observation: of the array, () for a state number, (O,) for several parts."""
         space = self._space
         if isinstance(space, spaces.Discrete):
             return ()
@@ -52,7 +53,7 @@ class Interface:
 
     @property
     def observation_dtype(self) -> np.dtype[Any]:
-        """int64 of a state's number, uint8 of images, float32 of all else."""
+        """int64 for a state number, uint8 for images, else float32."""
         space = self._space
         if isinstance(space, spaces.Discrete):
             return np.dtype(np.int64)
@@ -60,14 +61,14 @@ class Interface:
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """Of one action; () where it is a choice."""
+        """Shape of one action; () if it is discrete."""
         if self.spec.action_kind == "discrete":
             return ()
         return self.environment.native.action_space.shape or () if self.environment else (self.spec.action_dim,)
 
     @property
     def action_start(self) -> int:
-        """The number of the first choice, where actions are discrete."""
+        """The number of the first discrete action."""
         space = self.environment.native.action_space if self.environment else None
         return int(space.start) if isinstance(space, spaces.Discrete) else 0
 
@@ -106,13 +107,13 @@ class Interface:
         return flat.reshape(-1, self.spec.observation_dim), flat.ndim == 2
 
     def raw(self, flat_BO: np.ndarray) -> np.ndarray:
-        """Flat observations [B, O] as the environment gives them."""
+        """Convert flat observations [B, O] to the form of the environment."""
         if self.index_start is not None:
             return flat_BO.argmax(1) + self.index_start
         return flat_BO.reshape((-1, *self.observation_shape)).astype(self.observation_dtype)
 
     def to_environment(self, action_BA: np.ndarray) -> np.ndarray:
-        """A policy's actions [B, A], as the environment takes them, [B, *action_shape]."""
+        """Convert a policy's actions [B, A] to those of the environment, [B, *action_shape]."""
         if self.environment is not None:
             return np.stack([self.environment.to_native_action(action) for action in action_BA])
         if self.spec.action_kind == "discrete":
@@ -121,7 +122,7 @@ class Interface:
         return middle + half * np.clip(action_BA, -1, 1)
 
     def describe(self) -> dict[str, Any]:
-        """All of it for whoever feeds an exported policy; JSON-serialisable."""
+        """Return all of it for users of an exported policy; JSON-serialisable."""
         observation: dict[str, Any] = {
             "name": "observation",
             "dtype": str(self.observation_dtype),
@@ -139,7 +140,7 @@ class Interface:
         else:
             middle, half = self.action_scale
             known = self.environment is not None or "action_low" in self.spec.environment
-            units = "environment" if known else "scaled: [-1, 1], as the environment is not known"
+            units = "environment" if known else "scaled to [-1, 1], because the environment is not known"
             action |= {
                 "dtype": "float32",
                 "units": units,

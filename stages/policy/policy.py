@@ -1,6 +1,6 @@
-"""What every algorithm ends in: a Policy in a folder, and how it is loaded.
+"""Policies: the common result of every algorithm, and loading them.
 
-evaluate, collect and report use nothing else, so they never ask which algorithm made a policy.
+evaluate, collect and report use only this interface and do not depend on the algorithm.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .policy_index import POLICIES_FILE, PolicyIndex
 
 
 class Policy(Protocol):
-    """Acts on raw environment observations of one task; deterministic, and stateless unless it is a StatefulPolicy."""
+    """Acts on raw environment observations of one task. Deterministic, and stateless unless it is a StatefulPolicy."""
 
     task: TaskSpec
 
     def act(self, observation: torch.Tensor) -> torch.Tensor:
-        """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot where actions are discrete."""
+        """[B, O] float32, environment units -> [B, A] in [-1, 1], or one-hot for discrete actions."""
         ...
 
     def predict(self, observation: Any) -> Any:
@@ -42,7 +42,7 @@ class Policy(Protocol):
     def from_pretrained(
         reference: str | Path, *, task: str | None = None, algorithm: str | None = None, seed: int | None = None
     ) -> Policy:
-        """The policy that `reference` names, on the CPU, every byte of its files checked.
+        """Load the policy named by `reference` on the CPU, and verify every file.
 
         Args:
             reference: one policy's folder (RUN/extract/pwm/dmc.cup-catch/seed_0), a policies artifact (RUN/extract), a
@@ -66,7 +66,7 @@ class Policy(Protocol):
 
 
 class Predicts:
-    """What makes of a policy's `act` one that takes and gives what an environment does."""
+    """Adds `predict`, which takes and returns the environment's own observations and actions."""
 
     task: TaskSpec
 
@@ -75,7 +75,8 @@ class Predicts:
         return Interface.of(self.task)
 
     def predict(self, observation: Any) -> Any:
-        """Actions for observations of the policy's own environment, as it gives and takes them.
+        """Return actions for observations in the form of the policy's own environment. Deterministic. A stateful policy
+        acts as at the start of an episode.
 
         Deterministic. A policy with a memory plans as at the start of an episode.
 
@@ -102,11 +103,11 @@ def _device_of(policy: Any) -> torch.device:
 
 
 class StoredPolicy(Predicts, nn.Module):
-    """A Policy that is its tensors, in policy.safetensors, and a config of theirs, in policy.json. A subclass gives
-    `Config`, what it builds of one, and `act`."""
+    """A policy stored as tensors in policy.safetensors and a config in policy.json. Subclasses define `Config`, the
+    modules built from it, and `act`."""
 
     Config: ClassVar[type]
-    """Has at least kind (its entry point in the group `orrery.policies`), task (of the TaskSpec) and trained_by."""
+    """Has at least kind (as in _KINDS), task (a TaskSpec) and trained_by."""
     config: Any
 
     def __init__(self, config: Any) -> None:
@@ -120,7 +121,7 @@ class StoredPolicy(Predicts, nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what `save` wrote; raises CheckpointError where it does not fit."""
+        """Read what `save` wrote. Raises CheckpointError if it does not fit."""
         folder = user_path(folder)
         with reading(folder / "policy.json", CheckpointError):
             config: Any = read_config(folder, "policy", cls.Config, cls.upgrade_config)
@@ -129,31 +130,31 @@ class StoredPolicy(Predicts, nn.Module):
 
     @staticmethod
     def upgrade_config(values: dict[str, Any]) -> dict[str, Any]:
-        """What an older version wrote to policy.json, as this one does."""
+        """Convert a policy.json of an older version."""
         return values
 
     @staticmethod
     def upgrade_weights(tensors: dict[str, Any]) -> dict[str, Any]:
-        """The same for policy.safetensors."""
+        """Convert a policy.safetensors of an older version."""
         return tensors
 
 
 class StatefulPolicy(Policy, Protocol):
-    """Remembers something within an episode, such as its last plan. Whoever plays the episodes keeps the memories, so
-    that the policy itself never changes; without them every decision is taken as the first of an episode."""
+    """Keeps a memory within an episode, such as its last plan. The caller stores the memories, so the policy itself
+    never changes; without them, every step is treated as the first of an episode."""
 
     def begin(self, episode: int) -> Any:
-        """What it remembers before the first decision of an episode. The episode's number, from 0 within one call of
-        `play_episodes`, decides the random numbers of a policy that has any."""
+        """Return the memory before the first step of an episode. The episode's number, from 0 within one call of
+        `play_episodes`, seeds a policy that uses random numbers."""
         ...
 
     def act(self, observation: torch.Tensor, memory: Sequence[Any] | None = None) -> torch.Tensor:
-        """As `Policy.act`; brings the memory of each row's episode up to date."""
+        """As `Policy.act`; also updates the memory of each row's episode."""
         ...
 
 
 def load_policy(folder: str | Path) -> Policy:
-    """The policy that a stage wrote to `folder`.
+    """Load the policy in `folder`.
 
     Raises:
         CheckpointError: no policy there, of a kind unknown to this version, or weights that do not fit.
@@ -161,7 +162,7 @@ def load_policy(folder: str | Path) -> Policy:
     folder = user_path(folder)
     path = folder / "policy.json"
     if not path.is_file():
-        raise CheckpointError(f"{folder}: expected a policy folder with policy.json, which is not there")
+        raise CheckpointError(f"{folder}: expected a policy folder with policy.json, which is missing")
     with reading(path, CheckpointError):
         kind = read_json(path, CheckpointError).get("kind")
         if kind not in names("policies"):
@@ -173,7 +174,7 @@ def load_policy(folder: str | Path) -> Policy:
 
 
 def _choose(artifact: Path, task: str | None, algorithm: str | None, seed: int | None) -> str:
-    """Where in a policies artifact the policy is that these name."""
+    """Return the folder of the selected policy in a policies artifact."""
     entries = PolicyIndex.read(artifact).entries
     wanted = {"task": task, "algorithm": algorithm, "seed": seed}
     for name, value in wanted.items():
@@ -182,10 +183,10 @@ def _choose(artifact: Path, task: str | None, algorithm: str | None, seed: int |
             entries = [entry for entry in entries if entry[name] == value]
         elif name != "seed" and len(known) > 1:
             raise CheckpointError(
-                f"{artifact} holds policies of several {name}s; give {name}=, one of: {', '.join(known)}"
+                f"{artifact} has policies of several {name}s; set {name}= to one of: {', '.join(known)}"
             )
         if not entries:
             raise CheckpointError(
-                f"{artifact} has no policy with {name}={value!r}, but: {', '.join(map(str, known)) or 'none at all'}"
+                f"{artifact} has no policy with {name}={value!r}, only: {', '.join(map(str, known)) or 'none at all'}"
             )
     return min(entries, key=lambda entry: entry["seed"])["path"]

@@ -1,7 +1,5 @@
-"""policies.json: which policies an artifact holds. Stages that make some write it, whoever looks for one reads it.
-
-Needs no torch, so that a run's configuration can be checked against it.
-"""
+"""policies.json, the index of the policies in an artifact. Needs no torch, so that configurations can be checked
+against it."""
 
 from __future__ import annotations
 
@@ -19,7 +17,8 @@ POLICIES_FILE = "policies.json"
 
 
 def policy_entry(algorithm: str, task: TaskSpec, seed: int, **facts: Any) -> dict[str, Any]:
-    """One policy, in the folder `<algorithm>/<task>/seed_<n>` of the artifact; `facts` is what else is said of it."""
+    """The index entry of one policy, in the folder `<algorithm>/<task>/seed_<n>` of the artifact, with further
+    `facts`."""
     path = f"{algorithm}/{task.slug}/seed_{seed}"
     return {"algorithm": algorithm, "task": task.name, "seed": seed, "path": path, **facts}
 
@@ -35,7 +34,7 @@ def write_index(artifact: Path, tasks: Iterable[TaskSpec], entries: Sequence[Map
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """What policies.json says of a policy at least."""
+    """The required fields of an entry in policies.json."""
 
     algorithm: str
     task: str
@@ -45,7 +44,7 @@ class PolicyEntry:
 
 @dataclass(frozen=True)
 class _Index:
-    """What policies.json has at least."""
+    """The required fields of policies.json."""
 
     tasks: list[dict[str, Any]]
     policies: list[PolicyEntry]
@@ -53,19 +52,19 @@ class _Index:
 
 @dataclass(frozen=True)
 class PolicyIndex:
-    """What policies.json says."""
+    """The content of policies.json."""
 
     artifact: Path
     tasks: list[TaskSpec]
     entries: list[dict[str, Any]]
-    """algorithm, task, seed, path below the artifact, and what the stage says of the policy besides."""
+    """algorithm, task, seed, path in the artifact, and further facts of the policy."""
 
     @classmethod
     def read(cls, artifact: Path) -> PolicyIndex:
-        """Raises CheckpointError: it is not there, or not as `write_index` leaves it."""
+        """Read policies.json. Raises CheckpointError if it is missing or malformed."""
         path = artifact / POLICIES_FILE
         if not path.exists():
-            raise CheckpointError(f"{artifact}: expected {POLICIES_FILE}, which lists policies; it is not there")
+            raise CheckpointError(f"{artifact}: expected {POLICIES_FILE}, the index of policies, which is missing")
         with reading(path, CheckpointError, "run its stage again"):
             values = read_json(path, CheckpointError, "run its stage again")
             for entry in decode(_Index, values).policies:

@@ -63,8 +63,8 @@ class DiscreteActions:
         if action.is_floating_point() or action.ndim != 1:
             width = action.shape[1] if action.ndim == 2 else 1
             raise ConfigError(
-                f"actions are continuous (of {width} component{'s' * (width > 1)}) and no candidate set is given; "
-                "choose candidates: kmeans (of the data's actions) or grid"
+                f"actions are continuous ({width} component{'s' * (width > 1)}) and there are no candidates; set "
+                "candidates: kmeans (of the data's actions) or grid"
             )
         if len(action) and not 0 <= int(action.min()) <= int(action.max()) < self.num:
             raise ConfigError(f"actions {int(action.min())}..{int(action.max())}, expected 0..{self.num - 1}")

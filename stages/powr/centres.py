@@ -31,11 +31,11 @@ def choose_centres(
         ConfigError: an unknown selection, or more centres than rows.
     """
     if selection not in SELECTIONS:
-        raise ConfigError(f"centres are chosen by one of {', '.join(SELECTIONS)}, found {selection!r}")
+        raise ConfigError(f"selection must be one of {', '.join(SELECTIONS)}, found {selection!r}")
     if count < 1:
         raise ConfigError(f"centres must be at least 1, found {count}")
     if count > len(rows):
-        raise ConfigError(f"{count} centres of {len(rows)} rows: centres are rows, so give at most {len(rows)}")
+        raise ConfigError(f"{count} centres of {len(rows)} rows: use at most {len(rows)}")
     random = np.random.default_rng(seed)
     pool = np.arange(len(rows)) if selection == "uniform" else distinct_rows(rows)
     if selection == "cholesky":

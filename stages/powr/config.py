@@ -1,4 +1,4 @@
-"""Names and settings that several modules share. Apart from them so that reading a config imports no torch."""
+"""Configs of the stages powr and powr_online. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STATES = ("raw", "latent")
 ACTIONS = ("mode", "mean")
 
 KERNELS = ("delta", "laplace", "gaussian", "product_laplace", "linear")
-"""Kernels of states, see `kernels`."""
+"""State kernels, see `kernels`."""
 
 SELECTIONS = ("uniform", "distinct", "cholesky")
-"""Ways to choose centres, see `centres`."""
+"""Selections of centres, see `centres`."""
 
 SINKS = ("all", "taken")
 """Actions that get a sink row at a terminal state."""
@@ -32,29 +32,29 @@ SHIFTS = ("lowest", "none")
 
 @dataclass(frozen=True)
 class KernelPlannerConfig:
-    """The world model's regression, and mirror descent on it."""
+    """Kernel regression of the world model, and mirror descent on it."""
 
     centres: int = 1000
-    """Rows that carry a weight. A step costs rows x centres^2 / actions; 1000 to 2000 suit a CPU."""
+    """Rows with a weight. A step costs rows x centres^2 / actions; 1000 to 2000 suit a CPU."""
     selection: str = "distinct"
-    """Which rows: uniform (as published), distinct (uniform among different state-action pairs), or cholesky."""
+    """Selection of centres: uniform (as published), distinct (uniform over distinct state-action pairs) or cholesky."""
     ridge: float = 1e-6
-    """Weight of the penalty per row; the released code's lambda."""
+    """Ridge penalty per row; lambda in the released code."""
     jitter: float = 1e-6
-    """Added to the diagonal of the system."""
+    """Jitter added to the diagonal of the linear system."""
     step_size: float = 0.1
-    """eta of mirror descent, per unit of return."""
+    """Step size eta of mirror descent, per unit of return."""
     steps: int = 1
-    """Steps of mirror descent on one fit."""
+    """Mirror-descent steps per fit."""
     step_growth: float = 1.0
-    """Each further step on a fit is this much larger; above 1 it converges as policy iteration does."""
+    """Growth factor of successive step sizes on one fit; above 1 it converges like policy iteration."""
     sinks: str = "all"
-    """Terminal states are told to have value 0 for all actions, or, as published, for the one taken."""
+    """Actions for which terminal states get the value 0: all, or only the taken one (as published)."""
     reward_offset: float = 0.0
-    """Added to every reward, of sinks too. State-action pairs far from the data have value 0, so a negative offset
-    draws the policy there (exploration), a positive one keeps it away (offline data)."""
+    """Constant added to every reward, including sinks. State-action pairs far from the data have value 0, so a negative
+    offset encourages exploration and a positive one keeps the policy near the data (offline)."""
     memory: int = 0
-    """Epochs whose action values the policy sums; 0 is all, as published."""
+    """Epochs whose action values the policy sums; 0 = all, as published."""
 
     def __post_init__(self) -> None:
         check_choices(self, selection=SELECTIONS, sinks=SINKS)
@@ -70,33 +70,33 @@ class OfflineConfig:
     planner: KernelPlannerConfig = field(
         default_factory=lambda: KernelPlannerConfig(centres=1000, ridge=1e-5, step_size=1.0, steps=10)
     )
-    """Regression and mirror descent. Here a step of size 1 moves the log-odds of two choices by 1 where their values
-    are as far apart as values typically are over choices; size x steps is how far the policy may leave its start."""
+    """Regression and mirror descent. Offline, a step of size 1 changes the log-odds of two choices by 1 if their values
+    differ by the typical spread over choices; size x steps limits how far the policy moves from its start."""
     max_rows: int = 10000
-    """Transitions used of each task, drawn at random where it has more."""
+    """Maximum transitions per task, drawn at random."""
     held_out: float = 0.1
-    """Share of the episodes kept for the temporal-difference error alone."""
+    """Share of the episodes held out to measure the temporal-difference error."""
     candidates: str = "kmeans"
-    """Choices where actions are continuous: kmeans of the data's actions, grid, or none (an error there)."""
+    """Choices for continuous actions: kmeans of the data's actions, grid, or none (an error for continuous actions)."""
     num_candidates: int = 16
-    """Of kmeans."""
+    """Number of kmeans candidates."""
     grid: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0])
-    """Values per action component of grid."""
+    """Values per action component for grid."""
     action_scale: float = 1.0
-    """Scale of the Gaussian kernel between actions, in median distances of the data's."""
+    """Scale of the Gaussian kernel between actions, in median distances of the data."""
     start: str = "behaviour"
-    """Policy before the first step: behaviour (an estimate of what made the data) or uniform."""
+    """Initial policy: behaviour (estimated from the data) or uniform."""
     behaviour_points: int = 2000
-    """Rows that the behaviour is estimated from."""
+    """Rows used to estimate the behaviour policy."""
     behaviour_scale: float = 0.25
-    """Scale of its Gaussian kernel between states, in median distances."""
+    """Scale of the Gaussian kernel between states in that estimate, in median distances."""
     behaviour_floor: float = 0.1
-    """Weight of the uniform policy in it, in rows."""
+    """Weight of the uniform policy in that estimate, in rows."""
     shift: str = "lowest"
-    """lowest moves the smallest reward of the data to 0, so that pairs far from the data look like the worst there is;
-    none leaves rewards alone, which is optimistic where they are negative. planner.reward_offset is added to either."""
+    """lowest: shift rewards so that the smallest is 0 and pairs far from the data look worst. none: no shift, which is
+    optimistic for negative rewards. `planner.reward_offset` is added to either."""
     penalty: float = 0.0
-    """Taken off the value of a pair per posterior standard deviation, in units of the spread of values over choices."""
+    """Penalty per posterior standard deviation of a pair's value, in units of the spread of values over choices."""
 
     def __post_init__(self) -> None:
         check_choices(self, candidates=CANDIDATES, start=STARTS, shift=SHIFTS)
@@ -111,28 +111,28 @@ class OfflineConfig:
 
 @dataclass(frozen=True)
 class PowrConfig:
-    """Which policies are planned, and on what."""
+    """Policies to plan, and on which features."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store; all of them where empty."""
+    """Tasks of the store. Empty: all."""
     states: str = "raw"
-    """What kernels compare: raw (standardised observations) or latent (of the run's world model, whitened)."""
+    """Kernel input: raw (standardised observations) or latent (whitened latents of the run's world model)."""
     components: int = 16
     """Principal components kept of latents."""
     kernel: str = "laplace"
-    """Of states: laplace, gaussian, product_laplace, linear or delta. One-hot observations always take delta."""
+    """State kernel: laplace, gaussian, product_laplace, linear or delta. One-hot observations always use delta."""
     scale: float = 3.0
-    """Of the kernel, in median distances between states of the data."""
+    """Kernel scale, in median distances between states of the data."""
     offline: OfflineConfig = field(default_factory=OfflineConfig)
-    """Data, choices, start and pessimism."""
+    """Data, choices, initial policy and pessimism."""
     action: str = "mode"
-    """The policy takes the most likely choice (mode), or, with continuous actions, their mean under it."""
+    """Action of the policy: the most likely choice (mode), or, for continuous actions, the mean over choices (mean)."""
     seeds: int = 2
-    """Policies per task; they differ in rows, centres and candidates drawn."""
+    """Policies per task; they differ in sampled rows, centres and candidates."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
     accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
 
     def __post_init__(self) -> None:
         check_choices(self, states=STATES, kernel=KERNELS, action=ACTIONS)
@@ -144,39 +144,39 @@ class PowrConfig:
 
 @dataclass(frozen=True)
 class PowrOnlineConfig:
-    """One environment with discrete actions, learned from scratch."""
+    """Online POWR in one environment with discrete actions."""
 
     task: str = ""
-    """Name such as gymnasium/CartPole-v1."""
+    """Task name such as gymnasium/CartPole-v1."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment, for example {is_slippery: false}."""
+    """Keyword arguments of the environment, for example {is_slippery: false}."""
     kernel: str = "laplace"
-    """Of states: delta (states that repeat), laplace, gaussian, product_laplace or linear."""
+    """State kernel: delta (for repeating states), laplace, gaussian, product_laplace or linear."""
     scale: list[float] = field(default_factory=lambda: [1.0])
-    """Of the kernel, in the observation's units: one for all components, or one for each."""
+    """Kernel scale in units of the observation: one for all components, or one per component."""
     planner: KernelPlannerConfig = field(default_factory=KernelPlannerConfig)
     """Regression and mirror descent."""
     discount: float = 0.99
-    """Per decision."""
+    """Discount per step."""
     transitions: int = 10000
-    """Learning ends with the epoch that reaches this many."""
+    """Budget in transitions; learning ends after the epoch that reaches it."""
     warm_up_episodes: int = 3
-    """Played by the uniform policy before the first epoch."""
+    """Episodes of the uniform policy before the first epoch."""
     episodes: int = 3
-    """Collected per epoch."""
+    """Episodes per epoch."""
     replan_every: int = 0
-    """Improve the policy within episodes too, after this many transitions, if a state and action among them is new:
-    exploration by optimism would otherwise try it again until the episode ends. 0 improves between epochs alone."""
+    """Also improve the policy within episodes, every so many transitions, if they contain a new state-action pair;
+    otherwise optimistic exploration repeats it until the episode ends. 0 = between epochs only."""
     evaluation_episodes: int = 10
-    """Per evaluation, once greedily and once with sampled actions; learning never sees them."""
+    """Episodes per evaluation with the greedy policy, and as many with sampled actions; learning does not see them."""
     evaluate_every: int = 1
-    """Evaluate after the first epoch that is at least this many transitions later than the last evaluated one."""
+    """Minimum transitions between evaluations, which follow an epoch."""
     threshold: float | None = None
-    """Return at which the environment counts as solved; a dashed line in the figure."""
+    """Return at which the environment counts as solved; drawn as a dashed line."""
     seeds: int = 5
     """Independent runs."""
     seed: int = 0
-    """Base of all randomness of this stage."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
         check_counts(
@@ -201,8 +201,8 @@ def discrete_task(name: str, environment: dict[str, Any]) -> TaskSpec:
     spec = task_spec(name)
     if spec.action_kind != "discrete":
         raise ConfigError(
-            f"{name} has continuous actions and there is no candidate set: this stage needs discrete actions. Collect "
-            "data and use the stage powr, whose candidates come from the data or a grid"
+            f"{name} has continuous actions, but powr_online needs discrete ones. Collect data and use the stage powr, "
+            "which takes candidates from the data or a grid"
         )
     if environment:
         spec = dataclasses.replace(spec, environment={**spec.environment, "kwargs": dict(environment)})

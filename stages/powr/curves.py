@@ -37,7 +37,7 @@ class CurveRow:
     task: str
     seed: int
     transitions: int
-    """Environment decisions so far, all episodes that learning used."""
+    """Environment steps so far, all episodes that learning used."""
     train_return: float
     """Mean over the episodes collected since the last row. Failed episodes are left out of every return."""
     greedy_return: float
@@ -45,7 +45,7 @@ class CurveRow:
     greedy_min: float
     greedy_max: float
     sampled_return: float
-    """Mean of evaluation episodes with actions drawn from the policy; NaN where it is deterministic."""
+    """Mean of evaluation episodes with actions drawn from the policy; NaN if it is deterministic."""
     centres: int = 0
     spectral_radius: float = float("nan")
     seconds: float = 0.0
@@ -67,11 +67,11 @@ def completed_returns(results: Iterable[EpisodeResult], task: str, failed: list[
 
 
 def failure_warnings(failed: Sequence[str]) -> list[str]:
-    """One warning about the episodes that a curve leaves out; none where there are none."""
+    """One warning about the episodes that a curve leaves out; none if there are none."""
     if not failed:
         return []
     episodes = "1 episode" if len(failed) == 1 else f"{len(failed)} episodes"
-    return [f"{episodes} failed and left out of the curve; the first: {failed[0]}"]
+    return [f"{episodes} failed and skipped in the curve; the first: {failed[0]}"]
 
 
 def write_curves(path: Path, rows: Sequence[CurveRow]) -> None:

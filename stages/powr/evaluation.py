@@ -160,7 +160,7 @@ class Fit:
     def factors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(centres, lower factor of their block of G). Outside G is zero; one block per action where they are discrete.
 
-        Raises SingularSystemError where a block has no factor.
+        Raises SingularSystemError if a block has no factor.
         """
         penalty, found, info = self.statistics.num_rows * self.ridge, [], []
         action, state_MO = self.centres.action, self.centres.state_MO

@@ -41,7 +41,7 @@ class Improvement:
     next_logits_NU: torch.Tensor
     """log pi at the rows' next states after the last step, up to a constant per row."""
     radius: float
-    """Spectral radius of the last step's transition operator; NaN where it was not asked for."""
+    """Spectral radius of the last step's transition operator; NaN if it was not asked for."""
 
 
 def step_sizes(first: float, steps: int, growth: float = 1.0) -> list[float]:
@@ -112,7 +112,7 @@ def _descend_process(
     penalty_NU: torch.Tensor | None,
     watch_radius: bool,
 ) -> Improvement | None:
-    """`mirror_descent` where next states repeat; None where a system is singular, whose centres the other way names."""
+    """`mirror_descent` where next states repeat; None if a system is singular, whose centres the other way names."""
     logits_YU = next_logits_NU[process.first_Y]
     penalty_YU = torch.zeros_like(logits_YU) if penalty_NU is None else penalty_NU[process.first_Y]
     weight_M = torch.zeros_like(process.reward_weight_M)
@@ -155,7 +155,7 @@ def uncertainty(
 
         sd^2 = kk - k' Kc^-1 k + n ridge k' G^-1 k
 
-    The first two terms are what the centres cannot represent, the last what the rows leave undecided. 0 where the data
+    The first two terms are what the centres cannot represent, the last what the rows leave undecided. 0 if the data
     settle the value, sqrt(kk) far from them.
 
     Args:

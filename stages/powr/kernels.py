@@ -17,7 +17,7 @@ from .config import KERNELS
 
 
 def delta(x_NO: torch.Tensor, y_MO: torch.Tensor) -> torch.Tensor:
-    """1 where the states are equal in every component, else 0: [N, M]."""
+    """1 if the states are equal in every component, else 0: [N, M]."""
     return (_cdist(x_NO, y_MO, p=0) == 0).to(x_NO.dtype)
 
 

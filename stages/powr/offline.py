@@ -34,7 +34,7 @@ class Data:
     """Without sinks."""
     terminated_N: torch.Tensor
     held_out: Transitions
-    """Rows of episodes that the fit never sees; empty where the task has one episode or none is held out."""
+    """Rows of episodes that the fit never sees; empty if the task has one episode or none is held out."""
     held_out_terminated_N: torch.Tensor
     first_ND: torch.Tensor
     """States in which episodes start."""
@@ -78,7 +78,7 @@ def read_rows(task: TaskRows, features: Features, observation_dim: int, config: 
 
 
 def make_actions(data: Data, action_kind: str, action_dim: int, config: OfflineConfig, seed: int) -> ActionKernel:
-    """The choices that a policy has. Raises ConfigError where actions are continuous and `candidates` is none."""
+    """The choices that a policy has. Raises ConfigError if actions are continuous and `candidates` is none."""
     if action_kind == "discrete" or config.candidates == "none":
         actions = DiscreteActions(action_dim)
         actions.check(data.train.action)

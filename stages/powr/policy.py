@@ -59,7 +59,7 @@ class KernelPolicyConfig:
     action: str
     """mode takes the most likely choice, mean the average of all under the policy (continuous actions only)."""
     behaviour: dict[str, float]
-    """Scale and floor of the behaviour's density; empty where the policy started uniform."""
+    """Scale and floor of the behaviour's density; empty if the policy started uniform."""
     penalty: float
     trained_by: dict[str, Any]
     """Algorithm and seed, for the record."""
@@ -112,7 +112,7 @@ class KernelPolicy(StoredPolicy):
         behaviour: Behaviour | None = None,
         penalty: Penalty | None = None,
     ) -> KernelPolicy:
-        """A policy of its parts. `candidate_UA` is None where actions are discrete."""
+        """A policy of its parts. `candidate_UA` is None if actions are discrete."""
         choice_UA = torch.eye(task.action_dim) if candidate_UA is None else candidate_UA
         sizes = {
             "centres": len(centre_MD),

@@ -55,7 +55,7 @@ class NextStateModel:
 
 
 def next_state_model(blocks: KernelBlocks, model: Fit) -> NextStateModel | None:
-    """The process over next states, or None where they repeat too little for it to be smaller than the fit's system."""
+    """The process over next states, or None if they repeat too little for it to be smaller than the fit's system."""
     rows, num_centres, num_choices = blocks.rows, len(model.centres), model.actions.num
     state_YO, row_N = torch.unique(rows.next_state_NO, dim=0, return_inverse=True)
     size = len(state_YO)

@@ -24,11 +24,11 @@ class Pivot:
     which: torch.Tensor
     """[] int64, its position."""
     regular: torch.Tensor
-    """[] bool, False where it is zero to rounding."""
+    """[] bool, False if it is zero to rounding."""
 
 
 def solve_general(system_MM: torch.Tensor, target_M: torch.Tensor) -> tuple[torch.Tensor, Pivot]:
-    """(x of system x = target, its smallest pivot), by LU; 0 where the system is singular. Never waits for a GPU."""
+    """(x of system x = target, its smallest pivot), by LU; 0 if the system is singular. Never waits for a GPU."""
     factor_MM, pivots_M, _ = torch.linalg.lu_factor_ex(system_MM)
     diagonal_M = factor_MM.diagonal().abs()
     floor = torch.finfo(system_MM.dtype).eps * len(system_MM) * system_MM.abs().max()
@@ -121,11 +121,11 @@ def spectral_radius(
 
 
 def radius_warning(radius: float) -> str | None:
-    """What to tell the user of a spectral radius, or None where it is below 1."""
+    """What to tell the user of a spectral radius, or None if it is below 1."""
     if radius < 1:
         return None
     return (
         f"the spectral radius of the discounted transition operator is {radius:.3f}, expected below 1: the action "
-        "values solve their equation but are no sum of discounted rewards, and can be far too large. Raise the ridge, "
-        "widen the kernel or give more centres"
+        "values solve their equation but are not a sum of discounted rewards and can be far too large. Raise the "
+        "ridge, widen the kernel or use more centres"
     )

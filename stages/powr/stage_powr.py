@@ -1,4 +1,4 @@
-"""powr: policies from a packed dataset by kernel regression of the world and policy mirror descent on its values."""
+"""The stage powr."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...pipeline.errors import ConfigError, OrreryError
 from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from .config import PowrConfig
 
@@ -28,7 +29,10 @@ FEATURE_ROWS = 20_000
 
 
 class Powr(Stage):
-    """One policy per task and seed, and `fit.csv`: what each regression came to."""
+    """Plan policies on a store by kernel regression and policy mirror descent (POWR).
+
+    There is one policy per task and seed; `fit.csv` reports each regression.
+    """
 
     Config = PowrConfig
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
@@ -57,7 +61,9 @@ class Powr(Stage):
         model = None
         if config.states == "latent":
             if not context.inputs["world_model"]:
-                raise ConfigError("powr.states=latent needs a world model: run pretrain before, or inputs.world_model=")
+                raise ConfigError(
+                    "powr.states=latent needs a world model: run pretrain first, or set inputs.world_model="
+                )
             model = WorldModel.load(context.input("world_model"))
             check_same_tables(model.table, store.table, context)
         names = config.tasks or list(store.table.names)
@@ -82,7 +88,10 @@ class Powr(Stage):
         write_index(context.folder, store.table, entries)
         pd.DataFrame(facts).to_csv(context.folder / "fit.csv", index=False)
         largest, steps = max(found["centres"] for found in facts), config.offline.planner.steps
-        return f"{len(entries)} policies for {len(names)} tasks, {largest} centres, {steps} steps each"
+        return (
+            f"{counted(len(entries), 'policy', 'policies')} for {counted(len(names), 'task')}, {largest} centres, "
+            f"{steps} steps each"
+        )
 
     def _plan(
         self, store: TaskStore, model: WorldModel | None, name: str, seed: int, folder: Path, device: torch.device

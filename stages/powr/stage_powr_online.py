@@ -1,4 +1,4 @@
-"""powr_online: POWR while it collects, from nothing to a policy, with learning curves over several seeds."""
+"""The stage powr_online."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ class _Job:
 
 
 class PowrOnline(Stage):
-    """A policy per seed, `curves.csv` and `curves.svg`; earlier curves of the run are drawn beside its own."""
+    """Learn policies online by POWR, and draw learning curves.
+
+    There is one policy per seed. Curves of earlier stages of the run, such as powr_baselines, are drawn in the same
+    figure.
+    """
 
     Config = PowrOnlineConfig
     inputs = {"curves": Input("curves", optional=True, many=True)}
@@ -54,7 +58,9 @@ class PowrOnline(Stage):
 
     def check(self) -> None:
         if not self.config.task:
-            raise ConfigError("powr_online.task is empty: name one, for example powr_online.task=gymnasium/CartPole-v1")
+            raise ConfigError(
+                "powr_online.task is empty: name a task, for example powr_online.task=gymnasium/CartPole-v1"
+            )
         discrete_task(self.config.task, self.config.environment)
 
     def run(self, context: Context) -> str:

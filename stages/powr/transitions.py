@@ -30,7 +30,9 @@ class Transitions:
     def __post_init__(self) -> None:
         lengths = {len(self.state_NO), len(self.action), len(self.next_state_NO), len(self.reward_N)}
         if len(lengths) > 1:
-            raise DatasetError(f"states, actions, next states and rewards must be as many, found {sorted(lengths)}")
+            raise DatasetError(
+                f"states, actions, next states and rewards must have equal lengths, found {sorted(lengths)}"
+            )
         for name, values in (("state", self.state_NO), ("next state", self.next_state_NO), ("reward", self.reward_N)):
             finite = torch.isfinite(values)
             finite = finite if finite.ndim == 1 else finite.all(1)
@@ -38,7 +40,7 @@ class Transitions:
                 row, count = int((~finite).nonzero()[0]), int((~finite).sum())
                 raise DatasetError(
                     f"the {name} of row {row} is {values[row].tolist()} ({count} of {len(values)} rows are like it): "
-                    "values must be finite. Drop those episodes or correct the file they came from"
+                    "values must be finite. Remove those episodes or correct their file"
                 )
 
     def __len__(self) -> int:

@@ -17,51 +17,51 @@ WORLD_MODELS = ("latent", "sequence")
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How the world model is trained."""
+    """Training of the world model."""
 
     world_model: str = "latent"
-    """latent: encoder, dynamics and heads, for the stages extract and plan (`model`, `loss`). sequence: a model of
-    observations from actions, for the stage bpo (`sequence`, `sequence_loss`)."""
+    """latent: encoder, dynamics and heads, for extract and planning (`model`, `loss`). sequence: a model of
+    observations given actions, for bpo (`sequence`, `sequence_loss`)."""
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
-    """Sizes of the latent model."""
+    """The latent model."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Weights of the latent model's losses."""
+    """Loss weights of the latent model."""
     sequence: SequenceModelConfig = field(default_factory=SequenceModelConfig)
-    """Kind and sizes of the sequence model."""
+    """The sequence model."""
     sequence_loss: SequenceLossConfig = field(default_factory=SequenceLossConfig)
-    """What the sequence model is trained on."""
+    """Losses of the sequence model."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Adam and its schedule."""
+    """Optimiser and learning-rate schedule."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Passed to Lightning."""
+    """Settings of lightning.Trainer."""
     start_from: str = ""
-    """An earlier model whose weights training begins with: a folder, a run or a Hub id. It has the same settings and
-    tasks; optimiser and schedule start anew."""
+    """Initialise the weights from an earlier model with the same settings and tasks: a folder, a run or a Hub id.
+    Optimiser and schedule start fresh."""
     steps: int = 2500
     """Optimiser steps."""
     batch_size: int = 256
     """Windows per device and step, over all tasks."""
     horizon: int = 5
-    """Decisions per window; the model is unrolled over them open loop."""
+    """Training-window length in steps; the model is unrolled over it open loop."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each task in a batch, any positive scale; a task not named counts by its behaviour, or 1."""
+    """Relative share of each task in a batch. Tasks without an entry use `behaviour_mixture`, or 1."""
     behaviour_mixture: dict[str, float] = field(default_factory=dict)
-    """The same by how a task's data was made: exploration, expert, policy or unknown."""
+    """Relative share of tasks by how their data was collected: exploration, expert, policy or unknown."""
     reward_balance: float = 30.0
-    """Largest factor by which a sparse task's reward loss is raised (see world_model/balance.py); 1 turns it off."""
+    """Maximum factor on the reward loss of sparse tasks; 1 = off (see world_model/balance.py)."""
     held_out: float = 0.05
-    """Fraction of the episodes of each task that only validation sees."""
+    """Fraction of each task's episodes held out for validation."""
     load_up_to_gb: float = 2.0
-    """A store of at most this many gigabytes is loaded into the memory of each training device at the start, which
-    draws batches faster; a larger one is read from disk through a memory map. 0 always maps."""
+    """Load a store up to this size in GB into the memory of each training device, for faster sampling; memory-map a
+    larger one. 0 = always memory-map."""
     validate_every: int = 500
     """Steps between validations; the last step is always validated."""
     validation_batches: int = 8
-    """Batches of windows of 16 decisions per validation."""
+    """Batches per validation, of windows of 16 steps."""
     checkpoint_every: int = 250
-    """Steps between checkpoints for resuming."""
+    """Steps between checkpoints."""
     seed: int = 0
-    """Of initial weights and window order."""
+    """Random seed (initial weights, order of windows)."""
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
@@ -71,32 +71,34 @@ class PretrainConfig:
             raise ConfigError(f"pretrain.behaviour_mixture: expected {', '.join(BEHAVIOURS)}, found {unknown}")
         for key in ("mixture", "behaviour_mixture"):
             if negative := [name for name, weight in getattr(self, key).items() if not weight >= 0]:
-                raise ConfigError(f"pretrain.{key}: weights must not be negative, found one for {', '.join(negative)}")
+                raise ConfigError(f"pretrain.{key}: weights must not be negative, but are for {', '.join(negative)}")
         check_choices(self, world_model=WORLD_MODELS)
         if self.world_model == "sequence" and self.horizon > self.sequence.horizon:
             raise ConfigError(
-                f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} decisions of "
+                f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} steps of "
                 "pretrain.sequence.horizon"
             )
         positions = self.sequence.longest_prediction() or 0
         if self.world_model == "sequence" and self.horizon < positions:
             raise ConfigError(
                 f"pretrain.horizon {self.horizon} would leave {positions - self.horizon} of the {positions} positions "
-                f"of the {self.sequence.kind} model untrained; set pretrain.horizon "
-                "and pretrain.sequence.horizon alike"
+                f"of the {self.sequence.kind} model untrained; set pretrain.horizon and pretrain.sequence.horizon to "
+                "the same value"
             )
         if self.model.dynamics == "awm" and self.model.awm_horizon not in (-1, self.horizon):
             raise ConfigError(
                 f"pretrain.model.awm_horizon is {self.model.awm_horizon} and pretrain.horizon {self.horizon}: windows "
-                "of this length would leave positions untrained or run past them; set pretrain.horizon alone"
+                "of this length would leave positions untrained or exceed them; set pretrain.horizon only"
             )
         if self.world_model == "sequence" and self.trainer.compile:
-            raise ConfigError("pretrain.trainer.compile is for world_model=latent; leave it out for a sequence model")
+            raise ConfigError(
+                "pretrain.trainer.compile is for pretrain.world_model=latent; remove it for a sequence model"
+            )
         check_counts(self, "reward_balance")
 
     @property
     def latent_model(self) -> WorldModelConfig:
-        """`model`, with a position for every decision of a window where its dynamics are an action model."""
+        """`model`, with `awm_horizon` set to the training horizon for action-model dynamics."""
         if self.model.dynamics == "step":
             return self.model
         return dataclasses.replace(self.model, awm_horizon=self.horizon)

@@ -1,4 +1,4 @@
-"""pretrain: one world model on all tasks of a store, frozen and published as safetensors + config + task table."""
+"""The stage pretrain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Pretrain(Stage):
-    """One shared multi-task world model."""
+    """Pretrain one multi-task world model on a store.
+
+    The frozen model is published as safetensors, config and task table.
+    """
 
     Config = PretrainConfig
     inputs = {"store": Input("store")}
@@ -45,9 +48,9 @@ class Pretrain(Stage):
         if trainer.nodes > 1 and launched() is None:
             nodes, devices = trainer.nodes, trainer.devices
             raise StageError(
-                f"pretrain.trainer.nodes is {nodes}, but this process was started alone. Start the command once for "
-                f"each device of each node: srun --nodes={nodes} --ntasks-per-node={devices} orrery run ..., or on "
-                f"each node torchrun --nnodes={nodes} --nproc-per-node={devices} --no-python orrery run ..."
+                f"pretrain.trainer.nodes is {nodes}, but this process was started alone. Start the command once per "
+                f"device and node: srun --nodes={nodes} --ntasks-per-node={devices} orrery run ..., or on each node "
+                f"torchrun --nnodes={nodes} --nproc-per-node={devices} --no-python orrery run ..."
             )
         # A process that was started beside others may see its own GPU alone.
         here = trainer.devices if launched() is None else 1
@@ -90,7 +93,7 @@ class Pretrain(Stage):
                 context.log.warning("pretrain: %s", said)
 
     def _latent(self, store: TaskStore) -> tuple[Any, int]:
-        """The latent model to be trained, and the decisions of a validation window."""
+        """The latent model to be trained, and the steps of a validation window."""
 
         from ..world_model.balance import reward_entropy, reward_weights, scale_observations
         from ..world_model.module import WorldModelTraining
@@ -116,7 +119,7 @@ class Pretrain(Stage):
         return module, validation_length(config.horizon, model.config.longest_prediction())
 
     def _sequence(self, store: TaskStore) -> tuple[Any, int]:
-        """The sequence model to be trained, and the decisions of a validation window."""
+        """The sequence model to be trained, and the steps of a validation window."""
         from ..sequence_model.kinds import build_model
         from ..sequence_model.losses import set_statistics
         from ..sequence_model.module import SequenceModelTraining
@@ -166,7 +169,7 @@ def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> di
 
 def _summary(model: Any, steps: int, validation: pd.DataFrame) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    head = f"{parameters:,} parameters, {steps} steps"
+    head = f"{parameters:,} parameters, {steps:,} steps"
     predicted = "observation" if "observation_r2" in validation else "reward"
     known = validation.dropna(subset=f"{predicted}_r2")
     if known.empty:
@@ -175,6 +178,6 @@ def _summary(model: Any, steps: int, validation: pd.DataFrame) -> str:
     r2 = last[f"{predicted}_r2"]
     worst = last.loc[r2.idxmin()]
     return (
-        f"open-loop {predicted} R2 {r2.median():.2f} median over tasks at {int(worst.horizon)} decisions, "
+        f"open-loop {predicted} R2 {r2.median():.2f} median over tasks, {int(worst.horizon)} steps ahead, "
         f"worst {r2.min():.2f} ({worst.task}); {head}"
     )

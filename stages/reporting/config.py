@@ -10,30 +10,30 @@ class VariantConfig:
     """One variant of a study."""
 
     group: str = ""
-    """Its name without the seed of the whole pipeline."""
+    """Name of the variant without the seed of the whole pipeline."""
     parameters: dict[str, str] = field(default_factory=dict)
-    """What tells it from the others, by dotted key."""
+    """Values of the keys that the study varies."""
     artifacts: dict[str, list[str]] = field(default_factory=dict)
-    """Its artifacts by the name of this stage's input, as paths below the run's folder."""
+    """Artifacts by input name of this stage, as paths relative to the run folder."""
     problem: str = ""
-    """Why it is not complete; empty where it is."""
+    """Why the variant is incomplete; empty if it is complete."""
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What is compared; `orrery study` fills it in."""
+    """The compared variants; set by `orrery study`."""
 
     title: str = ""
     """Heading of the page."""
     description: str = ""
-    """What the study finds out, in one line."""
+    """What the study compares, in one line."""
     variants: dict[str, VariantConfig] = field(default_factory=dict)
-    """By name."""
+    """Variants by name; set by `orrery study`."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What the page is called."""
+    """Settings of the report."""
 
     title: str = ""
-    """Heading of the page; empty takes the name of the run."""
+    """Heading of the page; empty: the name of the run."""

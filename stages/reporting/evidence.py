@@ -243,7 +243,7 @@ def _first(inputs: Mapping[str, Sequence[Path]], name: str, file: str, kind: typ
 
 
 def read_json(path: Path, kind: type) -> dict[str, Any]:
-    """What is in a JSON file, which can be decoded as `kind`; empty where there is no such file."""
+    """What is in a JSON file, which can be decoded as `kind`; empty if there is no such file."""
     return reading.read_made(path, kind) if path.is_file() else {}
 
 
@@ -252,7 +252,7 @@ def _table(inputs: Mapping[str, Sequence[Path]], name: str, file: str, columns: 
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
-    """The table in `path`; None where there is no such file or no row in it."""
+    """The table in `path`; None if there is no such file or no row in it."""
     if not path.is_file():
         return None
     frame = reading.read_csv(path, columns)

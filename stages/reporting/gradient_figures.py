@@ -1,4 +1,4 @@
-"""Figures of what the stage gradients measured: how gradients through the world model grow with the horizon."""
+"""Figures of the stage `gradients`: growth of gradients through the world model with the horizon."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from markupsafe import Markup
 from ..figures.drawing import PALETTE, new_panel, to_svg
 
 STATE, RETURN = PALETTE[0], PALETTE[5]
-"""Colours of the gradients of what is predicted and of the return."""
+"""Colours of the gradients of the predicted state and of the return."""
 
 SMALLEST = 1e-12
-"""Norms below this are drawn there."""
+"""Smaller norms are drawn at this value."""
 
 
 def draw_growth(gradients: pd.DataFrame, tasks: Sequence[str]) -> list[tuple[str, Markup]]:
@@ -30,7 +30,7 @@ def draw_growth(gradients: pd.DataFrame, tasks: Sequence[str]) -> list[tuple[str
             )
         axes.set_xticks(own["horizon"].tolist(), [str(horizon) for horizon in own["horizon"]])
         axes.minorticks_off()
-        axes.set(xlabel="Decisions ahead")
+        axes.set(xlabel="Steps ahead")
         numbers = ", ".join(f"{row.norm:.2g} at {row.horizon} (R2 {row.r2:.2f})" for row in own.itertuples())
-        panels.append((task, to_svg(figure, f"Gradient of the state by the first action for {task}: {numbers}")))
+        panels.append((task, to_svg(figure, f"Gradient of the state by the first action on {task}: {numbers}")))
     return panels

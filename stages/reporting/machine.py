@@ -1,4 +1,4 @@
-"""What the report says of the computer that wrote it. Nothing here imports torch."""
+"""Hardware of the machine that writes the report. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def hardware() -> dict[str, str]:
-    """Processor, cores this process may use, memory, and GPUs if any."""
+    """Return processor, usable cores, memory and GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = {"processor": _processor(), "cores": str(cores)}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -19,7 +19,7 @@ def hardware() -> dict[str, str]:
 
 
 def hardware_line() -> str:
-    """The same in a few words, for the headline."""
+    """Return the hardware in one short line."""
     facts = hardware()
     gpu = "no GPU" if facts["GPU"] == "none" else facts["GPU"]
     return f"{facts['cores']} CPU cores ({facts['processor']}), {gpu}"
@@ -35,7 +35,7 @@ def _processor() -> str:
 
 
 def _gpus() -> str:
-    """Names of the GPUs as the driver's own tool lists them; empty where there is none."""
+    """Names of the GPUs as nvidia-smi lists them; empty without GPUs."""
     if (tool := shutil.which("nvidia-smi")) is None:
         return ""
     command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]

@@ -1,4 +1,4 @@
-"""Puts the page together: which sections there are, in which order, and what stands in for a missing one."""
+"""Assemble the report page: its sections, their order, and the reason for each missing one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from ...pipeline.wording import counted
 from ..evaluation.config import BASELINES
 from ..evaluation.scores import score_text
 from ..figures.drawing import algorithm_styles, drawing_style
@@ -20,12 +21,12 @@ from .machine import hardware, hardware_line
 from .scoring import ScoreTable, score_table
 
 WEAK_R2 = 0.5
-"""A reward predicted worse than this is marked in the open-loop table."""
+"""Rewards predicted with a lower R2 are marked in the open-loop table."""
 
 WORSE_R2 = 0.05
-"""A task that finetuning made worse by more than this is marked."""
+"""Tasks that lose more R2 than this in finetuning are marked."""
 
-NO_SCORE = "no task has a score; the returns are in the tables above"
+NO_SCORE = "no task has a score (the tables above show returns)"
 
 Styles = Mapping[str, tuple[str, str]]
 
@@ -39,14 +40,14 @@ class Section:
     title: str
     content: Any = None
     missing: str = ""
-    """Why the section is left out; empty where it is not."""
+    """Why the section is not available; empty if it is."""
 
 
 def render_page(evidence: Evidence, title: str = "") -> str:
-    """The whole page as HTML.
+    """Render the whole page as HTML.
 
     Args:
-        title: heading; empty takes the name of the run.
+        title: heading; empty: the name of the run.
     """
     styles = algorithm_styles(evidence.algorithms)
     with drawing_style():
@@ -116,8 +117,8 @@ def _result(evidence: Evidence, table: ScoreTable) -> dict[str, Any]:
         "table": table,
         "learned": learned,
         "suites": suites if len(suites) > 1 else {},
-        "protocol": f"{evaluated} tasks{skipped}, seeds per task: {seeds}, episodes per seed: {episodes}; every policy "
-        f"is its last iterate and acts deterministically. Report written on {hardware_line()}.",
+        "protocol": f"{counted(evaluated, 'task')}{skipped}, seeds per task: {seeds}, episodes per seed: {episodes}. "
+        f"Scores are of the last iterate, acting deterministically. Report written on {hardware_line()}.",
         "interval": protocol.get("interval", ""),
     }
 
@@ -164,7 +165,7 @@ def _open_loop(evidence: Evidence) -> Section:
 
 
 def _model_gradients(evidence: Evidence) -> list[Section]:
-    """Only where the stage gradients measured them."""
+    """Shown only if the stage `gradients` ran."""
     if evidence.model_gradients is None:
         return []
     content = {
@@ -177,7 +178,7 @@ def _model_gradients(evidence: Evidence) -> list[Section]:
 
 
 def _finetuning(evidence: Evidence) -> list[Section]:
-    """Only where a model was finetuned: most are not, and then there is nothing to miss."""
+    """Shown only for finetuned models; for the others nothing is missing."""
     if evidence.forgetting is None and not evidence.added:
         return []
     rows = [] if evidence.forgetting is None else tables.forgetting_rows(evidence.forgetting)
@@ -209,12 +210,12 @@ def _data(evidence: Evidence) -> Section:
 
 def _config(evidence: Evidence) -> Section:
     if not evidence.config:
-        return Section("config", "Configuration", missing="it is not known outside a run")
+        return Section("config", "Configuration", missing="the report was not written by a run")
     return Section("config", "Configuration", yaml.safe_dump(dict(evidence.config), sort_keys=False))
 
 
 def _stage_sections(evidence: Evidence) -> list[Section]:
-    missing = "" if evidence.records else "no finished stage is recorded"
+    missing = "" if evidence.records else "no stage has finished"
     rows = tables.stage_rows(evidence)
     total = tables.total_time(evidence.records)
     return [

@@ -1,4 +1,4 @@
-"""Why a section of the report is left out: the stage that would have made it, or what its input lacks."""
+"""Why a section of the report is not available: a stage that has not finished, or missing data of an input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORDS: Mapping[str, str] = {
     "policies": "policies",
     "scores": "scores",
 }
-"""Inputs of the report, in words."""
+"""Names of the report's inputs in sentences."""
 
 
 def no_input(evidence: Evidence, name: str) -> str:
@@ -21,32 +21,32 @@ def no_input(evidence: Evidence, name: str) -> str:
     makers = [stage for stage, cls in discover_stages().items() if cls.output_kind == name]
     listed = [stage for stage in makers if stage in evidence.config.get("stages", ())]
     if listed:
-        return f"stage {' and '.join(listed)} has not finished"
-    return f"no stage of this run makes {WORDS[name]}, and inputs.{name} is not set"
+        return f"{' and '.join(listed)} {'have' if len(listed) > 1 else 'has'} not finished"
+    return f"no stage of this run produces {WORDS[name]}, and inputs.{name} is not set"
 
 
 def no_scores(evidence: Evidence) -> str:
     if "scores" not in evidence.given:
         return no_input(evidence, "scores")
-    return "the evaluation holds no score" + _skipped(evidence)
+    return "the evaluation has no score" + _skipped(evidence)
 
 
 def no_losses(evidence: Evidence) -> str:
     if "world_model" not in evidence.given:
         return no_input(evidence, "world_model")
     if "training.csv" in evidence.empty:
-        return "training had fewer steps than pretrain.trainer.log_every, so that no loss was logged"
-    return "the world model has no record of its training (training.csv), as imported ones have none"
+        return "training took fewer steps than pretrain.trainer.log_every, so no loss was logged"
+    return "the world model has no training.csv; imported models have none"
 
 
 def no_validation(evidence: Evidence) -> str:
     if "world_model" not in evidence.given:
         return no_input(evidence, "world_model")
     if "validation.csv" in evidence.empty:
-        return "no episode was held out for validation; with more episodes per task, or a larger held_out, some are"
+        return "no episode was held out for validation; use more episodes per task or a larger held_out"
     if evidence.validation is not None:
         return "this world model predicts observations, not rewards"
-    return "the world model has no record of its validation (validation.csv), as imported ones have none"
+    return "the world model has no validation.csv; imported models have none"
 
 
 def no_imagination(evidence: Evidence) -> str:
@@ -58,7 +58,7 @@ def no_imagination(evidence: Evidence) -> str:
     imagined = [row for row in evidence.summary.get("imagined", []) if row["imagined_return"] is not None]
     if not imagined:
         return _do_not_imagine(evidence)
-    return "no policy that imagined its return was evaluated" + _skipped(evidence)
+    return "no policy with an imagined return was evaluated" + _skipped(evidence)
 
 
 def no_curves(evidence: Evidence) -> str:
@@ -69,7 +69,7 @@ def no_curves(evidence: Evidence) -> str:
 
 def _do_not_imagine(evidence: Evidence) -> str:
     names = dict.fromkeys(entry["algorithm"] for entry in evidence.policies)
-    return f"the policies ({', '.join(names) or 'none'}) were not trained by imagination"
+    return f"the policies ({', '.join(names) or 'none'}) were not trained in imagination"
 
 
 def _skipped(evidence: Evidence) -> str:

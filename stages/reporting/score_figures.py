@@ -1,4 +1,4 @@
-"""Figures of real scores: per algorithm, per task, and against what the model had promised."""
+"""Figures of scores: by algorithm, by task, and real against imagined return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Styles = Mapping[str, tuple[str, str]]
 WIDTH = 516
 """Two such figures fit beside each other on a laptop, one on a narrow window or a printed page."""
 ROWS_PER_CHART = 24
-"""Tasks in one chart: as many as fit on a printed page."""
+"""Tasks per chart: as many as fit on a printed page."""
 LABELLED_POINTS = 14
 CHARACTER = 6.3
 """Width of a character at 10 px, on the wide side."""
@@ -116,7 +116,7 @@ def draw_imagined(imagined: pd.DataFrame, styles: Styles) -> list[tuple[str, Mar
         gaps = (means[columns[0]] - means[columns[1]]).to_numpy()
         worst = means.iloc[int(np.argmax(gaps))]
         text = (
-            f"Real against imagined return on {suite}. Largest excess of imagination: "
+            f"Real against imagined return on {suite}. Largest excess of the imagined return: "
             f"{worst['algorithm']} on {worst['task']}, imagined {worst[columns[0]]:.3g}, real {worst[columns[1]]:.3g}"
         )
         panels.append((suite, to_svg(figure, text)))
@@ -124,10 +124,10 @@ def draw_imagined(imagined: pd.DataFrame, styles: Styles) -> list[tuple[str, Mar
 
 
 def _label_points(axes: Axes, means: pd.DataFrame, runs: np.ndarray) -> None:
-    """Name the task beside its first algorithm's point, those far from the line first, where there is room.
+    """Label the first algorithm's point of each task, farthest from the line first, where there is space.
 
     Args:
-        runs: [N, 2], imagined and real, of every seed: points that a name must not hide.
+        runs: [N, 2], imagined and real, of every seed: points that a label must not hide.
     """
     pixels = axes.transData.transform(means[["imagined_return", "real_return"]].to_numpy())
     points = means.assign(x=pixels[:, 0], y=pixels[:, 1])
@@ -160,6 +160,6 @@ def _by_suite(tasks: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _short(task: str) -> str:
-    """The name without its suite, and without a middle where it is very long."""
+    """The name without its suite; long names lose their middle."""
     name = task.split("/", 1)[-1]
     return name if len(name) <= 32 else f"{name[:17]}…{name[-14:]}"

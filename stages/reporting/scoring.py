@@ -1,7 +1,7 @@
-"""The score table: one cell per task and algorithm, and what is wrong with it.
+"""The score table: one cell per task and algorithm, with marks for failures.
 
-Decides which scores are marked. Nothing that failed is left out: a task without an environment, a run without a
-score and an episode that raised all have their place in the table.
+Failures are never left out: a task without an environment, a run without a score and an episode that raised all appear
+in the table.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 import pandas as pd
 
+from ...pipeline.wording import counted
 from ..evaluation.config import BASELINES
 from ..evaluation.scores import returns_text, score_text, two_decimals
 from .evidence import Evidence
 
 FAILING_SCORE = 0.1
-"""A learned policy that scores less has not solved anything."""
+"""Learned policies below this score are marked as failing."""
 
 BELOW_DATA = "below data"
 
@@ -29,13 +30,13 @@ class ScoreCell:
     """One algorithm on one task."""
 
     score: float
-    """Mean over seeds; NaN where no run has a score."""
+    """Mean over seeds; NaN if no run has a score."""
     spread: float | None
-    """Sample standard deviation over seeds; None with fewer than two."""
+    """Sample standard deviation over seeds; None with fewer than two seeds."""
     return_mean: float
-    """Mean over seeds, in the environment's units; NaN where no episode was completed."""
+    """Mean over seeds, in the environment's units; NaN if no episode was completed."""
     marks: tuple[str, ...]
-    """What is wrong with it, in words."""
+    """Problems of this score, in words."""
 
     @property
     def text(self) -> str:
@@ -45,7 +46,7 @@ class ScoreCell:
 
     @property
     def failing(self) -> bool:
-        """Whether it failed, rather than merely not beating the data."""
+        """Whether it failed, as opposed to scoring below the data."""
         return any(mark != BELOW_DATA for mark in self.marks)
 
 
@@ -55,7 +56,7 @@ class ScoreRow:
 
     task: str
     cells: Mapping[str, ScoreCell]
-    """By algorithm; absent where it was not evaluated."""
+    """By algorithm; without algorithms that were not evaluated on the task."""
     skipped: str = ""
     """Why the task was not evaluated at all."""
 
@@ -70,16 +71,16 @@ class ScoreTable:
     """The rows of scores.csv."""
 
     def num_failing(self, algorithm: str) -> int:
-        """Tasks on which the algorithm failed."""
+        """Return the number of tasks on which the algorithm failed."""
         return sum(row.cells[algorithm].failing for row in self.rows if algorithm in row.cells)
 
     def num_below_data(self, algorithm: str) -> int:
-        """Tasks on which it scores less than the behaviour that made the data."""
+        """Return the number of tasks on which it scores below the behaviour that collected the data."""
         return sum(BELOW_DATA in row.cells[algorithm].marks for row in self.rows if algorithm in row.cells)
 
 
 def score_table(evidence: Evidence) -> ScoreTable | None:
-    """Tabulate the scores; None where nothing was evaluated."""
+    """Tabulate the scores; None if nothing was evaluated."""
     if evidence.scores is None:
         return None
     failed = Counter((row["algorithm"], row["task"]) for row in evidence.summary.get("failures", []))
@@ -100,7 +101,7 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
                 marks = _marks(name, score, behaviour, len(runs) - len(values), failed[name, task])
                 cells[name] = ScoreCell(score, spread, float(runs["return_mean"].mean()), marks)
         if task not in skipped and not cells and named and task not in named:
-            continue  # a task of the model that nobody asked policies for
+            continue  # a task of the model for which no policies were requested
         reason = skipped.get(task, "" if cells else "it was not part of the evaluation")
         rows.append(ScoreRow(task, cells, reason))
     return ScoreTable(algorithms, rows, evidence.summary.get("algorithms", {}), evidence.scores)
@@ -109,9 +110,9 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
 def _marks(algorithm: str, score: float, behaviour: float, unscored: int, failed: int) -> tuple[str, ...]:
     marks = []
     if failed:
-        marks.append(f"{failed} failed episode{'s' if failed > 1 else ''}")
+        marks.append(f"{counted(failed, 'failed episode')}")
     if unscored:
-        marks.append(f"{unscored} run{'s' if unscored > 1 else ''} without a score")
+        marks.append(f"{counted(unscored, 'run')} without a score")
     if algorithm not in BASELINES:
         if score < FAILING_SCORE:
             marks.append(f"below {FAILING_SCORE:g}")
@@ -121,7 +122,7 @@ def _marks(algorithm: str, score: float, behaviour: float, unscored: int, failed
 
 
 def markdown_table(table: ScoreTable) -> str:
-    """The table for a README; marks in words behind the score."""
+    """Return the table in Markdown, with marks after the scores."""
     lines = [["task", *table.algorithms], ["---", *["---:"] * len(table.algorithms)]]
     for row in table.rows:
         if row.skipped:
@@ -141,5 +142,5 @@ def markdown_table(table: ScoreTable) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that cannot end a table cell or a line."""
+    """Escape text for a table cell: no bars, no line breaks."""
     return " ".join(text.replace("|", "\\|").split())

@@ -1,4 +1,4 @@
-"""compare: the variants of a study side by side. `orrery study` runs it in the study's folder, on what is finished."""
+"""The stage compare."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from .config import CompareConfig
 
 
 class Compare(Stage):
-    """`study.html`, which opens offline, `study.png`, and their numbers: `study.csv`, `open_loop.csv`,
-    `model_gradients.csv` and `actor_gradients.csv`."""
+    """Compare the variants of a study on one page, with tables and figures.
+
+    `orrery study` runs this stage in the study folder, on all finished variants.
+    """
 
     Config = CompareConfig
     inputs = {

@@ -1,13 +1,14 @@
-"""report: one page, readable offline and in print, of what a run did and how well it did it."""
+"""The stage report."""
 
 from __future__ import annotations
 
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from .config import ReportConfig
 
 
 class Report(Stage):
-    """`index.html`, self-contained, and `scores_table.md`, the score table for a README."""
+    """Write a run's report: a self-contained HTML page and a Markdown score table."""
 
     Config = ReportConfig
     inputs = {
@@ -37,7 +38,7 @@ class Report(Stage):
             markdown = f"No scores: {no_scores(evidence)}.\n" if table is None else markdown_table(table)
             (context.folder / "scores_table.md").write_text(markdown, encoding="utf-8")
             progress.advance()
-        size = f"{len(evidence.tasks if table is None else table.rows)} tasks, {len(page.encode()) / 1e6:.1f} MB"
         if table is None:
-            return f"{size}, no scores"
-        return f"{sum(table.num_failing(name) for name in table.algorithms)} failing scores marked; {size}"
+            return "report written; no scores"
+        failing = sum(table.num_failing(name) for name in table.algorithms)
+        return f"report written; {counted(failing, 'score')} flagged as failing"

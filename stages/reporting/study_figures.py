@@ -1,4 +1,4 @@
-"""Figures of a study: scores, open-loop errors and gradients by variant, as lines where a parameter is a number."""
+"""Figures of a study: scores, open-loop errors and gradients by variant, as lines over a numeric parameter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHARACTER = 6.6
 """Width of a character at 10 px, on the wide side."""
 ESTIMATE = ["score", "low", "high"]
 LOG_RATIO = 4.0
-"""A numeric axis is logarithmic from this ratio of its largest to its smallest value on."""
+"""A numeric axis is logarithmic if its largest value is at least this multiple of its smallest."""
 
 Styles = dict[str, tuple[str, str]]
 
@@ -45,7 +45,7 @@ def series_styles(names: Sequence[str]) -> Styles:
 
 
 def line_styles(results: StudyResults) -> Styles:
-    """Of the lines over the numeric axis: of series, or of algorithms where there is one series alone."""
+    """Styles of the lines over the numeric axis: by series, or by algorithm with a single series."""
     names = list(dict.fromkeys(results.series(row) for row in results.headline.to_dict("records")))
     if names not in ([], [""]):
         return series_styles(names)
@@ -102,11 +102,11 @@ def draw_png(results: StudyResults, path: Path) -> None:
 
 
 def draw_models(models: Mapping[str, pd.DataFrame], columns: Mapping[str, str]) -> list[tuple[str, Markup]]:
-    """Medians over tasks by decisions predicted open loop, a line per model and a panel per column.
+    """Medians over tasks by steps predicted open loop, a line per model and a panel per column.
 
     Args:
         models: predicted and the columns, by label.
-        columns: label by column; those that no model has are left out.
+        columns: label by column; columns without values are left out.
     """
     styles = series_styles(list(models))
     panels = []
@@ -119,14 +119,14 @@ def draw_models(models: Mapping[str, pd.DataFrame], columns: Mapping[str, str]) 
             for name, curve in curves.items():
                 values = np.clip(curve[column], R2_FLOOR, 1) if column == "reward_r2" else curve[column]
                 axes.plot(curve["predicted"], values, color=styles[name][0], marker=styles[name][1], markersize=4)
-            axes.set(xlabel="Decisions predicted open loop")
+            axes.set(xlabel="Steps predicted open loop")
             if column == "reward_r2":
                 axes.set(ylim=(R2_FLOOR - 0.03, 1.03))
             elif all((curve[column] > 0).all() for curve in curves.values()):
                 _log(axes)
             _number_axis(axes, sorted({float(x) for curve in curves.values() for x in curve["predicted"]}))
             ends = [f"{name} {curve[column].iloc[-1]:.3g}" for name, curve in curves.items() if not curve.empty]
-            text = f"{label}, median over tasks, by decisions predicted; at the longest: {', '.join(ends)}"
+            text = f"{label}, median over tasks, by steps predicted; at the longest horizon: {', '.join(ends)}"
             panels.append((f"{label}, median over tasks", to_svg(figure, text)))
     return panels
 

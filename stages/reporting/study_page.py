@@ -1,4 +1,4 @@
-"""Puts the page of a study together, from tables and figures of its variants."""
+"""Assemble the page of a study from tables and figures of its variants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROWTH_LABELS = {"norm": "Jacobian norm", "return_norm": "Return gradient"}
 
 
 def render_study(results: StudyResults, title: str, description: str) -> str:
-    """The whole page as HTML, self-contained."""
+    """Render the whole page as self-contained HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -78,7 +78,7 @@ def _scores(results: StudyResults) -> dict[str, Any]:
 
 
 def _tasks(results: StudyResults) -> list[dict[str, Any]]:
-    """A table per learned algorithm: score by group and task, the return where there is none."""
+    """A table per learned algorithm: score by group and task, or the return if there is no score."""
     rows = results.headline[results.headline["row"] == "task"]
     tables = []
     for algorithm in results.algorithms:
@@ -99,7 +99,7 @@ def _cell(score: float, return_mean: float) -> str:
 
 
 def _models(results: StudyResults, rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
-    """By what tells the models apart and by decisions predicted: median over tasks, mean over pipelines.
+    """By model and steps predicted: median over tasks, mean over pipelines.
 
     Args:
         rows: variant, group, model, task, predicted and the columns.

@@ -1,4 +1,4 @@
-"""Reads what the variants of a study published into tables. Nothing here draws or decides what is shown.
+"""Read the artifacts of a study's variants into tables. Does not draw.
 
 `scores`, which becomes study.csv and what `read_study` returns: one row per variant, algorithm and task, and per
 variant and algorithm one each for `mean` and `iqm`, over all tasks.
@@ -7,7 +7,7 @@ variant and algorithm one each for `mean` and `iqm`, over all tasks.
     <parameter>          one column per key that the study varies, under the last part of its name
     row                  task, mean or iqm
     algorithm, task      task is empty for mean and iqm
-    score, low, high     mean over seeds with its 95% interval, empty where seeds show no spread
+    score, low, high     mean over seeds with its 95% interval, empty if seeds show no spread
     interval             what the interval is over: policy seeds, or whole pipelines
     return_mean, success_rate, episodes, seeds, pipelines
 
@@ -55,7 +55,7 @@ class StudyResults:
     """Column by the dotted key of a parameter."""
     scores: pd.DataFrame
     open_loop: pd.DataFrame
-    """variant, group, parameters, model, task, predicted (decisions), reward_r2, latent_mse; at the last validation."""
+    """variant, group, parameters, model, task, predicted (steps), reward_r2, latent_mse; at the last validation."""
     model_gradients: pd.DataFrame
     """variant, group, parameters, model, task, predicted, norm, return_norm, r2, cosine: of the stage gradients."""
     actor_gradients: pd.DataFrame
@@ -115,7 +115,7 @@ class StudyResults:
         return ", ".join(part for part in parts if part.split()[0] not in BASELINES)
 
     def series(self, row: Mapping[str, Any]) -> str:
-        """What a row is besides its place on the axis: `latent=mish`; empty where the axis is all."""
+        """What a row is besides its place on the axis: `latent=mish`; empty if the axis is all."""
         shown = [name for name in self.parameters if name != self.axis]
         return ",".join(str(row[name]) if name == SET else f"{name}={row[name]}" for name in shown)
 

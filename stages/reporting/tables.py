@@ -1,4 +1,4 @@
-"""Rows of the report's tables other than the scores: data, open-loop error, imagined returns, stages, versions."""
+"""Rows of the report's tables except scores: data, open-loop error, imagined returns, stages, versions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 
 from ...pipeline.artifact import package_versions
+from ...pipeline.wording import counted
 from .evidence import Evidence
 
 
 def number(value: float | None) -> str:
-    """Four significant digits at most, thousands separated; a dash for what is not known."""
+    """Format with at most four significant digits and thousands separators; a dash if unknown."""
     if value is None or math.isnan(value):
         return "–"
     if value == int(value) and abs(value) < 1e15:
@@ -27,7 +28,7 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`8.2 s`, `3 min 05 s` or `2 h 10 min`."""
+    """Format as `8.2 s`, `3 min 05 s` or `2 h 10 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -51,14 +52,16 @@ class DataRow:
 
 
 def data_rows(evidence: Evidence) -> list[DataRow]:
-    """From the store, with episodes that failed while they were collected."""
+    """Rows from the store, including the count of episodes that failed during collection."""
     rows = []
     for entry in evidence.data:
         source, collected = entry.get("source", {}), evidence.collected.get(entry["task"], {})
         findings = entry.get("findings", {})
         warnings = [*findings.get("warnings", []), *findings.get("notes", [])]
         if failed := collected.get("failed_episodes"):
-            warnings.append(f"{failed} episodes failed while they were collected and are not in the data")
+            warnings.append(
+                f"{counted(failed, 'episode')} failed during collection; failed episodes are not in the data"
+            )
         rows.append(
             DataRow(
                 **{name: entry[name] for name in ("task", "behaviour", "episodes", "transitions")},
@@ -71,7 +74,7 @@ def data_rows(evidence: Evidence) -> list[DataRow]:
 
 
 def open_loop_rows(validation: pd.DataFrame, tasks: Sequence[str]) -> list[tuple[str, list[float]]]:
-    """(task, R^2 by horizon) at the last validation; NaN where the held-out reward is constant."""
+    """(task, R^2 by horizon) at the last validation; NaN if the held-out reward is constant."""
     last = validation[validation["step"] == validation["step"].max()]
     table = last.pivot_table(index="task", columns="horizon", values="reward_r2", dropna=False)
     return [(task, [float(value) for value in table.loc[task]]) for task in tasks if task in table.index]
@@ -89,23 +92,23 @@ class ForgettingRow:
 
 
 def forgetting_rows(forgetting: pd.DataFrame) -> list[ForgettingRow]:
-    """Old tasks first; a task of several models (one for each new task) has a row for each."""
+    """Old tasks first; one row per model if there is one model per new task."""
     last = forgetting[forgetting["horizon"] == forgetting["horizon"].max()].sort_values("new", kind="stable")
     columns = ["task", "new", "horizon", "reward_r2_before", "reward_r2_after"]
     return [ForgettingRow(*row) for row in last[columns].itertuples(index=False)]
 
 
 def imagined_runs(evidence: Evidence) -> pd.DataFrame:
-    """Imagined and real return per episode of every run that has both."""
+    """Imagined and real return per episode, for all runs with both."""
     columns = ["algorithm", "task", "seed", "imagined_return", "real_return"]
     return pd.DataFrame(evidence.summary.get("imagined", []), columns=columns).dropna()
 
 
 def score_kinds(evidence: Evidence) -> list[str]:
-    """What a score is, by suite."""
+    """Definition of the score, by suite."""
     said = {
         "return_per_1000": "return / 1000",
-        "success": "success rate (success after any decision of the episode)",
+        "success": "success rate (success at any step of the episode)",
         "normalised": "(return − random) / (expert − random)",
     }
     kinds = dict.fromkeys(
@@ -130,7 +133,7 @@ class StageRow:
 
 
 def stage_rows(evidence: Evidence) -> list[StageRow]:
-    """In the order they ran, each with what it was made from."""
+    """In the order they ran, each with its inputs."""
     makers = {record["digest"]: name for name, record in evidence.records.items()}
     rows = []
     for name, record in evidence.records.items():
@@ -159,7 +162,7 @@ def total_time(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def version_rows(evidence: Evidence) -> list[tuple[str, str]]:
-    """(package, version) here, and by stage where a stage ran with another one."""
+    """(package, version) here, and the versions of stages that ran with others."""
     rows = []
     for package, version in package_versions().items():
         others = [

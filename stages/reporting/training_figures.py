@@ -16,11 +16,11 @@ from ..figures.drawing import new_panel, to_svg
 
 PANEL = (250, 178)
 R2_FLOOR = -0.25
-"""Where the axis of R^2 ends; anything lower is as bad and would flatten the rest."""
+"""Lower limit of the R^2 axis; lower values would flatten the curves."""
 ROUND = [1, 2, 2.5, 5, 10]
 """Ticks are multiples of these."""
 MAX_POINTS = 300
-"""Points per curve; longer logs are averaged over stretches of equal length."""
+"""Points per curve; longer logs are averaged over intervals of equal length."""
 
 
 def horizon_colours(validation: pd.DataFrame) -> dict[int, str]:
@@ -43,7 +43,7 @@ def draw_losses(training: pd.DataFrame) -> list[tuple[str, Markup]]:
         name = column.removeprefix("train/")
         figure, axes = new_panel(*PANEL, left=52)
         axes.plot(curve["step"], values, color="#0072B2", linewidth=1.2)
-        axes.set(xlabel="Step")
+        axes.set(xlabel="Training step")
         if (values > 0).all():
             axes.set_yscale("log")
             decades = values.max() / values.min() > 30
@@ -70,11 +70,11 @@ def draw_open_loop(validation: pd.DataFrame, tasks: Sequence[str]) -> list[tuple
             curve = own[own["horizon"] == horizon].sort_values("step")
             values = np.clip(curve["reward_r2"], R2_FLOOR, 1)
             axes.plot(curve["step"], values, color=colour, linewidth=1.6, marker="o", markersize=2.5)
-        axes.set(ylim=(R2_FLOOR - 0.03, 1.03), xlim=steps, xlabel="Step", yticks=[0, 0.5, 1])
+        axes.set(ylim=(R2_FLOOR - 0.03, 1.03), xlim=steps, xlabel="Training step", yticks=[0, 0.5, 1])
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         last = own[own["step"] == own["step"].max()].sort_values("horizon")
         numbers = ", ".join(f"{row.reward_r2:.2f} at {row.horizon}" for row in last.itertuples())
-        panels.append((task, to_svg(figure, f"Open-loop reward R2 of {task} over training; last: {numbers} decisions")))
+        panels.append((task, to_svg(figure, f"Open-loop reward R2 of {task} over training; last: {numbers} steps")))
     return panels
 
 
@@ -84,9 +84,9 @@ def draw_extraction(
     policies: Sequence[Mapping[str, Any]],
     styles: Mapping[str, tuple[str, str]],
 ) -> list[tuple[str, Markup]]:
-    """Imagined reward per decision over iterations, a panel per task and a line per seed.
+    """Imagined reward per step over iterations, a panel per task and a line per seed.
 
-    Faint as logged, and smoothed over a tenth of the run.
+    Faint lines as logged, strong lines smoothed over a tenth of the run.
     """
     anchors = {(entry["task"], entry["algorithm"]): entry.get("anchor") for entry in policies}
     panels = []
@@ -101,7 +101,7 @@ def draw_extraction(
                 curve = _thin(run[["iteration", "imagined_reward"]])
                 colour = styles[str(algorithm)][0]
                 axes.plot(curve["iteration"], curve["imagined_reward"], color=colour, linewidth=0.7, alpha=0.3)
-                # Each logged value is the mean over one small batch of starts, which hides the trend.
+                # Each logged value is the mean over one small batch of start states, which hides the trend.
                 smooth = curve["imagined_reward"].rolling(max(1, len(curve) // 10), center=True, min_periods=1).mean()
                 axes.plot(curve["iteration"], smooth, color=colour, linewidth=1.2)
             last = runs.loc[runs["iteration"] == runs["iteration"].max(), "imagined_reward"].mean()
@@ -112,13 +112,13 @@ def draw_extraction(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         note = f" (anchor {', '.join(weights)})" if weights else ""
-        text = f"Imagined reward per decision of {task} over extraction; mean over seeds at the end: {', '.join(ends)}"
+        text = f"Imagined reward per step of {task} during extraction; mean over seeds at the end: {', '.join(ends)}"
         panels.append((f"{task}{note}", to_svg(figure, text)))
     return panels
 
 
 def _thin(curve: pd.DataFrame) -> pd.DataFrame:
-    """At most `MAX_POINTS` rows, each the mean of as many consecutive ones."""
+    """Return at most `MAX_POINTS` rows, each the mean of equally many consecutive rows."""
     size = -(-len(curve) // MAX_POINTS)
     if size <= 1:
         return curve

@@ -1,4 +1,4 @@
-"""Configs of sequence models and of policies trained through them. Reading them imports no torch."""
+"""Configs of sequence models and of the policies trained through them. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ...pipeline.errors import ConfigError
 
 KINDS = ("markov", "hwm", "awm", "rnn", "ssm", "rerooted")
 """markov: s' = s + f(s, a) or f(s, a). hwm: transformer over states and actions. awm, rnn, ssm: transformer, recurrent
-network and diagonal state-space model over the first state and the actions only. rerooted: an awm that starts anew
-every `stride` decisions from its own prediction."""
+network and diagonal state-space model over the first state and the actions only. rerooted: an awm that restarts every
+`stride` steps from its own prediction."""
 
 NOISY_KINDS = ("awm", "rnn", "ssm")
 
@@ -25,16 +25,16 @@ LIKELIHOODS = ("mse", "gaussian")
 
 @dataclass(frozen=True)
 class SequenceModelConfig:
-    """Sizes follow Ma et al. (arXiv 2402.05290)."""
+    """Sequence model of observations. Sizes follow Ma et al. (arXiv 2402.05290)."""
 
     kind: str = "awm"
-    """awm, rnn, ssm: a transformer, recurrent or state-space model of the first observation and the actions alone.
-    markov, hwm: models that feed predicted observations back, one step or the whole history. rerooted: an awm that
-    starts anew every `stride` decisions."""
+    """awm, rnn, ssm: a transformer, recurrent or state-space model of the first observation and the actions only.
+    markov, hwm: feed predicted observations back, one step or the whole history. rerooted: an awm that restarts every
+    `stride` steps."""
     horizon: int = 100
-    """Longest prediction in decisions. Transformers learn one position per decision and refuse to go beyond."""
+    """Longest prediction in steps. Transformers learn one position per step and cannot predict further."""
     width: int = 48
-    """Of tokens and hidden states; a multiple of `heads`."""
+    """Width of tokens and hidden states; a multiple of `heads`."""
     layers: int = 2
     """Blocks of a transformer or state-space model."""
     heads: int = 3
@@ -44,20 +44,19 @@ class SequenceModelConfig:
     mlp_units: tuple[int, ...] = (64, 64)
     """Hidden widths of decoder, Markov model, reward head and the recurrent model's embeddings."""
     stride: int = 10
-    """rerooted: decisions between two roots; 1 is a Markov model, `horizon` an AWM."""
+    """rerooted: steps between restarts; 1 is a Markov model, `horizon` an AWM."""
     task_dim: int = 16
-    """Width of the task embedding of the Markov model and the reward head; the others read a task token."""
+    """Width of the task embedding of Markov model and reward head; other models read a task token."""
     feedback_gradient: float = 1.0
-    """markov, hwm, rerooted: gradients through predicted states that are fed back are multiplied by this at each step;
-    0 cuts them."""
+    """markov, hwm, rerooted: factor on gradients through predicted states that are fed back; 0 stops them."""
     target: str = "difference"
-    """markov: predict the difference to the next observation (difference), or that observation itself (next_state)."""
+    """markov: predict the difference to the next observation (difference) or the observation itself (next_state)."""
     likelihood: str = "mse"
-    """markov: squared error (mse), or the likelihood under a Gaussian whose deviation is learned too (gaussian)."""
+    """markov: squared error (mse), or Gaussian likelihood with learned variance (gaussian)."""
     noise: bool = False
-    """awm, rnn, ssm: noise tokens beside the actions, for stochastic environments (awm/stochastic.py)."""
+    """awm, rnn, ssm: add noise tokens to the actions, for stochastic environments."""
     reward_head: bool = True
-    """Learn the reward of a transition. Without it, policies need a task whose simulator gives the true one."""
+    """Learn a reward head. Without it, policies need a task whose simulator provides the reward."""
 
     def __post_init__(self) -> None:
         check_choices(self, kind=KINDS)
@@ -75,18 +74,18 @@ class SequenceModelConfig:
         check_shares(self, "feedback_gradient")
 
     def longest_prediction(self) -> int | None:
-        """Decisions that the model can look ahead; None where there is no limit."""
+        """Return the longest prediction in steps; None if unlimited."""
         return self.horizon if self.kind in ("awm", "hwm") else None
 
 
 @dataclass(frozen=True)
 class SequenceLossConfig:
-    """What a sequence model is trained on."""
+    """Losses of a sequence model."""
 
     reward: float = 1.0
     """Weight of the reward head's squared error, in units of the reward's standard deviation."""
     reward_on_predictions: float = 0.9
-    """Probability that the reward head learns from a predicted transition rather than from the data's."""
+    """Probability that the reward head learns from a predicted transition instead of a real one."""
 
     def __post_init__(self) -> None:
         check_shares(self, "reward_on_predictions")

@@ -1,6 +1,6 @@
 """What one imagines in: a task of a sequence model, or of a differentiable simulator.
 
-Dimension letters: H decisions, R rollouts, O observation, A action, E noise, S state."""
+Dimension letters: H steps, R rollouts, O observation, A action, E noise, S state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Dynamics(Protocol):
     """What a policy is imagined in. One task; observations and actions at the task's own widths, environment units."""
 
     noise_dim: int
-    """Numbers of standard normal noise beside each action, in `advance` and `predict`; 0 where nothing is random."""
+    """Numbers of standard normal noise beside each action, in `advance` and `predict`; 0 if nothing is random."""
     in_parallel: bool
     """Whether `predict` is cheaper than as many calls of `advance`."""
 

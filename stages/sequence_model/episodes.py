@@ -2,7 +2,7 @@
 
 For the online loop and for studies; datasets go through the store and the stage pretrain.
 
-Dimension letters: N episodes, T decisions, O observation, A action, S state, B batch.
+Dimension letters: N episodes, T steps, O observation, A action, S state, B batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """HWM: a transformer over the history of states and actions, which feeds its own predictions back.
 
-Dimension letters: B batch, T decisions, O observation, A action.
+Dimension letters: B batch, T steps, O observation, A action.
 Source: Ma et al. (arXiv 2402.05290).
 """
 
@@ -20,7 +20,7 @@ from .networks import SequenceModel
 
 
 class HistoryModel(SequenceModel):
-    """HWM: tokens are the task, then (s_t, a_t) of each decision; a prediction is the next token's observation."""
+    """HWM: tokens are the task, then (s_t, a_t) of each step; a prediction is the next token's observation."""
 
     def __init__(self, config: SequenceModelConfig, table: TaskTable) -> None:
         super().__init__(config, table)

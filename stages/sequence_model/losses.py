@@ -1,6 +1,6 @@
 """Losses of a sequence model as pure functions, and the statistics of the data that it is scaled by.
 
-Dimension letters: B batch, T decisions, O observation.
+Dimension letters: B batch, T steps, O observation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SAMPLED_ROWS = 65536
 
 
 def masked_mean(loss_BT: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
-    """Mean over valid entries; 0 where there is none."""
+    """Mean over valid entries; 0 if there is none."""
     return (loss_BT * valid_BT).sum() / valid_BT.sum().clamp(min=1)
 
 
@@ -97,7 +97,7 @@ def sequence_losses(
 
 
 def _present(valid_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T + 1, 1], 1 where there is an observation: the first, and the one after each valid decision."""
+    """[B, T + 1, 1], 1 if there is an observation: the first, and the one after each valid step."""
     return torch.cat([torch.ones_like(valid_BT[:, :1]), valid_BT], 1)[..., None]
 
 

@@ -1,6 +1,6 @@
 """Training of a sequence model: one LightningModule with the interface of the latent model's.
 
-Dimension letters: B batch, T decisions of a window, O observation, K tasks, H diagnosed horizons.
+Dimension letters: B batch, T steps of a window, O observation, K tasks, H diagnosed horizons.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .losses import sequence_losses
 from .networks import SequenceModel
 
 DIAGNOSED_HORIZONS = (1, 5, 10, 20, 50, 100, 200, 500)
-"""Decisions ahead at which open-loop prediction is measured, as far as the validation windows reach."""
+"""Steps ahead at which open-loop prediction is measured, as far as the validation windows reach."""
 
 
 def diagnosed_horizons(length: int) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class OpenLoopSkill:
         self.sums_SKHC.index_add_(1, task, terms)
 
     def result(self, model: SequenceModel) -> tuple[torch.Tensor, torch.Tensor]:
-        """R^2 of the observation [K, H] and of the reward [K, H]; NaN where nothing varies."""
+        """R^2 of the observation [K, H] and of the reward [K, H]; NaN if nothing varies."""
         count, total, squares, error = self.sums_SKHC
         variance = squares - total.square() / count
         r2_KHC = torch.where(variance > 1e-6 * count, 1 - error / variance, torch.nan)

@@ -10,7 +10,7 @@
 `SequenceModel` is what they share: scaling, the clock, masks, the reward head, files. A subclass predicts in scaled
 units, where every observation column has mean 0 and standard deviation 1 over its task's data.
 
-Dimension letters: B batch, T decisions, O observation, A action, K tasks, N tokens, W width.
+Dimension letters: B batch, T steps, O observation, A action, K tasks, N tokens, W width.
 Source: Ma et al. (arXiv 2402.05290). What differs: normalised observations, a task token in front of the sequence, the
 reward of a transition (s, a, s') rather than of (s, a).
 """
@@ -34,13 +34,13 @@ from .config import SequenceModelConfig
 LOG_STD = (-3.0, 1.0)
 """Bounds of ln(standard deviation) that a Markov model predicts, relative to the size of what it predicts. Columns that
 are fitted nearly exactly drown all others in the likelihood: with -5, differences on cartpole-swingup (800 steps) had
-R2 -4.2 of the reward 20 decisions ahead, with -3 0.88, as much as squared error."""
+R2 -4.2 of the reward 20 steps ahead, with -3 0.88, as much as squared error."""
 
 
 class SequenceModel(nn.Module, ABC):
     """One model for all tasks of a table. Observations and actions are padded to the table's widths.
 
-    A clock is an observation column that grows by one at each decision, in environment units: it is counted on from
+    A clock is an observation column that grows by one at each step, in environment units: it is counted on from
     the first observation and not predicted.
     """
 
@@ -53,9 +53,9 @@ class SequenceModel(nn.Module, ABC):
     reward_scale_K: torch.Tensor
 
     noise_dim = 0
-    """Numbers of standard normal noise beside each action; 0 where the model predicts one course of events."""
+    """Numbers of standard normal noise beside each action; 0 if the model predicts one course of events."""
     in_parallel = False
-    """Whether `predict` is one pass over all decisions."""
+    """Whether `predict` is one pass over all steps."""
 
     def __init__(self, config: SequenceModelConfig, table: TaskTable) -> None:
         super().__init__()
@@ -131,13 +131,13 @@ class SequenceModel(nn.Module, ABC):
         return self.unscale(self._predict(self.scale(observation_BO, task_B), taken, task_B), task_B)
 
     def start(self, observation_BO: torch.Tensor, task_B: torch.Tensor) -> Any:
-        """The carry from which `advance` unrolls decision by decision; it gives the same numbers as `predict`."""
+        """The carry from which `advance` unrolls step by step; it gives the same numbers as `predict`."""
         return self.start_scaled(self.scale(observation_BO, task_B), task_B)
 
     def advance(
         self, carry: Any, action_BA: torch.Tensor, noise_BE: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Any]:
-        """Observation [B, O] after the action [B, A] in environment units, and the carry for the next decision."""
+        """Observation [B, O] after the action [B, A] in environment units, and the carry for the next step."""
         task_B = carry[2]
         taken = self.with_noise(action_BA * self.action_mask_KA[task_B], noise_BE, task_B)
         observation_BO, carry = self.advance_scaled(carry, taken)
@@ -148,7 +148,7 @@ class SequenceModel(nn.Module, ABC):
         return action
 
     def start_scaled(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor, int]:
-        """(carry of the subclass, first observation, task, decisions so far)."""
+        """(carry of the subclass, first observation, task, steps so far)."""
         return self._begin(first_BO, task_B), first_BO, task_B, 0
 
     def advance_scaled(self, carry: Any, action_BA: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -160,7 +160,7 @@ class SequenceModel(nn.Module, ABC):
     def reward(
         self, observation: torch.Tensor, action: torch.Tensor, next_observation: torch.Tensor, task: torch.Tensor
     ) -> torch.Tensor:
-        """Learned reward of transitions, environment units per decision.
+        """Learned reward of transitions, environment units per step.
 
         Args:
             observation, next_observation: [..., O]; action: [..., A]; task: [...] int64.
@@ -171,8 +171,8 @@ class SequenceModel(nn.Module, ABC):
         """
         if not self.config.reward_head:
             raise ConfigError(
-                "this sequence model was trained without a reward head; set reward_head: true and train it again, or "
-                "use a task whose simulator gives its reward"
+                "this sequence model was trained without a reward head; pretrain with "
+                "pretrain.sequence.reward_head=true, or use a task whose simulator provides the reward"
             )
         scaled = self.reward_scaled(self.scale(observation, task), action, self.scale(next_observation, task), task)
         return scaled * self.reward_scale_K[task] + self.reward_mean_K[task]
@@ -207,23 +207,24 @@ class SequenceModel(nn.Module, ABC):
         self, decoded: torch.Tensor, first_BO: torch.Tensor, steps: torch.Tensor | int, task_B: torch.Tensor
     ) -> torch.Tensor:
         """An observation from a decoder's output [B, ..., O], scaled: padded columns 0, clocks those of `first_BO`,
-        `steps` decisions later."""
+        `steps` steps later."""
         step = _expand(self.clock_step_KO[task_B], decoded)
         counted = torch.where(step > 0, _expand(first_BO, decoded) + step * steps, decoded)
         return counted * _expand(self.observation_mask_KO[task_B], decoded)
 
     def complete_all(self, decoded_BTO: torch.Tensor, first_BO: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
-        """The same for decisions 1..T."""
+        """The same for steps 1..T."""
         steps = torch.arange(1, decoded_BTO.shape[1] + 1, device=decoded_BTO.device)[:, None]
         return self.complete(decoded_BTO, first_BO, steps, task_B)
 
-    def check_horizon(self, decisions: int) -> None:
+    def check_horizon(self, steps: int) -> None:
         """Raise a ConfigError if the model cannot look this far ahead."""
         limit = self.config.longest_prediction()
-        if limit is not None and decisions > limit:
+        if limit is not None and steps > limit:
             raise ConfigError(
-                f"a prediction over {decisions} decisions was asked of a {self.config.kind} model that has learned "
-                f"{limit} positions; use a horizon of at most {limit}, or train with a larger model horizon"
+                f"cannot predict {steps} steps with a {self.config.kind} model that has learned "
+                f"{limit} positions; use a horizon of at most {limit}, or pretrain with a larger "
+                "pretrain.sequence.horizon"
             )
 
     def save(self, folder: Path) -> None:
@@ -238,7 +239,7 @@ def _expand(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class MarkovModel(SequenceModel):
-    """A model of one decision, s^_{t+1} ~ N(mu, std^2) with f an MLP of (s^_t, a_t, task), in scaled units:
+    """A model of one step, s^_{t+1} ~ N(mu, std^2) with f an MLP of (s^_t, a_t, task), in scaled units:
 
         target difference    mu = s^_t + scale * f,  scale the typical size of a difference of the column
         target next_state    mu = f,                 scale = 1
@@ -270,7 +271,7 @@ class MarkovModel(SequenceModel):
     def next_distribution(
         self, observation_BO: torch.Tensor, action_BA: torch.Tensor, task_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation [B, O] of the next observation, environment units; 0 where nothing is random:
+        """Mean and standard deviation [B, O] of the next observation, environment units; 0 if nothing is random:
         everywhere with likelihood mse, in clocks and in padded columns always."""
         scaled_BO = self.scale(observation_BO, task_B)
         decoded_BO, log_std_BO = self._step(scaled_BO, action_BA * self.action_mask_KA[task_B], task_B)

@@ -1,9 +1,9 @@
-"""An AWM that starts anew every K decisions from its own prediction: between a Markov model (K = 1) and an AWM (K = H).
+"""An AWM that starts anew every K steps from its own prediction: between a Markov model (K = 1) and an AWM (K = H).
 
 The gradient path through predicted states has length t / K. K trades what a state-based model gains by seeing short
 stretches (accuracy) against what an action-based one gains by not feeding back (bounded gradients).
 
-Dimension letters: B batch, T decisions, R roots, O observation, A action.
+Dimension letters: B batch, T steps, R roots, O observation, A action.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .sequence import ActionModel
 
 
 class ReRootedModel(ActionModel):
-    """Trained on stretches of `stride` decisions, each from an observation of the data."""
+    """Trained on stretches of `stride` steps, each from an observation of the data."""
 
     in_parallel = False
 

@@ -3,7 +3,7 @@
 Tokens are the task, the first observation, then one action each; the output at an action's token is decoded to the
 observation after it. No predicted observation is ever an input.
 
-Dimension letters: B batch, N tokens, T decisions, O observation, A action.
+Dimension letters: B batch, N tokens, T steps, O observation, A action.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     s^_{t+1} = g(s_1, (a_1, e_1), ..., (a_t, e_t)),    e_t ~ N(0, I)
 
-A predicted mean per decision, or one with a variance, loses what ties the decisions of an episode together: where noise
+A predicted mean per step, or one with a variance, loses what ties the steps of an episode together: where noise
 has pushed the state now, it still is later. Here what happened at t enters as e_t and reaches all later predictions
 through the same token that the action does, with the same short gradient paths.
 
@@ -13,9 +13,9 @@ What e_t was in the data is read off a one-step model, which serves for nothing 
 m and d learn by likelihood, and g from the e_t that they leave. These are standard normal and independent of one
 another as far as the state is fully observed and its noise Gaussian given state and action. Inferring them by a
 variational posterior instead ends where e_t tells s_{t+1} itself: samples of a random walk then have a correlation of
-0.23 between decisions 2 and 6, where it is 0.58.
+0.23 between steps 2 and 6, where it is 0.58.
 
-Dimension letters: B batch, T decisions, O observation, A action; the noise has a number per observed column.
+Dimension letters: B batch, T steps, O observation, A action; the noise has a number per observed column.
 Source: our own, for the stochastic environments that Ma et al. (arXiv 2402.05290) leave open; innovations as the
 noise of a process are Kailath's (1968).
 """
@@ -31,7 +31,7 @@ from .config import SequenceModelConfig
 from .sequence import ActionModel
 
 LOG_STD_RANGE = (-6.0, 2.0)
-"""Of one decision's noise, scaled units."""
+"""Of one step's noise, scaled units."""
 
 
 class StochasticActionModel(ActionModel):

@@ -1,4 +1,4 @@
-"""The model card: README.md of a published folder, from what is known and nothing else."""
+"""The model card: README.md of a published folder, generated from recorded facts only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .provenance import Provenance
 FEW_EPISODES = 20
 SEQUENCE_MODEL = "sequence_model.json"
 NOT_GIVEN = "unknown"
-"""The Hub's identifier of a licence that nobody stated."""
+"""The Hub's identifier for an unstated licence."""
 
 
 def model_card(
@@ -24,20 +24,20 @@ def model_card(
     licence: str,
     frames: int,
 ) -> str:
-    """The card as Markdown, with the Hub's front matter.
+    """Return the card as Markdown, with the Hub's front matter.
 
     Args:
-        name: user/name, or a folder's name where it is not for the Hub.
-        config: of the network, as stored beside the weights; of the first policy, where there are several.
-        parameters: of that network.
+        name: user/name, or a folder if the artifact is not published on the Hub.
+        config: of the network, as stored with the weights; of the first policy if there are several.
+        parameters: number of parameters of that network.
         sizes: bytes by file.
         licence: an identifier of the Hub, such as mit or cc-by-4.0.
-        frames: start frames per task that are inside; 0 for none.
+        frames: number of included start frames per task.
     """
     parts = [
         _front_matter(facts, licence),
         f"# {name}\n",
-        f"{_what(facts)}, made with Orrery. {_sentence(facts.summary)}\n",
+        f"{_what(facts)}, trained with Orrery. {_sentence(facts.summary)}\n",
         "## Loading\n",
         _loading(name, facts, config, sizes),
         "## Tasks\n",
@@ -47,12 +47,12 @@ def model_card(
         _data(facts, frames),
         "## Network\n",
         _network(config, parameters, sizes),
-        "## Measured\n",
+        "## Results\n",
         _measured(facts),
         "## Limitations\n",
         "".join(f"- {line}\n" for line in limitations(facts)),
         "## Licence\n",
-        f"{licence}.\n" if licence != NOT_GIVEN else "None was stated by whoever published this.\n",
+        f"{licence}.\n" if licence != NOT_GIVEN else "The publisher stated no licence.\n",
         "## Provenance\n",
         _origin(facts),
     ]
@@ -60,28 +60,28 @@ def model_card(
 
 
 def limitations(facts: Provenance) -> list[str]:
-    """What the numbers themselves say against it, and what holds of every such artifact."""
+    """Limitations shown by the recorded numbers, and those of every artifact of this kind."""
     lines = [
-        "It knows the tasks above and no others. An observation of another length is refused; one in another order or "
-        "unit gives meaningless numbers, not an error.",
+        "Only the tasks above are supported. An observation of another length is an error; one with another order or "
+        "other units silently gives meaningless results.",
     ]
     if facts.kind == "world_model":
         lines.append(
-            "Imagination is only as good as the data: a policy trained in it can exploit the model's errors where "
-            "the data is thin, so judge policies in the environment, not by their imagined return."
+            "The model is only accurate near its data. A policy trained in imagination can exploit model errors where "
+            "data is sparse: evaluate policies in the environment, not by their imagined return."
         )
     if narrow := [row["task"] for row in facts.data if row["behaviour"] not in ("exploration", "unknown")]:
-        lines.append(f"Narrow data, from experts or policies: {', '.join(narrow)}.")
+        lines.append(f"Narrow data (from experts or policies): {', '.join(narrow)}.")
     if few := [row["task"] for row in facts.data if row["episodes"] < FEW_EPISODES]:
         lines.append(f"Fewer than {FEW_EPISODES} episodes: {', '.join(few)}.")
     if poor := [task for task, value in facts.open_loop.items() if value is not None and value < 0.5]:
         lines.append(f"Open-loop R2 below 0.5: {', '.join(poor)}.")
     if unknown := [task for task, value in facts.open_loop.items() if value is None]:
-        lines.append(f"Open-loop R2 not defined, since the held-out data does not vary: {', '.join(unknown)}.")
+        lines.append(f"Open-loop R2 undefined, because the held-out data does not vary: {', '.join(unknown)}.")
     if not facts.score_table:
-        lines.append("No scores came with it.")
+        lines.append("No scores are included.")
     if not facts.data:
-        lines.append("The data was not at hand when it was published; only its hash is known.")
+        lines.append("The data was not available at publication; only its hash is known.")
     return lines
 
 
@@ -142,7 +142,7 @@ def _task_table(tasks: Sequence[Mapping[str, Any]]) -> str:
         ]
         for task in tasks
     ]  # fmt: skip
-    head = ["task", "observation", "action", "decisions", "repeat", "discount", "terminates", "score"]
+    head = ["task", "observation", "action", "steps", "repeat", "discount", "terminates", "score"]
     return _table(head, rows)
 
 
@@ -159,7 +159,7 @@ def _references(facts: Provenance) -> str:
     known |= facts.references
     lines = [
         f"- {name}: 0 is a return of {_number(one['random'])}, 1 is {_number(one['expert'])}"
-        + (f"; no score, since {one['problem']}" if one.get("problem") else "")
+        + (f"; no score, because {one['problem']}" if one.get("problem") else "")
         for name, one in known.items()
     ]
     return "References of normalised scores:\n\n" + "\n".join(lines) + "\n" if lines else ""
@@ -176,10 +176,12 @@ def _data(facts: Provenance, frames: int) -> str:
     ]  # fmt: skip
     head = ["task", "behaviour", "episodes", "transitions", "return", "success"]
     table = _table(head, rows) if rows else ""
-    digest = f"Hash of the packed data: `{facts.data_digest}`.\n" if facts.data_digest else "No data is recorded.\n"
+    digest = (
+        f"Hash of the packed data: `{facts.data_digest}`.\n" if facts.data_digest else "The data is not recorded.\n"
+    )
     inside = (
-        f"\n{frames:,} frames of each task's data (observation and action) are inside, in starts.safetensors, so that "
-        "policies can be extracted without the data.\n"
+        f"\nstarts.safetensors holds {frames:,} frames (observation and action) of each task's data, so that policies "
+        "can be extracted without the data.\n"
         if frames
         else ""
     )
@@ -202,16 +204,16 @@ def _measured(facts: Provenance) -> str:
     if facts.score_table:
         protocol = ", ".join(f"{name}: {value}" for name, value in facts.protocol.items())
         parts.append(f"Scores in the environments, over all seeds ({protocol}):\n\n{facts.score_table}")
-    return "\n".join(parts) or "Nothing was measured beside it.\n"
+    return "\n".join(parts) or "No results are included.\n"
 
 
 def _origin(facts: Provenance) -> str:
     if not facts.stage:
-        return "Not known: no stage's manifest came with it.\n"
+        return "Unknown: the artifact has no manifest of a stage.\n"
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     return (
         f"Stage {facts.stage}, {facts.created}, {facts.seconds:,.0f} s. Versions: {versions}. Artifact "
-        f"`{facts.digest}`. The settings are in manifest.json, these numbers in provenance.json.\n"
+        f"`{facts.digest}`. manifest.json holds the settings, provenance.json these numbers.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where an artifact comes from and how well it did, found in its manifest and in the artifacts beside it."""
+"""Origin and results of an artifact, read from its manifest and from the other artifacts of its run."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ DATA_FIELDS = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a model card tells. Stored as provenance.json."""
+    """Content of a model card. Stored as provenance.json."""
 
     kind: str
     tasks: Sequence[Mapping[str, Any]]
     """TaskSpecs, with the references of their scores."""
     data_digest: str | None
-    """Hash of the store that it was made from."""
+    """Hash of the store it was trained on."""
     data: Sequence[Mapping[str, Any]]
-    """DATA_FIELDS by task, as far as the store was still there."""
+    """DATA_FIELDS by task; empty if the store was not available."""
     open_loop: Mapping[str, float | None] = field(default_factory=dict)
-    """Open-loop R2 on held-out windows at the last validation, by task; None where it is not known."""
+    """Open-loop R2 on held-out windows at the last validation, by task; None if unknown."""
     open_loop_of: str = ""
-    """What of, and how many decisions ahead."""
+    """The predicted quantity, and the number of steps ahead."""
     score_table: str = ""
     """Markdown, as in the report."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    """How the scores were measured, as in summary.json."""
+    """Evaluation protocol, as in summary.json."""
     references: Mapping[str, Any] = field(default_factory=dict)
-    """What 0 and 1 are of normalised scores, where the evaluation took them from data."""
+    """References of normalised scores that the evaluation took from data."""
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
     stage: str = ""
     summary: str = ""
     digest: str = ""
-    """Of the artifact that was published."""
+    """Digest of the published artifact."""
 
 
 def trace(folder: Path, manifest: Manifest | None, tasks: Sequence[Mapping[str, Any]]) -> Provenance:
-    """What can be found of an artifact.
+    """Collect the provenance of an artifact.
 
     Args:
-        folder: the artifact, among the others of its run where it still is there.
+        folder: the artifact, in its run folder if that is available.
         manifest: of the artifact; None for a folder that no stage wrote.
         tasks: its TaskSpecs.
     """
@@ -128,7 +128,9 @@ def _open_loop(path: Path) -> tuple[dict[str, float | None], str]:
         str(task): None if math.isnan(value) else round(float(value), 3)
         for task, value in zip(last["task"], last[column], strict=True)
     }
-    what = f"{column.removesuffix('_r2')} after {int(last.horizon.iloc[0])} decisions, step {int(last.step.iloc[0])}"
+    what = (
+        f"{column.removesuffix('_r2')} after {int(last.horizon.iloc[0])} steps, training step {int(last.step.iloc[0])}"
+    )
     return found, what
 
 

@@ -1,4 +1,4 @@
-"""From an artifact's folder to one that others can load: a copy of what loading needs, provenance and card."""
+"""Publish an artifact: copy the files that loading needs, and add provenance and a model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from ...datasets.schema import TaskSpec, read_table
 from ...pipeline import artifact
 from ...pipeline.errors import CheckpointError, StageError
-from ...pipeline.hub import HUB_ID, SIGNS, upload
+from ...pipeline.hub import HUB_ID, KIND_BY_FILE, upload
 from ...pipeline.paths import user_path
 from ...pipeline.reading import decode, read_json, reading
 from ..policy.policy import load_policy
@@ -28,21 +28,21 @@ CARD = "README.md"
 PROVENANCE = "provenance.json"
 _ENDINGS = {".json", ".safetensors", ".csv"}
 _TRAINING = {"checkpoints", "logs", "tensorboard", "jobs"}
-"""Folders that only continue or show training."""
+"""Folders that serve only to continue or monitor training."""
 
 
 def write_publication(
     source: Path, target: Path, name: str, *, licence: str = NOT_GIVEN, starts: bool = True
 ) -> Provenance:
-    """Write to `target` what others need of the artifact in `source`.
+    """Write the publishable files of the artifact in `source` to `target`.
 
     Args:
-        source: a world model's or policies' artifact, the folder of one policy, or what was written here before.
+        source: an artifact of a world model or of policies, the folder of one policy, or an earlier publication.
         target: a folder that does not exist, or is empty.
-        name: for the card: user/name.
-        starts: keep the start frames, which are a sample of the training data.
+        name: user/name, for the card.
+        starts: include the start frames, which are a sample of the training data.
     Raises:
-        OrreryError: `source` is no such artifact or damaged, or `target` holds files.
+        OrreryError: `source` is another kind of artifact or damaged, or `target` is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StageError(f"{target} is not an empty folder; choose another, or empty it")
@@ -85,12 +85,12 @@ def push_to_hub(source: Any, name: str, *, private: bool = False, licence: str =
     """Publish an artifact, or a model or policy in memory, as the Hub's repository `name`; returns its address.
 
     Args:
-        source: a folder as for `write_publication`, or an object with `save(folder)`: a WorldModel or a policy. Of an
-            object nothing is known but what it holds, unless it has an `origin` and is still what was loaded from
-            there; give the folder for data, metrics and scores.
-        name: user/name. It is made if it does not exist; files of the same name in it are replaced.
+        source: a folder as for `write_publication`, or an object with `save(folder)`: a WorldModel or a policy. An
+            object without an unchanged `origin` carries no provenance; pass the folder to include data, metrics and
+            scores.
+        name: user/name. The repository is created if needed; files of the same name are replaced.
     Raises:
-        OrreryError: as `write_publication`; or not logged in, not allowed, or no network.
+        OrreryError: as in `write_publication`; or not logged in, not allowed, or no network.
     """
     check_name(name)
     with tempfile.TemporaryDirectory(prefix="orrery-") as temporary:
@@ -103,7 +103,7 @@ def push_to_hub(source: Any, name: str, *, private: bool = False, licence: str =
 
 
 def _origin(source: Any, saved: Path) -> Path | None:
-    """The artifact that an object was loaded from, if the object still is what the artifact holds."""
+    """The artifact that an object was loaded from, if the object is unchanged."""
     origin = getattr(source, "origin", None)
     if origin is None or not origin.is_dir():
         return None
@@ -113,7 +113,7 @@ def _origin(source: Any, saved: Path) -> Path | None:
 
 
 def check_name(name: str) -> None:
-    """Raise a StageError unless `name` can name a repository of the Hub."""
+    """Raise a StageError unless `name` is a valid repository name of the Hub."""
     match = HUB_ID.fullmatch(name)
     if match is None or match["revision"]:
         raise StageError(f"{name!r}: expected the name of a repository of the Hugging Face Hub, user/name")
@@ -123,7 +123,9 @@ def _kind_of(source: Path) -> str:
     if not source.is_dir():
         raise StageError(f"there is no folder {source.absolute()}")
     manifest = artifact.read_manifest(source)
-    kinds = [manifest.kind] if manifest else [kind for name, (kind, _) in SIGNS.items() if (source / name).is_file()]
+    kinds = (
+        [manifest.kind] if manifest else [kind for name, (kind, _) in KIND_BY_FILE.items() if (source / name).is_file()]
+    )
     if not kinds or kinds[0] not in ("world_model", "policies"):
         found = f"an artifact of kind {kinds[0]!r}" if kinds else "neither"
         raise StageError(
@@ -134,19 +136,19 @@ def _kind_of(source: Path) -> str:
 
 
 def _refuse_lost_model(source: Path) -> None:
-    """A planner by itself lacks the model that it plans with."""
+    """Refuse a single planner, whose world model is stored outside its folder."""
     path = source / "policy.json"
     if path.is_file() and (model := read_json(path, CheckpointError).get("world_model")):
         raise StageError(
-            f"{source} plans with the world model in {(source / model).resolve()}, which is not inside; publish the "
+            f"{source} plans with the world model in {(source / model).resolve()}, outside this folder; publish the "
             "artifact that holds both"
         )
 
 
 def _tasks(source: Path) -> Sequence[dict[str, Any]]:
-    """TaskSpecs; of policies, only those that there are policies for."""
+    """TaskSpecs; for policies, only tasks with a policy."""
     if (source / "models.json").is_file():
-        raise StageError(f"{source} holds a model for each task (models.json); publish the folder of one of them")
+        raise StageError(f"{source} holds one model per task (models.json); publish the folder of one of them")
     if (source / "tasks.json").is_file():
         return [spec.to_dict() for spec in read_table(source)]
     if (path := source / "policy.json").is_file():
@@ -158,7 +160,7 @@ def _tasks(source: Path) -> Sequence[dict[str, Any]]:
 
 
 def _network(source: Path) -> tuple[dict[str, Any], int]:
-    """The stored config of the model, or of the first policy, and how many parameters it has."""
+    """The stored config of the model, or of the first policy, and its number of parameters."""
     loaders: dict[str, Callable[[Path], Any]] = {
         "model.json": WorldModel.load,
         SEQUENCE_MODEL: load_model,
@@ -173,7 +175,7 @@ def _network(source: Path) -> tuple[dict[str, Any], int]:
 
 
 def _known(source: Path) -> Provenance | None:
-    """What an earlier publication of the same artifact said, whose run may be far away."""
+    """The provenance recorded by an earlier publication, whose run may not be available."""
     path = source / PROVENANCE
     if not path.is_file():
         return None
@@ -182,7 +184,7 @@ def _known(source: Path) -> Provenance | None:
 
 
 def _index_one_policy(target: Path, task: dict[str, Any]) -> None:
-    """policies.json for the policy in the folder itself, so that it serves as an input of stages as well."""
+    """Write policies.json for a single policy, so that its folder can be an input of stages."""
     trained_by = read_json(target / "policy.json", CheckpointError).get("trained_by", {})
     entry = {"algorithm": "policy", "seed": 0, **trained_by, "task": task["name"], "path": "."}
     artifact.write_json(target / "policies.json", {"tasks": [task], "policies": [entry]})

@@ -12,20 +12,20 @@ UNSEEN = ("avoid", "zero")
 
 @dataclass(frozen=True)
 class TabularConfig:
-    """How the counted model is solved."""
+    """Solver of the counted model."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store; all of them where empty."""
+    """Tasks of the store. Empty: all."""
     method: str = "policy_iteration"
-    """value_iteration, policy_iteration, or mirror_descent. The first two agree; the last approaches them."""
+    """value_iteration, policy_iteration, or mirror_descent. The first two agree; the last approximates them."""
     unseen: str = "avoid"
     """Actions never tried in a state: avoid never takes them, zero gives them the value 0."""
     steps: int = 100
-    """Of mirror descent."""
+    """Steps of mirror descent."""
     step_size: float = 1.0
-    """Of mirror descent, per unit of return."""
+    """Step size of mirror descent, per unit of return."""
     max_states: int = 3000
-    """Refuse data with more distinct observations: the model takes 8 x states^2 x actions bytes."""
+    """Maximum number of distinct observations; the model takes 8 x states^2 x actions bytes."""
 
     def __post_init__(self) -> None:
         check_choices(self, method=METHODS, unseen=UNSEEN)

@@ -47,15 +47,15 @@ def count(
     """Count rows of indices.
 
     Args:
-        ended_N: where the next state was terminal. It is not counted: its value is 0, also where other episodes go on
-            from the same observation.
+        ended_N: where the next state was terminal. It is not counted: its value is 0, also where other episodes
+            continue from the same observation.
     Raises:
         DatasetError: a reward that is not finite; names its row.
     """
     if len(wrong := np.flatnonzero(~np.isfinite(reward_N))):
         raise DatasetError(
             f"the reward of row {wrong[0]} is {reward_N[wrong[0]]}, as are {len(wrong) - 1} others: rewards must be "
-            "finite. Drop those episodes or correct the file they came from"
+            "finite. Remove those episodes or correct their file"
         )
     visits_SA, next_SAS = np.zeros((states, actions)), np.zeros((states, actions, states))
     reward_SA = np.zeros((states, actions))

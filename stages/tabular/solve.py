@@ -104,7 +104,7 @@ def mirror_descent(mdp: MDP, discount: float, sizes: Sequence[float], start_SA: 
 
 
 def softmax(logits_SA: np.ndarray) -> np.ndarray:
-    """Rows proportional to exp(logits); zero where all of a row's logits are -inf."""
+    """Rows proportional to exp(logits); zero if all of a row's logits are -inf."""
     highest_S1 = logits_SA.max(1, keepdims=True)
     weight_SA = np.exp(logits_SA - np.where(np.isfinite(highest_S1), highest_S1, 0.0))
     return weight_SA / np.maximum(weight_SA.sum(1, keepdims=True), 1e-300)

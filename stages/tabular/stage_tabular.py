@@ -1,7 +1,4 @@
-"""tabular: count what followed each state and action, normalise, and solve as if that model were right.
-
-The plainest model-based baseline, and what POWR equals with a delta kernel. For data whose observations repeat.
-"""
+"""The stage tabular."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...pipeline.errors import ConfigError, DatasetError
 from ...pipeline.stage import Context, Input, Stage
+from ...pipeline.wording import counted
 from ..data.config import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
 from .config import TabularConfig
@@ -25,7 +23,11 @@ ALGORITHM = "tabular"
 
 
 class Tabular(Stage):
-    """One policy per task, deterministic and without a seed."""
+    """Plan policies on a counted tabular model: count transitions, normalise, solve.
+
+    This is the simplest model-based baseline, and equals POWR with a delta kernel. It needs data whose observations
+    repeat. There is one deterministic policy per task, without a seed.
+    """
 
     Config = TabularConfig
     inputs = {"store": Input("store")}
@@ -58,7 +60,7 @@ class Tabular(Stage):
                 states, pairs = states + len(found.weight_MU), pairs + int((found.weight_MU > 0).sum())
                 progress.advance(1)
         write_index(context.folder, store.table, entries)
-        return f"{len(entries)} policies by {self.config.method} over {states} states"
+        return f"{counted(len(entries), 'policy', 'policies')} by {self.config.method} over {states:,} states"
 
     def _solve(self, rows: TaskRows, observation_width: int) -> Any:
         """The KernelPolicy that looks up the solution of one task."""

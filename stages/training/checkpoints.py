@@ -1,4 +1,4 @@
-"""Checkpoints from which a training continues as if it had not been interrupted."""
+"""Training checkpoints with exact resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Checkpoints(lightning.Callback):
     each wait for the others.)
 
     Lightning logs and validates a step after the hook that saves, and a continued training leaves out both. So a
-    checkpoint has another name until they are done: killed before that, the training goes on from the one before.
+    checkpoint has another name until they are done: killed before that, the training continues from the one before.
     """
 
     def __init__(self, file: Path, every: int) -> None:

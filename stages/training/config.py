@@ -1,4 +1,4 @@
-"""Configs of training by Lightning: what an optimiser does, and on which devices. Reading them imports no torch."""
+"""Optimiser and trainer configs. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ...pipeline.config.checks import check_choices, check_counts, check_not_neg
 from ...pipeline.errors import ConfigError
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""Lightning's that keep weights in float32, as the files and whatever reads them have them."""
+"""Lightning's precisions that keep weights in float32, the format of the files and their readers."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam as in TD-MPC2; the policy prior has its own, with eps 1e-5."""
+    """Adam as in TD-MPC2. The policy prior has its own optimiser, with eps 1e-5."""
 
     lr: float = 3e-4
     """Learning rate."""
     encoder_lr_scale: float = 0.3
-    """The encoder learns at lr times this."""
+    """Factor on `lr` for the encoder."""
     clip_norm: float = 20.0
-    """Global gradient norm is clipped to this."""
+    """Maximum global gradient norm."""
     final_lr_scale: float = 1.0
-    """lr falls linearly to lr times this at the last step; 1 is constant."""
+    """Linear schedule: the learning rate at the last step is `lr` times this; 1 = constant."""
 
     def __post_init__(self) -> None:
         check_positive(self, "lr", "clip_norm")
@@ -33,22 +33,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Passed to lightning.Trainer."""
+    """Settings of lightning.Trainer."""
 
     accelerator: str = "auto"
-    """cpu, cuda (or gpu, the same), or auto: a GPU where there is one."""
+    """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     devices: int = 1
-    """Processes of this node, one per GPU or CPU rank."""
+    """Processes per node, one per GPU or CPU rank."""
     nodes: int = 1
-    """Machines. With several, or under srun or torchrun, the command is started once for each device of each node, and
-    all see the run folder."""
+    """Number of nodes. With several nodes, or under srun or torchrun, start the command once per device; all processes
+    must see the run folder."""
     strategy: str = "auto"
-    """As Lightning names them; auto is ddp_spawn for several devices."""
+    """Lightning's strategy; auto uses ddp_spawn for several devices."""
     precision: str = "32-true"
     """32-true, 16-mixed or bf16-mixed. On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
     compile: bool = False
-    """Compile the model's losses with torch.compile, as one graph. For a GPU: on a CPU the first step takes minutes and
-    the others hardly less than without."""
+    """Compile the model's losses with torch.compile. For GPUs: on a CPU the first step takes minutes and the speed-up
+    is small."""
     accumulate: int = 1
     """Micro-batches per optimiser step."""
     log_every: int = 25
@@ -60,13 +60,13 @@ class TrainerConfig:
         check_choices(self, precision=PRECISIONS)
         if self.devices > 1 and self.strategy in ("ddp", "fsdp", "deepspeed"):
             raise ConfigError(
-                f"strategy {self.strategy!r} starts the whole command again for each device, which the lock of the run "
-                "folder refuses; use ddp_spawn"
+                f"strategy {self.strategy!r} would start the whole command once per device, but the run folder is "
+                "locked; use ddp_spawn"
             )
 
     @property
     def launched_strategy(self) -> str:
-        """What Lightning is given."""
+        """The strategy passed to Lightning."""
         return "ddp_spawn" if self.strategy == "auto" and self.devices > 1 else self.strategy
 
 

@@ -19,7 +19,7 @@ from ...datasets.datamodule import WindowData
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of, matmul_precision
 from ...pipeline.errors import StageError
-from ...pipeline.ranks import Team
+from ...pipeline.ranks import WorkerGroup
 from .checkpoints import Checkpoints
 from .config import OptimizerConfig, TrainerConfig
 from .progress import StepProgress, quiet_lightning
@@ -48,7 +48,7 @@ class TrainingConfig(Protocol):
     def trainer(self) -> TrainerConfig: ...
 
 
-class Place(Protocol):
+class TrainingContext(Protocol):
     """Where it is done: the Context of a stage, or of a job."""
 
     @property
@@ -64,8 +64,8 @@ def fit(
     data: WindowData,
     config: TrainingConfig,
     description: str,
-    place: Place,
-    team: Team | None = None,
+    place: TrainingContext,
+    team: WorkerGroup | None = None,
 ) -> None:
     """Train `module` to `config.steps`, from the checkpoint that an interrupted attempt left in `place.folder`.
 
@@ -134,7 +134,7 @@ class ValidateLastStep(lightning.Callback):
         trainer.should_stop = trainer.global_step == trainer.max_steps
 
 
-def _strategy(name: str, team: Team | None) -> Any:
+def _strategy(name: str, team: WorkerGroup | None) -> Any:
     """What Lightning takes. Buffers are constants, or computed alike on every rank: sending them costs as much as the
     gradients."""
     if team is not None:
@@ -152,7 +152,7 @@ def logged_metrics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Logged metrics of all attempts: training losses by step, and open-loop errors by (step, task, horizon)."""
     attempts = sorted((folder / "logs").glob("attempt_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
     logs = [log for path in attempts if len(log := _read_log(path))]
-    # None where training was shorter than the interval of logging and had nothing to validate on.
+    # None if training was shorter than the interval of logging and had nothing to validate on.
     logged = pd.concat(logs, ignore_index=True) if logs else pd.DataFrame({"step": pd.Series(dtype=int)})
     losses = [column for column in logged if column.startswith("train/")] or ["train/total"]
     # An attempt repeats the steps since its checkpoint, with the same numbers; the later one is kept.

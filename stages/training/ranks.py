@@ -49,7 +49,7 @@ def started_here() -> Iterator[None]:
         if error.exit_code == termination.EXIT_UNFINISHED:
             raise termination.Terminated from error
         raise StageError(
-            f"rank {error.error_index} of the training was ended from outside ({error.signal_name or error.exit_code}; "
+            f"rank {error.error_index} of the training was killed ({error.signal_name or error.exit_code}; "
             "SIGKILL often means that memory ran out). The same command continues from the last checkpoint"
         ) from error
     except ProcessRaisedException as error:
@@ -118,8 +118,8 @@ def connected() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise StageError(
-                "the connection to another of the processes that train together was lost; what that one printed says "
-                f"why. The same command, started as before, continues from the last checkpoint ({_first_line(error)})"
+                "lost the connection to another training process; see the output of that process. The same command "
+                f"continues from the last checkpoint ({_first_line(error)})"
             ) from error
         raise
     finally:

@@ -22,19 +22,19 @@ def take_weights(model: Any, folder: Path, name: str) -> None:
     """
     if not (folder / f"{name}.json").is_file():
         found = "a sequence model" if (folder / "sequence_model.json").is_file() else "no world model"
-        raise CheckpointError(f"pretrain.start_from: expected {name}.json in {folder}, which holds {found}")
+        raise CheckpointError(f"pretrain.start_from: expected {name}.json in {folder}, which has {found}")
     earlier = dataclasses.asdict(read_config(folder, name, type(model.config)))
     wanted = dataclasses.asdict(model.config)
     if different := [
         f"{key} {earlier[key]} -> {wanted[key]}" for key in wanted if not _same(earlier[key], wanted[key])
     ]:
         raise CheckpointError(
-            f"pretrain.start_from: the model in {folder} has other settings than this run asks for: "
-            f"{', '.join(different)}; set them as they were, or leave start_from out"
+            f"pretrain.start_from: the model in {folder} has other settings than this run: {', '.join(different)}; use "
+            "the same settings, or remove pretrain.start_from"
         )
     if (table := read_table(folder)) != model.table:
         raise CheckpointError(
-            f"pretrain.start_from: the model in {folder} knows the tasks {', '.join(table.names)}, the store has "
+            f"pretrain.start_from: the model in {folder} has the tasks {', '.join(table.names)}, the store has "
             f"{', '.join(model.table.names)}; they must be the same, in the same order and with the same settings"
         )
     load_weights(folder, name, model)

@@ -1,5 +1,5 @@
-"""What the training data decides before training: how observations are scaled, and how much each task's reward loss
-counts, so that a sparse reward is learned beside a dense one."""
+"""Statistics of the training data used before training: observation scales, and reward-loss weights that let sparse
+rewards be learned beside dense ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs of the latent world model. Apart from the networks so that reading a config imports no torch."""
+"""Configs of the latent world model. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SIZES = {
     "48": (768, 1792, 4, 1792, 96, 5),
     "317": (1376, 4096, 5, 4096, 96, 8),
 }
-"""Widths by name, in the order of _WIDTHS. 1 to 317 are TD-MPC2's, in millions of parameters, as it trains them on 80
-tasks; on its 30 tasks sizes 5, 19 and 48 have task_dim 64, and 19 has latent_dim 512. small is the quickstart's,
+"""Widths by name, in the order of _WIDTHS. Sizes 1 to 317 are TD-MPC2's, in millions of parameters, as trained on 80
+tasks; on its 30 tasks, sizes 5, 19 and 48 have task_dim 64, and 19 has latent_dim 512. `small` is the quickstart's,
 without values."""
 
 
 def held_out_share(model: Path) -> float | None:
-    """The share of each task's episodes that the training of the model in this folder left out, as
-    `TaskRows.held_out` chooses them; None where no manifest says so (it was imported, say)."""
+    """Return the share of each task's episodes that training held out (chosen by `TaskRows.held_out`); None if the
+    model has no manifest that states it, for example if it was imported."""
     folder = next((one for one in (model, *model.parents[:2]) if (one / MANIFEST).is_file()), None)
     manifest = None if folder is None else read_manifest(folder)
     return None if manifest is None else manifest.config.get("held_out")
@@ -46,55 +46,57 @@ def held_out_share(model: Path) -> float | None:
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Widths follow TD-MPC2 (arXiv 2310.16828) table 8; -1 takes one from `size`."""
+    """Latent world model. Widths follow TD-MPC2 (arXiv 2310.16828, table 8); -1 takes the width from `size`."""
 
     size: str = "small"
-    """small, 1, 5, 19, 48 or 317 (million parameters): where the widths that are not given come from."""
+    """Default widths: small, 1, 5, 19, 48 or 317 (million parameters)."""
     latent_dim: int = -1
-    """Width of the latent z; a multiple of simnorm_dim."""
+    """Width of the latent z; a multiple of `simnorm_dim`."""
     encoder_dim: int = -1
     """Hidden width of the encoder."""
     encoder_layers: int = -1
-    """Layers of the encoder, the last of which gives z."""
+    """Layers of the encoder, including the one that outputs z."""
     mlp_dim: int = -1
-    """Hidden width of dynamics, reward, continue, value and policy prior (two hidden layers each)."""
+    """Hidden width of dynamics, reward, continue and value heads and of the policy prior (two hidden layers each)."""
     task_dim: int = -1
-    """Width of the learned task embedding; 0 is none, as in a published model of a single task."""
+    """Width of the learned task embedding; 0 = no embedding, as in published single-task models."""
     num_q: int = -1
-    """Value functions of the ensemble; 0 leaves out values and policy prior, which only planning needs."""
+    """Value functions in the ensemble; 0 removes values and policy prior, which only planning needs."""
     dynamics: str = "step"
-    """step: the next latent from a latent and an action, as published. awm: all later latents from the first one and
-    the actions alone, by a transformer (an action world model), for long horizons; planning needs step."""
+    """step: predict the next latent from latent and action, as published. awm: predict all later latents from the first
+    one and the actions with a transformer (action world model), for long horizons; planning needs step."""
     awm_horizon: int = -1
-    """awm: decisions that it looks ahead at most, each with a learned position; -1 takes pretrain.horizon."""
+    """awm: longest prediction in steps, with one learned position per step; -1 = `pretrain.horizon`."""
     awm_width: int = 96
-    """awm: width of its tokens; a multiple of awm_heads."""
+    """awm: token width; a multiple of `awm_heads`."""
     awm_layers: int = 2
-    """awm: blocks of its transformer."""
+    """awm: transformer blocks."""
     awm_heads: int = 4
     """awm: attention heads."""
     disagreement_heads: int = 0
-    """Further dynamics heads, whose disagreement extraction can penalise (extract.uncertainty); they teach the model
-    nothing and cost nothing where they are not used."""
+    """Additional dynamics heads whose disagreement extraction can penalise (`extract.uncertainty`). They are trained on
+    detached latents and cost nothing if unused."""
     dropout: float = 0.01
-    """Of the first hidden layer of each value function, while training."""
+    """Dropout rate of the first hidden layer of each value function during training."""
     log_std_min: float = -10.0
-    """Range of the policy prior's log standard deviation."""
+    """Lower bound of the policy prior's log standard deviation."""
     log_std_max: float = 2.0
-    """Range of the policy prior's log standard deviation."""
+    """Upper bound of the policy prior's log standard deviation."""
     activation: str = "mish"
-    """Of hidden layers: mish as published, silu (much the same curve at a seventh of the time on a CPU), or relu."""
+    """Activation of hidden layers: mish (as published), silu (nearly the same learning curve, 7x faster on CPU) or
+    relu."""
     latent: str = "simnorm"
-    """What ends encoder and dynamics: simnorm as published, or mish or relu, which leave the latent unbounded."""
+    """Output activation of encoder and dynamics: simnorm (as published), or mish or relu, which leave the latent
+    unbounded."""
     simnorm_dim: int = 8
-    """Group size of SimNorm: softmax within each group of this many latents."""
+    """Group size of SimNorm, which applies a softmax to each group of latents."""
     normalize_observations: bool = True
-    """Scale each task's observations to mean 0 and standard deviation 1 over its data, before the encoder. TD-MPC2 does
-    not; without it small angles are lost beside large velocities."""
+    """Scale each task's observations to mean 0 and standard deviation 1. TD-MPC2 does not; without it, small angles are
+    lost beside large velocities."""
     num_bins: int = 101
     """Bins of the two-hot reward and value heads."""
     bin_limit: float = 10.0
-    """Bins span [-limit, limit] in symlog units; 10 covers rewards up to 22025 per decision."""
+    """Bins span [-limit, limit] in symlog units; 10 covers rewards up to 22025 per step."""
 
     def __post_init__(self) -> None:
         check_choices(self, size=SIZES)
@@ -112,7 +114,7 @@ class WorldModelConfig:
         if self.num_bins < 2:
             raise ConfigError(f"num_bins must be at least 2, found {self.num_bins}")
         if self.num_q == 1:
-            raise ConfigError("num_q must be 0 or at least 2 (targets take the smaller of two), found 1")
+            raise ConfigError("num_q must be 0 or at least 2 (targets take the minimum of two), found 1")
         for name, width in widths.items():
             if width < (0 if name in ("task_dim", "num_q") else 1):
                 raise ConfigError(f"{name} must be positive, or -1 to take it from size, found {width}")
@@ -129,27 +131,27 @@ class WorldModelConfig:
         }
 
     def complete(self) -> WorldModelConfig:
-        """The same with every width given."""
+        """Return the same config with every width given."""
         widths: dict[str, Any] = {**self._widths()}
         return dataclasses.replace(self, **widths)
 
     def longest_prediction(self) -> int | None:
-        """Decisions that the dynamics can look ahead; None where there is no limit."""
+        """Return the longest prediction of the dynamics in steps; None if unlimited."""
         return self.awm_horizon if self.dynamics == "awm" else None
 
     def check_horizon(self, horizon: int, setting: str) -> None:
-        """Raise a ConfigError that names `setting` unless the dynamics can look `horizon` decisions ahead."""
+        """Raise a ConfigError that names `setting` if the dynamics cannot predict `horizon` steps ahead."""
         limit = self.longest_prediction()
         if limit is not None and horizon > limit:
             raise ConfigError(
-                f"{setting} is {horizon}, but the world model is an action model that has learned {limit} positions; "
-                f"use at most {limit}, or pretrain with pretrain.horizon={horizon}"
+                f"{setting} is {horizon}, but the world model (dynamics=awm) has learned only {limit} positions; use "
+                f"at most {limit}, or pretrain with pretrain.horizon={horizon}"
             )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the world model's losses (TD-MPC2 section 3.2)."""
+    """Weights of the world model's losses (TD-MPC2, section 3.2)."""
 
     consistency: float = 20.0
     """Weight of the latent consistency loss."""
@@ -162,14 +164,15 @@ class LossConfig:
     entropy: float = 1e-4
     """Weight of the policy prior's entropy in its own loss."""
     squashed_entropy: bool = True
-    """Entropy of the squashed action, over the task's own components. False is what TD-MPC2 released: of the Gaussian
-    before the squash, with a constant for each padded component."""
+    """Use the entropy of the squashed action, over the task's own action components. False restores TD-MPC2's released
+    code: the entropy of the Gaussian before squashing, plus a constant per padded component."""
     target_rate: float = 0.01
-    """Target values move by this share towards the values at each step."""
+    """EMA rate of the target values."""
     scale_rate: float = 0.01
-    """So does the running 5th to 95th percentile range of the values, by which the prior's loss divides them."""
+    """EMA rate of the 5-95 percentile range that scales the policy prior's loss."""
     rho: float = 0.99
-    """Weight of step t of a window is rho^t. PWM needs a model that is good far ahead: 0.99, where TD-MPC2 uses 0.5."""
+    """The loss of step t in a window has weight rho^t. PWM needs accurate long predictions and uses 0.99; TD-MPC2 uses
+    0.5."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "consistency", "reward", "value", "continuation", "entropy")
@@ -180,10 +183,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ExportTdmpc2Config:
-    """How the file is written."""
+    """Format of the exported checkpoint."""
 
     form: str = "new"
-    """new: as TD-MPC2 writes since its compiled version of 2024; old: as before, which is also what PWM reads."""
+    """new: the format of TD-MPC2 since its compiled version of 2024; old: the earlier format, which PWM also reads."""
 
     def __post_init__(self) -> None:
         if self.form not in ("new", "old"):
@@ -192,30 +195,30 @@ class ExportTdmpc2Config:
 
 @dataclass(frozen=True)
 class ImportTdmpc2Config:
-    """Which file, and what it does not say about itself."""
+    """The checkpoint, and settings that it does not store."""
 
     checkpoint: str = ""
-    """The .pt file, of old or new form, of one task or several. Nothing in it is run."""
+    """Path of the .pt file, in old or new format, single-task or multi-task. Nothing in it is executed."""
     tasks: list[str] = field(default_factory=list)
-    """Its tasks, in its order: mt30 and mt80 are TD-MPC2's sets. Empty takes the table of the run's store, or without
-    one names them by number: tdmpc2/0 and so on. With a store, its table always counts."""
+    """Tasks of the checkpoint, in its order; mt30 and mt80 are TD-MPC2's sets. Empty: the tasks of the run's store, or
+    without a store tdmpc2/0, tdmpc2/1 and so on. A store's task table takes precedence."""
     episode_length: int = 500
-    """Decisions per episode of tasks that are named by number; decides their discount."""
+    """Episode length in steps for tasks without a name; sets their discount."""
     simnorm_dim: int = 8
-    """Group size of SimNorm, as it was trained."""
+    """Group size of SimNorm used in training."""
     bin_limit: float = 10.0
-    """Bins of rewards and values span [-limit, limit] in symlog units, as it was trained."""
+    """Reward and value bins used in training span [-limit, limit] in symlog units."""
     log_std_min: float = -10.0
-    """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
+    """Lower bound of the policy prior's log standard deviation, if the file does not store it (old format)."""
     log_std_max: float = 2.0
-    """Range of the policy prior's log standard deviation where the file does not hold it (the old form)."""
+    """Upper bound of the policy prior's log standard deviation, if the file does not store it (old format)."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episode_length")
 
     @property
     def unseen(self) -> WorldModelConfig:
-        """The settings of the model that leave no trace in a file."""
+        """Settings of the model that a checkpoint does not store."""
         return WorldModelConfig(
             normalize_observations=False,
             simnorm_dim=self.simnorm_dim,

@@ -3,10 +3,10 @@
     z^_{t+1} = g(z_1, a_{1:t}, task)
 
 No predicted latent is ever an input, so every path of a gradient from a latent to an earlier action is as long as the
-network is deep, however many decisions lie between them. Tokens are the first latent, then one action each; a causal
+network is deep, however many steps lie between them. Tokens are the first latent, then one action each; a causal
 transformer runs over them in one pass, or one by one with cached keys and values, with the same numbers.
 
-Dimension letters: B rows (any leading dimensions), T decisions, D latent, A action, E task embedding, W width.
+Dimension letters: B rows (any leading dimensions), T steps, D latent, A action, E task embedding, W width.
 Source: Ma et al. (arXiv 2402.05290), whose model predicts observations of one task. Ours predicts latents of many,
 trained on TD-MPC2's consistency loss (arXiv 2310.16828 eq. 3), whose targets are encodings with their gradient stopped.
 """

@@ -67,7 +67,7 @@ def horizon_mean(
 
     Args:
         loss_TB: [T, B].
-        weight_TB: [T, B], 0 where the window is padded, otherwise the weight of its task.
+        weight_TB: [T, B], 0 if the window is padded, otherwise the weight of its task.
         rho: in (0, 1]; later, less certain steps count less.
         count_T: what the entries of a step are divided by; None is how many of them are valid.
     Returns:

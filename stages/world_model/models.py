@@ -1,4 +1,4 @@
-"""The models of an artifact of kind world_model that holds one for each task."""
+"""World-model artifacts that hold one model per task."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from ...pipeline.reading import read_made
 
 MODELS = "models.json"
-"""Folder of each new task's model, where each has its own."""
+"""Folder with one model per new task."""
 
 
 def finetune_folders(artifact: Path) -> dict[str, Path]:
-    """The folder of each new task's model, of an artifact made with `per_task`; empty where it holds one model."""
+    """Return the folder of each new task's model in an artifact of finetune with `per_task`; empty if it holds one
+    model."""
     path = artifact / MODELS
     if not path.is_file():
         return {}

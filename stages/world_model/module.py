@@ -1,4 +1,4 @@
-"""Training of the world model: one LightningModule that holds optimisers, random numbers and logging.
+"""Training of the latent world model as a LightningModule.
 
 Dimension letters: S states of a window, B batch, D latent, K tasks.
 """
@@ -81,7 +81,7 @@ class WorldModelTraining(lightning.LightningModule):
         return losses["total"]
 
     def _draw(self, batch: TensorDict) -> Draws:
-        """Random numbers of this micro-batch: a function of seed and step, and of the window, not of the rank."""
+        """Random numbers of this micro-batch: a function of seed, step and window, not of the rank."""
         micro_step = self.global_step * self.trainer.accumulate_grad_batches + len(self._rollouts)
         B, T, A = batch["action"].shape
         world_size = self.trainer.world_size
@@ -130,7 +130,7 @@ class WorldModelTraining(lightning.LightningModule):
         self._prior_metrics = {"prior": loss, "prior_grad_norm": norm, "value_range": self.value_range.clone()}
 
     def _count(self, valid_TB: torch.Tensor) -> torch.Tensor | None:
-        """Valid entries of each step, mean over ranks. None where every rank has as many: alone, or where nothing
+        """Valid entries of each step, mean over ranks. None if every rank has as many: alone, or where nothing
         terminates."""
         if not (distributed.is_initialized() and self.model.models_termination):
             return None
@@ -196,7 +196,7 @@ def _of_every_rank(x_B: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_over_ranks(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """In one exchange: each costs more than what it carries."""
+    """Average over ranks in one exchange: each exchange costs more than its content."""
     if not distributed.is_initialized():
         return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors])

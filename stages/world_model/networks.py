@@ -57,7 +57,8 @@ def mlp(in_dim: int, hidden_dims: Sequence[int], last: nn.Module, activation: Ac
 
 
 def initialise(module: nn.Module) -> None:
-    """Linear weights N(0, 0.02^2) cut at two units, zero bias; embeddings U(-0.02, 0.02). TD-MPC2's choice."""
+    """Initialise linear weights from N(0, 0.02^2) truncated at two units, biases with zero, embeddings from U(-0.02,
+    0.02), as TD-MPC2 does."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -66,14 +67,15 @@ def initialise(module: nn.Module) -> None:
 
 
 def latent_activation(config: WorldModelConfig) -> Activation:
-    """What ends encoder and dynamics."""
+    """Return the output activation of encoder and dynamics."""
     if config.latent == "simnorm":
         return partial(simnorm, group=config.simnorm_dim)
     return ACTIVATIONS[config.latent]
 
 
 class Encoder(nn.Module):
-    """Scaled observation and task embedding to latent. Apart from the model because every policy carries one."""
+    """Maps scaled observation and task embedding to a latent. Separate from the model because every policy carries
+    one."""
 
     def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
         super().__init__()
@@ -88,7 +90,8 @@ class Encoder(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """encode, step and decode_reward over one table of tasks. Sizes come from the config and the table alone."""
+    """Latent world model over one table of tasks: encode, step, decode_reward. Sizes come from the config and the
+    table."""
 
     bins_M: torch.Tensor
     action_mask_KA: torch.Tensor
@@ -102,7 +105,7 @@ class WorldModel(nn.Module):
         config = config.complete()
         self.config, self.table = config, table
         self.origin: Path | None = None
-        """The artifact that it was loaded from by `from_pretrained`."""
+        """The artifact that `from_pretrained` loaded it from."""
         joint_dim = config.latent_dim + config.task_dim + table.action_dim
         self.task_embedding = nn.Embedding(len(table), config.task_dim)
         self.encoder = Encoder(config, table.observation_dim)
@@ -121,7 +124,7 @@ class WorldModel(nn.Module):
         self.reward = head(joint_dim, reward_bins)
         self.models_termination = any(task.terminates for task in table)
         if self.models_termination:
-            # Of the next latent: whether the state that was reached lets the episode go on.
+            # Of the next latent: whether the state that was reached lets the episode continue.
             self.continue_head = head(config.latent_dim + config.task_dim, nn.Linear(config.mlp_dim, 1))
         if config.num_q:
             self.values = ensemble(config.num_q, config.num_bins, config.dropout)
@@ -154,13 +157,13 @@ class WorldModel(nn.Module):
     def set_observation_statistics(self, task: int, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Scale observations of `task` by these statistics of its own columns, [O_task] each.
 
-        Columns that hardly vary keep a scale of MIN_OBSERVATION_SCALE, so that noise is not blown up.
+        Nearly constant columns keep a scale of MIN_OBSERVATION_SCALE, so that noise is not amplified.
         """
         self.observation_mean_KO[task, : len(mean)] = mean
         self.observation_scale_KO[task, : len(std)] = std.clamp(min=MIN_OBSERVATION_SCALE)
 
     def encode(self, observation: torch.Tensor, task: torch.Tensor | str) -> torch.Tensor:
-        """Latents of observations: z [B, D].
+        """Encode observations to latents z [B, D].
 
         Args:
             observation: [B, O] float32, environment units, padded to the table's width.
@@ -178,35 +181,35 @@ class WorldModel(nn.Module):
     def step(
         self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """One imagined decision.
+        """Predict one imagined step.
 
         Args:
             z: [B, D]. action: [B, A] in [-1, 1]; padded components are masked here, whatever they hold. task: [B].
         Returns:
-            next z [B, D]; reward logits [B, M] of (z, action); continue logit [B] of the next z, None where no task
+            next z [B, D]; reward logits [B, M] of (z, action); continue logit [B] of the next z, None if no task
             of the table terminates.
         """
         next_z = self.next_latent(z, action, task)
         return next_z, self.reward_logits(z, action, task), self.continue_logits(next_z, task)
 
     def next_latent(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """The first result of `step` alone. A rollout needs only this one decision at a time; its rewards and ends
-        cost less when they are read off all latents together afterwards."""
+        """The next latent of `step`. A rollout only needs this one at a time; rewards and ends are cheaper to decode
+        from all latents together afterwards."""
         if self.config.dynamics == "awm":
             return self.advance(self.start(z, task), action, task)[0]
         return self.dynamics(self._joint(z, action, task))
 
     @property
     def in_parallel(self) -> bool:
-        """Whether `rollout` is one pass over all decisions, cheaper than as many calls of `advance`."""
+        """Whether `rollout` is a single pass over all steps, which is cheaper than repeated `advance`."""
         return self.config.dynamics == "awm"
 
     def start(self, z: torch.Tensor, task: torch.Tensor) -> Any:
-        """The carry of an open-loop rollout from z [B, D], for `advance`."""
+        """Return the carry of an open-loop rollout from z [B, D], for `advance`."""
         return self.action_dynamics.start(z, self.task_embedding(task)) if self.in_parallel else z
 
     def advance(self, carry: Any, action: torch.Tensor, task: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """The latent [B, D] after an action [B, A], and the carry for the next.
+        """Return the latent [B, D] after an action [B, A], and the next carry.
 
         Raises:
             ConfigError: an action model has no positions left.
@@ -218,7 +221,7 @@ class WorldModel(nn.Module):
         return self.action_dynamics.advance(carry, action * self.action_mask_KA[task], self.task_embedding(task))
 
     def rollout(self, z: torch.Tensor, action_TBA: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """Open-loop latents [T + 1, B, D] from z [B, D], which is the first of them.
+        """Return open-loop latents [T + 1, B, D], starting with z [B, D]. Equal to `advance` up to float rounding.
 
         The same numbers as those of `advance`, up to float rounding.
         """
@@ -232,11 +235,11 @@ class WorldModel(nn.Module):
         return torch.stack(latents)
 
     def reward_logits(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """The second result of `step` alone: [B, M]."""
+        """Reward logits of `step`: [B, M]."""
         return self.reward(self._joint(z, action, task))
 
     def continue_logits(self, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor | None:
-        """Logit [B] that an episode goes on in the state z that was reached; None where no task terminates."""
+        """Logit [B] that the episode continues after reaching z; None if no task terminates."""
         if not self.models_termination:
             return None
         return self.continue_head(torch.cat([z, self.task_embedding(task)], -1))[..., 0]
@@ -251,7 +254,7 @@ class WorldModel(nn.Module):
         target: bool = False,
         frozen: bool = False,
     ) -> torch.Tensor:
-        """[n, B, M] of `heads` [n], or of all N.
+        """Value logits [n, B, M] of `heads` [n], or of all N.
 
         Args:
             target: of the slowly moving copy.
@@ -261,13 +264,13 @@ class WorldModel(nn.Module):
         return ensemble(self._joint(z, action, task, detach_embedding=frozen), heads, frozen=frozen)
 
     def decode_value(self, logits: torch.Tensor) -> torch.Tensor:
-        """[n, B, M] -> [n, B], environment units."""
+        """Decode [n, B, M] value logits to [n, B], environment units."""
         return two_hot_decode(logits, self.bins_M)
 
     def sample_prior(
         self, z: torch.Tensor, task: torch.Tensor, noise: torch.Tensor, *, squashed_entropy: bool = True
     ) -> PriorSample:
-        """Action of the policy prior in z [B, D], from standard normal `noise` [B, A].
+        """Sample an action of the policy prior in z [B, D], from standard normal `noise` [B, A].
 
         The embedding is detached: the prior's loss must leave no gradient on it (TD-MPC2's code of 2026 lets one leak
         into the next step of the model).
@@ -277,16 +280,16 @@ class WorldModel(nn.Module):
         return sample_prior(head, noise, mask, self.config, squashed_entropy=squashed_entropy)
 
     def head_latents(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """Next latent by each of the C disagreement heads: [C, B, D]. The task embedding is detached."""
+        """Next latent of each of the C disagreement heads: [C, B, D]. The task embedding is detached."""
         return self._latent_activation(self.disagreement_heads(self._joint(z, action, task, detach_embedding=True)))
 
     def disagreement(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """[B]: variance of the next latent over the disagreement heads, mean over its components."""
+        """Variance of the next latent over the disagreement heads, averaged over components: [B]."""
         return self.head_latents(z, action, task).var(0, unbiased=False).mean(-1)
 
     @torch.no_grad()
     def update_target_values(self, rate: float) -> None:
-        """Move the target values by `rate` of the way to the values."""
+        """Move the target values towards the values by the fraction `rate`."""
         targets: list[torch.Tensor] = list(self.target_values.parameters())
         sources: list[torch.Tensor] = list(self.values.parameters())
         torch._foreach_lerp_(targets, sources, rate)
@@ -299,12 +302,12 @@ class WorldModel(nn.Module):
         return torch.cat([z, embedding, action * self.action_mask_KA[task]], -1)
 
     def decode_reward(self, logits: torch.Tensor) -> torch.Tensor:
-        """[B, M] -> [B], environment units per decision."""
+        """Decode [B, M] reward logits to [B], environment units per step."""
         return two_hot_decode(logits, self.bins_M)
 
     @torch.no_grad()
     def renormalise_task_embedding(self) -> None:
-        """Scale rows of the task embedding that are longer than 1 back to length 1."""
+        """Scale rows of the task embedding that are longer than 1 to length 1."""
         weight = self.task_embedding.weight
         weight.div_(weight.norm(dim=-1, keepdim=True).clamp(min=1))
 
@@ -314,7 +317,7 @@ class WorldModel(nn.Module):
         (folder / "tasks.json").write_text(self.table.to_json())
 
     def freeze(self) -> WorldModel:
-        """Make it ready for use: evaluation mode, no gradients, no row of the task embedding longer than 1.
+        """Prepare for use: evaluation mode, no gradients, rows of the task embedding at most 1 long.
 
         Rows trained here never are, but for rounding; those of a published model can be.
         """
@@ -324,7 +327,7 @@ class WorldModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, reference: str | Path, *, frozen: bool = True) -> WorldModel:
-        """The model that `reference` names, on the CPU, every byte of its files checked.
+        """Load the model named by `reference` on the CPU, and verify every file.
 
         Args:
             reference: an artifact's folder (RUN/pretrain), a run folder that holds one model, or an id of the Hugging
@@ -341,10 +344,10 @@ class WorldModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, frozen: bool = True) -> WorldModel:
-        """What `save` wrote; `freeze` is called on it unless `frozen` is False: then it is exactly what was saved.
+        """Load what `save` wrote, and `freeze` it unless `frozen` is False.
 
         Raises:
-            CheckpointError: files missing, or weights that do not fit the config and task table, each named.
+            CheckpointError: files are missing, or weights do not fit the config and task table; names each.
         """
         folder = user_path(folder)
         with reading(folder / "model.json", CheckpointError):

@@ -1,6 +1,6 @@
 """What one update of the latent model minimises: losses of a batch of windows, unrolled open loop.
 
-Dimension letters: T decisions of a window, B batch, D latent, A action, K tasks, N value functions.
+Dimension letters: T steps of a window, B batch, D latent, A action, K tasks, N value functions.
 Source: TD-MPC2 (arXiv 2310.16828) eq. 3 and 4.
 """
 
@@ -20,16 +20,16 @@ from .values import value_loss
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one update."""
+    """Random numbers of one update."""
 
     target_noise_TBA: torch.Tensor
-    """Of the prior's actions in the TD targets, standard normal."""
+    """Standard normal noise on the prior's actions in the TD targets."""
     prior_noise_SBA: torch.Tensor
-    """Of the prior's actions in its own loss; S = T + 1."""
+    """Standard normal noise on the prior's actions in its own loss; S = T + 1."""
     target_heads: torch.Tensor
-    """[2] of the N value functions, the smaller of which is the target."""
+    """[2] of the N value functions; their minimum is the target."""
     prior_heads: torch.Tensor
-    """[2] whose mean the prior climbs."""
+    """[2] of the N value functions; the prior maximises their mean."""
 
     @classmethod
     def of(cls, generator: torch.Generator, T: int, B: int, A: int, N: int) -> Draws:
@@ -65,7 +65,7 @@ def rollout_losses(
         count_T: [T], of `horizon_mean`; that of all ranks, divided by their number, makes the mean of their losses the
             loss of all their windows.
     Returns:
-        Scalars: consistency, reward, value (with values), disagreement_heads (with these), continuation (0 where
+        Scalars: consistency, reward, value (with values), disagreement_heads (with these), continuation (0 if
         nothing terminates), total; and the latents [T + 1, B, D] of the rollout, detached, which the policy prior
         learns on.
     """
@@ -96,7 +96,7 @@ def rollout_losses(
         + config.continuation * losses["continuation"]
     )
     if model.config.disagreement_heads:
-        # One decision ahead of each latent, which is detached: these heads look on.
+        # One step ahead of each latent, which is detached: these heads look on.
         error_TB = (model.head_latents(z[:-1].detach(), action, task_TB) - target_z).square().mean((0, -1))
         losses["disagreement_heads"] = horizon_mean(error_TB, valid_TB, config.rho, count_T)
         losses["total"] = losses["total"] + config.consistency * losses["disagreement_heads"]
@@ -117,7 +117,8 @@ def td_target(
     task_TB: torch.Tensor,
     draws: Draws,
 ) -> torch.Tensor:
-    """r + discount * goes_on * min of two target values at the prior's action in the encoded next state. [T, B]."""
+    """r + discount * continue * minimum of two target values at the prior's action in the encoded next state. [T,
+    B]."""
     action = model.sample_prior(next_z_TBD, task_TB, draws.target_noise_TBA).action
     logits = model.value_logits(next_z_TBD, action, task_TB, draws.target_heads, target=True)
     return reward_TB + model.discount_K[task_TB] * goes_on_TB * model.decode_value(logits).amin(0)

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out episodes open loop.
+"""Open-loop prediction error on held-out episodes.
 
 Dimension letters: K tasks, H diagnosed horizons, S sums; in latents, S states of a window and D latent.
 """
@@ -11,14 +11,14 @@ from tensordict import TensorDict
 from .networks import WorldModel
 
 DIAGNOSED_HORIZONS = (1, 4, 8, 16, 50, 100, 200)
-"""Decisions ahead at which open-loop prediction is measured on held-out episodes, as far as the windows reach."""
+"""Steps ahead at which open-loop prediction is measured on held-out episodes, as far as the windows reach."""
 
 SHORTEST_VALIDATION = 16
-"""Decisions of a validation window, of models that are trained on shorter ones too."""
+"""Steps of a validation window, of models that are trained on shorter ones too."""
 
 
 def validation_length(horizon: int, longest_prediction: int | None) -> int:
-    """Decisions of the validation windows of a model that is trained on windows of `horizon`."""
+    """Steps of the validation windows of a model that is trained on windows of `horizon`."""
     length = max(horizon, SHORTEST_VALIDATION)
     return length if longest_prediction is None else min(length, longest_prediction)
 
@@ -32,7 +32,7 @@ class OpenLoopError:
     """Sums over held-out windows that give open-loop R^2 of the reward and the latent error, per task and horizon."""
 
     def __init__(self, num_tasks: int, length: int, device: torch.device) -> None:
-        """`length`: decisions of the windows."""
+        """`length`: steps of the windows."""
         self.horizons = diagnosed_horizons(length)
         # Per task and horizon: count, sum r, sum r^2, sum (r_hat - r)^2, sum latent MSE.
         self.sums_KHS = torch.zeros(num_tasks, len(self.horizons), 5, dtype=torch.float64, device=device)
@@ -52,7 +52,7 @@ class OpenLoopError:
             self.sums_KHS[:, h].index_add_(0, task, terms * valid[:, None])
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """R^2 of the reward [K, H] (NaN where the reward does not vary) and mean latent MSE [K, H]."""
+        """R^2 of the reward [K, H] (NaN if the reward does not vary) and mean latent MSE [K, H]."""
         count, total, squares, error, latent = self.sums_KHS.unbind(-1)
         variance = squares - total**2 / count
         r2 = torch.where(variance > 1e-8 * count, 1 - error / variance, torch.nan)

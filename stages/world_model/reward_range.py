@@ -1,4 +1,4 @@
-"""Whether a two-hot reward head can show the rewards of a store."""
+"""Check that a two-hot reward head can represent the rewards of a store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def rewards_beyond_bins(tasks: Iterable[TaskSummary], bin_limit: float, key: str) -> str | None:
-    """What to warn of where rewards lie beyond symexp(bin_limit), the largest a head can predict; None where none do.
+    """What to warn of where rewards lie beyond symexp(bin_limit), the largest a head can predict; None if none do.
 
     Args:
         tasks: of the store; those packed by versions that did not record their range are passed over.
@@ -31,6 +31,6 @@ def rewards_beyond_bins(tasks: Iterable[TaskSummary], bin_limit: float, key: str
     listed = "; ".join(f"{name} {low:,.6g} to {high:,.6g}" for name, (low, high) in list(beyond.items())[:5])
     more = f" and {len(beyond) - 5} more tasks" if len(beyond) > 5 else ""
     return (
-        f"rewards lie beyond the reward bins, which end at {covered:,.0f}, and would be learned as that: {listed}{more}"
+        f"rewards exceed the reward bins, which end at {covered:,.0f}, and would be clipped: {listed}{more}"
         f". Set {key}={math.ceil(math.log1p(largest))} (it is {bin_limit:g}), or scale the rewards"
     )

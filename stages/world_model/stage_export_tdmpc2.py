@@ -1,4 +1,4 @@
-"""export_tdmpc2: a world model as a checkpoint that TD-MPC2's own code loads."""
+"""The stage export_tdmpc2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = "model.pt"
 
 
 class ExportTdmpc2(Stage):
-    """`model.pt`, the weights bit for bit."""
+    """Convert a world model into a checkpoint for TD-MPC2's own code, bit for bit."""
 
     Config = ExportTdmpc2Config
     inputs = {"world_model": Input("world_model")}
@@ -27,10 +27,10 @@ class ExportTdmpc2(Stage):
             return
         if maker.world_model == "sequence":
             raise CheckpointError(
-                "export_tdmpc2 writes a latent world model, and stage pretrain is to make a sequence model; set "
+                "export_tdmpc2 needs a latent world model, but pretrain would train a sequence model; set "
                 "pretrain.world_model=latent"
             )
-        where = "the world model that stage pretrain is to make"
+        where = "the world model of the stage pretrain"
         check_tdmpc2_can_hold(maker.model.complete(), where, scaled=maker.model.normalize_observations)
 
     def run(self, context: Context) -> str:
@@ -57,4 +57,4 @@ class ExportTdmpc2(Stage):
         context.log.info(
             "TD-MPC2's settings for it: %s", " ".join(f"{name}={value}" for name, value in settings.items())
         )
-        return f"{(context.folder / FILE).stat().st_size / 2**20:,.1f} MiB, {self.config.form} form"
+        return f"{(context.folder / FILE).stat().st_size / 2**20:,.1f} MiB, {self.config.form} format"

@@ -1,4 +1,4 @@
-"""import_tdmpc2: a checkpoint of TD-MPC2 as a world model, to plan with or to extract policies from."""
+"""The stage import_tdmpc2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ImportTdmpc2(Stage):
-    """TD-MPC2's weights, bit for bit."""
+    """Convert a TD-MPC2 checkpoint into a world model, bit for bit, for planning or extraction."""
 
     Config = ImportTdmpc2Config
     inputs = {"store": Input("store", optional=True)}
@@ -28,7 +28,9 @@ class ImportTdmpc2(Stage):
 
     def check(self) -> None:
         if not self.config.checkpoint:
-            raise ConfigError("import_tdmpc2.checkpoint is empty; give TD-MPC2's file: import_tdmpc2.checkpoint=x.pt")
+            raise ConfigError(
+                "import_tdmpc2.checkpoint is empty; set the path of TD-MPC2's file: import_tdmpc2.checkpoint=x.pt"
+            )
         if not self._path.is_file():
             raise ConfigError(f"import_tdmpc2.checkpoint: there is no file {self._path.absolute()}")
 
@@ -57,8 +59,8 @@ class ImportTdmpc2(Stage):
         if self.config.tasks:
             return TaskTable([task_spec(name) for name in expand_names(self.config.tasks)])
         context.log.warning(
-            "import_tdmpc2: the tasks are named by number and have no environments; give them in their order with "
-            "tasks=[mt30], tasks=[dmc/walker-run], ... to evaluate on them"
+            "import_tdmpc2: the tasks have numbers instead of names and no environments; name them in their order with "
+            "tasks=[mt30], tasks=[dmc/walker-run], ... to evaluate"
         )
         return published.generic_table(self.config.episode_length)
 
@@ -66,4 +68,4 @@ class ImportTdmpc2(Stage):
 def _summary(model: WorldModel, published: Published, file: str) -> str:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tasks = f"{len(model.table)} tasks" if len(model.table) > 1 else model.table[0].name
-    return f"{trained:,} parameters, {tasks}, from {file} ({published.form} form)"
+    return f"{trained:,} parameters, {tasks}, from {file} ({published.form} format)"

@@ -1,8 +1,8 @@
-"""Frames from which imagination may start: drawn from a store, or saved beside a model so that policies can be
-extracted where its data is not.
+"""Start frames of imagined rollouts: drawn from a store, or saved with a model so that policies can be extracted
+without data.
 
-A saved set is a small sample of the training data: observations, the actions taken there, first observations of
-episodes, and the size of the rewards. Rewards and transitions themselves are not in it.
+A saved set is a small sample of the training data: observations, actions taken there, first observations of episodes,
+and the root mean square of rewards. It contains neither rewards nor transitions.
 
 Dimension letters: N frames, B first frames of episodes, O observation and A action of the task itself, unpadded.
 """
@@ -42,7 +42,7 @@ class StartFrames:
     initial_BO: torch.Tensor
     """First observations of episodes."""
     reward_rms: float
-    """Root mean square reward per decision."""
+    """Root mean square reward per step."""
     behaviour: str
     """How the data was made, as in schema.BEHAVIOURS; decides the default anchor."""
 
@@ -151,14 +151,14 @@ def saved_folder(inputs: Mapping[str, Path]) -> Path:
     folder = inputs.get(STARTS, inputs["world_model"])
     if not has_frames(folder):
         raise CheckpointError(
-            f"{folder} holds no start frames ({STARTS}.json), and there is no store: extraction has nowhere to imagine "
-            "from. Put the stage starts before extract, which plays some episodes, or give the data: inputs.store=PATH"
+            f"{folder} holds no start frames ({STARTS}.json), and there is no store: extraction has no start states. "
+            "Add the stage starts before extract to play episodes, or set inputs.store=PATH"
         )
     return folder
 
 
 def saved_count(folder: Path) -> int:
-    """Saved frames per task, the fewest of any; 0 where none are."""
+    """Saved frames per task, the fewest of any; 0 if none are."""
     if not has_frames(folder):
         return 0
     tensors = load_tensors(folder, STARTS)
@@ -179,9 +179,7 @@ def load_frames(folder: Path, specs: Sequence[TaskSpec]) -> dict[str, StartFrame
     stored = read_config(folder, STARTS, SavedStarts)
     tensors = load_tensors(folder, STARTS)
     if missing := [spec.name for spec in specs if spec.name not in stored.tasks]:
-        raise CheckpointError(
-            f"{folder}: no start frames of {', '.join(missing)}; it has those of {', '.join(stored.tasks)}"
-        )
+        raise CheckpointError(f"{folder}: no start frames of {', '.join(missing)}, only of {', '.join(stored.tasks)}")
     found = {}
     for spec in specs:
         parts = {part: tensors.get(f"{spec.name}/{part}") for part in _PARTS}

@@ -1,6 +1,6 @@
-"""One task's frozen view of a world model: raw observations to latents, with all that this needs inside.
+"""The frozen encoder of one task: raw observations to latents.
 
-Every policy that acts on latents carries one, so it neither needs the model nor can drift from it.
+Every policy that acts on latents carries one, so it needs no world model and cannot drift from it.
 
 Dimension letters: B batch, O observation, D latent.
 """

@@ -65,7 +65,7 @@ _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module)\.")
 _HALF = (torch.float16, torch.bfloat16)
 
 _NEGATED = ("continue_head.2.weight", "continue_head.2.bias")
-"""Ours is the logit that an episode goes on, theirs that it ends."""
+"""Ours is the logit that an episode continues, theirs that it ends."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Published:
     """Of the longest observation; shorter ones are padded."""
     action_dim: int
     action_dims: tuple[int, ...] | None
-    """Of each task; None where the file has no masks."""
+    """Of each task; None if the file has no masks."""
     terminates: bool
     """Whether it predicts terminations."""
 
@@ -88,7 +88,7 @@ class Published:
         """Tasks `tdmpc2/0` and so on, for want of names: observations at full width, actions as the masks say.
 
         Args:
-            episode_length: in decisions; decides the discount.
+            episode_length: in steps; decides the discount.
         """
         action_dims = self.action_dims or (self.action_dim,) * self.num_tasks
         return TaskTable(
@@ -133,7 +133,7 @@ def _unwrapped(state: Mapping[Any, Any], where: str) -> dict[str, Any]:
         name = _WRAPPERS.sub("", key).removeprefix("model.")
         if name in found:
             raise CheckpointError(
-                f"{where}: holds {name} twice, as {found[name]} and as {key}; save the state dict of one model"
+                f"{where}: has {name} twice, as {found[name]} and as {key}; save the state dict of a single model"
             )
         found[name] = key
     return dict(zip(found, state.values(), strict=True))
@@ -355,8 +355,8 @@ def _check_copies(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     pairs = [(key, _copy_of(key)) for key in tensors if key.startswith("_Qs.params.") and _copy_of(key) in tensors]
     if differing := [copy for key, copy in pairs if not torch.equal(tensors[key], tensors[copy])]:
         raise CheckpointError(
-            f"{where}: {', '.join(differing)} differ from _Qs.params, whose copies they are in every file that TD-MPC2 "
-            "writes; it was changed since, and which of them is meant cannot be told"
+            f"{where}: {', '.join(differing)} differ from _Qs.params, although they are copies of it in every file "
+            "that TD-MPC2 writes; the file was edited, and it is not clear which to use"
         )
 
 
@@ -367,8 +367,8 @@ def _action_dims(tensors: Mapping[str, torch.Tensor], where: str) -> tuple[int, 
     ones_first = (torch.arange(masks.shape[1]) < dims[:, None]).to(masks.dtype)
     if not torch.equal(ones_first, masks) or dims.min() < 1 or dims.max() != masks.shape[1]:
         raise CheckpointError(
-            f"{where}: _action_masks must hold ones for a task's own action components, then zeros, in the longest row "
-            f"none; found {masks.tolist()}"
+            f"{where}: _action_masks must have ones for a task's own action components, then zeros, and no zero in the "
+            f"longest row; found {masks.tolist()}"
         )
     return tuple(int(length) for length in dims)
 
@@ -389,7 +389,7 @@ def _check_table(published: Published, table: TaskTable, where: str) -> None:
             problems.append(f"action of task {k} {action_dim} in the file, {task.action_dim} of {task.name}")
     if problems:
         raise CheckpointError(
-            f"{where} was trained on other tasks than those given:\n  "
+            f"{where} was trained on other tasks than the given ones:\n  "
             + "\n  ".join(problems)
-            + "\nGive its tasks in its order (mt30 and mt80 are TD-MPC2's sets), or none, to name them by number"
+            + "\nName its tasks in its order (mt30 and mt80 are TD-MPC2's sets), or no tasks to use numbers"
         )

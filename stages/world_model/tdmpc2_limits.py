@@ -20,7 +20,7 @@ def check_tdmpc2_can_hold(
     """
     several_tasks = tasks > 1 and not config.task_dim
     reasons = {
-        "it has no values and policy prior": (not config.num_q, "num_q=5"),
+        "it has neither values nor policy prior": (not config.num_q, "num_q=5"),
         f"its activation is {config.activation}, not mish": (config.activation != "mish", "activation=mish"),
         f"its latent ends in {config.latent}, not simnorm": (config.latent != "simnorm", "latent=simnorm"),
         f"its dynamics are {config.dynamics}, not step": (config.dynamics != "step", "dynamics=step"),
@@ -32,4 +32,4 @@ def check_tdmpc2_can_hold(
     }
     if found := {reason: setting for reason, (holds, setting) in reasons.items() if holds}:
         settings = " ".join(f"pretrain.model.{setting}" for setting in found.values())
-        raise CheckpointError(f"TD-MPC2 cannot hold {where}: {'; '.join(found)}. Pretrain one with {settings}")
+        raise CheckpointError(f"TD-MPC2 cannot represent {where}: {'; '.join(found)}. Pretrain one with {settings}")

@@ -36,7 +36,7 @@ def sample_prior(
     Args:
         head: [B, 2A], mean and raw log standard deviation.
         noise: [B, A], standard normal.
-        mask: [B, A], 1 where the component is the task's own.
+        mask: [B, A], 1 if the component is the task's own.
         squashed_entropy: see LossConfig.
     """
     mean, raw = head.chunk(2, -1)
@@ -68,7 +68,7 @@ def prior_loss(
 
     Args:
         value_TB: [T, B], of the prior's actions, divided by the running scale.
-        valid_TB: [T, B], 1 where the latent is of a state that the data reached.
+        valid_TB: [T, B], 1 if the latent is of a state that the data reached.
         count_T: [T], what the entries of a step are divided by; None is how many of them are valid.
     """
     rho_T = rho ** torch.arange(len(value_TB), device=value_TB.device, dtype=value_TB.dtype)

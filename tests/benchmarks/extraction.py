@@ -24,7 +24,7 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
-from orrery.stages.extraction.program import Member
+from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
@@ -44,7 +44,7 @@ def programs(mode: str, size: str, members: int, device: str, compiled: bool) ->
     rows = {k: k for k in range(TASKS)}
     starts = StartLatents(latents, actions, latents[:, :16], torch.ones(TASKS, device=device), rows)
     config = FirstOrderConfig(batch_size=64, critic_passes=1, compile=compiled)
-    every = [Member("pwm", f"bench/{m % TASKS}", m // TASKS, 0.0, True) for m in range(members)]
+    every = [PolicySpec("pwm", f"bench/{m % TASKS}", m // TASKS, 0.0, True) for m in range(members)]
     parts = [every] if mode == "batched" else [[member] for member in every]
     return [FirstOrderExtraction(model, starts, part, config, 1000, 0) for part in parts]
 
@@ -66,7 +66,7 @@ def update_all(built: Sequence[FirstOrderExtraction], step: int) -> None:
 
 
 def rates(size: str, members: int, device: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Member-iterations per second."""
+    """Policy updates per second."""
     built = {mode: programs(mode, size, members, device, arguments.compile) for mode in MODES}
     times: dict[str, list[float]] = {mode: [] for mode in MODES}
     for step in range(arguments.rounds + 1):

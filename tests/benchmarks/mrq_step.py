@@ -1,6 +1,6 @@
 """CPU seconds of one MR.Q training step: `python tests/benchmarks/mrq_step.py`.
 
-Published widths (512), batch 256, observation 17, action 6, replay of 100,000 random decisions, one thread. A step is
+Published widths (512), batch 256, observation 17, action 6, replay of 100,000 random steps, one thread. A step is
 one update of values and policy with its share of the encoder's: whole periods are timed (250 steps with 250 encoder
 updates), so nothing is left out. Prints one JSON line: CPU seconds per step, median and range over periods.
 """
@@ -37,11 +37,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--periods", type=int, default=3)
     parser.add_argument("--period", type=int, default=250, help="250 as published; fewer steps for a quick look")
-    parser.add_argument("--decisions", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=100_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = LearnConfig(period=arguments.period)
-    replay = filled_replay(config, arguments.decisions)
+    replay = filled_replay(config, arguments.steps)
     shapes = Shapes((OBSERVATION,), False, torch.ones(1, ACTION), torch.tensor([config.discount]))
     learner = Learner(shapes, config, [0])
     seconds = []

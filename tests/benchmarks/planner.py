@@ -1,8 +1,8 @@
-"""Decisions per second of planning, at TD-MPC2's settings: `python tests/benchmarks/planner.py`.
+"""Steps per second of planning, at TD-MPC2's settings: `python tests/benchmarks/planner.py`.
 
-512 trajectories of 3 decisions, 6 rounds, 24 trajectories of the policy prior, on a task with 6 action components of a
+512 trajectories of 3 steps, 6 rounds, 24 trajectories of the policy prior, on a task with 6 action components of a
 table of 12; random weights, one thread. `whole_model` imagines the same trajectories with WorldModel itself, which
-looks embeddings up and pads actions for each of them. Prints one JSON line: decisions per second of CPU time, median
+looks embeddings up and pads actions for each of them. Prints one JSON line: steps per second of CPU time, median
 over rounds that alternate between the candidates.
 """
 
@@ -51,7 +51,7 @@ class WholeModel(TaskModel):
 
 
 def candidates(config: WorldModelConfig) -> dict[str, tuple[Callable[[], object], int]]:
-    """What to time, and the decisions that a call makes."""
+    """What to time, and the steps that a call makes."""
     torch.manual_seed(0)
     model = WorldModel(config, TABLE).freeze()
     planner, fast, whole = (
@@ -71,7 +71,7 @@ def candidates(config: WorldModelConfig) -> dict[str, tuple[Callable[[], object]
 
 def main() -> None:
     torch.set_num_threads(1)
-    report: dict[str, object] = {"benchmark": "planner", "unit": "decisions per CPU-second"}
+    report: dict[str, object] = {"benchmark": "planner", "unit": "steps per CPU-second"}
     with torch.inference_mode():
         for size, config in SIZES.items():
             timed = candidates(config)

@@ -1,6 +1,6 @@
 """CPU cost of one training update of each sequence model: `python tests/benchmarks/sequence_models.py`.
 
-Batch 32, 50 and 100 decisions, 7 observation columns, one action, default sizes with reward head, Adam and gradient
+Batch 32, 50 and 100 steps, 7 observation columns, one action, default sizes with reward head, Adam and gradient
 clipping, one thread. Prints one JSON line: milliseconds of CPU time per update, median over rounds that alternate
 between the kinds.
 """

@@ -1,6 +1,6 @@
 """Sampler and trainer at one and two ranks: `python tests/benchmarks/training.py`.
 
-A store of ten tasks (24 + 6, 100,000 transitions), mapped; windows of 3 decisions. The sampler draws its rank's part of
+A store of ten tasks (24 + 6, 100,000 transitions), mapped; windows of 3 steps. The sampler draws its rank's part of
 a global batch of 256 windows as one of 1, 2 or 8 ranks. The trainer is the stage's own (Lightning; gloo between ranks)
 on a model of size 1, with the same global batch of 256 at one and at two ranks, and with 256 for each of two. Prints
 one JSON line each. Rates are per second of a rank's CPU time, one thread: what two cores of their own would give; on a

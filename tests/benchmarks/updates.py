@@ -18,7 +18,7 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
-from orrery.stages.extraction.program import Member
+from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.training.config import OptimizerConfig
 from orrery.stages.training.progress import quiet_lightning
@@ -86,7 +86,7 @@ def extraction_update(batch_size: int) -> float:
     latents = model.encode(torch.randn(1024, 24), torch.zeros(1024, dtype=torch.long))
     starts = StartLatents(latents[None], torch.rand(1, 1024, 6) * 2 - 1, latents[None, :16], torch.ones(1), {0: 0})
     extraction = FirstOrderExtraction(
-        model, starts, [Member("pwm", "bench/0", 0, 0.0, True)], FirstOrderConfig(batch_size=batch_size), 100, 0
+        model, starts, [PolicySpec("pwm", "bench/0", 0, 0.0, True)], FirstOrderConfig(batch_size=batch_size), 100, 0
     )
     return median_seconds(extraction.update)
 

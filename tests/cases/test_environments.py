@@ -7,7 +7,7 @@ def test_13_bounds_make_whole_numbers_continuous(run_case) -> None:
     printed = run_case("13-whole-number-actions")
     assert "lab/one obs 2 act 1 continuous" in printed["one with bounds"]
     assert "actions: {'low': [0.0], 'high': [400.0], 'origin': 'override'}" in printed["one with bounds"]
-    for name, warning in (("multi", "whole numbers in 2 columns"), ("onehot", "a single 1 among 4 columns")):
+    for name, warning in (("multi", "integers in 2 columns"), ("onehot", "one-hot with 4 columns")):
         assert "continuous" in printed[name]
         assert warning in printed[name]
 
@@ -27,7 +27,7 @@ def test_15_goal_parts_come_in_the_order_of_the_environment(run_case) -> None:
     for text in printed.values():
         data, environment = (part.split("]")[0].split()[-1] for part in text.split("first observation")[1].split("[")[1:])
         assert (data, environment) == ("7.", "7.")
-    assert "are put in the environment's order" in printed[""]
+    assert "are reordered to match the environment" in printed[""]
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_40_choices_that_start_elsewhere(run_case) -> None:
     kinds = {"gap": "act 4 discrete", "floats": "act 1 continuous", "column": "act 3 discrete", "bytes": "act 2 discrete"}
     for name, kind in kinds.items():
         assert kind in printed[name]
-    assert "choices_start=-1 for 3 choices" in printed["negative"]
+    assert "choices_start=-1 for 3 actions" in printed["negative"]
     assert "rc=2" in printed["negative"]
     assert "rc=0" in printed["from_one in Discrete(2, start=1)"]
     assert "rc=0" in printed["choices=2"]
@@ -91,9 +91,9 @@ def test_22_an_unknown_wrapper_is_said_before_training_and_leaves_a_report(run_c
     printed = run_case("22-minari-unknown-wrapper")
     before, _, after = printed[""].partition("pretrain")
     assert "stable_baselines3.common.monitor:Monitor" in before
-    assert "pack.sources.NAME.environment=ID" in before
+    assert "Set pack.sources.NAME.environment" in before
     assert "rc=0" in after
-    assert "is not evaluated: task 'minari/pend/medium-v0': its dataset was made through the wrapper" in after
+    assert "is not evaluated: task 'minari/pend/medium-v0': its dataset was recorded with the wrapper" in after
     assert "rc=0" in printed["environment named"]
     assert "random,pend/medium,0,2," in printed["environment named"]
 
@@ -132,6 +132,6 @@ def test_35_a_task_is_called_by_the_id_that_was_given(run_case) -> None:
 def test_45_rewards_beyond_the_bins_are_said_before_training(run_case) -> None:
     printed = run_case("45-large-rewards")[""]
     before, _, _ = printed.partition("true mean")
-    assert "rewards lie beyond the reward bins, which end at 22,025" in before
+    assert "rewards exceed the reward bins, which end at 22,025" in before
     assert "Set pretrain.model.bin_limit=14 (it is 10)" in before
     assert before.index("Set pretrain") < before.index("parameters, 600 steps")

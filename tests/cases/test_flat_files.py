@@ -24,7 +24,7 @@ def test_01_an_unfinished_last_episode_is_kept(run_case) -> None:
 def test_03_episodes_of_one_row_are_counted(run_case) -> None:
     printed = run_case("03-length-one-trajectories")[""]
     assert packed(printed) == "lengths [6, 8] terminated [False, False]"
-    assert "episodes without a complete transition are left out: 4" in warnings(printed)
+    assert "episodes without a complete transition are skipped: 4" in warnings(printed)
     assert "rew [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]" in printed
 
 
@@ -55,7 +55,7 @@ def test_39_one_stray_terminal_is_warned_of(run_case) -> None:
     printed = run_case("39-one-stray-terminal")[""]
     without, given = printed.split("lengths [2500, 3499]")
     assert "only 'terminals' ends episodes, in 1 of 6,000 rows" in without
-    assert "Give episode_length" in without
+    assert "Set episode_length" in without
     assert packed(given) == (
         "lengths [999, 999, 500, 999, 999, 999, 499] terminated [False, False, True, False, False, False, False]"
     )
@@ -64,9 +64,9 @@ def test_39_one_stray_terminal_is_warned_of(run_case) -> None:
 
 def test_47_rows_that_are_shifted(run_case, tmp_path) -> None:
     printed = run_case("47-shifted-rows")
-    assert "read as shifted" in printed["as it is"]
+    assert "treated as shifted" in printed["as it is"]
     assert "40 transitions of 1 task" in printed["as it is"]
-    assert "say shifted: true in a column map" in printed["map"]
+    assert "set shifted: true in a column map" in printed["map"]
 
 
 @pytest.mark.slow

@@ -19,15 +19,15 @@ def test_07_a_missing_reward(run_case) -> None:
 def test_08_a_reward_of_zero(run_case) -> None:
     printed = run_case("08-zero-reward")[""]
     assert "lengths [12, 7, 9] terminated [True, True, True]" in printed
-    assert "the reward is zero everywhere" in printed
-    assert "episodes without a complete transition are left out: 1" in printed
+    assert "every reward is zero" in printed
+    assert "episodes without a complete transition are skipped: 1" in printed
 
 
 def test_16_one_file_per_episode(run_case) -> None:
     printed = run_case("16-one-file-per-episode")
     refused(printed["work/aloha"], "a folder of 3 HDF5 files (episode_0.hdf5,", "one per task")
     refused(printed["work/aloha/episode_0.hdf5"], "no reward column")
-    refused(printed["work/aloha/episode_*.hdf5"], "patterns are not expanded")
+    refused(printed["work/aloha/episode_*.hdf5"], "patterns are not supported")
 
 
 def test_17_a_file_that_is_being_written(run_case) -> None:
@@ -69,4 +69,4 @@ def test_42_groups_beside_the_episodes(run_case) -> None:
     refused(printed["a"], "no observation column", "actions, states")
     for part, group in (("b", "config"), ("c", "metadata")):
         assert "rc=0" in printed[part]
-        assert f"groups without 'actions' are left out (1): /{group}" in printed[part]
+        assert f"groups without 'actions' are skipped (1): /{group}" in printed[part]

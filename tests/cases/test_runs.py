@@ -49,7 +49,7 @@ def test_28_read_only_data(run_case) -> None:
 def test_29_other_devices(run_case, tmp_path) -> None:
     printed = run_case("29-devices-changed")
     assert "rc=75" in printed[""]
-    assert "the same command continues it" in printed[""]
+    assert "rerun the command to continue" in printed[""]
     again = printed["run with one device"]
     said = r"pretrain.*pretrain\.trainer\.devices 2 -> 1: the interrupted attempt \(.+ of work\) will be discarded"
     assert re.search(said, again)

@@ -88,7 +88,7 @@ def test_two_commands_stopped_and_continued_equal_two_ranks_of_one(store, whole,
     found, errors = ended(processes)
     assert found == codes, errors
     if how == signal.SIGKILL:
-        assert "the connection to another of the processes" in errors[1 - lost]
+        assert "lost the connection to another training process" in errors[1 - lost]
 
     codes, errors = ended(start_two(tmp_path, store, OF_SRUN))
     assert codes == [0, 0], errors

@@ -80,7 +80,7 @@ def test_two_ranks_equal_one_process_at_the_same_global_batch(store, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_two_ranks_equal_one_where_windows_end_early(tmp_path):
-    """Padded windows: the ranks have different numbers of valid decisions at each step of a batch."""
+    """Padded windows: the ranks have different numbers of valid steps at each step of a batch."""
     spec = point_mass_spec("toy/ends", terminates=True)
     episodes = [
         replace(episode, terminated=True)
@@ -98,7 +98,7 @@ def test_two_ranks_equal_one_where_windows_end_early(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_more_ranks_than_windows_is_one_message(store, tmp_path):
-    with pytest.raises(StageError, match=r"task 'toy/a' has \d+ windows .* draws up to 401 \(400 per rank x 2 ranks\)"):
+    with pytest.raises(StageError, match=r"task 'toy/a' has \d+ windows .* needs up to 401 \(400 per rank x 2 ranks\)"):
         pretrain(tmp_path / "one", store, devices=2, batch_size=400)
 
 

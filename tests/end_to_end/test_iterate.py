@@ -60,7 +60,7 @@ def test_the_same_command_does_nothing_and_a_third_round_only_itself(finished):
     assert "nothing to do: every round is up to date" in result.stdout
     result = orrery("iterate", TINY, "rounds=3", *SETTINGS, "--plan", cwd=run_dir.parent.parent)
     assert result.stdout.count("up to date") == 10
-    assert "it has not run yet" in result.stdout
+    assert "not run yet" in result.stdout
     result = orrery("iterate", TINY, "rounds=2", *SETTINGS, "collect.seed=1", "--plan", cwd=run_dir.parent.parent)
     assert "collect.seed 0 -> 1" in result.stdout
     assert "it waits for round_0" in result.stdout
@@ -68,4 +68,4 @@ def test_the_same_command_does_nothing_and_a_third_round_only_itself(finished):
     assert result.stdout.count("5 of 5 stages") == 2
     result = orrery("report", run_dir)
     assert result.returncode == 2
-    assert "holds rounds, whose comparison `orrery iterate` keeps up to date" in " ".join(result.stderr.split())
+    assert "is an iteration, whose comparison `orrery iterate` keeps up to date" in " ".join(result.stderr.split())

@@ -79,7 +79,7 @@ def test_the_same_command_again_does_nothing_and_a_new_value_only_what_it_needs(
     lines = [line.strip("│├└─ ") for line in result.stdout.splitlines()]
     assert lines[lines.index("latent=mish") + 1] == "pretrain, gradients: up to date"
     assert lines[lines.index("latent=mish,horizon=4") + 1] == "extract, evaluate: up to date"
-    assert lines[lines.index("latent=mish,horizon=8") + 1] == "extract, evaluate: would run (it has not run yet)"
+    assert lines[lines.index("latent=mish,horizon=8") + 1] == "extract, evaluate: would run (not run yet)"
     status = orrery("status", finished).stdout
     assert "not running, 4 of 4 variants complete" in status
     assert "comparison: " in status

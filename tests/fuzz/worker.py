@@ -56,7 +56,7 @@ def judge(read: Any, folder: Path, original: str) -> tuple[str, str]:
     except OrreryError as error:
         text = str(error)
         named = any(path.name in text for path in folder.rglob("*")) or str(folder) in text
-        if "more than fits into memory" in text or "MemoryError" in text:
+        if "more data than fits into memory" in text or "MemoryError" in text:
             return "memory", text
         return ("clear" if named else "unclear"), f"{type(error).__name__}: {text}"
     except MemoryError as error:

@@ -83,7 +83,7 @@ def test_gradients_of_an_action_model_stay_bounded_where_it_has_skill(seed):
 
 
 def measure(model, seed, jacobian, true, predicted, real):
-    """Growth of the median norm from 10 to 100 decisions; R^2 and cosine to the true Jacobian at 20."""
+    """Growth of the median norm from 10 to 100 steps; R^2 and cosine to the true Jacobian at 20."""
     median, slope = growth(jacobian_norm(jacobian), HORIZONS)
     cosine = jacobian_cosine(jacobian, true).median(0).values
     r2 = open_loop_r2(predicted, real.observation_NTO[:, 1:, :-1])

@@ -1,6 +1,6 @@
 """MR.Q learns: from stored episodes, and while it plays, on a point mass whose best policy is known.
 
-The problem is that of test_point_mass: x' = x + 0.2 v, v' = 0.8 v + 0.4 a, reward exp(-4 x^2), 25 decisions from
+The problem is that of test_point_mass: x' = x + 0.2 v, v' = 0.8 v + 0.4 a, reward exp(-4 x^2), 25 steps from
 x ~ U(-1, 1). Random actions earn about 10, doing nothing 11, a proportional-derivative controller 19.
 """
 

@@ -1,7 +1,7 @@
 """MR.Q learns from images: a reach in one dimension, drawn as two bars.
 
 The upper bar is as long as the state, the lower as the goal: s' = clip(s + 0.3 a, -1, 1), reward exp(-4 (s' - goal)^2),
-12 decisions from s, goal ~ U(-1, 1). Random actions earn 4.9 on average, going straight there 11.2. Images are shifted
+12 steps from s, goal ~ U(-1, 1). Random actions earn 4.9 on average, going straight there 11.2. Images are shifted
 at random by up to 4 pixels, a tenth of the state's range, as published.
 """
 

@@ -1,6 +1,6 @@
 """The pipeline learns: on a point mass whose dynamics are known, extraction beats behaviour cloning and chance.
 
-A point on a line, x' = x + 0.2 v, v' = 0.8 v + 0.4 a, reward exp(-4 x^2), 25 decisions from x ~ U(-1, 1). Held random
+A point on a line, x' = x + 0.2 v, v' = 0.8 v + 0.4 a, reward exp(-4 x^2), 25 steps from x ~ U(-1, 1). Held random
 actions make the data. Doing nothing earns about 11, random actions 9.5, a proportional-derivative controller 19.
 """
 

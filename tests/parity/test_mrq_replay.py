@@ -69,8 +69,8 @@ def test_replay_in_its_released_form(name):
     before = replay.observations(start, torch.arange(encoder_horizon))[..., 0]
     torch.testing.assert_close(before[lasts], golden["enc_state"][..., 0][lasts])
     after = replay.observations(start, torch.arange(1, encoder_horizon + 1))[..., 0]
-    goes_on = lasts & published.not_done.bool()
-    torch.testing.assert_close(after[goes_on], golden["enc_next"][..., 0][goes_on])
+    continue_ = lasts & published.not_done.bool()
+    torch.testing.assert_close(after[continue_], golden["enc_next"][..., 0][continue_])
     short = replay.unpadded_windows(start, return_horizon)
     discount = torch.tensor([0.99])
     for form, stored in (("released", "rl_return_official"), ("masked", "rl_return_textbook")):

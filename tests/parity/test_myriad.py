@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = sorted(path.stem.removeprefix("myriad_") for path in GOLDEN.glob("myriad_*.npz"))
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
-# Constant actions 0, -1, +1 over 100 decisions; the problems without a golden file are pinned by these.
+# Constant actions 0, -1, +1 over 100 steps; the problems without a golden file are pinned by these.
 RETURNS = {
     "cancer": (-26.9796, -59.501, -82.2333),
     "bear": (-2506.05, -16.9655, -10011.4),

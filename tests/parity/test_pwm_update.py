@@ -13,7 +13,7 @@ import pytest
 import torch
 from orrery.stages.extraction.config import FirstOrderConfig, ReleasedPwmConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
-from orrery.stages.extraction.program import Member, RunningVariance
+from orrery.stages.extraction.program import PolicySpec, RunningVariance
 from orrery.stages.extraction.starts import StartLatents
 
 from .test_pwm import ACTOR_LAYERS, NETWORKS, load_critic
@@ -39,7 +39,7 @@ def extraction(before):
     model = published_model(state, "_encoder.", action_dims=(6, 6, 6, 6)).requires_grad_(False)
     z = model.encode(before["in/obs"][0], before["in/task"])[None]
     starts = StartLatents(z, torch.zeros(1, 8, 6), z, torch.ones(1), {0: 0})
-    extraction = FirstOrderExtraction(model, starts, [Member("pwm", "toy/0", 0, 0.0, True)], CONFIG, 10_000, 0)
+    extraction = FirstOrderExtraction(model, starts, [PolicySpec("pwm", "toy/0", 0, 0.0, True)], CONFIG, 10_000, 0)
     with torch.no_grad():
         extraction.actor.log_std.copy_(before["sd_actor/logstd"][None, None])
         for i, (linear, norm) in enumerate(ACTOR_LAYERS):

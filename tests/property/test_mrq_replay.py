@@ -21,7 +21,7 @@ class Told:
 
     lane: int
     first: int
-    """Number of its first decision, over all episodes of its lane, final observations included: its slot, unwrapped."""
+    """Number of its first step, over all episodes of its lane, final observations included: its slot, unwrapped."""
     length: int = 0
     terminated: bool = False
     over: bool = False
@@ -40,7 +40,7 @@ def value(lane: int, slot: int) -> float:
 
 
 def play(capacity, lanes, frames, horizons, ends, released=False):
-    """Write episodes, a decision of each lane in turn; `ends` gives length and kind of end, lane by lane in turn."""
+    """Write episodes, a step of each lane in turn; `ends` gives length and kind of end, lane by lane in turn."""
     shape = (1,) if frames == 1 else (1, 1, 1)
     replay = Replay(capacity, shape, 2, horizons, lanes=lanes, frames=frames, released_starts=released)
     script = Script(replay, written=[0] * lanes)
@@ -136,7 +136,7 @@ def test_exactly_the_windows_that_fit_can_be_drawn_and_hold_what_was_stored(scri
                 seen = [value(episode.lane, episode.first + s) for s in stack]
                 seen = [v % 256 for v in seen] if replay.frames > 1 else seen
                 assert observed[row, i].flatten().tolist() == seen
-    assert replay.num_decisions <= replay.lanes * length
+    assert replay.num_steps <= replay.lanes * length
 
 
 @settings(max_examples=30, deadline=None)

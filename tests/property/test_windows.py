@@ -138,9 +138,9 @@ def _task_episode(batch):
         (
             {"length": 21},
             DatasetError,
-            "task 'toy/a' has no window of 21 decisions in its train episodes (longest: 20)",
+            "task 'toy/a' has no window of 21 steps in its train episodes (longest: 20)",
         ),
-        ({"batch_size": 300, "world_size": 2}, ConfigError, "draws up to 201 (300 per rank x 2 ranks)"),
+        ({"batch_size": 300, "world_size": 2}, ConfigError, "needs up to 201 (300 per rank x 2 ranks)"),
         ({"weights": {"toy/d": 1}}, ConfigError, "mixture weights for ['toy/d'], but the store holds: toy/a, toy/b"),
         ({"weights": {"toy/a": -1}}, ConfigError, "must be finite, not negative"),
     ],

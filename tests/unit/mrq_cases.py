@@ -22,7 +22,7 @@ CARTPOLE, PENDULUM = "gymnasium/CartPole-v1", "gymnasium/Pendulum-v1"
 
 
 class Images(gymnasium.Env):
-    """Two frames of one channel, stacked; the newest frame's pixels are the number of decisions so far."""
+    """Two frames of one channel, stacked; the newest frame's pixels are the number of steps so far."""
 
     def __init__(self, size: int) -> None:
         self.observation_space = spaces.Box(0, 255, (2, size, size), np.uint8)

@@ -48,19 +48,19 @@ def test_whole_numbers_are_quantities_where_bounds_or_the_environment_say_so():
     np.testing.assert_allclose(scale(np.array([[0], [100], [400]])), [[-1], [-0.5], [1]])
     assert said == []
     scale, (said,) = read([0, 1, 2], spaces.Box(0, 4, (1,)))
-    assert (scale.high.item(), "read as quantities" in said) == (4, True)
+    assert (scale.high.item(), "treated as continuous" in said) == (4, True)
     choices, (said,) = read(np.arange(1, 400))
-    assert (choices, "read as 400 choices" in said) == (Choices(400, 0), True)
+    assert (choices, "treated as 400 discrete actions" in said) == (Choices(400, 0), True)
 
 
 def test_several_whole_numbers_per_step_are_continuous_with_a_warning():
     scale, (said,) = read([[0, 4], [2, 1]])
     assert isinstance(scale, ActionScale)
-    assert "whole numbers in 2 columns" in said
+    assert "integers in 2 columns" in said
     assert read([[0, 4], [2, 1]], action_low=0, action_high=4)[1] == []
     scale, (said,) = read(np.eye(4)[[0, 2, 1]])
     assert isinstance(scale, ActionScale)
-    assert "a single 1 among 4 columns" in said
+    assert "one-hot with 4 columns" in said
     assert "pack.sources.NAME.choices=4" in said
 
 
@@ -82,7 +82,7 @@ def test_the_first_choice_is_found_or_given():
     assert read([0, 2, 3]) == (Choices(4, 0), [])
     assert read([1, 2], spaces.Discrete(4), action_kind="discrete", choices_start=1) == (Choices(4, 1), [])
     choices, (said,) = read([1, 2])
-    assert (choices, "Give pack.sources.NAME.choices_start=1 if 1 is the first" in said) == (Choices(3, 0), True)
+    assert (choices, "Set pack.sources.NAME.choices_start=1 if 1 is the first" in said) == (Choices(3, 0), True)
 
 
 @pytest.mark.parametrize(
@@ -92,50 +92,81 @@ def test_the_first_choice_is_found_or_given():
             [-1, 0, 1],
             {},
             DatasetError,
-            r"numbered -1\.\.1, expected 0 and above; give pack.*choices_start=-1 for 3 cho",
+            r"numbered -1\.\.1, expected 0 and above; set pack.*choices_start=-1 for 3 act",
         ),
         (
             [0, 1],
             {"space": spaces.Discrete(2, start=1)},
             DatasetError,
-            r"expected 1\.\.2 as Discrete\(2, start=1\) of the",
+            r"expected 1\.\.2 \(Discrete\(2, start=1\) of the",
         ),
         (
             [0, 1],
             {"action_kind": "discrete", "choices_start": 1},
             DatasetError,
-            r"give pack.*choices_start=0 if 0 is the",
+            r"set pack.*choices_start=0 if 0 is the",
         ),
         (
             [0, 5],
             {"space": spaces.Discrete(3)},
             DatasetError,
-            r"expected 0\.\.2 as Discrete\(3\).*; name the environment",
+            r"expected 0\.\.2 \(Discrete\(3\).*; name the environment",
         ),
-        ([0, 5], {"action_kind": "discrete", "action_dim": 3}, DatasetError, r"expected 0\.\.2; give pack.*choices=6"),
+        ([0, 5], {"action_kind": "discrete", "action_dim": 3}, DatasetError, r"expected 0\.\.2; set pack.*choices=6"),
         (
             [0.5, 1],
             {"space": spaces.Discrete(3)},
             TaskError,
-            r"takes actions Discrete\(3\), expected continuous actions of 1 component as",
+            r"action space is Discrete\(3\), but the data has continuous actions of 1 component",
         ),
-        ([0.5, 1], {"action_kind": "discrete", "action_dim": 2}, DatasetError, r"lie in 0\.5\.\.1 and are not whole"),
-        (np.eye(4), {"space": spaces.Discrete(3)}, TaskError, r"Discrete\(3\), expected one choice out of 4"),
-        ([[0.5, 1]], {"space": TORQUE}, TaskError, r"takes actions Box.*, expected continuous actions of 2 components"),
-        ([[1, 2]], {"space": spaces.MultiDiscrete([3, 3])}, TaskError, r"MultiDiscrete.*, expected continuous actions"),
+        (
+            [0.5, 1],
+            {"action_kind": "discrete", "action_dim": 2},
+            DatasetError,
+            r"lie in 0\.5\.\.1 and are not integers",
+        ),
+        (
+            np.eye(4),
+            {"space": spaces.Discrete(3)},
+            TaskError,
+            r"Discrete\(3\), but the data has a discrete action out of 4",
+        ),
+        (
+            [[0.5, 1]],
+            {"space": TORQUE},
+            TaskError,
+            r"action space is Box.*, but the data has continuous actions of 2 components",
+        ),
+        (
+            [[1, 2]],
+            {"space": spaces.MultiDiscrete([3, 3])},
+            TaskError,
+            r"MultiDiscrete.*, but the data has continuous actions",
+        ),
         (
             [0, 1],
             {"space": spaces.Discrete(2), "action_low": 0, "action_high": 1},
             TaskError,
-            "expected continuous act",
+            "but the data has continuous act",
         ),
         (
             [0, 1],
             {"space": TORQUE, "action_kind": "discrete", "action_dim": 2},
-            TaskError,
-            "expected one choice out of 2",
+            DatasetError,
+            "choices is 2, but the environment's action space is Box",
         ),
-        ([[0, 3], [1, 2]], {"action_kind": "discrete", "action_dim": 2}, DatasetError, "2 columns; expected one whole"),
+        (
+            [0, 1],
+            {"space": spaces.Discrete(2), "action_kind": "discrete", "action_dim": 3},
+            DatasetError,
+            r"choices is 3, but the environment's action space is Discrete\(2\); remove choices",
+        ),
+        (
+            [[0, 3], [1, 2]],
+            {"action_kind": "discrete", "action_dim": 2},
+            DatasetError,
+            "2 columns; expected one integer",
+        ),
     ],
 )
 def test_contradictions_are_refused(actions, settings, error, message):

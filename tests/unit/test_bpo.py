@@ -188,9 +188,11 @@ def test_horizons_are_checked_against_episodes_and_positions():
     assert imagined_horizon(BpoConfig(), spec, model) == 8
     assert imagined_horizon(BpoConfig(), CANCER, None) == 8
     assert imagined_horizon(BpoConfig(horizon=5), CANCER, model) == 5
-    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 20.* the awm model learned 8 of them; use at most 8"):
+    with pytest.raises(
+        ConfigError, match=r"bpo.bpo.horizon is 20.* the awm model was trained on 8 of them; use at most 8"
+    ):
         imagined_horizon(BpoConfig(horizon=20), spec, model)
-    with pytest.raises(ConfigError, match="have 8 decisions; use at most 8"):
+    with pytest.raises(ConfigError, match="have 8 steps; use at most 8"):
         imagined_horizon(BpoConfig(horizon=9), CANCER, None)
 
 
@@ -203,14 +205,16 @@ def test_starts_are_first_frames_for_whole_episodes_and_any_frame_otherwise(tmp_
     part = start_observations(rows, 20, 100, seed=0)
     allowed = {tuple(row) for episode in episodes[:4] for row in episode.observations[:6]}
     assert {tuple(row) for row in part.numpy()} == allowed
-    with pytest.raises(ConfigError, match=r"no episode of its data has the 26 decisions .*longest: 25"):
+    with pytest.raises(
+        ConfigError, match=r"no episode of its data is as long as the horizon of 26 steps .*longest: 25"
+    ):
         start_observations(rows, 26, 100, seed=0)
     assert return_scale(rows) == pytest.approx(rows.returns.std())
 
 
 def test_what_bpo_cannot_do_is_refused():
     discrete = TaskSpec("toy/discrete", 2, 3, 8, action_kind="discrete")
-    with pytest.raises(ConfigError, match="continuous actions; task 'toy/discrete' has 3 choices"):
+    with pytest.raises(ConfigError, match="continuous actions; task 'toy/discrete' has 3 discrete actions"):
         optimisation(None, discrete, [0])
     with pytest.raises(ConfigError, match="can end in a terminal state"):
         optimisation(None, TaskSpec("toy/ends", 2, 1, 8, terminates=True), [0])

@@ -133,7 +133,7 @@ def test_bpo_trains_a_policy_per_task_seed_and_gradient_and_resumes(run, tmp_pat
 
 def test_bpo_says_what_it_lacks(run, tmp_path):
     folder, _ = run
-    with pytest.raises(CheckpointError, match=r"no world model: run pretrain before it.*gradients=\[simulator\]"):
+    with pytest.raises(CheckpointError, match=r"no world model: run pretrain first.*gradients=\[simulator\]"):
         Bpo(BpoStageConfig()).run(context(tmp_path / "a", store=folder / "store"))
     (tmp_path / "latent").mkdir()
     (tmp_path / "latent" / "model.json").write_text("{}")
@@ -170,7 +170,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
     stage.check_input("world_model", tmp_path, headless)
     stage.check_input("store", tmp_path, PackConfig(tasks=["myriad/cancer@10"]))
     with pytest.raises(
-        ConfigError, match=r"dmc/cartpole-balance has no .* simulator, and the model is to have no reward"
+        ConfigError, match=r"dmc/cartpole-balance has no .* simulator, and the model would have no reward"
     ):
         stage.check_input("store", tmp_path, PackConfig(tasks=["myriad/cancer@10", "dmc/cartpole-balance"]))
 
@@ -180,26 +180,26 @@ def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
     with pytest.raises(ConfigError, match=r"bpo\.bpo\.reward is simulator, but dmc/cartpole-balance has"):
         check("store", mixed, bpo=BpoConfig(reward="simulator"))
     check("store", mixed, gradients=["simulator"], tasks=["myriad/cancer@10"])
-    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*'myriad/cancer@10' have 10 decisions"):
+    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*'myriad/cancer@10' have 10 steps"):
         check("store", mixed, bpo=BpoConfig(horizon=11))
     check("store", mixed, bpo=BpoConfig(horizon=10))
     check("store", None, gradients=["simulator"])
 
 
 def test_a_horizon_beyond_the_model_is_refused_before_training():
-    with pytest.raises(ConfigError, match=r"pretrain.horizon 20 is longer than the 10 decisions"):
+    with pytest.raises(ConfigError, match=r"pretrain.horizon 20 is longer than the 10 steps"):
         PretrainConfig(world_model="sequence", sequence=SMALL, horizon=20)
     with pytest.raises(ConfigError, match="expected latent, sequence"):
         PretrainConfig(world_model="markov")
 
 
 def test_the_online_loop_makes_the_updates_it_states_and_repeats_itself(tmp_path):
-    online = OnlineConfig(decisions=105, warm_up=40, model_every=2, policy_every=16, batch_size=4, bpo=POLICY)
+    online = OnlineConfig(steps=105, warm_up=40, model_every=2, policy_every=16, batch_size=4, bpo=POLICY)
     config = BpoOnlineConfig(online=online, model=SMALL, tasks=["myriad/cancer@10"], seeds=2)
     stage = BpoOnline(config)
     stage.check()
     folder = context(tmp_path / "one")
-    assert stage.run(folder) == "2 policies for 1 tasks, 105 decisions each"
+    assert stage.run(folder) == "2 policies for 1 task, 105 steps each"
     curves = pd.read_csv(folder.folder / "training.csv")
     first = curves[curves.seed == 0]
     assert first.iteration.tolist() == list(range(10, 101, 10))
@@ -220,15 +220,15 @@ def test_the_online_loop_refuses_what_it_cannot_simulate():
         BpoOnline(BpoOnlineConfig()).check()
     from orrery.stages.bpo.online import OnlineLoop
 
-    with pytest.raises(ConfigError, match="leave nothing to learn from"):
-        OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(decisions=30, warm_up=30), 0)
+    with pytest.raises(ConfigError, match="leave no data to learn from"):
+        OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(steps=30, warm_up=30), 0)
 
 
 def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):
     folder, _ = run
     stage = Gradients(GradientsConfig(horizons=[2, 5, 10, 50], trajectories=8))
     here = context(tmp_path / "sequence", world_model=folder / "model", store=folder / "store")
-    assert stage.run(here).endswith("at 10 decisions (medians over tasks)")
+    assert stage.run(here).endswith("at 10 steps (medians over tasks)")
     table = pd.read_csv(here.folder / "gradients.csv")
     assert list(zip(table.task, table.horizon, strict=True)) == [(task, h) for task in TASKS for h in (2, 5, 10)]
     assert table[["norm", "r2", "cosine", "return_norm", "sign_changes"]].notna().all().all()
@@ -255,7 +255,7 @@ def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):
     table = pd.read_csv(there.folder / "gradients.csv")
     assert table[["norm", "r2", "return_norm", "sign_changes"]].notna().all().all()
     assert table.cosine.isna().all()
-    with pytest.raises(ConfigError, match=r"allows 10 decisions .* found only \[50\]"):
+    with pytest.raises(ConfigError, match=r"allows at most 10 steps .* found \[50\]"):
         Gradients(GradientsConfig(horizons=[50])).run(here)
 
 

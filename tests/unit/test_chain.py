@@ -74,7 +74,7 @@ def test_episodes_of_equal_names_can_be_told_apart(two):
 def test_another_task_is_refused(two):
     parts = [open_reader(next(folder.glob("minari/**/data")).parent) for folder in two]
     other = open_reader(next(two[1].glob("minari/**/data")).parent, overrides={"episode_length": 100})
-    with pytest.raises(DatasetError, match="they differ in episode_length 200 and 100"):
+    with pytest.raises(DatasetError, match="which differs in episode_length 200 and 100"):
         ChainReader([parts[0], other])
 
 

@@ -35,25 +35,25 @@ def run_dir(tmp_path: Path) -> Path:
 def test_run_says_what_each_stage_made_and_then_that_nothing_is_left(orrery, run_dir: Path) -> None:
     code, out, err = orrery("run", "toy", f"run_dir={run_dir}")
     assert (code, err) == (0, "")
-    assert "2/3 add     total 3 (from the start) (0.0 s)" in out
+    assert "[2/3] add: done in 0.0 s, total 3 (from the start)" in out
     assert out.endswith(f"report: {run_dir}/report/index.html\n")
     log = (run_dir / "log.txt").read_text()
-    for part in (f"orrery run toy run_dir={run_dir}", "make  starts", "add  total 3 (from the start) (0.0 s)"):
+    for part in (f"orrery run toy run_dir={run_dir}", "make: running", "add: done in 0.0 s, total 3 (from the start)"):
         assert part in log
 
     code, out, _ = orrery("run", "toy", f"run_dir={run_dir}")
     assert code == 0
-    assert out.startswith("nothing to do: every stage is up to date\n")
+    assert out.startswith("nothing to do: all stages are up to date\n")
 
     _, out, _ = orrery("run", "toy", f"run_dir={run_dir}", "add.scale=2")
-    assert "1/3 make    3 numbers (up to date)" in out
-    assert "2/3 add     starts: add.scale 1 -> 2" in out
+    assert "[1/3] make: up to date, 3 numbers" in out
+    assert "[2/3] add: running (add.scale 1 -> 2)" in out
 
 
 def test_plan_writes_nothing(orrery, run_dir: Path) -> None:
     code, out, _ = orrery("plan", "toy", f"run_dir={run_dir}")
     assert code == 0
-    assert "it has not run yet" in out
+    assert "not run yet" in out
     assert not run_dir.exists()
 
 
@@ -73,7 +73,7 @@ def test_plan_refuses_what_run_would(orrery, run_dir: Path, monkeypatch) -> None
 def test_a_user_error_is_one_message(orrery, run_dir: Path) -> None:
     code, out, err = orrery("run", "toy", "make.szie=2", f"run_dir={run_dir}")
     assert (code, out) == (2, "")
-    assert err == "error: there is no config key 'make.szie'. Did you mean 'make.size'?\n"
+    assert err == "error: unknown key 'make.szie'. Did you mean 'make.size'?\n"
     assert not run_dir.exists()
 
 
@@ -82,9 +82,9 @@ def test_a_user_error_is_one_message(orrery, run_dir: Path) -> None:
     [
         (["--multirun", "seed=1,2"], ["--multirun", "orrery study STUDY 'grid.seed=[0,1,2]'"]),
         (["-m", "seed=1,2"], ["orrery study STUDY 'grid.seed=[0,1,2]'"]),
-        (["--config-name=x"], ["The experiment, or the path of a YAML file, is the first word"]),
+        (["--config-name=x"], ["Name the experiment or the path of a YAML file first"]),
         (["--cfg", "job"], ["orrery run EXPERIMENT --help"]),
-        (["--make.si-ze=3"], ["Settings have no dashes: make.si_ze=3"]),
+        (["--make.si-ze=3"], ["Write settings without dashes: make.si_ze=3"]),
     ],
 )
 def test_an_option_of_hydra_is_answered_with_what_serves_its_purpose(orrery, capsys, words, parts) -> None:
@@ -99,7 +99,7 @@ def test_an_option_of_hydra_is_answered_with_what_serves_its_purpose(orrery, cap
 def test_overrides_without_an_experiment(orrery) -> None:
     code, _, err = orrery("run", "tasks=[a]")
     assert code == 2
-    assert "expected an experiment before the settings, found 'tasks=[a]'" in err
+    assert "expected an experiment, for example quickstart, before the settings; found 'tasks=[a]'" in err
 
 
 def only_line(err: str) -> str:
@@ -112,7 +112,7 @@ def test_a_run_folder_deleted_meanwhile_is_one_line(orrery, run_dir: Path, monke
     monkeypatch.setenv("TOY_FAILURE", "folder deleted")
     code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
     assert (code, run_dir.exists()) == (2, False)
-    assert f"{run_dir} was deleted or moved; run the same command again, which makes what is missing" in only_line(err)
+    assert f"{run_dir} was deleted or moved; rerun the command to recreate it" in only_line(err)
     monkeypatch.delenv("TOY_FAILURE")
     assert orrery("run", "toy", f"run_dir={run_dir}")[0] == 0
 
@@ -131,10 +131,10 @@ def test_links_that_lead_nowhere_are_one_line(orrery, tmp_path: Path) -> None:
     ):
         code, _, err = orrery(*words)
         assert code == 2
-        assert "Too many levels of symbolic links. A link there leads back to itself; remove it" in only_line(err)
+        assert "Too many levels of symbolic links. A link there points to itself; remove it" in only_line(err)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     _, _, err = orrery("run", "toy", f"run_dir={tmp_path / 'dangling'}")
-    assert f"it is a link to {tmp_path / 'nowhere'}, which is no folder" in only_line(err)
+    assert f"it is a link to {tmp_path / 'nowhere'}, which is not a folder" in only_line(err)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_ctrl_c_says_how_to_go_on(orrery, run_dir: Path, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "interrupt")
     code, _, err = orrery("run", "toy", f"run_dir={run_dir}")
     assert code == 130
-    assert "interrupted in stage add; the same command continues it" in err
+    assert "interrupted in stage add; rerun the command to continue" in err
     assert "add" in orrery("status", str(run_dir))[1]
     monkeypatch.delenv("TOY_FAILURE")
     _, out, _ = orrery("run", "toy", f"run_dir={run_dir}")
-    assert "continues: interrupted after" in out
+    assert "continuing (interrupted after" in out
     assert "total 3 (continued)" in out
 
 
@@ -244,15 +244,15 @@ def test_what_earlier_settings_left_is_listed_and_deleted(orrery, run_dir: Path,
     assert orrery("clean", str(run_dir))[0] == 2
     orrery("run", *run)
     code, out, _ = orrery("clean", str(run_dir))
-    assert (code, out) == (0, f"{run_dir} keeps no artifacts of earlier settings\n")
+    assert (code, out) == (0, f"{run_dir} has no artifacts of earlier settings\n")
     monkeypatch.setenv("TOY_FAILURE", "bug")
     orrery("run", *run, "make.size=4")
     monkeypatch.delenv("TOY_FAILURE")
     planned = orrery("plan", *run, "make.size=5")[1]
-    assert "artifacts to be replaced, and kept for their settings: make, add, report" in planned
+    assert "artifacts of other settings, which will be kept: make, add, report" in planned
     orrery("run", *run, "make.size=5")
     for command in (("plan", *run), ("status", str(run_dir))):
-        note = f"5 artifacts or attempts of earlier settings kept, 0.0 MiB: orrery clean {run_dir} deletes them"
+        note = f"5 artifacts or attempts of earlier settings kept, 0.0 MiB; delete with: orrery clean {run_dir}"
         assert note in orrery(*command)[1]
     code, out, _ = orrery("clean", str(run_dir), "--plan")
     assert (code, out.splitlines()[-1]) == (0, "0.0 MiB would be freed")
@@ -283,7 +283,7 @@ def test_report_runs_that_stage_alone_from_what_there_is(orrery, run_dir: Path, 
 def test_help_names_experiments_keys_and_what_they_mean(orrery) -> None:
     code, out, _ = orrery("run", "--help")
     assert code == 0
-    for part in ("toy", "Adds numbers", "Base of every random stream", "Their sum, in two halves", "run_dir"):
+    for part in ("toy", "Adds numbers", "Random seed of the whole run", "Their sum, in two halves", "run_dir"):
         assert part in out
     code, out, _ = orrery("run", "toy", "make.size=8", "--help")
     assert code == 0
@@ -334,8 +334,8 @@ def test_stages_run_again_on_request(orrery, run_dir: Path, monkeypatch) -> None
     planned = orrery("plan", *run[1:], "--from", "add")[1]
     assert re.search(r"^make +up to date.*\nadd +run +run again on request.*\nreport +run", planned, re.MULTILINE)
     _, out, _ = orrery(*run, "--from=add")
-    assert ("2/3 add" in out, "3/3 report" in out, "1/3 make    starts" in out) == (True, True, False)
-    assert "1/3 make" in orrery(*run, "--force")[1]
+    assert ("[2/3] add" in out, "[3/3] report" in out, "[1/3] make: running" in out) == (True, True, False)
+    assert "[1/3] make: running" in orrery(*run, "--force")[1]
     code, _, err = orrery(*run, "--from", "ad")
     assert (code, "--from: the run has no stage 'ad'. Did you mean 'add'? Stages: make, add, report" in err) == (
         2,
@@ -344,7 +344,7 @@ def test_stages_run_again_on_request(orrery, run_dir: Path, monkeypatch) -> None
     assert not (run_dir / KEPT_FOLDER).exists()
 
     monkeypatch.setenv("TOY_FAILURE", "interrupt")
-    assert "without --from and --force continues it" in orrery(*run, "--from", "add")[2]
+    assert "rerun the command without --from and --force to continue" in orrery(*run, "--from", "add")[2]
     monkeypatch.delenv("TOY_FAILURE")
     assert "(continued)" in orrery(*run)[1]
 
@@ -378,7 +378,7 @@ def test_code_that_has_changed_is_said_and_makes_nothing_stale(orrery, run_dir: 
     [
         ("evaluate", "evaluate is a stage: orrery run EXPERIMENT stages=[evaluate]"),
         ("toy", "toy is an experiment: orrery run toy"),
-        ("stauts", "there is no command 'stauts'. Did you mean 'status'? Commands: run, plan, resume,"),
+        ("stauts", "unknown command 'stauts'. Did you mean 'status'? Commands: run, plan, resume,"),
     ],
 )
 def test_a_word_that_is_no_command_is_answered_with_the_command(orrery, words: str, answer: str) -> None:

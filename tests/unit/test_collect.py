@@ -127,7 +127,7 @@ def test_an_interrupted_collect_keeps_finished_tasks_and_replaces_half_written_o
 def test_wrong_settings_are_refused_before_anything_runs():
     with pytest.raises(TaskError, match="unknown task 'dmc/cartpole-balanc'"):
         Collect(CollectConfig(tasks=["dmc/cartpole-balanc"])).check()
-    with pytest.raises(ConfigError, match="names a task twice: dmc/ball_in_cup-catch"):
+    with pytest.raises(ConfigError, match="repeats a task: dmc/ball_in_cup-catch"):
         Collect(CollectConfig(tasks=["dmc/cup-catch", "dmc/ball_in_cup-catch"])).check()
     with pytest.raises(ConfigError, match=r"collect\.tasks is empty"):
         Collect(CollectConfig()).check()
@@ -184,7 +184,7 @@ def test_policies_explore_as_much_as_they_are_told(tmp_path, monkeypatch):
         _, records = collect(tmp_path / name, tasks=[PENDULUM], episodes=30, policy=policy, **settings)
         return np.array([episode.actions.std() for episode in episodes(tmp_path / name, *records.values())])
 
-    # Over 200 decisions a standard deviation is found within 20%: its own error is 5%.
+    # Over 200 steps a standard deviation is found within 20%: its own error is 5%.
     found = deviations("noise", policy_noise=[0.1, 0.3])
     assert 0.08 < found.min() < 0.15
     assert 0.24 < found.max() < 0.36

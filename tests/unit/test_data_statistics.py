@@ -29,7 +29,7 @@ LENGTH, EPISODES, LIMIT = 100, 40, 1000
 
 @pytest.fixture
 def store(tmp_path):
-    """Observations (episode, time); a reward of 1 at every tenth decision."""
+    """Observations (episode, time); a reward of 1 at every tenth step."""
     spec = point_mass_spec(episode_length=LENGTH)
     rewards = (np.arange(LENGTH) % 10 == 0).astype(np.float32)
     numbered = [numbered_episode(spec, number, LENGTH) for number in range(EPISODES)]

@@ -170,7 +170,7 @@ def test_noise_on_choices_is_the_share_of_uniform_ones():
 
 def test_refuses(tmp_path):
     make(tmp_path, [NARROW])
-    with pytest.raises(DatasetError, match=r"no episode of its data has 26 decisions \(longest: 25\)"):
+    with pytest.raises(DatasetError, match=r"no episode of its data has 26 steps \(longest: 25\)"):
         run(tmp_path, length=26)
     (tmp_path / "out").rmdir()
     with pytest.raises(ConfigError, match=r"dyna.actions=policies, but the run has none"):

@@ -66,7 +66,7 @@ def test_every_stage_and_command_file_has_an_entry_point(prefix: str, group: str
     }
     assert {name: value.partition(":")[0] for name, value in declared.items()} == files
     installed = {name: entry_points._entries(group)[name][0].value for name in names(group)}
-    assert installed.items() >= declared.items(), "install again: pip install --no-deps -e ."
+    assert installed.items() >= declared.items(), "reinstall: pip install --no-deps -e ."
 
 
 def test_names_are_listed_without_an_import() -> None:

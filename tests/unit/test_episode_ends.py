@@ -70,8 +70,8 @@ def test_terminations_that_include_time_limits_lose_them_and_it_is_said():
     found, warnings = ends({"terminated": rows(3, 6, 9), "truncated": rows(3, 9)})
     assert found == [(0, 4, False), (4, 7, True), (7, 10, False)]
     assert warnings == [
-        "'my_terminated' marks 2 of the 2 rows that 'my_truncated' marks as cut off: these episodes count as cut off, "
-        "not as terminated"
+        "'my_terminated' marks 2 of the 2 rows that 'my_truncated' marks as truncated: these episodes count as "
+        "truncated, not terminated"
     ]
 
 
@@ -85,7 +85,7 @@ def test_a_termination_that_happens_at_the_limit_stays_one_and_it_is_said():
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
-        ({}, "no column that marks ends"),
+        ({}, "no column that marks episode ends"),
         ({"truncated": rows()}, "'my_truncated', never set in 10 rows"),
         ({"terminated": rows(), "truncated": rows()}, "'my_terminated' and 'my_truncated', never set"),
         ({"done": np.zeros(N)}, "'my_done', never set"),
@@ -95,7 +95,7 @@ def test_a_termination_that_happens_at_the_limit_stays_one_and_it_is_said():
 )
 def test_columns_that_never_mark_an_end_are_refused_unless_a_length_is_given(columns, found):
     with pytest.raises(
-        DatasetError, match=rf"^a\.h5: nothing says where its episodes end: found {found}.*episode_length"
+        DatasetError, match=rf"^a\.h5: the file does not say where its episodes end: found {found}.*episode_length"
     ):
         ends(columns)
     assert ends(columns, rows_per_episode=4)[0] == [(0, 4, False), (4, 8, False), (8, 10, False)]
@@ -132,7 +132,7 @@ def test_a_group_ends_at_its_first_termination_and_at_cuts_within_it():
     columns = {"terminated": rows(2, 3, 9), "truncated": rows(6)}
     found, warnings = ends(columns, group_stops=np.array([4, 4, 10]))
     assert found == [(0, 3, True), (4, 7, False), (7, 10, True)]
-    assert warnings == ["1 of 10 rows follow a termination in their group and are left out"]
+    assert warnings == ["1 of 10 rows follow a termination in their group and are dropped"]
     assert ends({}, group_stops=np.array([4, 10]))[0] == [(0, 4, False), (4, 10, False)]
     assert ends({}, group_stops=np.array([4, 10]), rows_per_episode=4)[0] == [
         (0, 4, False),
@@ -155,16 +155,16 @@ def test_a_group_ends_at_its_first_termination_and_at_cuts_within_it():
             {"lengths": [4, 3, 4]},
             "'my_lengths' does not fit the table.*rows of each episode, which sum to the number of rows, 10",
         ),
-        ({"lengths": [4, -3, 9]}, "'my_lengths' holds a value that is not a whole number"),
-        ({"lengths": [4.5, 5.5]}, "'my_lengths' holds a value that is not a whole number"),
-        ({"lengths": [np.nan, 5.5]}, "'my_lengths' holds a value that is not a whole number"),
+        ({"lengths": [4, -3, 9]}, "'my_lengths' has a value that is not a non-negative integer"),
+        ({"lengths": [4.5, 5.5]}, "'my_lengths' has a value that is not a non-negative integer"),
+        ({"lengths": [np.nan, 5.5]}, "'my_lengths' has a value that is not a non-negative integer"),
         ({"lengths": np.zeros(0)}, "does not fit the table"),
         ({"starts": [1, 4]}, "does not fit the table"),
         ({"starts": [0, 4, 12]}, "does not fit the table"),
         ({"ends": [3, 6, 9]}, "does not fit the table"),
         ({"ends": [7, 4, 10]}, "does not fit the table"),
-        ({"episode": [0, 1] * 5}, "episode 0 goes on in row 2, after rows of other episodes"),
-        ({"lengths": [4, 6], "ends": [5, 10]}, "columns 'my_lengths' and 'my_ends' disagree on where episodes end"),
+        ({"episode": [0, 1] * 5}, "episode 0 continues in row 2, after rows of other episodes"),
+        ({"lengths": [4, 6], "ends": [5, 10]}, "columns 'my_lengths' and 'my_ends' disagree on episode ends"),
     ],
 )
 def test_what_contradicts_itself_or_the_table_is_refused(columns, message):
@@ -200,11 +200,11 @@ def test_columns_that_are_not_read_and_mark_other_ends_are_found():
 
 def test_candidates_are_named_where_nothing_marks_ends():
     unread = {"time_limit": rows(3, 9), "episode_step": np.arange(N)}
-    with pytest.raises(DatasetError, match=r"not read look as if they marked ends of episodes: time_limit; if they do"):
+    with pytest.raises(DatasetError, match=r"unread columns seem to mark ends of episodes: time_limit; if they do"):
         find_ends({}, {}, N, "a.h5", unread=unread)
     warned = find_ends({"truncated": rows(3)}, {"truncated": "t"}, N, "a.h5", unread={"time_limit": rows(6)}).warnings
     assert len(warned) == 1
-    assert warned[0].startswith("Columns that are not read look as if they marked ends of episodes: time_limit; ")
+    assert warned[0].startswith("These unread columns seem to mark ends of episodes: time_limit; ")
 
 
 def test_a_flag_is_not_negative():

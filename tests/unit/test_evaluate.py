@@ -133,12 +133,12 @@ def test_scores_by_hand(tmp_path):
         "real_return": 4.0,
     }
     assert headline.startswith("pwm 1.00, bc 0.50 [-5.85, 6.85], behaviour 0.25, random ")
-    assert headline.endswith("(mean score over 1 tasks x 2 seeds x 3 episodes)")
+    assert headline.endswith("(mean score over 1 task x 2 seeds x 3 episodes)")
     assert len(episodes) == 3 * 2 * 3
 
 
 def test_the_real_return_is_of_episodes_not_of_decisions():
-    """Per decision, the long episodes of a task that terminates would count more: 100 / 110 here."""
+    """Per step, the long episodes of a task that terminates would count more: 100 / 110 here."""
     rows = [
         EpisodeRow("pwm", "a", 0, 0, 0, 100.0, 100, None, None, None),
         EpisodeRow("pwm", "a", 0, 1, 1, 0.0, 10, None, None, None),
@@ -196,7 +196,9 @@ def test_a_task_without_references_or_environment_is_shown_as_such(tmp_path):
     _, summary, scores, _ = evaluate(
         tmp_path, setup(tmp_path, [spec, lost], policies, data=False), baselines=["behaviour"]
     )
-    assert summary["skipped"] == {lost.name: "no environment is known"}
+    assert summary["skipped"] == {
+        lost.name: "no environment is known; set pack.sources.NAME.environment and pack again"
+    }
     assert np.isnan(scores.loc["pwm", spec.name, 0].score)
     assert summary["algorithms"]["pwm"]["unscored"] == [f"{spec.name} seed 0"]
     assert summary["algorithms"]["pwm"]["mean"]["value"] is None
@@ -244,7 +246,7 @@ def test_an_evaluation_is_outdated_once_an_environment_that_it_skipped_can_be_bu
     register = f"gymnasium.register({published['id']!r}, Target)"
     module.write_text(f"import gymnasium\nfrom {__name__} import Target\n{register}\n")
     monkeypatch.syspath_prepend(module.parent)
-    assert stage.outdated(tmp_path / "out", inputs) == "the environment of minari/late can be built now"
+    assert stage.outdated(tmp_path / "out", inputs) == "an environment is available now: minari/late"
     _, summary, scores, _ = evaluate(tmp_path, inputs)
     assert list(summary["skipped"]) == [lost.name]
     assert scores.loc["pwm", late.name, 0].episodes == 3
@@ -267,7 +269,7 @@ def test_an_expert_below_random_gives_no_score_but_returns(tmp_path, caplog):
     assert headline.startswith("pwm no score, return 4, bc no score, return -2, behaviour no score, return 2 (")
     assert summary["references"][spec.name]["problem"] == "score_expert must be above score_random, found 2 and 3"
     assert summary["algorithms"]["pwm"]["returns"] == {spec.name: 4.0}
-    assert "test/target has no score, only returns: score_expert must be above score_random" in caplog.text
+    assert "test/target has returns but no score: score_expert must be above score_random" in caplog.text
 
 
 @pytest.mark.parametrize("expert", [2.0, 3.0])
@@ -299,7 +301,7 @@ def test_an_environment_that_raises_costs_its_episode_only(tmp_path):
     failed = episodes[episodes.task.eq(broken.name) & episodes.algorithm.eq("pwm") & episodes.error.notna()]
     assert 0 < len(failed) < 6
     assert (failed.episode_seed % 2 == 0).all()
-    assert failed.error.str.startswith("RuntimeError: the simulator has no licence (decision 0").all()
+    assert failed.error.str.startswith("RuntimeError: the simulator has no licence (step 0").all()
     assert scores.loc["pwm", broken.name, 0].episodes == 6 - len(failed)
     assert scores.loc["pwm", fine.name, 0].episodes == 6
     assert {failure["error"] for failure in summary["failures"]} >= {failed.error.iloc[0]}
@@ -376,11 +378,11 @@ def test_without_policies_the_baselines_of_the_store_are_scored(tmp_path):
 def test_wrong_settings_and_inputs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="baselines: expected some of behaviour, random, found expert"):
         EvaluateConfig(baselines=["expert"])
-    with pytest.raises(ConfigError, match=r"accelerator: expected auto, cpu, or cuda .* found 'tpu'"):
+    with pytest.raises(ConfigError, match=r"accelerator: expected auto, cpu, cuda or gpu .* found 'tpu'"):
         EvaluateConfig(accelerator="tpu")
     spec = task()
     inputs = setup(tmp_path, [spec], [("pwm", spec.name, 0, 0.5)])
     with pytest.raises(StageError, match="two policies of algorithm 'pwm' on test/target with seed 0"):
         evaluate(tmp_path, {**inputs, "policies": inputs["policies"] * 2})
-    with pytest.raises(StageError, match="neither policies nor a store"):
+    with pytest.raises(StageError, match="needs policies or a store"):
         evaluate(tmp_path, {"policies": [], "store": []})

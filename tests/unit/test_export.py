@@ -127,7 +127,8 @@ def test_a_policy_that_would_act_differently_is_not_written(tmp_path, monkeypatc
     (tmp_path / "policy.pt2").write_bytes(b"of an earlier export")
     # Half of the range of the first component is 2, of the second 5.
     with pytest.raises(
-        ExportError, match=r"as torch, .* of an episode, an action is 0\.25 halves .*Nothing was written"
+        ExportError,
+        match=r"as torch, .* of an episode, an action differs by 0\.25 of half its range .*Nothing was written",
     ):
         export_policy(policy, ["torch"], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.pt2"]
@@ -178,13 +179,13 @@ def test_what_cannot_be_exported_says_why(tmp_path, monkeypatch):
         def begin(self, episode):
             return None
 
-    with pytest.raises(ExportError, match=r"plans each decision .* export a policy of another algorithm"):
+    with pytest.raises(ExportError, match=r"plans each step .* export a policy of another algorithm"):
         export_policy(Planner(), ["torch"], tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match=r"cannot write to .*file/below.*--out"):
         export_policy(deployed.state(ARM), ["torch"], tmp_path / "file" / "below")
     broken = deployed.state(deployed.arm_task(kwargs={"broken": "step"}))
-    with pytest.raises(ExportError, match=r"episode of test/arm .* failed: RuntimeError: the joint is stuck"):
+    with pytest.raises(ExportError, match=r"comparison episode of test/arm failed: RuntimeError: the joint is stuck"):
         export_policy(broken, ["torch"], tmp_path / "out")
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"onnxscript: pip install 'orrery\[export\]', or export with --format torch"):
@@ -217,8 +218,8 @@ def test_the_command_writes_and_says_what_it_wrote(tmp_path, capsys):
     ("words", "message"),
     [
         (["{run}/model"], "holds a world model (model.json), expected an artifact of kind 'policies'"),
-        (["{run}/nothing"], "expected policies.json, which lists policies"),
-        (["{run}/extract"], "policies of several tasks; give task=, one of: test/arm, test/grid"),
+        (["{run}/nothing"], "expected policies.json, the index of policies"),
+        (["{run}/extract"], "policies of several tasks; set task= to one of: test/arm, test/grid"),
         (["{run}", "taks=test/arm"], "'taks=test/arm': expected task=..., algorithm=..., seed=..."),
         (["{run}", "task=test/arm", "task=test/grid"], "task is given twice"),
     ],

@@ -15,6 +15,7 @@ import pytest
 import torch
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.jobs.config import SlurmConfig
 from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
@@ -22,7 +23,7 @@ from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, SvgConfig
 from orrery.stages.extraction.packing import MemoryEstimate, job_names, members_per_job, pack
-from orrery.stages.extraction.program import Member
+from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
@@ -174,8 +175,8 @@ def test_a_job_that_fails_names_its_members_and_the_others_are_kept(inputs, tmp_
 
 
 def test_members_are_cut_task_by_task() -> None:
-    members = [Member("pwm", task, seed, 0.0, True) for task in TASKS for seed in (0, 1)]
-    members += [Member("bc", task, seed, 1.0, False) for task in TASKS for seed in (0, 1)]
+    members = [PolicySpec("pwm", task, seed, 0.0, True) for task in TASKS for seed in (0, 1)]
+    members += [PolicySpec("bc", task, seed, 1.0, False) for task in TASKS for seed in (0, 1)]
     assert pack(members, 8) == [members]
     parts = pack(members, 3)
     named = [[(member.algorithm, member.task, member.seed) for member in part] for part in parts]
@@ -223,8 +224,14 @@ def test_an_estimated_split_is_kept_when_an_attempt_continues(inputs, tmp_path, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "slurm", "time_limit_min": 1.0}, "give members_per_job, or memory_gb of a job"),
-        ({"executor": "ray", "options": {"address": "head:6379"}}, "give members_per_job, or memory_gb of a job"),
+        (
+            {"executor": "slurm", "time_limit_min": 1.0},
+            "set extract.fanout.members_per_job or extract.fanout.memory_gb",
+        ),
+        (
+            {"executor": "ray", "ray_address": "head:6379"},
+            "set extract.fanout.members_per_job or extract.fanout.memory_gb",
+        ),
     ],
 )
 def test_memory_of_other_machines_has_to_be_given(settings: dict, message: str) -> None:
@@ -235,6 +242,6 @@ def test_memory_of_other_machines_has_to_be_given(settings: dict, message: str) 
 
 def test_a_gpu_has_to_be_asked_for() -> None:
     slurm = FanoutConfig(executor="slurm", time_limit_min=1.0, members_per_job=8)
-    with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.options\.gpus is 0"):
+    with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.slurm\.gpus is 0"):
         Extract(ExtractConfig(accelerator="cuda", fanout=slurm)).check()
-    Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, options={"gpus": 1}))).check()
+    Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, slurm=SlurmConfig(gpus=1)))).check()

@@ -144,10 +144,10 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
     assert list(policies) == ["toy/b"]
     # The stage starts hands the same frames on; what comes of them is the same.
     given = context_of(tmp_path / "starts", world_model=with_frames)
-    assert f"{SAVED_FRAMES:,} frames of each of 1 tasks" in Starts(StartsConfig(tasks=["toy/b"])).run(given)
+    assert f"{SAVED_FRAMES:,} frames of each of 1 task," in Starts(StartsConfig(tasks=["toy/b"])).run(given)
     again = extract(tmp_path / "again", config(tasks=["toy/b"]), world_model=model, starts=tmp_path / "starts")
     assert same(policies["toy/b"], again["toy/b"])
-    with pytest.raises(CheckpointError, match="has no start frames of toy/a; it has those of toy/b"):
+    with pytest.raises(CheckpointError, match="has no start frames of toy/a, only of toy/b"):
         extract(tmp_path / "other", config(tasks=["toy/a"]), world_model=model, starts=tmp_path / "starts")
     for needy, reason in {"bc": "bc clones the actions of a store", "svg": "svg learns its critics from the"}.items():
         with pytest.raises(ConfigError, match=rf"{reason}.*algorithms=\[pwm\].*inputs\.store=PATH"):
@@ -157,9 +157,9 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
 
 
 def test_nowhere_to_start_says_what_to_do(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no start frames.*Put the stage starts before extract"):
+    with pytest.raises(CheckpointError, match=r"holds no start frames.*Add the stage starts before extract"):
         extract(tmp_path / "out", config(), world_model=model)
-    with pytest.raises(StageError, match="no environment is known of toy/a"):
+    with pytest.raises(StageError, match="no environment is known for toy/a"):
         Starts(StartsConfig(tasks=["toy/a"])).run(context_of(tmp_path / "starts", world_model=model))
 
 
@@ -177,7 +177,7 @@ def test_frames_of_episodes_played_now(tmp_path: Path) -> None:
     again = load_frames(tmp_path / "two", specs)
     pendulum, cartpole = (found[spec.name] for spec in specs)
     assert torch.equal(pendulum.observation_NO, again["gymnasium/Pendulum-v1"].observation_NO)
-    # Equally many of both, although the one's episodes last 200 decisions and the other's a few dozen.
+    # Equally many of both, although the one's episodes last 200 steps and the other's a few dozen.
     assert 20 < len(pendulum.observation_NO) == len(cartpole.observation_NO) <= 500
     assert len(pendulum.initial_BO) == 3
     assert pendulum.behaviour == "exploration"

@@ -13,7 +13,7 @@ from orrery.stages.extraction.actor_critic import clip_members_, straight_throug
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.policy import LatentPolicy
-from orrery.stages.extraction.program import Member, RunningVariance, anchor_loss
+from orrery.stages.extraction.program import PolicySpec, RunningVariance, anchor_loss
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.layers.mlp import StackedMLP
@@ -58,8 +58,8 @@ def setting(tmp_path_factory):
 
 
 def members_of(names, seeds=2, anchor=0.5):
-    imagining = [Member("pwm", name, seed, anchor, True) for name in names for seed in range(seeds)]
-    return imagining + [Member("bc", name, seed, 1.0, False) for name in names for seed in range(seeds)]
+    imagining = [PolicySpec("pwm", name, seed, anchor, True) for name in names for seed in range(seeds)]
+    return imagining + [PolicySpec("bc", name, seed, 1.0, False) for name in names for seed in range(seeds)]
 
 
 def make(setting, members, seed=0, iterations=10):
@@ -132,7 +132,7 @@ def test_actor_gradient_is_that_of_the_return(setting):
     """Against finite differences of the discounted sum, with the policy's input held as PWM holds it."""
     store, model = setting
     model = copy.deepcopy(model).double()
-    members = [Member("pwm", "toy/small", 0, 0.0, True)]
+    members = [PolicySpec("pwm", "toy/small", 0, 0.0, True)]
     extraction = make((store, model), members)
     extraction.actor.double()
     tasks = member_tasks(model, [0], torch.device("cpu"))
@@ -185,7 +185,7 @@ def test_anchor_loss_counts_own_components(setting):
 
 
 def test_anchor_alone_clones_the_data(setting):
-    members = [Member("bc", "toy/small", 0, 1.0, False)]
+    members = [PolicySpec("bc", "toy/small", 0, 1.0, False)]
     extraction = make(setting, members, iterations=300)
     losses = [float(extraction.update(i)["anchor_loss"][0]) for i in range(300)]
     # The data's actions are random: a constant is the best clone, at the variance of the actions.
@@ -273,8 +273,8 @@ def unsure_setting(setting, heads=3):
 
 
 def test_disagreement_beyond_that_of_the_data_is_taken_off_the_reward(setting):
-    penalised = Member("pwm@u2", "toy/small", 0, 0.0, True, uncertainty=2.0)
-    plain = Member("pwm@u0", "toy/small", 0, 0.0, True)
+    penalised = PolicySpec("pwm@u2", "toy/small", 0, 0.0, True, uncertainty=2.0)
+    plain = PolicySpec("pwm@u0", "toy/small", 0, 0.0, True)
     extraction = make(unsure_setting(setting), [penalised, plain])
     start = extraction._starts.z_KND[[0, 0], :8]
     rollout = imagine(extraction.model, extraction.actor, start, torch.randn(4, 2, 8, 3), extraction.tasks, slice(0, 2))
@@ -291,11 +291,11 @@ def test_disagreement_beyond_that_of_the_data_is_taken_off_the_reward(setting):
 
 def test_an_uncertainty_weight_needs_disagreement_heads(setting):
     with pytest.raises(ConfigError, match="disagreement_heads=5"):
-        make(setting, [Member("pwm", "toy/small", 0, 0.0, True, uncertainty=1.0)])
+        make(setting, [PolicySpec("pwm", "toy/small", 0, 0.0, True, uncertainty=1.0)])
 
 
 def test_a_standard_deviation_below_its_bound_is_lifted(setting):
-    extraction = make(setting, [Member("pwm", "toy/small", 0, 0.0, True)])
+    extraction = make(setting, [PolicySpec("pwm", "toy/small", 0, 0.0, True)])
     torch.nn.init.constant_(extraction.actor.log_std, -9.0)
     extraction.update(0)
     assert float(extraction.actor.log_std.detach().min()) == pytest.approx(NETWORKS.log_std_min, abs=0.01)
@@ -304,7 +304,7 @@ def test_a_standard_deviation_below_its_bound_is_lifted(setting):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_rollout_and_critic_loss_are_one_graph_each_for_the_compiler(setting):
     """No graph breaks: `fullgraph` raises at the first. All kinds of task at once."""
-    extraction = make(setting, [Member("pwm", spec.name, 0, 0.0, True) for spec in SPECS])
+    extraction = make(setting, [PolicySpec("pwm", spec.name, 0, 0.0, True) for spec in SPECS])
     z, noise = extraction._starts.z_KND[:, :8], torch.randn(4, 3, 8, 3)
     compiled = torch.compile(extraction._imagine, fullgraph=True, backend="aot_eager")
     for found, expected in zip(compiled(z, noise)[1:], extraction._imagine(z, noise)[1:], strict=True):
@@ -315,8 +315,8 @@ def test_rollout_and_critic_loss_are_one_graph_each_for_the_compiler(setting):
 
 
 def test_gradient_noise_is_of_each_member_and_leaves_no_trace(setting):
-    members = [Member("pwm", spec.name, 0, 0.0, True) for spec in SPECS[:2]] + [
-        Member("bc", "toy/small", 0, 1.0, False)
+    members = [PolicySpec("pwm", spec.name, 0, 0.0, True) for spec in SPECS[:2]] + [
+        PolicySpec("bc", "toy/small", 0, 1.0, False)
     ]
     extraction = make(setting, members)
     noise = extraction.gradient_noise(draws=4)

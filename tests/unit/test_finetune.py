@@ -277,14 +277,14 @@ def test_bad_inputs_are_refused_with_a_reason(inputs, tmp_path):
     with pytest.raises(CheckpointError, match="already in the task table"):
         finetune({**inputs, "store": inputs["replay"]}, tmp_path / "known")
     with pytest.raises(
-        StageError, match=r"finetune.replay is 0.5, but the old tasks' data is not given: inputs.replay="
+        StageError, match=r"finetune.replay is 0.5, but the old tasks' data is missing: set inputs.replay"
     ):
         finetune(inputs, tmp_path / "replay", changed(CONFIG, replay=0.5), leave_out=("replay",))
-    with pytest.raises(CheckpointError, match=r"inputs.replay: .* is not of the tasks .*\n.*toy/wide.*not a task of"):
+    with pytest.raises(CheckpointError, match=r"inputs.replay: .* has other tasks .*\n.*toy/wide.*not a task of"):
         finetune({**inputs, "replay": inputs["store"]}, tmp_path / "other")
     spec = point_mass_spec("toy/discrete", action_kind="discrete", action_dim=2)
     write_store(tmp_path / "discrete", [(spec, point_mass_episodes(spec, 4))])
-    with pytest.raises(CheckpointError, match=r"toy/discrete: actions are discrete, but .* continuous ones alone"):
+    with pytest.raises(CheckpointError, match=r"toy/discrete: actions are discrete, but .* continuous actions only"):
         finetune({**inputs, "store": [tmp_path / "discrete"]}, tmp_path / "kind")
 
 
@@ -300,7 +300,7 @@ def test_a_folder_that_is_no_latent_model_is_refused(inputs, tmp_path):
     ("changes", "message"),
     [
         ({"replay": 1.0}, "at least 0 and below 1"),
-        ({"replay": 0.01}, "leaves old or new tasks no window"),
+        ({"replay": 0.01}, "leaves no window for old or for new tasks"),
         ({"train": "all"}, "expected embedding, heads, dynamics, everything"),
         ({"initial": "zero"}, "expected nearest, mean, random"),
         ({"scaling": "none"}, "expected own, best"),

@@ -103,7 +103,7 @@ def test_a_run_ends_with_one_line_and_continues(small_disk, tmp_path: Path) -> N
     assert ended.returncode == 0, ended.stderr
     [line] = ended.stderr.splitlines()
     assert line.startswith("error: the disk of ")
-    assert "Free some space and run the same command again: it continues" in line
+    assert "Free some space and rerun the command to continue" in line
     assert "rc 2" in ended.stdout
     assert "4,000 transitions in 20 episodes of 1 tasks" in ended.stdout
 

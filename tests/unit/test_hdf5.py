@@ -70,9 +70,9 @@ def test_without_next_observations_only_a_cut_off_episode_is_shorter(tmp_path):
     np.testing.assert_array_equal(second.observations[:, 0], [7, 8, 9, 10, 11])
     np.testing.assert_array_equal(second.rewards, [7, 8, 9, 10])
     assert (first.terminated, second.terminated) == (True, False)
-    assert "one transition shorter" in reader.source["final_observation"]
+    assert "lose their last transition" in reader.source["final_observation"]
     cut_off = write(tmp_path / "cut.hdf5", flat_columns(next_observations=None, terminals=None))
-    assert "one transition shorter" in Hdf5Reader(cut_off).source["final_observation"]
+    assert "lose their last transition" in Hdf5Reader(cut_off).source["final_observation"]
 
 
 def test_rows_after_the_last_flag_are_an_episode_too(tmp_path):
@@ -92,7 +92,7 @@ def test_the_oldest_flat_files_split_after_the_episode_length(tmp_path):
 
 def test_a_file_that_shows_no_ends_is_refused(tmp_path):
     path = write(tmp_path / "a.hdf5", flat_columns(timeouts=None, terminals=np.zeros(12)))
-    with pytest.raises(DatasetError, match=r"a\.hdf5: nothing says where its episodes end.*episode_length"):
+    with pytest.raises(DatasetError, match=r"a\.hdf5: the file does not say where its episodes end.*episode_length"):
         Hdf5Reader(path)
 
 
@@ -210,7 +210,7 @@ def test_parts_of_a_suite_come_in_its_order(tmp_path):
     reader = Hdf5Reader(write(tmp_path / "walker.h5", file), overrides={"environment": "dmc/walker-run"})
     np.testing.assert_array_equal(next(iter(reader)).observations[0], [14.0] * 14 + [1.0] + [9.0] * 9)
     assert (reader.task.episode_length, reader.task.action_repeat) == (500, 2)
-    assert "are put in the environment's order" in reader.warnings[0]
+    assert "are reordered to match the environment" in reader.warnings[0]
 
 
 def test_a_column_map_that_fits_nothing_says_what_is_there(own_names, tmp_path):
@@ -232,7 +232,9 @@ def test_whole_number_actions_are_choices(tmp_path):
     np.testing.assert_array_equal(next(iter(reader)).actions, np.eye(3)[choices[:ENDS_AT]])
     more = Hdf5Reader(tmp_path / "a.h5", overrides={"action_dim": 5})
     assert next(iter(more)).actions.shape == (7, 5)
-    with pytest.raises(DatasetError, match=r"choices are numbered 0\.\.2, expected 0\.\.1; give pack.*choices=3"):
+    with pytest.raises(
+        DatasetError, match=r"discrete actions are numbered 0\.\.2, expected 0\.\.1; set pack.*choices=3"
+    ):
         Hdf5Reader(tmp_path / "a.h5", overrides={"action_dim": 2})
 
 
@@ -297,7 +299,7 @@ def test_misaligned_damaged_and_unknown_files_are_refused(tmp_path):
         Hdf5Reader(write(tmp_path / "b.h5", {"pictures": np.zeros(3)}))
     with pytest.raises(DatasetError, match="which looks like images"):
         Hdf5Reader(write(tmp_path / "c.h5", demos(1, **{"obs/camera": np.zeros((3, 4, 4, 3))})))
-    with pytest.raises(DatasetError, match="holds no complete transition"):
+    with pytest.raises(DatasetError, match="has no complete transition"):
         Hdf5Reader(write(tmp_path / "d.h5", {key: value[:0] for key, value in flat_columns().items()}))
     whole = write(tmp_path / "e.h5", flat_columns()).read_bytes()
     (tmp_path / "e.h5").write_bytes(whole[: len(whole) // 2])
@@ -365,7 +367,7 @@ def test_episode_length_caps_marked_episodes_and_groups_too(tmp_path):
 def test_columns_that_are_not_read_and_look_like_ends_are_named(tmp_path):
     path = write(tmp_path / "a.h5", flat_columns(my_traj_done=np.arange(12) % 3 == 2, my_first=np.arange(12) == 7))
     _, (warning,) = lengths_and_ends(path)
-    assert "not read look as if they marked ends of episodes: my_traj_done;" in warning
+    assert "unread columns seem to mark ends of episodes: my_traj_done;" in warning
     assert "last: NAME" in warning
     assert lengths_and_ends(path, columns={"terminated": "my_traj_done"})[0] == [(3, True)] * 4
 
@@ -373,7 +375,7 @@ def test_columns_that_are_not_read_and_look_like_ends_are_named(tmp_path):
 def test_episodes_without_a_transition_are_counted(tmp_path):
     path = write(tmp_path / "a.h5", flat_columns(next_observations=None, timeouts=np.isin(np.arange(12), [7, 8, 11])))
     assert lengths_and_ends(path) == (
-        [(7, True), (2, False)], ["episodes without a complete transition are left out: 2"]
+        [(7, True), (2, False)], ["episodes without a complete transition are skipped: 2"]
     )  # fmt: skip
 
 
@@ -410,7 +412,7 @@ def test_records_of_dreamer_are_shifted(leave_out, tmp_path):
         assert reader.source["final_observation"] == "stored"
     if "is_first" not in leave_out:
         assert [e.terminated for e in episodes] == [False, True, False]
-        assert "read as shifted" in reader.warnings[0]
+        assert "treated as shifted" in reader.warnings[0]
 
 
 def test_what_stands_in_front_of_a_shifted_episode_is_no_choice(tmp_path):
@@ -436,12 +438,12 @@ def test_records_of_rlds_end_with_their_final_observation(tmp_path):
 def test_a_map_over_rows_that_look_shifted_is_warned_of(tmp_path):
     path = write(tmp_path / "a.h5", records(reward=np.where(np.arange(12) % 4, 1.0, np.nan)))
     columns = {"observation": "observation", "action": "action", "reward": "reward", "last": "is_last"}
-    assert "say shifted: true in a column map" in Hdf5Reader(path, columns=columns).warnings[0]
+    assert "set shifted: true in a column map" in Hdf5Reader(path, columns=columns).warnings[0]
     with pytest.raises(DatasetError, match="shifted: expected bool, found 'yes'"):
         ColumnMap.load(columns | {"shifted": "yes"})
     with pytest.raises(DatasetError, match="next_observation and shifted exclude each other"):
         ColumnMap.load(columns | {"shifted": True, "next_observation": "observation"})
-    with pytest.raises(DatasetError, match="lengths apply to flat files; with episode_group"):
+    with pytest.raises(DatasetError, match="lengths apply to flat files, but with episode_group"):
         ColumnMap.load(columns | {"lengths": "n", "episode_group": "*"})
 
 
@@ -449,7 +451,7 @@ def test_groups_beside_the_episodes_are_left_out_by_name(tmp_path):
     path = write(tmp_path / "a.h5", demos(2) | {"data/config/gains": np.ones(3)})
     reader = Hdf5Reader(path)
     assert len(reader) == 2
-    assert reader.warnings == ["groups without 'actions' are left out (1): /data/config"]
+    assert reader.warnings == ["groups without 'actions' are skipped (1): /data/config"]
 
 
 @pytest.mark.parametrize(

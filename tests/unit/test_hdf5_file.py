@@ -20,7 +20,7 @@ from .test_hdf5 import flat_columns, write
     [
         (
             b"<!DOCTYPE html>\n<html>",
-            r"cannot be opened as HDF5: it is not HDF5, it starts with b'<!DOCTYPE html>'",
+            r"cannot be opened as HDF5: it is not HDF5 (it starts with b'<!DOCTYPE html>')",
         ),
         (b"", r"a\.hdf5: cannot be opened as HDF5: it is empty \(0 bytes\)"),
         (
@@ -37,7 +37,7 @@ def test_what_is_not_hdf5_is_shown(content, message, tmp_path):
 
 def test_a_pattern_is_not_a_file(tmp_path):
     with (
-        pytest.raises(DatasetError, match=r"no HDF5 file at .*episode_\*\.hdf5.*patterns are not expanded"),
+        pytest.raises(DatasetError, match=r"no HDF5 file at .*episode_\*\.hdf5.*patterns are not supported"),
         open_hdf5(tmp_path / "episode_*.hdf5"),
     ):
         pass
@@ -92,7 +92,9 @@ def test_values_in_another_file_are_refused(kind, tmp_path):
             layout = h5py.VirtualLayout((12,), "f8")
             layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "rewards", (12,))
             file.create_virtual_dataset("rewards", layout)
-    with pytest.raises(DatasetError, match=r"column 'rewards' keeps its values in other files .*values\.bin|other\.h5"):
+    with pytest.raises(
+        DatasetError, match=r"column 'rewards' stores its values in other files .*values\.bin|other\.h5"
+    ):
         Hdf5Reader(path)
 
 
@@ -116,7 +118,7 @@ def test_a_damaged_chunk_names_its_column(column, tmp_path):
     with path.open("r+b") as raw:
         raw.seek(info.byte_offset)
         raw.write(b"\x12\x34\x56\x78")
-    with pytest.raises(DatasetError, match=rf"a\.h5: column '{column}' cannot be read in rows .*damaged, fetch"):
+    with pytest.raises(DatasetError, match=rf"a\.h5: column '{column}' cannot be read in rows .*damaged, download"):
         list(Hdf5Reader(path))
 
 

@@ -128,7 +128,7 @@ def test_what_is_not_the_wanted_artifact_is_refused(run: Path, tmp_path: Path) -
     assert "seed=7" in refusal(lambda reference: Policy.from_pretrained(reference, seed=7), run / "extract")
     shutil.copytree(run, tmp_path / "two")
     shutil.copytree(run / "pretrain", tmp_path / "two" / "finetune")
-    assert "it holds several; give" in refusal(WorldModel.from_pretrained, tmp_path / "two")
+    assert "it has several; use" in refusal(WorldModel.from_pretrained, tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / "finetune")
     shutil.rmtree(tmp_path / "two" / "pretrain")
     message = refusal(WorldModel.from_pretrained, tmp_path / "two")
@@ -272,14 +272,14 @@ def test_policies_and_objects_go_to_the_hub(run: Path, fake: FakeHub) -> None:
     assert same_weights(WorldModel.from_pretrained("me/object"), WorldModel.load(run / "pretrain"))  # downloaded before
     hub.download.cache_clear()
     assert same_weights(WorldModel.from_pretrained("me/object"), model)
-    assert "no stage's manifest came with it" in fake.repositories["me/object"]["README.md"].decode()
+    assert "the artifact has no manifest of a stage" in fake.repositories["me/object"]["README.md"].decode()
 
 
 def test_the_hub_refuses(run: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"no/such: the Hugging Face Hub has no such repository"):
         WorldModel.from_pretrained("no/such")
     push_to_hub(run / "pretrain", "me/model")
-    with pytest.raises(CheckpointError, match="has no revision 'v9'"):
+    with pytest.raises(CheckpointError, match="no revision 'v9'"):
         WorldModel.from_pretrained("me/model@v9")
     with pytest.raises(StageError, match="kind 'world_model', expected kind 'policies'"):
         Policy.from_pretrained("me/model")
@@ -288,7 +288,7 @@ def test_the_hub_refuses(run: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPat
     with pytest.raises(StageError, match=r"model\.safetensors has .* bytes, expected"):
         WorldModel.from_pretrained("me/model")
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    with pytest.raises(CheckpointError, match="refuses to let you write there"):
+    with pytest.raises(CheckpointError, match="no permission to write"):
         push_to_hub(run / "pretrain", "me/model")
     with pytest.raises(StageError, match="expected the name of a repository"):
         push_to_hub(run / "pretrain", "me/model@v1")
@@ -303,7 +303,7 @@ def test_without_a_network_the_answer_comes_at_once(
     """Whether connections are refused, or taken and never answered."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(hub, "PATIENCE", 0.5)
+    monkeypatch.setattr(hub, "CONNECT_TIMEOUT", 0.5)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         if listening:
@@ -313,7 +313,7 @@ def test_without_a_network_the_answer_comes_at_once(
         hub.download.cache_clear()
         started = time.monotonic()
         reason = "ReadTimeout" if listening else "ConnectError"
-        with pytest.raises(CheckpointError, match=rf"cannot be reached \({reason}.*no copy is in the cache"):
+        with pytest.raises(CheckpointError, match=rf"cannot be reached \({reason}.*there is no cached copy"):
             WorldModel.from_pretrained("me/model")
         with pytest.raises(CheckpointError, match=rf"cannot be reached \({reason}.*nothing was uploaded"):
             hub.upload(tmp_path, "me/model")
@@ -405,11 +405,11 @@ def test_the_card_tells_what_is_known(run: Path, tmp_path: Path) -> None:
     assert "| toy/b | 3 | 1 continuous | 25 | 1 | 0.95 | no | normalised |" in card
     assert "| toy/a | exploration | 6 | 150 |" in card
     assert f"Hash of the packed data: `{artifact.digest_of(run / 'pack')}`" in card
-    assert "16,384 frames of each task's data" in card
+    assert "16,384 frames (observation and action) of each task's data" in card
     assert "| toy/a | 0.75 |" in card
     assert "Fewer than 20 episodes: toy/a, toy/b." in card
-    assert "Open-loop R2 not defined, since the held-out data does not vary: toy/b." in card
-    assert "No scores came with it." in card
+    assert "Open-loop R2 undefined, because the held-out data does not vary: toy/b." in card
+    assert "No scores are included." in card
     # A card may be edited where it is; the model still loads.
     (tmp_path / "out" / "README.md").write_text("mine")
     assert same_weights(WorldModel.from_pretrained(tmp_path / "out"), WorldModel.load(run / "pretrain"))
@@ -424,4 +424,4 @@ def test_the_card_says_why_a_task_has_no_score():
     task = TaskSpec("own/arm", 2, 1, 10, score_random=3.0, score_expert=2.0)
     config = {"task": task.to_dict(), "trained_by": {"algorithm": "bc"}}
     card = model_card("a/b", Provenance("policies", [task.to_dict()], None, []), config, 0, {}, "mit", 0)
-    assert "- own/arm: 0 is a return of 3, 1 is 2; no score, since score_expert must be above score_random" in card
+    assert "- own/arm: 0 is a return of 3, 1 is 2; no score, because score_expert must be above score_random" in card

@@ -84,7 +84,7 @@ def test_what_is_odd_of_a_dataset_is_shown(inspect, tmp_path: Path) -> None:
         file["next_observations"], file["dones"] = np.ones((6, 3)), np.array([0, 0, 1, 0, 0, 1])
         file["my_end"] = np.array([0, 1, 0, 0, 0, 0])
     shown = " ".join(inspect(path).split())
-    assert "look as if they marked ends of episodes: my_end" in shown
+    assert "seem to mark ends of episodes: my_end" in shown
     assert "2 of the 2 episodes that terminate do so after exactly 3 steps" in shown
 
 

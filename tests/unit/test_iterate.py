@@ -92,7 +92,7 @@ def test_a_plan_ends_where_it_depends_on_what_is_not_there_yet(tmp_path):
         (["rounds=2.5"], "found '2.5'"),
         (["warm_start=yes"], "warm_start: expected true or false, found 'yes'"),
         (["policies=bc"], "policies=bc: expected a stage that makes policies: extract"),
-        (["later.colect.episodes=3"], r"no config key 'colect.episodes'. Did you mean 'collect.episodes'"),
+        (["later.colect.episodes=3"], r"unknown key 'colect.episodes'. Did you mean 'collect.episodes'"),
         (["stages=[pack,pretrain,extract]"], "but iterate_cartpole has no stage 'collect'"),
         (["stages=[collect,pack,pretrain]"], "has no stage that makes policies; its stages: collect, pack, pretrain"),
         (["run_dir=a:b"], "must not have ':' in its path"),

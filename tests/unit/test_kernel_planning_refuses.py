@@ -59,7 +59,7 @@ def test_refuses_more_centres_than_rows():
 def test_refuses_continuous_actions_without_candidates():
     rows = make_rows()
     continuous = Transitions(rows.state_NO, torch.rand(60, 2, dtype=F64), rows.next_state_NO, rows.reward_N)
-    with pytest.raises(ConfigError, match=r"continuous \(of 2 components\) and no candidate set .* kmeans"):
+    with pytest.raises(ConfigError, match=r"continuous \(2 components\) and there are no candidates.* kmeans"):
         model_of(continuous, torch.arange(5))
     with pytest.raises(ConfigError, match=r"actions 0\.\.1, expected 0\.\.0"):
         model_of(rows, torch.arange(5), actions=DiscreteActions(1))

@@ -8,7 +8,7 @@ from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.packing import estimate
-from orrery.stages.extraction.program import Member
+from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
@@ -24,7 +24,7 @@ def peak_of_update(config: WorldModelConfig, first_order: FirstOrderConfig, memb
         torch.rand(1, 8, config.latent_dim), torch.rand(1, 8, 4), torch.rand(1, 4, config.latent_dim), torch.ones(1),
         {0: 0},
     )  # fmt: skip
-    policies = [Member("pwm", "toy/task", seed, 0.0, True) for seed in range(members)]
+    policies = [PolicySpec("pwm", "toy/task", seed, 0.0, True) for seed in range(members)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         FirstOrderExtraction(model, starts, policies, first_order, 10, 0).update(0)
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

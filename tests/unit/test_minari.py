@@ -206,7 +206,7 @@ def test_given_action_bounds_replace_those_of_the_space(write):
     np.testing.assert_allclose(next(iter(reader)).actions, [[0.5, 1]] * 5)
     with pytest.raises(DatasetError, match="below its action_high"):
         _ = MinariReader("bounds/random-v0", overrides={"action_low": 1, "action_high": 1}).task
-    with pytest.raises(DatasetError, match="given together"):
+    with pytest.raises(DatasetError, match="must be set together"):
         MinariReader("bounds/random-v0", overrides={"action_low": 1})
 
 
@@ -259,12 +259,12 @@ def test_open_reader_knows_each_way_to_name_a_dataset(write):
 
 def test_open_reader_says_what_it_was_looking_for(write, tmp_path):
     folder = write("point/random-v0", [episode()])
-    with pytest.raises(DatasetError, match="run the collect stage"):
+    with pytest.raises(DatasetError, match="run the stage collect"):
         open_reader("dmc/walker-run")
     with pytest.raises(DatasetError, match="a column map does not apply"):
         open_reader(folder, columns={"reward": "r"})
     (tmp_path / "data.pkl").write_bytes(b"")
-    with pytest.raises(DatasetError, match="not a dataset that can be read"):
+    with pytest.raises(DatasetError, match="not a supported dataset"):
         open_reader(tmp_path / "data.pkl")
     with pytest.raises(DatasetError, match="no HDF5 file at"):
         open_reader(tmp_path / "absent.h5")
@@ -297,8 +297,8 @@ def test_an_environment_that_is_named_decides_in_place_of_the_dataset(write):
     assert reader.source["columns"] == ["observation.goal[0]", "observation.arm[0]", "observation.arm[1]"]
     assert (reader.task.episode_length, reader.task.environment["id"]) == (70, "Named-v0")
     order, bounds = reader.warnings
-    assert "are put in the environment's order: 3 numbers (goal 1, arm 2)" in order
-    assert "which decides how they are scaled" in bounds
+    assert "are reordered to match the environment: 3 numbers (goal 1, arm 2)" in order
+    assert "which determines the scaling" in bounds
     environment = make_environment(reader.task)
     np.testing.assert_allclose(environment.to_native_action(read.actions[0]), taken[0])
 
@@ -306,10 +306,10 @@ def test_an_environment_that_is_named_decides_in_place_of_the_dataset(write):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"observations": np.zeros((6, 4))}, "observations of 3 numbers .*, expected 4 numbers as the data has"),
+        ({"observations": np.zeros((6, 4))}, "observations of 3 numbers .*, but the data has 4 numbers"),
         (
             {"observations": np.zeros((6, 3)), "actions": np.zeros(5, int)},
-            "expected one choice out of 2",
+            "but the data has a discrete action out of 2",
         ),
         (
             {"observations": np.zeros((6, 3)), "actions": np.zeros((5, 3))},

@@ -33,7 +33,7 @@ def test_targets_are_copied_and_the_encoder_trained_at_the_first_step_of_a_perio
         scales.append((float(learner._scale_M), float(learner._target_scale_M)))
     burst = ["copy", *["encoder"] * 4]
     assert events == [*burst, *["step"] * 4, *burst, "step"]
-    mean = float(replay.reward.abs().sum()) / replay.num_decisions
+    mean = float(replay.reward.abs().sum()) / replay.num_steps
     assert scales[0] == (pytest.approx(mean, rel=1e-5), 1.0)  # the targets' scale is the one before
     assert scales[4] == (pytest.approx(mean, rel=1e-5), pytest.approx(mean, rel=1e-5))
     # The last copy was made before the last step of values and policy, not of the encoder's burst.

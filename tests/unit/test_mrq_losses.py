@@ -24,7 +24,7 @@ def row(*values):
 
 
 def test_the_return_keeps_the_terminal_reward_and_nothing_after_it():
-    # 8 at the terminal decision, then 11 and 12 of the next episode: the published code gives 10.78, the return is 8.
+    # 8 at the terminal step, then 11 and 12 of the next episode: the published code gives 10.78, the return is 8.
     reward, not_done, discount = row(8.0, 0.0, 11.0), row(0.0, 0.0, 1.0), torch.tensor([0.99])
     values = {
         form: losses.n_step_return(reward, not_done, discount, form) for form in ("masked", "released", "unmasked")
@@ -54,7 +54,7 @@ def test_reward_scale_stays_one_until_a_reward_was_seen():
 
 
 def test_losses_of_the_model_count_up_to_the_terminal_decision():
-    # Two windows of two decisions; the first ends at once, so its second decision counts nothing.
+    # Two windows of two steps; the first ends at once, so its second step counts nothing.
     not_done = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
     prediction = Prediction(torch.zeros(1, 2, 2), torch.ones(1, 2, 2, 3), torch.full((1, 2, 2, 1), 2.0))
     found = losses.encoder_losses(prediction, torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2), not_done, torch.zeros(0))
@@ -103,7 +103,7 @@ def test_small_priorities_survive_among_many_slots():
 
 
 def test_nothing_to_draw_is_said():
-    with pytest.raises(DatasetError, match="no window of 5 decisions"):
+    with pytest.raises(DatasetError, match="no window of 5 steps"):
         Priorities(4, [5], torch.device("cpu")).check(5, 4)
 
 

@@ -203,5 +203,5 @@ def test_pixel_tasks_say_how_they_are_built():
     spec = pixel_spec(task_spec("dmc/cartpole-balance"), 3)
     assert (spec.name, spec.observation_dim, spec.action_repeat) == ("dmc_pixels/cartpole-balance", 9 * 84 * 84, 1)
     assert spec.environment["kwargs"]["repeat"] == 2
-    with pytest.raises(ConfigError, match=r"images are rendered of dm_control tasks only"):
+    with pytest.raises(ConfigError, match=r"pixels are supported for dm_control tasks only"):
         pixel_spec(task_spec(PENDULUM), 3)

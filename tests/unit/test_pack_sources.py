@@ -100,9 +100,9 @@ def test_a_file_with_a_comma_in_its_name_is_quoted_as_the_error_says(name, packe
     (tmp_path / "work").mkdir()
     shutil.copy("own.hdf5", f"work/{name}")
     items = ["own.hdf5", *(part.strip() for part in f"work/{name}".split(","))]
-    with pytest.raises(DatasetError, match="A comma in the name of a file needs quotes") as refused:
+    with pytest.raises(DatasetError, match="File names with a comma need quotes") as refused:
         Pack(PackConfig(tasks=items)).check()
-    (said,) = shlex.split(str(refused.value).rpartition("needs quotes: ")[2])
+    (said,) = shlex.split(str(refused.value).rpartition("need quotes: ")[2])
     assert main(["plan", "offline", "stages=[pack]", f"run_dir={tmp_path}/run", said]) == 0, capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_choices_may_be_more_than_the_data_shows_and_stored_as_floats(packed):
 
 
 def test_bounds_and_choices_that_cannot_be_meant(packed):
-    with pytest.raises(ConfigError, match=r"pack\.sources\.lab/arm: action_low and action_high are given together"):
+    with pytest.raises(ConfigError, match=r"pack\.sources\.lab/arm: action_low and action_high must be set together"):
         packed(np.zeros((6, 2)), action_low=[-1.0])
     with pytest.raises(ConfigError, match=r"pack\.sources\.lab/arm: choices is for discrete actions"):
         packed(np.zeros((6, 2)), action_low=[-1.0], action_high=[1.0], choices=2)
@@ -179,13 +179,13 @@ def test_episodes_beyond_the_limit_are_warned_of(packed):
         ("exiting_module:Arm-v0", r"cannot be imported \(SystemExit: 3\)"),
         ("Amr-v0", r"gymnasium has no environment 'Amr-v0' .*nearest are .*Arm-v0.*MODULE:Amr-v0"),
         ("dmc/walker-rnu", r"unknown task 'dmc/walker-rnu': the nearest are dmc/walker-run"),
-        ("Pendulum-v1", "observations of 3 numbers, expected 2 numbers as the data has"),
+        ("Pendulum-v1", "observations of 3 numbers, but the data has 2 numbers"),
         ("Unbuilt-v0", r"'Unbuilt-v0' cannot be built: OSError: no display"),
         ("Unready-v0", r"'Unready-v0' cannot be reset: ValueError: no assets"),
         ("Untrue-v0", r"'Untrue-v0' cannot be reset: .*shape \(5,\), expected \(2,\)"),
         ("Unplayed-v0", r"'Unplayed-v0' cannot be stepped: RuntimeError: no contact solver"),
         ("Texts-v0", r"cannot flatten observation\.words of space Text"),
-        ("Choosing-v0", r"it takes actions Discrete\(3\), expected continuous actions of 2 components"),
+        ("Choosing-v0", r"its action space is Discrete\(3\), but the data has continuous actions of 2 components"),
     ],
 )
 def test_an_environment_that_does_not_serve_is_named_with_its_key(packed, environment, message, tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_task_without_data_is_refused_before_anything_runs(tmp_path):
     other = (tmp_path / "other", None)
     unknown = (tmp_path / "mrq_datasets", object())
 
-    with pytest.raises(StageError, match="nothing to pack"):
+    with pytest.raises(StageError, match=r"pack\.tasks is empty"):
         check(PackConfig())
     with pytest.raises(StageError, match=r"no data for 'dmc/walker-run'.*Collected: nothing"):
         check(PackConfig(tasks=["dmc/walker-run"]))

@@ -52,7 +52,7 @@ def draw(config, action_dim, environments, seed=0):
 
 
 class Line:
-    """A point at z moves by a / 2; a decision costs 100 times the squared distance from 0.3 that it ends at."""
+    """A point at z moves by a / 2; a step costs 100 times the squared distance from 0.3 that it ends at."""
 
     def executable(self, action):
         return action.clamp(-1, 1)
@@ -167,9 +167,9 @@ def test_the_narrowed_model_gives_the_numbers_of_the_whole(k):
         return narrowed.executable(model.sample_prior(at, task, pad(noise)).action[..., :A])
 
     for action in actions:
-        at, reward, goes_on = model.step(at, pad(action), task)
+        at, reward, continue_ = model.step(at, pad(action), task)
         total += alive * model.decode_reward(reward)
-        alive = alive * spec.discount * (torch.sigmoid(goes_on) if spec.terminates else 1)
+        alive = alive * spec.discount * (torch.sigmoid(continue_) if spec.terminates else 1)
     value = model.decode_value(model.value_logits(at, pad(of_prior(at, noise)), task)).mean(0)
     assert value.std() > 0.01
     torch.testing.assert_close(narrowed.returns(z, actions, noise), total + alive * value, rtol=1e-4, atol=1e-5)
@@ -319,10 +319,10 @@ def test_a_planner_refuses_another_model_or_none(tmp_path):
     other = make_model()
     other.reward[-1].bias += 1
     other.save(tmp_path / "made" / "world_model")
-    with pytest.raises(CheckpointError, match=r"world_model, which was changed since: expected digest \w{12}"):
+    with pytest.raises(CheckpointError, match=r"world_model, which has changed since: expected digest \w{12}"):
         load_policy(folder)
     shutil.rmtree(tmp_path / "made" / "world_model")
-    with pytest.raises(CheckpointError, match="world_model, which is not there; a planner moves together"):
+    with pytest.raises(CheckpointError, match="world_model, which is missing; move a planner together"):
         load_policy(folder)
 
 
@@ -337,7 +337,7 @@ def test_a_model_without_values_is_refused_before_anything_runs(tmp_path):
         stage.check_input("world_model", tmp_path / "model", None)
     with pytest.raises(CheckpointError, match=message):
         run_stage(tmp_path / "made", tmp_path / "model")
-    with pytest.raises(CheckpointError, match=f"stage pretrain is to make has {message}"):
+    with pytest.raises(CheckpointError, match=f"of the stage pretrain has {message}"):
         stage.check_input("world_model", tmp_path / "later", PretrainConfig())
     stage.check_input("world_model", tmp_path / "later", PretrainConfig(model=WorldModelConfig(size="1")))
 
@@ -347,7 +347,7 @@ def test_unknown_tasks_and_settings_are_refused(tmp_path):
     with pytest.raises(TaskError, match="toy/tall"):
         run_stage(tmp_path / "made", tmp_path / "model", tasks=["toy/tall"])
     for settings, message in [
-        ({"elites": 600}, r"elites \(600\) must not be more than samples \(512\)"),
+        ({"elites": 600}, r"elites \(600\) must not exceed samples \(512\)"),
         ({"samples": 24, "elites": 2}, r"prior_trajectories must be .* less than samples \(24\), found 24"),
         ({"horizon": 0}, "horizon must be at least 1, found 0"),
         ({"min_std": 3.0}, "expected 0 <= min_std <= max_std, found 3.0 and 2.0"),

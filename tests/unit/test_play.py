@@ -1,4 +1,4 @@
-"""`orrery play`: what is filmed is what was played; what cannot be drawn says what to do."""
+"""`orrery play`: what is recorder is what was played; what cannot be drawn says what to do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_film_shows_the_episodes_that_evaluation_plays(policy, tmp_path):
     assert [result.return_ for result in played.results] == [expected[0].return_, expected[1].return_]
     assert [result.success_any for result in played.results] == [expected[0].success_any, expected[1].success_any]
     assert told == [0, 1]
-    # 60 steps per second are shown as 30 pictures: of the first state, and after decisions 2, 4, 6, 8.
+    # 60 steps per second are shown as 30 pictures: of the first state, and after steps 2, 4, 6, 8.
     assert (played.frames, played.frames_per_second) == (10, 30)
     pictures = imageio.v2.mimread(out)
     bars = [int(np.argmax(picture[..., 0].mean(1))) // 2 for picture in pictures]
@@ -55,7 +55,7 @@ def test_another_seed_starts_elsewhere(policy, tmp_path):
 def test_curves_need_nothing_that_draws(tmp_path, policy):
     spec = deployed.arm_task(kwargs={"broken": "render"})
     blind = deployed.latent(spec)
-    with pytest.raises(TaskError, match=r"'test/arm' cannot be drawn: RuntimeError: no display\. --out FILE\.png"):
+    with pytest.raises(TaskError, match=r"'test/arm' cannot be rendered: RuntimeError: no display\. --out FILE\.png"):
         play(blind, tmp_path / "arm.gif")
     assert list(tmp_path.iterdir()) == []
     played = play(blind, tmp_path / "arm.png", episodes=2)
@@ -77,11 +77,13 @@ def test_it_plays_in_another_task_of_the_same_shape(tmp_path):
     policy = deployed.state(spec)
     assert play(policy, tmp_path / "a.png", task="myriad/mould").results[0].length == 100
     assert play(policy, tmp_path / "a.png", task="myriad/mould@7").results[0].length == 7
-    with pytest.raises(TaskError, match=r"made for myriad/cancer \(2 observation columns and 1 action components\), "):
+    with pytest.raises(
+        TaskError, match=r"trained for myriad/cancer \(2 observation columns and 1 action components\), "
+    ):
         play(policy, tmp_path / "a.png", task="myriad/bear")
     with pytest.raises(TaskError, match="unknown task 'myriad/moulds': the nearest are myriad/mould"):
         play(policy, tmp_path / "a.png", task="myriad/moulds")
-    with pytest.raises(TaskError, match=r"equations that nothing draws; --out FILE\.png"):
+    with pytest.raises(TaskError, match=r"equations and cannot be rendered; --out FILE\.png"):
         play(policy, tmp_path / "b.gif")
     assert (str(default_file(spec)), str(default_file(ARM))) == ("myriad.cancer.png", "test.arm.gif")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
@@ -132,17 +134,17 @@ def test_the_command_says_what_it_played(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "pwm of test/arm, seed 3"
     assert lines[1].startswith("episode 0: return ")
-    assert lines[1].endswith((", 8 decisions, success", ", 8 decisions, no success"))
+    assert lines[1].endswith((", 8 steps, success", ", 8 steps, no success"))
     assert lines[3].startswith("mean return ")
     assert lines[4].startswith(f"wrote {tmp_path / 'arm.gif'} (")
-    assert lines[4].endswith("10 pictures, 30 per second)")
+    assert lines[4].endswith("10 frames, 30 per second)")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["{run}/model"], "holds a world model (model.json), expected an artifact of kind 'policies'"),
-        (["{run}/extract", "task=test/gird"], "no policy with task='test/gird', but: test/arm, test/grid"),
+        (["{run}/extract", "task=test/gird"], "no policy with task='test/gird', only: test/arm, test/grid"),
         (["{run}/extract/pwm/test.arm/seed_3", "task=dmc/walker-run"], "dmc/walker-run has 24 observation columns"),
         (["{run}/extract/pwm/test.arm/seed_3", "--episodes", "0"], "--episodes must be at least 1, found 0"),
     ],
@@ -190,7 +192,7 @@ def test_simulators_are_drawn_where_opengl_is(name, tmp_path):
     deployed.state(spec).save(tmp_path / "policy")
     command = [sys.executable, "-m", "orrery.pipeline.cli", "play", str(tmp_path / "policy"), "--size", "64"]
     done = subprocess.run([*command, "--out", str(tmp_path / "a.gif")], capture_output=True, text=True, cwd=tmp_path)
-    if "nothing draws pictures" in done.stderr:
+    if "MuJoCo cannot render here" in done.stderr:
         pytest.skip(" ".join(done.stderr.split()))
     assert done.returncode == 0, done.stderr
     pictures = imageio.v2.mimread(tmp_path / "a.gif")

@@ -42,7 +42,7 @@ def chain_spec():
 
 
 def chain_episodes(count=40, seed=0):
-    """Left or right at random along a chain of one-hot states, from the first to the last or 20 decisions."""
+    """Left or right at random along a chain of one-hot states, from the first to the last or 20 steps."""
     random, episodes = np.random.default_rng(seed), []
     for _ in range(count):
         states, actions, rewards = [0], [], []
@@ -96,7 +96,7 @@ def chosen(policy):
 @pytest.mark.parametrize("method", ["value_iteration", "policy_iteration", "mirror_descent"])
 def test_tabular_solves_the_chain(chain, tmp_path, method):
     summary = Tabular(TabularConfig(method=method)).run(context_of(tmp_path, store=chain))
-    assert "1 policies" in summary
+    assert "1 policy" in summary
     assert f"over {LENGTH} states" in summary
     (policy,) = policies_of(tmp_path / "out").values()
     assert chosen(policy) == RIGHT
@@ -161,7 +161,7 @@ def test_powr_on_one_hot_observations_is_the_tabular_solution(chain, tmp_path):
         assert policy.config.kernel == "delta"
         assert chosen(policy) == RIGHT
     facts = pd.read_csv(tmp_path / "out" / "fit.csv")
-    # The way right is 5 decisions long and pays at the last: 0.9^4.
+    # The way right is 5 steps long and pays at the last: 0.9^4.
     assert facts["value_at_start"].to_numpy() == pytest.approx([0.9**4] * 2, rel=1e-3)
     assert (facts["spectral_radius"] < 1).all()
 
@@ -180,7 +180,7 @@ def test_powr_on_continuous_actions(point_mass, tmp_path, changes):
 
 
 def test_powr_refuses_continuous_actions_without_candidates(point_mass, tmp_path):
-    with pytest.raises(ConfigError, match=r"^toy/point: .* no candidate set is given; choose candidates: kmeans"):
+    with pytest.raises(ConfigError, match=r"^toy/point: .* there are no candidates; set candidates: kmeans"):
         Powr(PowrConfig(offline=small(candidates="none"))).run(context_of(tmp_path, store=point_mass))
 
 
@@ -282,7 +282,7 @@ def test_failed_episodes_are_left_out_of_the_curves_of_powr_online(tmp_path, cap
     curves = pd.read_csv(tmp_path / "out" / "curves.csv")
     names = ["train_return", "greedy_return", "greedy_min", "greedy_max", "sampled_return"]
     assert (curves[names] == 10).all(axis=None)
-    assert "episodes failed and left out of the curve; the first: RuntimeError: contact buffer overflow" in caplog.text
+    assert "episodes failed and skipped in the curve; the first: RuntimeError: contact buffer overflow" in caplog.text
 
 
 def test_returns_of_completed_episodes():
@@ -292,7 +292,7 @@ def test_returns_of_completed_episodes():
     ]
     failed = []
     assert completed_returns(results, "a", failed) == [10.0, 30.0]
-    assert failure_warnings(failed) == ["1 episode failed and left out of the curve; the first: no"]
+    assert failure_warnings(failed) == ["1 episode failed and skipped in the curve; the first: no"]
     assert failure_warnings([]) == []
     with pytest.raises(StageError, match="task 'a': all 1 episodes failed; the first: no"):
         completed_returns(results[1:2], "a", failed)
@@ -342,7 +342,7 @@ def test_decisions_heard_are_the_episode():
     ("changes", "message"),
     [
         ({"task": ""}, "powr_online.task is empty"),
-        ({"task": "gymnasium/Pendulum-v1"}, "continuous actions and there is no candidate set"),
+        ({"task": "gymnasium/Pendulum-v1"}, "continuous actions, but powr_online needs discrete ones"),
     ],
 )
 def test_powr_online_checks_its_task(changes, message):

@@ -129,10 +129,10 @@ def test_what_a_killed_run_called_for_is_not_joined(load, monkeypatch) -> None:
 
 def test_a_missing_process_is_named_after_a_while(load, monkeypatch) -> None:
     config = load("wait_min=0.002")
-    with pytest.raises(StageError, match=r"add is done by 2 processes, but after 0.002 min .* not there: rank 1\."):
+    with pytest.raises(StageError, match=r"add needs 2 processes, but after 0.002 min .* missing: rank 1\."):
         run_first(config, monkeypatch)
     assert not (config.run_dir / "add.ranks").exists()
-    with pytest.raises(StageError, match=r"rank 1: no process has begun to work in .*run for 0.002 min"):
+    with pytest.raises(StageError, match=r"rank 1: no process has started in .*run for 0.002 min"):
         follow(config, STAGES, SECOND, progress=QUIET)
 
 

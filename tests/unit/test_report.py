@@ -254,7 +254,7 @@ def test_lineage_leads_back_to_the_data(full: SimpleNamespace) -> None:
 
 
 def test_unpredicted_reward_is_marked_and_constant_reward_named(full: SimpleNamespace) -> None:
-    table = full.page[full.page.index('id="open_loop"') : full.page.index("Over training")]
+    table = full.page[full.page.index('id="open_loop"') : full.page.index("During training")]
     assert '<td class="n weak">-40.00</td>' in table
     assert '<td class="n">0.80</td>' in table
     assert table.count("reward constant") == 2
@@ -274,7 +274,7 @@ def test_gradients_are_shown_beside_their_skill_where_they_were_measured(full: S
     pd.DataFrame([row | {"sign_changes": 2.5} for row in rows]).to_csv(folder / "gradients.csv", index=False)
     page = write_report(tmp_path, inputs)
     shown = page[page.index('id="model_gradients"') :]
-    assert f"Gradient of the state by the first action for {CUP}: 0.5 at 5 (R2 0.90)" in shown
+    assert f"Gradient of the state by the first action on {CUP}: 0.5 at 5 (R2 0.90)" in shown
     assert "123</td>" in shown
     assert '<td class="n">2</td><td class="n">2.50</td>' in shown
     assert re.search(r'class="n weak">0.2\d*</td><td class="n">0.75', shown)
@@ -297,8 +297,10 @@ def test_what_finetuning_added_and_forgot_is_shown_where_there_was_any(full: Sim
     section = page[page.index('<section id="finetuning"') :].split("</section>")[0]
     assert section.count("<tr>") == 4  # at the longest horizon, beside the heading
     assert section.count('class="n weak"') == 1  # what lost half a point, not two hundredths
-    assert re.search(rf"{CUP}</th><td>known</td>.*16.*0\.9.*weak\">0\.4", section, re.DOTALL)
-    assert f"{REACH} began as {CUP}, scaled by its own data" in " ".join(section.split())
+    assert re.search(rf"{CUP}</th><td>old</td>.*16.*0\.9.*weak\">0\.4", section, re.DOTALL)
+    assert f"{REACH}: embedding initialised from {CUP}, observations scaled by its own data" in " ".join(
+        section.split()
+    )
 
 
 def test_missing_inputs_are_named(tmp_path: Path) -> None:
@@ -332,23 +334,23 @@ def test_evaluation_in_which_every_run_failed(tmp_path: Path) -> None:
 def test_world_model_without_a_training_record_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "downloaded").mkdir()
     page = write_report(tmp_path, {"world_model": [tmp_path / "downloaded"]})
-    assert "Losses of the world model: left out, the world model has no record of its training" in page
-    assert "reward: left out, the world model has no record of its validation" in page
+    assert "Losses of the world model: not available, because the world model has no training.csv" in page
+    assert "reward: not available, because the world model has no validation.csv" in page
 
 
 def left_out(page: str) -> dict[str, str]:
-    return dict(re.findall(r'<p class="missing">(.*?): left out, (.*?)\.</p>', page))
+    return dict(re.findall(r'<p class="missing">(.*?): not available, because (.*?)\.</p>', page))
 
 
 def test_a_missing_part_names_the_stage_that_would_make_it(tmp_path: Path) -> None:
     run = SimpleNamespace(config={"stages": ["pack", "pretrain", "extract", "report"]}, stage_records={})
     page = write_report(tmp_path, make_inputs(tmp_path), run)
     said = left_out(page)
-    assert said["Data"] == "stage pack has not finished"
-    assert said["Losses of the world model"] == "stage pretrain has not finished"
-    assert said["Extraction"] == "stage extract has not finished"
-    assert said["Result"] == "no stage of this run makes scores, and inputs.scores is not set"
-    assert "No scores: no stage of this run makes scores" in (tmp_path / "report" / "scores_table.md").read_text()
+    assert said["Data"] == "pack has not finished"
+    assert said["Losses of the world model"] == "pretrain has not finished"
+    assert said["Extraction"] == "extract has not finished"
+    assert said["Result"] == "no stage of this run produces scores, and inputs.scores is not set"
+    assert "No scores: no stage of this run produces scores" in (tmp_path / "report" / "scores_table.md").read_text()
 
 
 def test_a_missing_part_names_what_its_input_lacks(tmp_path: Path) -> None:
@@ -366,9 +368,9 @@ def test_a_missing_part_names_what_its_input_lacks(tmp_path: Path) -> None:
     said = left_out(write_report(tmp_path, inputs))
     assert "pretrain.trainer.log_every" in said["Losses of the world model"]
     assert "no episode was held out" in said["Open-loop prediction of reward"]
-    assert said["Extraction"] == "the policies (bc) were not trained by imagination"
+    assert said["Extraction"] == "the policies (bc) were not trained in imagination"
     assert said["Imagined and real return"] == said["Extraction"]
-    assert said["Result"].startswith("the evaluation holds no score; other/")
+    assert said["Result"].startswith("the evaluation has no score; other/")
     assert said["Result"].endswith("no environment is known")
 
 

@@ -15,7 +15,7 @@ HALF = torch.tensor([0.5])
 
 
 @pytest.mark.parametrize(
-    ("lambda_", "goes_on", "expected"),
+    ("lambda_", "continue_", "expected"),
     [
         (0.0, ONE, [1 + 5, 2 + 10, 3 + 15]),
         (1.0, ONE, [1 + 0.5 * (2 + 0.5 * 18), 2 + 0.5 * 18, 18]),
@@ -25,8 +25,8 @@ HALF = torch.tensor([0.5])
         (0.5, torch.tensor([[1.0], [0.0], [1.0]]), [1 + 0.5 * (0.5 * 10 + 0.5 * 2), 2, 18]),
     ],
 )
-def test_lambda_return(lambda_, goes_on, expected):
-    result = lambda_return(REWARD, VALUE, goes_on, HALF, lambda_)
+def test_lambda_return(lambda_, continue_, expected):
+    result = lambda_return(REWARD, VALUE, continue_, HALF, lambda_)
     torch.testing.assert_close(result[:, 0], torch.tensor(expected, dtype=torch.float32))
 
 

@@ -45,10 +45,10 @@ def half(observation, episode):
 def test_a_failure_ends_its_own_episode_and_says_why(lanes):
     results = dict(play_episodes(MOODY, half, [0, 1, 2, 3, 4, 5], record=True, lanes=lanes))
     assert [results[i].seed for i in range(6)] == [0, 1, 2, 3, 4, 5]
-    assert results[1].error == "ValueError: no reset (decision 0, episode seed 1)"
-    assert results[2].error == "RuntimeError: simulation unstable (decision 2, episode seed 2)"
-    assert results[3].error == "observation column 1 is nan (decision 3, episode seed 3)"
-    assert results[4].error == "the reward is nan (decision 2, episode seed 4)"
+    assert results[1].error == "ValueError: no reset (step 0, episode seed 1)"
+    assert results[2].error == "RuntimeError: simulation unstable (step 2, episode seed 2)"
+    assert results[3].error == "observation column 1 is nan (step 3, episode seed 3)"
+    assert results[4].error == "the reward is nan (step 2, episode seed 4)"
     assert [results[i].episode is None for i in range(6)] == [False, True, True, True, True, False]
     assert (results[0].return_, results[0].length) == (2.5, 5)
     assert (results[0].success_any, results[0].success_last) == (True, False)
@@ -67,7 +67,7 @@ def test_a_recorded_episode_is_aligned():
 
 def test_an_action_that_is_not_finite_is_reported_as_such():
     ((_, result),) = play_episodes(MOODY, lambda observation, _: observation[:, :1] * np.nan, [0])
-    assert result.error == "the action is not finite: [nan] (decision 0, episode seed 0)"
+    assert result.error == "the action is not finite: [nan] (step 0, episode seed 0)"
 
 
 def test_what_the_policy_raises_is_not_hidden():

@@ -69,7 +69,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(toy: ToyProje
     assert toy.plan("add.scale=2") == [
         ("fresh", ""),
         ("run", "add.scale 1 -> 2"),
-        ("run", "its input comes from add"),
+        ("run", "input from add"),
     ]
     assert toy.statuses("add.scale=2") == ["fresh", "done", "done"]
     assert toy.statuses("add.scale=2", "report.title=other") == ["fresh", "fresh", "done"]
@@ -101,8 +101,8 @@ def test_artifacts_with_the_same_key_are_reused_from_other_runs(toy: ToyProject,
     toy.run(other, "add.scale=2")
     assert toy.plan("add.scale=3", reuse) == [
         ("reuse", f"made in {tmp_path}/others/a/make"),
-        ("run", "it has not run yet"),  # its input is known by content
-        ("run", "its input comes from add"),
+        ("run", "not run yet"),  # its input is known by content
+        ("run", "input from add"),
     ]
     assert not toy.run_dir.exists()
     outcomes = toy.run("add.scale=3", f"reuse_from=[{tmp_path}/others/a]")
@@ -164,7 +164,7 @@ def test_an_interrupted_stage_continues(toy: ToyProject, monkeypatch, failure: s
 def test_a_stage_that_calls_its_artifact_outdated_runs_again_and_continues(toy: ToyProject, monkeypatch) -> None:
     toy.run()
     monkeypatch.setenv("TOY_OUTDATED", "an abacus is there now")
-    assert toy.plan() == [("fresh", ""), ("run", "an abacus is there now"), ("run", "its input comes from add")]
+    assert toy.plan() == [("fresh", ""), ("run", "an abacus is there now"), ("run", "input from add")]
     monkeypatch.setenv("TOY_FAILURE", "interrupt")
     with pytest.raises(StageInterrupted):
         toy.run()
@@ -189,7 +189,7 @@ def test_an_attempt_with_other_settings_is_kept_and_continues_when_they_come_bac
     assert toy.run("add.scale=3")["add"].summary == "total 9 (from the start)"
     assert toy.run()["add"].summary == "total 3 (continued)"
     assert toy.run("add.scale=2")["add"].summary == "total 6 (continued)"
-    assert toy.plan("make.size=4")[1] == ("run", "its input comes from make")
+    assert toy.plan("make.size=4")[1] == ("run", "input from make")
 
 
 def test_a_replaced_artifact_is_kept_and_reused_when_its_settings_come_back(toy: ToyProject, caplog) -> None:
@@ -209,7 +209,7 @@ def test_a_replaced_artifact_is_kept_and_reused_when_its_settings_come_back(toy:
         toy.run(f"add.scale={scale}")
     with caplog.at_level(logging.INFO, "toy"):
         toy.run("add.scale=9")
-    assert f"add: artifacts of {KEPT_PER_STAGE} settings are kept; deleted the oldest 1" in caplog.text
+    assert f"add: kept artifacts of {KEPT_PER_STAGE} earlier settings; deleted the oldest 1" in caplog.text
     assert len(kept_places(toy.run_dir / "add")) == KEPT_PER_STAGE
     assert [toy.plan(f"add.scale={scale}")[1][0] for scale in (1, 2, 3, 4, 5)] == ["run"] + ["reuse"] * 4
 
@@ -223,7 +223,7 @@ def test_an_attempt_whose_folder_is_gone_or_whose_file_is_damaged_starts_anew(to
     action, reason = toy.plan()[1]
     assert (action, reason.endswith("add.partial, from which it would continue, is gone")) == ("run", True)
     (toy.run_dir / "add.partial.json").write_text('{"key": "x"')
-    assert toy.plan()[1] == ("run", "it has not run yet")
+    assert toy.plan()[1] == ("run", "not run yet")
     assert toy.run()["add"].summary == "total 3 (from the start)"
 
 
@@ -294,7 +294,7 @@ def test_inputs_from_elsewhere(toy: ToyProject, tmp_path: Path) -> None:
         toy.run("stages=[add]", f"inputs.numbers={there}/add")
     assert toy.statuses("stages=[add]", f"inputs.numbers={there}") == ["fresh"]  # it holds one artifact of that kind
     shutil.copytree(there / "make", there / "again")
-    with pytest.raises(StageError, match=r"folder of artifacts.*holds several; give .*run/again or .*run/make"):
+    with pytest.raises(StageError, match=r"folder of artifacts.*has several; use .*run/again or .*run/make"):
         toy.run("stages=[add]", f"inputs.numbers={there}")
     with pytest.raises(StageError, match=r"inputs\.numbers: there is no folder .*nowhere"):
         toy.run("stages=[add]", "inputs.numbers=nowhere")

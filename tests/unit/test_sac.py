@@ -49,11 +49,11 @@ def test_it_says_what_to_install(monkeypatch):
 
 
 def test_it_refuses_what_it_cannot_learn(tmp_path):
-    with pytest.raises(ConfigError, match=r"sac.warm_up must be less than the 10 decisions, found 1000"):
-        SacConfig(decisions=10)
+    with pytest.raises(ConfigError, match=r"sac.warm_up must be less than the 10 steps, found 1000"):
+        SacConfig(steps=10)
     spec = point_mass_spec("toy/choice", action_dim=2, action_kind="discrete")
     store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 4))])
-    with pytest.raises(ConfigError, match=r"sac needs continuous actions; task 'toy/choice' has 2 choices"):
+    with pytest.raises(ConfigError, match=r"sac needs continuous actions; task 'toy/choice' has 2 discrete actions"):
         Sac(SacConfig()).run(context(tmp_path / "sac", store))
 
 
@@ -72,9 +72,9 @@ def test_a_short_run_leaves_policies_and_keeps_what_is_finished(tmp_path):
         actions, rewards = actions.astype(np.float32), np.array(rewards, np.float32)
         episodes.append(Episode(np.stack(observations), actions, rewards, False))
     store = write_store(tmp_path / "store", [(spec, episodes)])
-    stage = Sac(SacConfig(decisions=60, warm_up=20, batch_size=16, actor_units=[8], critic_units=[8]))
+    stage = Sac(SacConfig(steps=60, warm_up=20, batch_size=16, actor_units=[8], critic_units=[8]))
     where = context(tmp_path / "sac", store)
-    assert stage.run(where) == "2 policies for 1 tasks, 60 decisions each"
+    assert stage.run(where) == "2 policies for 1 task, 60 steps each"
     entries = json.loads((where.folder / "policies.json").read_text())["policies"]
     assert [(entry["algorithm"], entry["task"], entry["seed"]) for entry in entries] == [
         ("sac", spec.name, seed) for seed in (0, 1)

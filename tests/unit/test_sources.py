@@ -14,9 +14,7 @@ from .test_hdf5 import flat_columns, write
 )
 def test_files_of_other_formats(name, kind, tmp_path):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(
-        DatasetError, match=rf"{name}: not a dataset that can be read: it is {kind}.*expected an HDF5 file"
-    ):
+    with pytest.raises(DatasetError, match=rf"{name}: not a supported dataset: it is {kind}.*expected an HDF5 file"):
         open_reader(tmp_path / name)
 
 
@@ -28,7 +26,7 @@ def test_files_of_other_formats(name, kind, tmp_path):
         (["zarr.json"], "is a Zarr store"),
         (["dataset_info.json", "x.tfrecord-0"], r"is a TensorFlow dataset \(RLDS\)"),
         (["a.hdf5", "b.h5", "c.HDF5", "d.hdf", "notes.txt"], r"a folder of 4 HDF5 files \(a.hdf5, b.h5, c.HDF5, ...\)"),
-        (["b.npz", "a.npz"], r"a folder of files that are not read \(a.npz, b.npz; each a NumPy archive\)"),
+        (["b.npz", "a.npz"], r"a folder of unsupported files \(a.npz, b.npz; each a NumPy archive\)"),
         (["main_data.hdf5"], "is the data of a Minari dataset without its metadata.json"),
     ],
 )

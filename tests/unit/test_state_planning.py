@@ -94,14 +94,14 @@ def test_a_planner_is_read_back_and_acts_as_it_did(tmp_path):
 
 def test_what_cannot_be_planned_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"mppi.algorithms has tdmpc2_plan, but .* is sequence, of which mppi and c"
+        CheckpointError, match=r"mppi.algorithms has tdmpc2_plan, but .* is sequence, which supports mppi and c"
     ):
         make_stage(tmp_path, make_model("markov"), algorithms=["tdmpc2_plan"])
     with pytest.raises(CheckpointError, match=r"mppi.algorithms has cem, but .* is latent, of which tdmpc2_plan can"):
         Mppi(MppiConfig(algorithms=["cem"])).check_input("world_model", tmp_path / "later", PretrainConfig())
     with pytest.raises(ConfigError, match="state_horizon must be at least 1"):
         MppiConfig(state_horizon=0)
-    with pytest.raises(ConfigError, match="a prediction over 20 decisions was asked of a awm model"):
+    with pytest.raises(ConfigError, match="cannot predict 20 steps with a awm model"):
         Planner(make_model("awm"), TABLE[0], MppiConfig(algorithms=["cem"]).planner_of("cem"), 0)
     ends = TaskTable([dataclasses.replace(TABLE[0], terminates=True)])
     with pytest.raises(ConfigError, match="can end in a terminal state, which sequence models do not predict"):

@@ -112,7 +112,7 @@ def test_samples_of_a_random_walk_spread_and_stay_together_like_it():
         noise = torch.randn(count, T, 2, generator=torch.Generator().manual_seed(1))
         sampled = fit.model.predict(first, action, task, noise)[..., 0]
     # By theory 0.3 sqrt(t), and a correlation of sqrt(2 / 6) = 0.58 between times 2 and 6, which heads of their own for
-    # every decision leave at 0.
+    # every step leave at 0.
     for t in (2, T):
         assert sampled[:, t - 1].std().item() == pytest.approx(0.3 * t**0.5, rel=0.25)
     correlation = torch.corrcoef(sampled[:, [1, T - 1]].T)[0, 1].item()

@@ -61,7 +61,7 @@ def test_a_cut_file_is_named_with_both_sizes(tmp_path):
     with pytest.raises(DatasetError) as caught:
         TaskStore.open(tmp_path)
     assert f"{rows}: expected 120 bytes (5 rows of 6 float32), found 112" in str(caught.value)
-    assert "run `pack` again" in str(caught.value)
+    assert "truncated or replaced after packing; pack again" in str(caught.value)
 
 
 def test_another_folder_is_not_a_store(tmp_path):
@@ -120,5 +120,7 @@ def test_episodes_that_are_not_those_of_the_store_are_refused(tmp_path, changes,
     ],
 )  # fmt: skip
 def test_a_task_with_a_field_of_another_kind_is_refused(field, value):
-    with pytest.raises(TaskError, match="task's name" if field == "name" else f"task 'toy/point': {field} must be"):
+    with pytest.raises(
+        TaskError, match="task name must be" if field == "name" else f"task 'toy/point': {field} must be"
+    ):
         TaskSpec.from_dict(SPEC.to_dict() | {"name": "toy/point", field: value})

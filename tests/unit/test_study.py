@@ -286,7 +286,7 @@ def test_a_branch_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
         ("variants: {a: [scale]}", [], "expected key=value, found 'scale'"),
         ("variants: {a b: []}", [], "a variant's name is made of letters, digits and ._+-, found 'a b'"),
         ("gird: {add.scale: [1]}", [], "a study has no key 'gird'. Did you mean 'grid'?"),
-        ("variants: {a: [make.weights={a: 1}]}", [], "Quote text that holds brackets or a colon"),
+        ("variants: {a: [make.weights={a: 1}]}", [], "Quote text with brackets or a colon"),
         ("", [], "a study needs a `grid`, or `variants`"),
         ("grid: {add.scale: 3}", [], "grid.add.scale must be a list of values, found 3"),
         ("grid: {add.scale: [1, 1]}", [], "grid.add.scale repeats 1"),
@@ -350,12 +350,12 @@ def test_the_plan_shows_the_tree_and_writes_nothing(toy: ToyStudy) -> None:
     assert code == 0, out
     assert "study scales: 4 variants of toy in 7 runs" in out
     assert not toy.study_dir.exists()
-    assert "├── factor=1\n│   tune: would run (its input comes from shared)\n" in out
-    assert "│   └── factor=1,scale=10\n│       add, report: would run (its input comes from factor=1)\n" in out
+    assert "├── factor=1\n│   tune: would run (input from shared)\n" in out
+    assert "│   └── factor=1,scale=10\n│       add, report: would run (input from factor=1)\n" in out
     toy.study(path)
     _, out = toy.study(path, "--plan", "grid.add.scale=[1,5]")
     assert "│   ├── factor=1,scale=1\n│   │   add, report: up to date\n" in out
-    assert "│   └── factor=1,scale=5\n│       add, report: would run (it has not run yet)\n" in out
+    assert "│   └── factor=1,scale=5\n│       add, report: would run (not run yet)\n" in out
 
 
 def test_variants_that_are_the_same_work_are_named_and_share_it(toy: ToyStudy) -> None:

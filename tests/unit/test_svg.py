@@ -11,7 +11,7 @@ import torch
 from orrery.datasets.schema import Episode
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.extraction.config import ActorCriticConfig, SvgConfig
-from orrery.stages.extraction.program import Member
+from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.extraction.svg import SvgExtraction, split_starts
 from orrery.stages.extraction.transitions import encode_transitions
@@ -56,7 +56,7 @@ def setting(tmp_path_factory):
 
 
 def members_of(names, seeds=2, anchor=0.5):
-    return [Member("svg", name, seed, anchor, True) for name in names for seed in range(seeds)]
+    return [PolicySpec("svg", name, seed, anchor, True) for name in names for seed in range(seeds)]
 
 
 EVERY = members_of([spec.name for spec in SPECS])
@@ -205,7 +205,7 @@ def test_one_step_episodes_that_terminate_are_bandits(tmp_path):
     torch.manual_seed(0)
     model = WorldModel(WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4), store.table).freeze()
     config = SvgConfig(horizon=0, n_step=1, batch_size=32, starts=32, networks=NETWORKS)
-    program = make((store, model), [Member("svg", spec.name, seed, 0.0, True) for seed in range(2)], config, 60)
+    program = make((store, model), [PolicySpec("svg", spec.name, seed, 0.0, True) for seed in range(2)], config, 60)
     metrics = train(program, 0, 60)
     z_MBD = program._transitions.z_FD[::2][:50].expand(2, 50, 16)
     with torch.no_grad():

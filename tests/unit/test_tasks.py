@@ -1,4 +1,4 @@
-"""Every environment keeps the contract of Decisions: flat float32, [-1, 1], repeats and limits inside, exact seeds."""
+"""Every environment keeps the contract of TaskEnv: flat float32, [-1, 1], repeats and limits inside, exact seeds."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_a_decision_repeats_the_scaled_action_and_sums_the_reward():
     observation, _ = environment.reset(seed=0)
     assert observation.dtype == np.float32
     observation, reward, terminated, truncated, _ = environment.step(np.float32([0.5]))
-    # The middle of [2, 6] plus half of its half width; three steps of one decision.
+    # The middle of [2, 6] plus half of its half width; three simulator steps of one step.
     np.testing.assert_array_equal(observation, [5, 3])
     assert (reward, terminated, truncated) == (3.0, False, False)
     observation, *_ = environment.step(np.float32([-7]))
@@ -103,7 +103,7 @@ def test_a_discrete_action_is_taken_by_argmax():
 def test_sizes_that_do_not_match_the_data_are_refused():
     with pytest.raises(TaskError, match="2 observation columns, expected 3"):
         make_environment(counter(observation_dim=3))
-    with pytest.raises(TaskError, match="1 action components or choices, expected 4"):
+    with pytest.raises(TaskError, match="1 action components or discrete actions, expected 4"):
         make_environment(counter(action_dim=4))
     with pytest.raises(TaskError, match="expected discrete actions"):
         make_environment(counter(action_kind="discrete"))

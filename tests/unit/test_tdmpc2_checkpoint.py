@@ -86,10 +86,10 @@ def test_a_model_read_from_a_file_gives_the_published_numbers(tmp_path, form):
     torch.testing.assert_close(model.task_embedding.weight, numbers["out/task_emb_after_lookup"], **CLOSE)
     z = model.encode(numbers["in/obs"][0], task)
     torch.testing.assert_close(z, numbers["out/z0"], **CLOSE)
-    next_z, reward, goes_on = model.step(z, action[0], task)
+    next_z, reward, continue_ = model.step(z, action[0], task)
     torch.testing.assert_close(next_z, numbers["out/z1_pred"], **CLOSE)
     torch.testing.assert_close(reward, numbers["out/reward_logits"], **CLOSE)
-    assert goes_on is None
+    assert continue_ is None
     for target, name in ((False, "out/q_logits_all"), (True, "out/q_target_logits_all")):
         found = model.value_logits(z, action[0], task, target=target)
         torch.testing.assert_close(found, numbers[name], **CLOSE)
@@ -164,7 +164,7 @@ def test_a_model_of_a_single_task(tmp_path, episodic):
 
     z = model.encode(observation, task)
     torch.testing.assert_close(z, published_head(state, "_encoder.state", observation, simnorm), **CLOSE)
-    next_z, reward, goes_on = model.step(z, action, task)
+    next_z, reward, continue_ = model.step(z, action, task)
     joint = torch.cat([z, action], -1)
     torch.testing.assert_close(next_z, published_head(state, "_dynamics", joint, simnorm), **CLOSE)
     torch.testing.assert_close(reward, published_head(state, "_reward", joint), **CLOSE)
@@ -173,9 +173,9 @@ def test_a_model_of_a_single_task(tmp_path, episodic):
         torch.testing.assert_close(model.value_logits(z, action, task)[k], published_head(one, "q", joint), **CLOSE)
     if episodic:
         ends = torch.sigmoid(published_head(state, "_termination", next_z)[:, 0])
-        torch.testing.assert_close(1 - torch.sigmoid(goes_on), ends, **CLOSE)
+        torch.testing.assert_close(1 - torch.sigmoid(continue_), ends, **CLOSE)
     else:
-        assert goes_on is None
+        assert continue_ is None
 
 
 def test_a_model_without_task_embedding_trains():

@@ -133,8 +133,8 @@ def test_parts_of_episodes_are_warned_about(tmp_path):
     findings = Findings()
     list(validate(episodes, reader(tmp_path / "mt80", PENDULUM, "mt80").task, 5, findings))
     assert findings.warnings == [
-        "2 of 3 episodes are shorter than the task's 500 decisions: their returns, and so the score of the data's "
-        "behaviour, count a part of an episode only"
+        "2 of 3 episodes are shorter than the task's 500 steps: their returns, and so the score of the data's "
+        "behaviour, cover only part of an episode"
     ]
 
 
@@ -242,7 +242,7 @@ def test_the_store_holds_the_tasks_that_were_asked_for(mt30, tmp_path, caplog):
         assert not found[:, -1, 6:].any()
         assert task.summary.behaviour == "exploration"
         assert not task.terminated.any()
-    assert "2 of the 4 chunks of mt30 are there" in caplog.text
+    assert "found 2 of the 4 chunks of mt30" in caplog.text
 
 
 def test_a_set_and_other_tasks_share_a_store_and_aliases_work(mt30, tmp_path):

@@ -87,7 +87,7 @@ def test_a_copy_of_the_values_that_is_none():
 def test_masks_that_are_none():
     masks = torch.ones(4, 6)
     masks[1, 0] = 0
-    assert "_action_masks must hold ones" in refusal(golden_state("new") | {"_action_masks": masks}, TABLE)
+    assert "_action_masks must have ones" in refusal(golden_state("new") | {"_action_masks": masks}, TABLE)
 
 
 def test_models_of_other_kinds_are_refused_by_kind():
@@ -118,7 +118,7 @@ def test_files_that_are_not_checkpoints(tmp_path):
     path = write(tmp_path / "model.pt", {"model": golden_state("new")})
     cut = tmp_path / "cut.pt"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="cut short or damaged"):
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
         read_tdmpc2(cut)
     with pytest.raises(CheckpointError, match="no file at"):
         read_tdmpc2(tmp_path / "none.pt")
@@ -165,7 +165,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "terminates", "reason"),
     [
-        ({"num_q": 0}, False, "no values and policy prior"),
+        ({"num_q": 0}, False, "neither values nor policy prior"),
         ({"activation": "silu"}, False, "activation is silu, not mish"),
         ({"latent": "relu"}, False, "latent ends in relu"),
         ({"dynamics": "awm", "awm_horizon": 5}, False, "dynamics are awm, not step"),

@@ -240,7 +240,7 @@ def test_what_torch_did_not_write_is_said_to_be_so(tmp_path):
         read_torch_file(tmp_path / "absent.pt")
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("folder/readme", "hello")
-    with pytest.raises(CheckpointError, match=r"none that torch\.save wrote: it holds no data\.pkl"):
+    with pytest.raises(CheckpointError, match=r"not written by torch\.save: it has no data\.pkl"):
         read_torch_file(tmp_path / "archive.pt")
 
 

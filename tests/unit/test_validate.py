@@ -95,7 +95,7 @@ def test_the_same_label_twice_is_an_error_the_same_content_a_finding():
     findings = run([episode(seed=1), episode(seed=2), copy])
     assert findings.duplicate_episodes == 1
     assert findings.warnings == [
-        "1 episodes repeat an earlier one: first data.hdf5:copy, which equals data.hdf5:demo_1"
+        "1 episode with the same content as an earlier one: first data.hdf5:copy, which equals data.hdf5:demo_1"
     ]
 
 
@@ -105,12 +105,12 @@ def test_constant_columns_are_those_constant_over_all_episodes():
     still[1].observations[:, 1] = 3.0
     findings = run(still)
     assert findings.constant_observations == ["position[0]"]
-    assert findings.notes == ["1 observation columns never change: position[0]"]
+    assert findings.notes == ["1 observation column never changes: position[0]"]
 
 
 def test_a_reward_that_is_zero_everywhere_is_noted():
     none = [episode(seed=s, rewards=np.zeros(10, np.float32)) for s in (1, 2)]
-    assert run(none).warnings == ["the reward is zero everywhere: nothing can be learned about what to do"]
+    assert run(none).warnings == ["every reward is zero: no policy can be learned from it"]
     assert run([*none, episode(seed=3)]).warnings == []
 
 
@@ -118,9 +118,9 @@ def test_short_episodes_are_counted_unless_terminated_and_refused_if_there_is_no
     findings = run([episode(3, seed=1), episode(4, seed=2), episode(2, seed=3, terminated=True)])
     assert findings.unused_episodes == 1
     assert findings.warnings == [
-        "1 of 3 episodes are shorter than the window of 4 decisions and give no training window",
-        "2 of 3 episodes are shorter than the task's 10 decisions: their returns, and so the score of the data's "
-        "behaviour, count a part of an episode only",
+        "1 of 3 episodes are shorter than the window of 4 steps and give no training window",
+        "2 of 3 episodes are shorter than the task's 10 steps: their returns, and so the score of the data's "
+        "behaviour, cover only part of an episode",
     ]
     assert run([episode(9)]).warnings == [], "a last step that is not stored is no matter"
     assert run([episode(8), episode(seed=1)]).warnings == [], "some reach the limit"

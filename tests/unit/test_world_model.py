@@ -32,10 +32,10 @@ def test_shapes_and_simplex():
     model = make_model()
     task = torch.tensor([0, 1, 1])
     z = model.encode(torch.randn(3, 5), task)
-    next_z, reward, goes_on = model.step(z, torch.randn(3, 2), task)
+    next_z, reward, continue_ = model.step(z, torch.randn(3, 2), task)
     assert z.shape == next_z.shape == (3, 16)
     assert reward.shape == (3, 11)
-    assert goes_on.shape == (3,)
+    assert continue_.shape == (3,)
     torch.testing.assert_close(next_z.unflatten(-1, (2, 8)).sum(-1), torch.ones(3, 2))
     # The reward head starts at uniform logits: it decodes to nothing.
     torch.testing.assert_close(model.decode_reward(reward), torch.zeros(3))
@@ -49,10 +49,10 @@ def test_step_is_its_three_parts():
         torch.randn(4, 2),
         torch.tensor([0, 1, 0, 1]),
     )
-    next_z, reward, goes_on = model.step(z, action, task)
+    next_z, reward, continue_ = model.step(z, action, task)
     torch.testing.assert_close(next_z, model.next_latent(z, action, task))
     torch.testing.assert_close(reward, model.reward_logits(z, action, task))
-    torch.testing.assert_close(goes_on, model.continue_logits(next_z, task))
+    torch.testing.assert_close(continue_, model.continue_logits(next_z, task))
 
 
 def test_padded_action_components_change_nothing():
@@ -160,7 +160,7 @@ def test_losses_match_a_loop_over_time_and_batch(terminating_batch):
         task = batch["task"][b : b + 1]
         z = model.encode(batch["observation"][b : b + 1, 0], task)
         for t in range(int(batch["valid"][b].sum())):
-            next_z, logits, goes_on = model.step(z, batch["action"][b : b + 1, t], task)
+            next_z, logits, continue_ = model.step(z, batch["action"][b : b + 1, t], task)
             target = model.encode(batch["observation"][b : b + 1, t + 1], task)
             log_p = torch.log_softmax(logits[0], -1)
             # two-hot by hand
@@ -169,7 +169,9 @@ def test_losses_match_a_loop_over_time_and_batch(terminating_batch):
             high = min(low + 1, 10)
             entropy = -((1 - position + low) * log_p[low] + (position - low) * log_p[high])
             end = batch["terminated"][b, t].double()
-            bce = -(end * torch.log(1 - torch.sigmoid(goes_on[0])) + (1 - end) * torch.log(torch.sigmoid(goes_on[0])))
+            bce = -(
+                end * torch.log(1 - torch.sigmoid(continue_[0])) + (1 - end) * torch.log(torch.sigmoid(continue_[0]))
+            )
             sums[t] += torch.stack(
                 [torch.ones(()).double(), (next_z - target).square().mean(), 1.7 * entropy, bce]
             ).detach()
@@ -245,7 +247,9 @@ def test_mixture_weights_by_task_before_behaviour():
 
 
 def test_trainer_refuses_what_would_start_the_command_again():
-    with pytest.raises(ConfigError, match=r"strategy 'ddp' starts the whole command again .* use ddp_spawn"):
+    with pytest.raises(
+        ConfigError, match=r"strategy 'ddp' would start the whole command once per device.* use ddp_spawn"
+    ):
         TrainerConfig(devices=2, strategy="ddp")
     assert TrainerConfig(devices=2).launched_strategy == "ddp_spawn"
     assert TrainerConfig(devices=1).launched_strategy == "auto"

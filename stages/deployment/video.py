@@ -1,4 +1,4 @@
-"""Episodes on film: an environment that keeps pictures of what it shows, and the file that they go to."""
+"""Videos of episodes: an environment that records its frames, and the file they are written to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
-from ...datasets.tasks.decisions import Decisions
+from ...datasets.tasks.task_env import TaskEnv
 from ...pipeline.errors import ConfigError, TaskError
 
 FRAMES_PER_SECOND = 30
-"""At most, in the time of the task: of faster environments some decisions are left out."""
+"""At most, in the time of the task: of faster environments some steps are left out."""
 
 DEFAULT_RATE = 30
 """Steps per second of an environment that does not say how long one lasts."""
@@ -43,8 +43,8 @@ def partial(out: Path) -> Path:
     return out.with_name(f".partial-{out.name}")
 
 
-class Filmed(Decisions):
-    """An environment whose episodes are written to a file as they are played, every `every`-th decision a picture."""
+class VideoEnv(TaskEnv):
+    """An environment whose episodes are written to a file as they are played, every `every`-th step a picture."""
 
     def __init__(self, spec: TaskSpec, out: Path, size: int) -> None:
         """Args:
@@ -106,10 +106,10 @@ class Filmed(Decisions):
             picture = self._picture()
         except Exception as error:  # whatever a window system raises
             raise TaskError(
-                f"task {self.task.name!r} cannot be drawn: {type(error).__name__}: {' '.join(str(error).split())}. "
+                f"task {self.task.name!r} cannot be rendered: {type(error).__name__}: {' '.join(str(error).split())}. "
                 "--out FILE.png draws curves instead"
             ) from error
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise TaskError(
-                f"task {self.task.name!r} draws arrays of shape {picture.shape}, expected pictures [height, width, 3]"
+                f"task {self.task.name!r} renders arrays of shape {picture.shape}, expected frames [height, width, 3]"
             )

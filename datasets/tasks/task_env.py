@@ -1,9 +1,8 @@
-"""What every environment of the project looks like: one `step` is one decision.
+"""The common interface of all environments.
 
-`NativeEnv` keeps the simulator's observations and actions; `Decisions`, which everything that learns uses, has flat
-float32 observations [O] in the environment's own units and actions float32 [A] in [-1, 1]: a continuous one is scaled
-to the native bounds here, a discrete one is taken by argmax. Action repeat, reward summing and the time limit are in
-here, so nothing after this file counts environment steps.
+Observations are flat float32 [O] in the environment's own units. Actions are float32 [A] in [-1, 1]: continuous ones
+are scaled to the native bounds here, discrete ones are chosen by argmax. Action repeat, reward summing and the time
+limit are handled here: outside this file, a step includes the action repeat.
 """
 
 from __future__ import annotations
@@ -66,11 +65,15 @@ class NativeEnv(gymnasium.Env[Any, Any]):
         self.native.close()
 
 
-class Decisions(NativeEnv):
-    """A task as models and policies see it: flat observations, actions scaled to [-1, 1].
+class TaskEnv(NativeEnv):
+    """A suite's environment with action repeat and time limit.
+
+    One step is `spec.action_repeat` simulator steps; an episode ends after `spec.episode_length` steps. Given the
+    actions, `reset(seed=s)` alone determines the episode. With `spec.reports_success`, `info["success"]` is a bool
+    after every step, for the state that the step led to, as in TD-MPC2.
 
     Raises:
-        TaskError: the native spaces are not supported, or do not have the sizes that `spec` states.
+        TaskError: the native spaces are not supported, or differ in size from `spec`.
     """
 
     def __init__(self, native: gymnasium.Env[Any, Any], spec: TaskSpec) -> None:
@@ -81,7 +84,7 @@ class Decisions(NativeEnv):
         if found != spec.observation_dim:
             raise TaskError(
                 f"task {spec.name!r}: its environment has {found} observation columns, expected {spec.observation_dim} "
-                f"as its data has; environment: {dict(spec.environment)}"
+                f"as in its data; environment: {dict(spec.environment)}"
             )
         self.observation_space = spaces.Box(-np.inf, np.inf, (spec.observation_dim,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
@@ -99,7 +102,7 @@ class Decisions(NativeEnv):
 
 
 def _action_map(space: spaces.Space[Any], spec: TaskSpec) -> Any:
-    """The function from an action [A] in [-1, 1] to a member of the native `space`."""
+    """Return the function that maps an action [A] in [-1, 1] to the native `space`."""
     if isinstance(space, spaces.Discrete) and spec.action_kind == "discrete":
         _check_width(int(space.n), spec)
         start = int(space.start)
@@ -112,10 +115,10 @@ def _action_map(space: spaces.Space[Any], spec: TaskSpec) -> Any:
 
 
 def action_scale(low: np.ndarray, high: np.ndarray, spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half the width of each component's range, [A] float64: native = middle + half * action.
+    """Return middle and half width of each component's range, [A] float64: native = middle + half * action.
 
-    A component without bounds is left as it is. A dataset may state the bounds that its own actions were scaled by;
-    they then take the place of the space's `low` and `high`.
+    Components without bounds keep their values. Bounds recorded with a dataset (`action_low`, `action_high`) replace
+    those of the space.
     """
     low = np.asarray(spec.environment.get("action_low", low), np.float64).reshape(-1)
     high = np.asarray(spec.environment.get("action_high", high), np.float64).reshape(-1)
@@ -127,5 +130,6 @@ def action_scale(low: np.ndarray, high: np.ndarray, spec: TaskSpec) -> tuple[np.
 def _check_width(found: int, spec: TaskSpec) -> None:
     if found != spec.action_dim:
         raise TaskError(
-            f"task {spec.name!r}: its environment has {found} action components or choices, expected {spec.action_dim}"
+            f"task {spec.name!r}: its environment has {found} action components or discrete actions, expected "
+            f"{spec.action_dim}"
         )

@@ -1,0 +1,8 @@
+"""Numbers in sentences."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return `1 task`, `480,000 transitions`, or `2 policies` with plural "policies"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
