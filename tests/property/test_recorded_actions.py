@@ -25,6 +25,9 @@ class Echo(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         return np.zeros(1, np.float32), {}
 
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
 
 gymnasium.register("Echo-v0", Echo)
 

@@ -279,6 +279,9 @@ class Named(gym.Env):
     def reset(self, *, seed=None, options=None):
         return {"goal": np.zeros(1), "arm": np.zeros(2)}, {}
 
+    def step(self, action):
+        return {"goal": np.zeros(1), "arm": np.zeros(2)}, 0.0, False, False, {}
+
 
 gym.register("Named-v0", Named, max_episode_steps=70)
 NAMED = {"environment": "Named-v0"}
