@@ -87,9 +87,7 @@ def validate(
                 "List each dataset once, or give the episodes different names"
             )
         labels.add(label)
-        _check_shapes(episode, spec, label)
-        _check_values(episode, label, columns)
-
+        check_episode(episode, spec, label, columns)
         content = _digest(episode)
         if content in first_with:
             repeats.append((label, first_with[content]))
@@ -145,6 +143,16 @@ def time_limit_warnings(ended: Mapping[tuple[int, bool], int]) -> list[str]:
         "episode is longer: this looks like a time limit. Values are not bootstrapped beyond a termination; mark such "
         "episodes as truncated (in an HDF5 column map, truncated: NAME instead of terminated: NAME)"
     ]
+
+
+def check_episode(episode: Episode, spec: TaskSpec, label: str, columns: Sequence[str]) -> None:
+    """Raise a DatasetError unless an episode has its task's shapes and numbers that can be learned from.
+
+    Args:
+        label, columns: for the message; see `validate`.
+    """
+    _check_shapes(episode, spec, label)
+    _check_values(episode, label, columns)
 
 
 def _check_shapes(episode: Episode, spec: TaskSpec, label: str) -> None:

@@ -75,8 +75,9 @@ class ColumnMap:
     """Whether the last row of an episode holds its final observation only, as in RLDS; its action and reward are not
     used."""
     success: str | None = None
-    next_observation: tuple[str, ...] = ()
-    """In the order of `observation`; where the final observation of an episode is found."""
+    next_observation: tuple[str, ...] | None = None
+    """In the order of `observation`; where the final observation of an episode is found. None: the columns that are
+    named as those of `observation` with `next_` before, where all are there; empty: not read."""
     episode_group: str | None = None
     """Pattern of the groups that hold one episode each, such as `data/demo_*`; None for a flat file."""
 
@@ -154,13 +155,15 @@ class ColumnMap:
                 name for key in keys for name in ([c for c in there if fnmatchcase(c, key)] if "*" in key else [key])
             )
 
-        found = dataclasses.replace(
-            self, observation=expand(self.observation), next_observation=expand(self.next_observation)
+        observation = expand(self.observation)
+        following = (
+            self._following(observation, file[group]) if self.next_observation is None else self.next_observation
         )
+        found = dataclasses.replace(self, observation=observation, next_observation=expand(following))
         if not found.observation:
             raise DatasetError(f"{path}: no column matches {', '.join(self.observation)}; {group} has {_listed(there)}")
         named = [("observation", key) for key in found.observation]
-        named += [("next_observation", key) for key in found.next_observation]
+        named += [("next_observation", key) for key in found.next_observation or ()]
         named += [
             (part, key)
             for part in ("action", "reward", *END_PARTS, "success")
@@ -184,6 +187,26 @@ class ColumnMap:
                 f"{list(found.observation)}; expected the same parts in the same order"
             )
         return found
+
+    def _following(self, observation: tuple[str, ...], group: h5py.Group) -> tuple[str, ...]:
+        """The columns of the next observation, recognised by their names and shapes; all of them or none."""
+        found = []
+        for key in observation:
+            parts = key.split("/")
+            names = ("/".join([*parts[:at], f"next_{parts[at]}", *parts[at + 1 :]]) for at in range(len(parts)))
+            found += [name for name in names if _same_rows(group, name, key)][:1]
+        return tuple(found) if len(found) == len(observation) and not self.one_more_row else ()
+
+    def left_out(self, group: h5py.Group) -> list[str]:
+        """What to warn of where this map, resolved, reads no next observation though the group seems to hold it."""
+        names = [name for name in columns_of(group) if {*SPELLINGS["next_observation"]} & {*name.split("/")}]
+        if self.next_observation or self.one_more_row or not names:
+            return []
+        return [
+            f"{names[0]!r} is not read, since it is not named after the columns of observation "
+            f"({', '.join(self.observation)}). Say next_observation: {names[0]} in the column map if it is what each "
+            "action led to, or next_observation: [] to leave it out"
+        ]
 
     def reorder(self, order: Sequence[int]) -> ColumnMap:
         """This map, resolved, with the parts of an observation at these positions, in this order."""
@@ -308,6 +331,12 @@ def columns_of(group: h5py.Group) -> list[str]:
     names: list[str] = []
     group.visit_links(names.append)
     return sorted(name for name in names if isinstance(group.get(name), h5py.Dataset))
+
+
+def _same_rows(group: h5py.Group, one: str, other: str) -> bool:
+    """Whether both are columns, with rows of one shape."""
+    first, second = group.get(one), group.get(other)
+    return isinstance(first, h5py.Dataset) and isinstance(second, h5py.Dataset) and first.shape[1:] == second.shape[1:]
 
 
 def _listed(names: list[str]) -> str:

@@ -129,6 +129,8 @@ class Hdf5Reader:
             groups, others = given.groups(file)
             self._columns = given.resolve(file, groups[0])
             self._spans, self.warnings = _find_spans(file, groups, self._columns, fields.get("episode_length"))
+            if given.next_observation is None:
+                self.warnings += self._columns.left_out(file[groups[0]])
             if others:
                 self.warnings.append(
                     f"groups without {given.action!r} are skipped ({len(others)}): {', '.join(others[:8])}"
@@ -208,7 +210,7 @@ class Hdf5Reader:
         names = self._columns
         observations = _joined(columns, names.observation, span.start, span.stop + (span.final in ("row", "shortened")))
         if span.final == "next":
-            final = _joined(columns, names.next_observation, span.stop - 1, span.stop)
+            final = _joined(columns, names.next_observation or (), span.stop - 1, span.stop)
             observations = np.concatenate([observations, final])
         elif span.final == "repeat":
             observations = np.concatenate([observations, observations[-1:]])
@@ -343,7 +345,7 @@ def _count_rows(group: h5py.Group, table: Columns, columns: ColumnMap, path: str
             _check_numbers(table[key], f"{where}: column {key!r}")
     allowed_one_more = columns.observation if columns.episode_group else ()
     num_rows, stored = -1, -1
-    for key in [k for k in named if k is not None] + [*columns.observation, *columns.next_observation]:
+    for key in [k for k in named if k is not None] + [*columns.observation, *(columns.next_observation or ())]:
         try:
             column = table[key]
         except KeyError:

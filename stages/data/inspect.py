@@ -190,19 +190,24 @@ _CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
 
 
 def _describe_dataset(reader: EpisodeReader) -> RenderableType:
-    from ...datasets.validate import time_limit_warnings
+    from ...datasets.validate import check_episode, time_limit_warnings
 
+    task, columns = reader.task, reader.source.get("columns", ())
+    refused: list[str] = []
     lengths, returns, success = [], [], []
     ended: Counter[tuple[int, bool]] = Counter()
     first: Episode | None = None
     for episode in reader:
         first = first or episode
+        try:
+            check_episode(episode, task, episode.label, columns)
+        except DatasetError as error:
+            refused.append(str(error))
         lengths.append(len(episode))
         returns.append(float(episode.rewards.sum(dtype=np.float64)))
         ended[len(episode), episode.terminated] += 1
         if episode.success is not None:
             success.append(bool(episode.success.any()))
-    task = reader.task
     facts = _table("", "")
     facts.show_header = False
     facts.add_row("task", task.name)
@@ -221,7 +226,9 @@ def _describe_dataset(reader: EpisodeReader) -> RenderableType:
         facts.add_row("terminated", f"{terminated:,} of {len(lengths):,} episodes")
     if success:
         facts.add_row("success", f"{np.mean(success):.1%} of episodes")
-    for warning in [*reader.warnings, *time_limit_warnings(ended)]:
+    if refused:
+        refused = [f"pack refuses {len(refused):,} of the {len(lengths):,} episodes; the first: {refused[0]}"]
+    for warning in [*refused, *reader.warnings, *time_limit_warnings(ended)]:
         facts.add_row("warning", Text(warning))
     return Group(facts, Text(""), _describe_steps(first)) if first else facts
 

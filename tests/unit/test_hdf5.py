@@ -75,6 +75,29 @@ def test_without_next_observations_only_a_cut_off_episode_is_shorter(tmp_path):
     assert "lose their last transition" in Hdf5Reader(cut_off).source["final_observation"]
 
 
+@pytest.mark.parametrize(
+    ("names", "given", "last", "said"),
+    [
+        (("observations", "next_observations"), {}, 11.5, None),
+        (("state/pose", "next_state/pose"), {}, 11.5, None),
+        (("state/pose", "state/next_pose"), {}, 11.5, None),
+        (("angles", "next_angles"), {}, 11.5, None),
+        (("angles", "next_observations"), {}, 11, "'next_observations' is not read"),
+        (("angles", "next_observations"), {"next_observation": "next_observations"}, 11.5, None),
+        (("observations", "next_observations"), {"next_observation": []}, 11, None),
+    ],
+)
+def test_a_map_that_names_no_next_observation_takes_those_named_alike(tmp_path, names, given, last, said):
+    values = flat_columns()
+    values[names[0]], values[names[1]] = values.pop("observations"), values.pop("next_observations")
+    columns = {"observation": names[0], "terminated": "terminals", "truncated": "timeouts", **given}
+    reader = Hdf5Reader(write(tmp_path / "a.hdf5", values), columns=columns)
+    _, second = reader
+    assert second.observations[-1, 0] == last
+    assert len(second) == (5 if last == 11.5 else 4)
+    assert [said in warning for warning in reader.warnings] == ([True] if said else [])
+
+
 def test_rows_after_the_last_flag_are_an_episode_too(tmp_path):
     lengths = [len(e) for e in Hdf5Reader(write(tmp_path / "a.h5", flat_columns(timeouts=np.zeros(12))))]
     assert lengths == [7, 5]
@@ -172,6 +195,9 @@ class Arm(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {}
 
 
 gymnasium.register("Own-v0", Arm)

@@ -88,6 +88,17 @@ def test_what_is_odd_of_a_dataset_is_shown(inspect, tmp_path: Path) -> None:
     assert "2 of the 2 episodes that terminate do so after exactly 3 steps" in shown
 
 
+def test_episodes_that_pack_refuses_are_named(inspect, tmp_path: Path) -> None:
+    path = tmp_path / "flat.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"], file["actions"], file["rewards"] = np.ones((6, 3)), np.ones((6, 2)), np.ones(6)
+        file["terminals"] = np.array([0, 0, 1, 0, 0, 1])
+        file["observations"][4, 1] = np.nan
+    shown = " ".join(inspect(path).split())
+    assert "pack refuses 1 of the 2 episodes; the first:" in shown
+    assert "observation column 1 (observations[1]) at t = 1 is nan" in shown
+
+
 def test_what_it_cannot_read_is_said(tmp_path: Path, capsys) -> None:
     (tmp_path / "notes.txt").write_text("")
     assert main(["inspect", str(tmp_path / "notes.txt")]) == 2
