@@ -23,15 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from ..pipeline.artifact import unfinished
+from ..pipeline.artifact import link, unfinished
 from ..pipeline.reading import read_made, reading_made
 from ..pipeline.seeding import derive_seed
-from .formats.minari import BEHAVIOUR_KEY, TASK_KEY
+from .formats.minari import BEHAVIOUR_KEY, TASK_KEY, MinariReader
 from .rollout import Act, EpisodeResult
 from .schema import Behaviour, TaskSpec
 
 COLLECT_KEY = "orrery_collect"
 """Metadata entry that holds the record of `write_dataset` as a JSON string."""
+
+RESULTS_KEY = "results"
+"""Entry of that record for `read_results`: exact returns, and which episodes failed and why."""
 
 EPISODE_OVERHEAD, FILE_OVERHEAD = 24 * 1024, 256 * 1024
 """Bytes beside the numbers that a Minari dataset takes at most: 18 kB of HDF5's per episode were measured."""
@@ -245,6 +248,10 @@ def write_dataset(
         "return_mean": float(np.mean([result.return_ for result in completed])),
         "success_rate": float(np.mean([result.success_any for result in completed])) if spec.reports_success else None,
     }
+    played = {
+        "returns": [result.return_ for result in completed],
+        "failures": {str(number): result.error for number, result in enumerate(results) if result.error is not None},
+    }
     root = root.resolve()  # Minari joins a relative path to itself
     aside = unfinished(root)
     shutil.rmtree(aside, ignore_errors=True)
@@ -267,7 +274,7 @@ def write_dataset(
             {
                 TASK_KEY: json.dumps(spec.to_dict()),
                 BEHAVIOUR_KEY: behaviour,
-                COLLECT_KEY: json.dumps({**record, "settings": dict(settings)}),
+                COLLECT_KEY: json.dumps({**record, "settings": dict(settings), RESULTS_KEY: played}),
             }
         )
     final = root / identifier
@@ -285,11 +292,53 @@ def _reserve(folder: Path, size: int) -> None:
 
 def read_record(root: Path, task: str) -> dict[str, Any] | None:
     """The record of a dataset that `write_dataset` completed below `root`; None if there is none."""
+    record = _read_metadata(root, task)
+    return None if record is None else {name: value for name, value in record.items() if name != RESULTS_KEY}
+
+
+def _read_metadata(root: Path, task: str) -> dict[str, Any] | None:
     metadata = root / dataset_id(task) / "data" / "metadata.json"
     if not metadata.is_file():
         return None
     with reading_made(metadata):
         return dict(json.loads(read_made(metadata, dict[str, Any])[COLLECT_KEY]))
+
+
+def read_results(root: Path, spec: TaskSpec, seeds: Sequence[int]) -> list[EpisodeResult]:
+    """What `write_dataset` was given, as far as there are seeds: one for each of the results, failed ones included.
+
+    Empty where there is no dataset, or one whose record does not say enough.
+    """
+    record = _read_metadata(root, spec.name) or {}
+    if RESULTS_KEY not in record:
+        return []
+    returns, failures = record[RESULTS_KEY]["returns"], record[RESULTS_KEY]["failures"]
+    completed = zip(MinariReader(root / dataset_id(spec.name)), returns, strict=True)
+    total = record["episodes"] + record["failed_episodes"]
+    results = []
+    for number, seed in zip(range(total), seeds, strict=False):
+        if (error := failures.get(str(number))) is not None:
+            results.append(EpisodeResult(seed, 0.0, 0, None, None, error))
+            continue
+        episode, return_ = next(completed)
+        success = None if episode.success is None else [bool(one) for one in episode.success]
+        results.append(
+            EpisodeResult(
+                seed, return_, len(episode),
+                any(success) if success else None, success[-1] if success else None, None, episode,
+            )
+        )  # fmt: skip
+    return results
+
+
+def take_dataset(source: Path, root: Path, task: str) -> None:
+    """Let the dataset of a task below `source` be that below `root`, too (see `artifact.link`)."""
+    identifier, aside = dataset_id(task), unfinished(root)
+    shutil.rmtree(aside, ignore_errors=True)
+    link(source / identifier, aside / identifier)
+    (root / identifier).parent.mkdir(parents=True, exist_ok=True)
+    (aside / identifier).rename(root / identifier)
+    shutil.rmtree(aside)
 
 
 @contextmanager

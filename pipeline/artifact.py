@@ -30,6 +30,8 @@ from .reading import decode, read_json, reading
 MANIFEST = "manifest.json"
 UNFINISHED_SUFFIX = ".tmp"
 RERUN = "run the command that made it again"
+OUTSIDE = "outside the run"
+"""Entry of `Manifest.inputs` for files that are no artifacts (`Stage.reads`)."""
 SOURCE = "source"
 """Entry of `Manifest.versions` that holds digests of our own source."""
 SOURCE_FOLDERS = ("pipeline", "datasets", "stages")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.text import Text
 
 from . import artifact
-from .artifact import InputRecord, MadeFrom
+from .artifact import OUTSIDE, InputRecord, MadeFrom
 from .config.load import RunConfig, dotted_keys
 from .config.schema import nearest
 from .errors import ConfigError, OrreryError, StageError
@@ -24,8 +24,6 @@ from .run_folder import partial_folder, read_attempt
 from .stage import Input, Stage
 
 Action = Literal["fresh", "reuse", "resume", "run"]
-
-OUTSIDE = "outside the run"
 
 
 NOT_RUN = "not run yet"

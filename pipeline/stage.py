@@ -10,12 +10,15 @@ commands that run nothing, so it imports torch and the like only inside `run`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from . import artifact
+from .errors import StageError
 from .run_folder import PARTIAL_SUFFIX, jobs_folder
 
 RUN_KEYS = ("tasks", "seeds", "seed", "algorithms")
@@ -151,6 +154,27 @@ class Stage:
             inputs: artifact folders by input name, as in Context.
         """
         return None
+
+    def earlier(self, context: Context, varying: Sequence[str]) -> Iterator[tuple[Path, artifact.Manifest]]:
+        """Whole artifacts of `context.earlier`, the latest first, that were made by this version, from the same files
+        outside the run, and with the same settings except `varying` and those that are not hashed. Their inputs may be
+        others."""
+        ignored = (*varying, *self.not_hashed)
+        outside = [artifact.stat_digest(path) for path in self.reads()]
+        settings = artifact.hash_json(artifact.without(asdict(self.config), ignored))
+        version = artifact.package_versions()["orrery"]
+        for folder in context.earlier:
+            manifest, damage = artifact.examine(folder)
+            if (
+                manifest is not None
+                and not damage
+                and manifest.versions.get("orrery") == version
+                and [record.digest for record in manifest.inputs.get(artifact.OUTSIDE, ())] == outside
+                and artifact.hash_json(artifact.without(manifest.config, ignored)) == settings
+            ):
+                with contextlib.suppress(StageError):
+                    artifact.verify(folder, manifest.kind)
+                    yield folder, manifest
 
     def reads(self) -> Sequence[Path]:
         """Files and folders outside the run that `run` reads; the stage reruns if their size or time changes."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
+from ...pipeline.artifact import Manifest, without
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.paths import user_path
@@ -30,7 +31,7 @@ CHUNK = 20
 @dataclass(frozen=True)
 class _Job:
     task: str
-    numbers: range
+    numbers: Sequence[int]
     """Of its episodes."""
     config: CollectConfig
     policy: Path | None
@@ -65,24 +66,34 @@ class Collect(Stage):
         return [] if self.config.policy is None else [user_path(self.config.policy) / POLICIES_FILE]
 
     def run(self, context: Context) -> str:
-        from ...datasets.collect import read_record, write_dataset
+        from ...datasets.collect import read_record
 
         config = self.config
         root = context.folder / "minari"
         names = _names(config)
-        records = {name: record for name in names if (record := read_record(root, name)) is not None}
         policies: Mapping[str, Sequence[Path | None]] = _policy_folders(config, names)
-        jobs = [
-            _Job(name, numbers[start : start + CHUNK], config, policy)
-            for name in names
-            if name not in records
-            for policy, numbers in _in_turn(policies.get(name, [None]), config.episodes)
-            for start in range(0, len(numbers), CHUNK)
-        ]
+        turns = {name: _in_turn(policies.get(name, [None]), config.episodes) for name in names}
         played: dict[str, dict[int, EpisodeResult]] = {name: {} for name in names}
         worked: dict[str, float] = {}
+        for folder, manifest in self.earlier(context, ["tasks", "episodes"]):
+            for name in names:
+                if not played[name] and read_record(root, name) is None:
+                    played[name], worked[name] = self._take_over(folder / "minari", root, name, manifest, turns[name])
+        for name, own in played.items():
+            if len(own) == config.episodes:
+                self._write(root, task_spec(name), own, worked[name])
+                own.clear()
+        records = {name: record for name in names if (record := read_record(root, name)) is not None}
+        jobs = [
+            _Job(name, chunk, config, policy)
+            for name in names
+            if name not in records
+            for policy, numbers in turns[name]
+            for chunk in _chunks([number for number in numbers if number not in played[name]])
+        ]
         total = config.episodes * len(names)
-        with context.progress("collect", total=total, completed=config.episodes * len(records)) as progress:
+        done = config.episodes * len(records) + sum(map(len, played.values()))
+        with context.progress("collect", total=total, completed=done) as progress:
             for job, (spec, seconds, results) in run_all(_play, jobs, workers=context.workers, kept="finished tasks"):
                 own = played[job.task]
                 own.update(zip(job.numbers, results, strict=True))
@@ -90,14 +101,42 @@ class Collect(Stage):
                 progress.advance(len(results))
                 if len(own) < config.episodes:
                     continue
-                episodes = [own[number] for number in range(config.episodes)]
-                _refuse_if_all_failed(spec, episodes)
-                settings = {**dataclasses.asdict(config), "seconds": round(worked[job.task], 3)}
-                write_dataset(root, spec, _behaviour(spec, config), episodes, settings)
+                self._write(root, spec, own, worked[job.task])
                 del played[job.task]
                 records[job.task] = read_record(root, job.task) or {}
                 progress.note(job.task)
         return self._finish(context, names, records)
+
+    def _write(self, root: Path, spec: TaskSpec, played: Mapping[int, EpisodeResult], seconds: float) -> None:
+        from ...datasets.collect import write_dataset
+
+        episodes = [played[number] for number in range(self.config.episodes)]
+        _refuse_if_all_failed(spec, episodes)
+        settings = {**without(dataclasses.asdict(self.config), ["tasks"]), "seconds": round(seconds, 3)}
+        write_dataset(root, spec, _behaviour(spec, self.config), episodes, settings)
+
+    def _take_over(
+        self, source: Path, root: Path, name: str, manifest: Manifest, turns: Sequence[tuple[Path | None, range]]
+    ) -> tuple[dict[int, EpisodeResult], float]:
+        """What an earlier artifact has of a task, where only `tasks` and `episodes` were others: all of its dataset, or
+        episodes by their numbers, with the seconds that they took."""
+        from ...datasets.collect import episode_seed, read_record, read_results, take_dataset
+
+        config = self.config
+        if (record := read_record(source, name)) is None:
+            return {}, 0.0
+        if manifest.config["episodes"] == config.episodes:
+            take_dataset(source, root, name)
+            return {}, 0.0
+        spec = task_spec(name)
+        results = read_results(source, spec, [episode_seed(config.seed, name, n) for n in range(config.episodes)])
+        known: dict[int, EpisodeResult] = {}
+        for policy, numbers in turns:
+            own = [number for number in numbers if number < len(results)]
+            # What a policy's episodes are played with in one batch may change the last bit of its actions.
+            whole = len(own) if policy is None else len(own) // CHUNK * CHUNK
+            known |= {number: results[number] for number in own[:whole]}
+        return known, record["settings"]["seconds"] if known else 0.0
 
     def _finish(self, context: Context, names: Sequence[str], records: dict[str, dict[str, Any]]) -> str:
         tasks = {}
@@ -159,6 +198,10 @@ def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:
 def _in_turn(policies: Sequence[Path | None], episodes: int) -> list[tuple[Path | None, range]]:
     """Each policy with the numbers of its episodes: every n-th, where there are n."""
     return [(policy, range(first, episodes, len(policies))) for first, policy in enumerate(policies)]
+
+
+def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
+    return [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
 
 
 def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, list[Path]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,15 +12,19 @@ import numpy as np
 import pytest
 from orrery.datasets.collect import Variation, dataset_id, episode_seed, expert, exploration, noisy
 from orrery.datasets.formats.minari import MinariReader
-from orrery.datasets.rollout import play_episodes
+from orrery.datasets.rollout import _Running, play_episodes
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import make_environment, task_spec
+from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
+from orrery.stages.data import stage_collect
 from orrery.stages.data.config import CollectConfig, PackConfig
 from orrery.stages.data.stage_collect import Collect
 from orrery.stages.data.stage_pack import Pack
+
+PENDULUM = "gymnasium/Pendulum-v1"
 
 
 class Line:
@@ -32,7 +37,7 @@ class Line:
     def note(self, text): ...
 
 
-def context(folder: Path, workers=1) -> Context:
+def context(folder: Path, workers=1, earlier=()) -> Context:
     @contextmanager
     def progress(description, total, completed=0):
         line = Line()
@@ -40,13 +45,13 @@ def context(folder: Path, workers=1) -> Context:
         assert line.done + completed == total
 
     folder.mkdir(exist_ok=True)
-    return Context(folder, {}, workers, 1, logging.getLogger("test"), progress)
+    return Context(folder, {}, workers, 1, logging.getLogger("test"), progress, earlier=earlier)
 
 
-def collect(folder, workers=1, **settings):
+def collect(folder, workers=1, earlier=(), **settings):
     stage = Collect(CollectConfig(**settings))
     stage.check()
-    summary = stage.run(context(folder, workers))
+    summary = stage.run(context(folder, workers, earlier))
     return summary, json.loads((folder / "datasets.json").read_text())["tasks"]
 
 
@@ -102,6 +107,41 @@ def test_episodes_do_not_depend_on_workers_or_on_how_many_are_asked_for(tmp_path
     _, other_seed = collect(tmp_path / "other", episodes=1, **(settings | {"seed": 4}))
     (first,) = episodes(tmp_path / "other", *other_seed.values())
     assert not np.array_equal(first.actions, episodes(tmp_path / "few", *few.values())[0].actions)
+
+
+@pytest.mark.parametrize("former", [{"tasks": [PENDULUM]}, {"episodes": 3}, {"episodes": 7}])
+def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, former):
+    """Byte for byte, but for the seconds that it took."""
+    monkeypatch.setattr("orrery.stages.data.stage_collect.CHUNK", 2)
+    settings = {"tasks": [PENDULUM, "gymnasium/CartPole-v1"], "episodes": 5}
+    observe = _Running._observe
+
+    def failing(self, observation):  # every third episode of one task
+        observe(self, observation)
+        if self.environment.task.name == PENDULUM and self.seed % 3 == 0:
+            self._fail(ValueError("the pendulum broke"))
+
+    monkeypatch.setattr(_Running, "_observe", failing)
+    collect(tmp_path / "collect", **(settings | former))
+    finish(tmp_path / "collect", kind="datasets", stage="collect", key="", inputs={}, seconds=0, summary="",
+           config=dataclasses.asdict(CollectConfig(**(settings | former))))  # fmt: skip
+    played = []
+    play = stage_collect._play
+    monkeypatch.setattr(
+        stage_collect, "_play", lambda job: played.extend((job.task, n) for n in job.numbers) or play(job)
+    )
+    collect(tmp_path / "grown", earlier=[tmp_path / "gone", tmp_path / "collect"], **settings)
+    old = {(task, n) for task in (settings | former)["tasks"] for n in range((settings | former)["episodes"])}
+    assert sorted(played) == sorted({(task, n) for task in settings["tasks"] for n in range(5)} - old)
+    collect(tmp_path / "whole", **settings)
+    whole = {path.relative_to(tmp_path / "whole"): _timeless(path) for path in (tmp_path / "whole").rglob("*.*")}
+    assert {
+        path.relative_to(tmp_path / "grown"): _timeless(path) for path in (tmp_path / "grown").rglob("*.*")
+    } == whole
+
+
+def _timeless(path):
+    return re.sub(rb'seconds\\*": [0-9.]+', b"", path.read_bytes()) if path.is_file() else None
 
 
 def test_an_interrupted_collect_keeps_finished_tasks_and_replaces_half_written_ones(tmp_path, monkeypatch):
