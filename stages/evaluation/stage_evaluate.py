@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from ...datasets.schema import TaskSpec, read_table
 from ...pipeline.accelerator import check_gpu, device_of
+from ...pipeline.artifact import hash_json, read_manifest, replacing
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.reading import decode, read_made, reading, reading_made
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from ...datasets.tasks.task_env import TaskEnv
 
 FINISHED = "finished.jsonl"
-"""Finished episodes by run, one line each, until all are played."""
+"""Finished episodes by run, one line each: a later evaluation of more policies or episodes reuses them."""
 
 Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
@@ -59,6 +60,15 @@ class _Job:
     config: EvaluateConfig
     policy: Path | None
     """None for the random policy."""
+    content: str
+    """Digest of the policy's files; empty where they have none."""
+    first: int = 0
+    """Episode to begin with; those before are known."""
+
+    @property
+    def key(self) -> str:
+        """Of what an episode follows from, beside its seed: equal where the same policy plays the same task."""
+        return hash_json([self.run, self.spec.to_dict(), self.content])
 
     def __str__(self) -> str:
         algorithm, task, seed = self.run
@@ -125,10 +135,10 @@ class Evaluate(Stage):
             if name in skipped:
                 continue
             own = [run for run in policies if run[1] == name]
-            jobs += [_Job(run, spec, self.config, policies[run]["folder"]) for run in own]
+            jobs += [_Job(run, spec, self.config, policies[run]["folder"], policies[run]["content"]) for run in own]
             if "random" in self.config.baselines:
                 seeds = sorted({run[2] for run in own}) or [0]
-                jobs += [_Job(("random", name, seed), spec, self.config, None) for seed in seeds]
+                jobs += [_Job(("random", name, seed), spec, self.config, None, "random") for seed in seeds]
         return jobs
 
     def _play(self, context: Context, jobs: Sequence[_Job]) -> list[EpisodeRow]:
@@ -140,20 +150,36 @@ class Evaluate(Stage):
                 runs out of memory or files. These are not failed episodes, because they say nothing about the policy.
         """
         log = context.folder / FINISHED
-        finished = _read_finished(log)
-        remaining = [job for job in jobs if job.run not in finished]
+        finished = {_run_of(rows): rows for _, rows in _read_finished(log)}
+        known = self._known(context, [job for job in jobs if job.run not in finished])
         count = self.config.episodes
+        finished |= {run: rows for run, rows in known.items() if len(rows) == count}
+        remaining = [replace(job, first=len(known.get(job.run, ()))) for job in jobs if job.run not in finished]
+        completed = count * len(jobs) - sum(count - job.first for job in remaining)
         with (
             log.open("a") as file,
-            context.progress("evaluate", total=count * len(jobs), completed=count * len(finished)) as progress,
+            context.progress("evaluate", total=count * len(jobs), completed=completed) as progress,
         ):
             for job, rows in run_all(_evaluate, remaining, workers=context.workers, kept="finished policies"):
-                file.write(json.dumps([asdict(row) for row in rows]) + "\n")
+                finished[job.run] = [*known.get(job.run, ()), *rows]
+                file.write(_line(job, finished[job.run]))
                 file.flush()
-                finished[job.run] = rows
-                progress.advance(count)
+                progress.advance(len(rows))
                 progress.note(f"{job.run[0]} {job.run[1]}")
+        with replacing(log) as temporary:  # in their order, not in that of workers
+            temporary.write_text("".join(_line(job, finished[job.run]) for job in jobs))
         return [row for job in jobs for row in finished[job.run]]
+
+    def _known(self, context: Context, jobs: Sequence[_Job]) -> dict[Run, list[EpisodeRow]]:
+        """The first episodes of each run, as far as earlier evaluations have played them."""
+        known: dict[Run, list[EpisodeRow]] = {}
+        wanted = {job.key: job for job in jobs if job.content}
+        for folder, _ in self.earlier(context, ["episodes", "baselines"]):
+            for key, rows in _read_finished(folder / FINISHED):
+                if (job := wanted.get(key)) is not None:
+                    rows = rows[: _reusable(rows, self.config.episodes, alone=job.policy is None)]
+                    known[job.run] = max(known.get(job.run, []), rows, key=len)
+        return known
 
     def _references(
         self,
@@ -231,7 +257,6 @@ class Evaluate(Stage):
         for one in exploits:
             context.log.warning(EXPLOITS, one)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-        (folder / FINISHED).unlink()
         return self._headline(algorithms, len(specs) - len(skipped), policies)
 
     def _headline(self, algorithms: Mapping[str, Mapping[str, Any]], tasks: int, policies: Mapping[Run, Any]) -> str:
@@ -267,19 +292,24 @@ def _evaluate(job: _Job) -> list[EpisodeRow]:
     from ...datasets.rollout import play_episodes, policy_act
 
     algorithm, task, seed = job.run
-    seeds = [evaluation_seed(job.config.seed, task, seed, episode) for episode in range(job.config.episodes)]
+    episodes = range(job.first, job.config.episodes)
+    seeds = [evaluation_seed(job.config.seed, task, seed, episode) for episode in episodes]
     if job.policy is None:
         act = _random_act(job.spec, seeds)
     else:
         from ..policy.policy import load_policy
 
-        act = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
+        policy = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
+
+        def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
+            return policy(observation, episode + job.first)
+
     pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
     results = dict(play_episodes(job.spec, act, seeds, pool=pool))
     return [
-        EpisodeRow(algorithm, task, seed, episode, result.seed, result.return_, result.length,
+        EpisodeRow(algorithm, task, seed, episodes[index], result.seed, result.return_, result.length,
                    result.success_any, result.success_last, result.error)
-        for episode, result in sorted(results.items())
+        for index, result in sorted(results.items())
     ]  # fmt: skip
 
 
@@ -309,6 +339,8 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
     specs: dict[str, TaskSpec] = {}
     for artifact in artifacts:
         index = PolicyIndex.read(artifact)
+        manifest = read_manifest(artifact)
+        files = manifest.files if manifest is not None else {}
         named = {entry["task"] for entry in index.entries}
         specs |= {spec.name: spec for spec in index.tasks if spec.name in named}
         for entry in index.entries:
@@ -318,7 +350,9 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
                     f"two policies of algorithm {run[0]!r} on {run[1]} with seed {run[2]}: {policies[run]['folder']} "
                     f"and {artifact / entry['path']}; evaluate them separately"
                 )
-            policies[run] = {**entry, "folder": artifact / entry["path"]}
+            own = {name: file.sha256 for name, file in files.items() if name.startswith(f"{entry['path']}/")}
+            content = hash_json(own) if own else ""
+            policies[run] = {**entry, "folder": artifact / entry["path"], "content": content}
     return policies, specs
 
 
@@ -356,18 +390,43 @@ def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, 
     return data
 
 
-def _read_finished(log: Path) -> dict[Run, list[EpisodeRow]]:
-    """Runs that an interrupted evaluation had finished. A line that the kill cut short is dropped."""
-    finished: dict[Run, list[EpisodeRow]] = {}
+def _run_of(rows: Sequence[EpisodeRow]) -> Run:
+    return rows[0].algorithm, rows[0].task, rows[0].seed
+
+
+def _line(job: _Job, rows: Sequence[EpisodeRow]) -> str:
+    return json.dumps({"key": job.key, "rows": [asdict(row) for row in rows]}) + "\n"
+
+
+def _read_finished(log: Path) -> Iterator[tuple[str, list[EpisodeRow]]]:
+    """Keys and episodes of the runs that an evaluation has finished. A line that a kill cut short is dropped."""
     if not log.exists():
-        return finished
-    head, newline, _ = log.read_bytes().rpartition(b"\n")
-    os.truncate(log, len(head + newline))  # written anew, all of it would be lost on a full disk
+        return
+    head, newline, rest = log.read_bytes().rpartition(b"\n")
+    if rest:
+        os.truncate(log, len(head + newline))  # written anew, all of it would be lost on a full disk
     with reading_made(log):
-        for line in head.splitlines():
-            rows = decode(list[EpisodeRow], json.loads(line))
-            finished[rows[0].algorithm, rows[0].task, rows[0].seed] = rows
-    return finished
+        for line in map(json.loads, head.splitlines()):
+            old = isinstance(line, list)  # as versions before this one wrote it
+            yield "" if old else str(line["key"]), decode(list[EpisodeRow], line if old else line["rows"])
+
+
+def _reusable(rows: Sequence[EpisodeRow], episodes: int, *, alone: bool) -> int:
+    """How many of a run's first episodes are those that an evaluation of `episodes` would play, bit for bit.
+
+    A policy acts on the episodes that are under way as one batch, and the size of a batch may change the last bit of an
+    action: of fewer or more episodes, those count whose batches are the same. That takes episodes of one length.
+
+    Args:
+        alone: episodes do not depend on the others in their batch.
+    """
+    from ...datasets.rollout import LANES
+
+    if alone or len(rows) == episodes:
+        return episodes
+    whole = min(len(rows), episodes) // LANES * LANES
+    same = len({row.length for row in rows[:whole]}) == 1 and all(row.error is None for row in rows[:whole])
+    return whole if same else 0
 
 
 def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[EpisodeRow]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Scores from real episodes: paired seeds, baselines, references, failures that stay visible, resuming."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -14,8 +15,10 @@ from gymnasium import spaces
 from orrery.datasets.collect import episode_seed
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import unplayable
+from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
+from orrery.stages.evaluation import stage_evaluate
 from orrery.stages.evaluation.config import EvaluateConfig
 from orrery.stages.evaluation.scores import EpisodeRow, evaluation_seed, exploiting
 from orrery.stages.evaluation.stage_evaluate import Evaluate, _imagined
@@ -366,7 +369,54 @@ def test_a_killed_evaluation_continues_with_what_is_missing(tmp_path, monkeypatc
     assert reached == ["0", "1", "2", "2"]
     assert len(scores) == 3 + 1 + 3
     assert not episodes.duplicated(["algorithm", "seed", "episode"]).any()
-    assert not (tmp_path / "out" / "finished.jsonl").exists()
+    lines = (tmp_path / "out" / "finished.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["rows"]) for line in lines] == [3] * 6
+
+
+@pytest.mark.parametrize(
+    ("former", "played"),
+    [
+        # One more seed and another constant in place of a policy: only these are played.
+        ({"policies": [("pwm", 0, 0.5), ("pwm", 1, 0.25)]}, {("pwm", 1): range(9), ("pwm", 2): range(9)}),
+        # Fewer episodes: those that acted in the same batches of eight stay, all of them for the random policy.
+        ({"episodes": 20}, dict.fromkeys([("pwm", 0), ("pwm", 1), ("pwm", 2)], range(8, 9))),
+        ({"episodes": 7}, {("random", n): range(7, 9) for n in range(3)} | {("pwm", n): range(9) for n in range(3)}),
+        ({"seed": 1}, {(name, n): range(9) for name in ("pwm", "random") for n in range(3)}),
+    ],
+)
+def test_an_evaluation_plays_only_what_earlier_ones_have_not(tmp_path, monkeypatch, former, played):
+    spec, policies = task(), [("pwm", 0, 0.5), ("pwm", 1, 0.5), ("pwm", 2, 0.5)]
+
+    def run(name, policies=policies, earlier=(), **settings):
+        (tmp_path / name).mkdir()
+        inputs = setup(tmp_path / name, [spec], [(a, spec.name, seed, value) for a, seed, value in policies])
+        for entry in json.loads((inputs["policies"][0] / "policies.json").read_text())["policies"]:
+            (inputs["policies"][0] / entry["path"]).mkdir(parents=True)
+            (inputs["policies"][0] / entry["path"] / "weights").write_text(entry["path"])
+        finish(inputs["policies"][0], kind="policies", stage="x", key="", config={}, inputs={}, seconds=0, summary="")
+        config, folder = EvaluateConfig(**({"episodes": 9} | settings)), tmp_path / name / "out"
+        context = Context(folder, inputs, 1, 1, logging.getLogger("test"), progress, earlier=earlier)
+        Evaluate(config).run(context)
+        finish(folder, kind="scores", stage="evaluate", key="", config=dataclasses.asdict(config), inputs={}, seconds=0,
+               summary="")  # fmt: skip
+        return folder
+
+    earlier = run("former", **former)
+    found = {}
+    evaluate_job = stage_evaluate._evaluate
+
+    def counted(job):
+        rows = evaluate_job(job)
+        found[job.run[0], job.run[2]] = range(rows[0].episode, rows[-1].episode + 1)
+        return rows
+
+    monkeypatch.setattr(stage_evaluate, "_evaluate", counted)
+    grown = run("grown", earlier=[earlier])
+    expected = played | ({("random", 2): range(9)} if "policies" in former else {})
+    assert found == expected
+    whole = run("whole")
+    for path in [*whole.glob("*.csv"), whole / "summary.json", whole / "finished.jsonl"]:
+        assert path.read_bytes() == (grown / path.name).read_bytes(), path.name
 
 
 def test_without_policies_the_baselines_of_the_store_are_scored(tmp_path):
