@@ -185,7 +185,7 @@ def test_an_attempt_with_other_settings_is_kept_and_continues_when_they_come_bac
     assert toy.plan("add.scale=2")[1] == toy.plan()[1] == ("resume", "interrupted after 0.0 s")
     action, reason = toy.plan("add.scale=3")[1]
     assert action == "run"
-    assert re.fullmatch(r"add\.scale 2 -> 3; the interrupted attempt \(0\.\d s of work\) is kept", reason)
+    assert re.fullmatch(r"add\.scale 2 -> 3; the interrupted attempt \(0\.\d s\) is kept", reason)
     assert toy.run("add.scale=3")["add"].summary == "total 9 (from the start)"
     assert toy.run()["add"].summary == "total 3 (continued)"
     assert toy.run("add.scale=2")["add"].summary == "total 6 (continued)"
