@@ -67,11 +67,11 @@ def repr_task(table: TaskTable, k: int) -> str:
     return f"{table[k].name} (O={table[k].observation_dim}, A={table[k].action_dim})"
 
 
-def check_unknown(known: Sequence[str], new: Sequence[str], folder: Path) -> None:
-    """Raise a CheckpointError if a new task is one of those that the model in `folder` knows."""
+def check_unknown(known: Sequence[str], new: Sequence[str], model: str) -> None:
+    """Raise a CheckpointError if a new task is one of those that a model knows; `model` is what to call it."""
     if both := [name for name in new if name in known]:
         raise CheckpointError(
-            f"{', '.join(both)}: already in the task table of the world model in {folder}, which holds: "
+            f"{', '.join(both)}: already in the task table of {model}, which holds: "
             f"{', '.join(known)}. Name new tasks only; extract policies of the model's own tasks without finetuning"
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,19 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from . import artifact
 from .errors import CheckpointError
-from .reading import check_file, decode, read_json
+from .reading import check_file
+from .saved_config import Upgrade, as_it_is, written_by
 
-T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
 
-Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Endings of files that are pickles, or hold some."""
-
-
-def _as_it_is(values: dict[str, Any]) -> dict[str, Any]:
-    return values
 
 
 def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], config: Any) -> None:
@@ -40,37 +34,7 @@ def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], con
     artifact.write_json(folder / f"{name}.json", dataclasses.asdict(config))  # last: with it the weights are complete
 
 
-def read_config(folder: Path, name: str, config_type: type[T], upgrade: Upgrade = _as_it_is) -> T:
-    """The config dataclass stored by `save_weights`.
-
-    A key that the file lacks takes its default, so a key that is added must have a default under which older files mean
-    what they meant. Whatever else changes goes into `upgrade`: values as an older version stored them -> as this one
-    does.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or has other keys or values than this version knows.
-    """
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in folder.glob("*"))) if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: expected {name}.json and {name}.safetensors, found {found or 'nothing'}")
-    values = read_json(path, CheckpointError)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected the keys and values of {config_type.__name__}, found {values!r:.60}")
-    values = upgrade(values)
-    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
-    required = {f.name for f in fields if f.default is MISSING and f.default_factory is MISSING}
-    changed = [f"unknown key {key}" for key in sorted(set(values) - {field.name for field in fields})]
-    changed += [f"missing key {key}" for key in sorted(required - set(values))]
-    if changed:
-        raise CheckpointError(f"{path}: {', '.join(changed)}. {_written_by(folder)}")
-    try:
-        return decode(config_type, values)
-    except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
-        raise CheckpointError(f"{path} does not describe a valid object: {error}. {_written_by(folder)}") from error
-
-
-def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade = _as_it_is) -> M:
+def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade = as_it_is) -> M:
     """What `make` builds, filled as by `load_weights`. It is built without memory first and compared with the file, so
     that sizes which a damaged config declares are never allocated.
 
@@ -86,7 +50,7 @@ def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade
     return module
 
 
-def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgrade = _as_it_is) -> None:
+def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgrade = as_it_is) -> None:
     """Fill `module` from `<name>.safetensors`; every key and shape has to match, after `upgrade` has given tensors of
     an older version their present names.
 
@@ -100,7 +64,7 @@ def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgr
 
 def _check_fits(folder: Path, name: str, state: Mapping[str, torch.Tensor], module: torch.nn.Module) -> None:
     path = folder / f"{name}.safetensors"
-    problem = f"{path} does not fit {type(module).__name__}. {_written_by(folder)}"
+    problem = f"{path} does not fit {type(module).__name__}. {written_by(folder)}"
     check_same_tensors(state, module.state_dict(), problem)
 
 
@@ -122,17 +86,6 @@ def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is missing{hint}; restore the file or rerun") from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); restore the file or rerun") from error
-
-
-def _written_by(folder: Path) -> str:
-    """Which version wrote the files, as far as the manifest here or of the artifact above says."""
-    this = artifact.package_versions().get("orrery", "?")
-    for place in (folder, *list(folder.parents)[:3]):
-        if (place / artifact.MANIFEST).is_file():
-            manifest = artifact.read_manifest(place)
-            written = manifest.versions.get("orrery", "?") if manifest else "?"
-            return f"It was written by orrery {written}; this is {this}"
-    return f"It was written by another version of orrery or another program; this is orrery {this}"
 
 
 def check_same_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], problem: str) -> None:

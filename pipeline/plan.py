@@ -117,8 +117,9 @@ def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str,
         stages[name](config.stage_configs[name]).check()
     found = {name: find_sources(config, stages, name) for name in config.settings.stages}
     check_world_model_is_used(config, stages, found)
+    promised: dict[str, Any] = {}
     for name, sources in found.items():
-        check_inputs(config, stages, name, sources)
+        check_inputs(config, stages, name, sources, promised)
     return found
 
 
@@ -145,17 +146,26 @@ def check_world_model_is_used(
 
 
 def check_inputs(
-    config: RunConfig, stages: Mapping[str, type[Stage]], name: str, sources: Mapping[str, list[Source]]
+    config: RunConfig,
+    stages: Mapping[str, type[Stage]],
+    name: str,
+    sources: Mapping[str, list[Source]],
+    promised: dict[str, Any],
 ) -> None:
-    """Let stage `name` check its inputs."""
+    """Let stage `name` check its inputs, and add the facts that it promises to `promised`.
+
+    Args:
+        promised: facts on the artifacts of earlier stages, by stage.
+    """
     stage = stages[name](config.stage_configs[name])
-    found = {
-        input_name: [(source.folder, config.stage_configs[source.stage] if source.stage else None) for source in many]
-        for input_name, many in sources.items()
-    }
-    for input_name, folder, maker in ((one, *each) for one, many in found.items() for each in many):
-        stage.check_input(input_name, folder, maker)
-    stage.check_inputs(found)
+    facts: dict[str, list[Any]] = {}
+    for input_name, many in sources.items():
+        read = stage.inputs[input_name].facts or (lambda folder: None)
+        facts[input_name] = [promised[source.stage] if source.stage else read(source.folder) for source in many]
+        for source, known in zip(many, facts[input_name], strict=True):
+            stage.check_input(input_name, source.folder, known)
+    stage.check_inputs(facts)
+    promised[name] = stage.promise(facts)
 
 
 def check_machine(config: RunConfig, stages: Mapping[str, type[Stage]], decisions: Sequence[Decision]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -36,6 +36,9 @@ class Input:
     """Read every artifact of this kind that the run has produced so far, not only the latest."""
     outside: bool = False
     """Read only artifacts given by `inputs.NAME=PATH`, never those of the run."""
+    facts: Callable[[Path], Any] | None = None
+    """Reads facts from an artifact that the run does not make, for `check_input`; must be cheap and import no torch. If
+    a stage of the run makes the artifact, its `promise` states the facts."""
 
 
 class ProgressTask(Protocol):
@@ -131,18 +134,27 @@ class Stage:
         """Raise an OrreryError for missing packages, devices or connections. Called before anything runs, for the
         stages that will run."""
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> Any:
+        """Return facts on the artifact that `run` will make, of the type that consumers of its kind expect; None if
+        they are unknown.
+
+        Args:
+            inputs: facts on every input by name, as in `check_inputs`.
+        """
+        return None
+
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
         """Raise an OrreryError for an unsuitable input. Called before anything runs.
 
         Args:
             name: of the input.
             folder: the artifact, which is not there yet where a stage of this run is to make it.
-            maker: the config of that stage; None for an artifact made elsewhere.
+            facts: what that stage promises, or what `Input.facts` reads from the artifact; None if they are unknown.
         """
 
-    def check_inputs(self, inputs: Mapping[str, Sequence[tuple[Path, Any]]]) -> None:
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
         """Raise an OrreryError for inputs that are unsuitable or incomplete together. Called after `check_input`, with
-        (folder, maker) of every artifact by input name."""
+        the facts on every artifact by input name."""
 
     def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
         """Return why `run` would now write something else from the same config and inputs; None if it would not.

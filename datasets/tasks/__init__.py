@@ -28,6 +28,8 @@ from .tdmpc2 import SETS, with_suite
 
 _SUITES = {"dmc": "dm_control", "metaworld": "metaworld", "gymnasium": "gymnasium", "myriad": "myriad"}
 """Suite prefix of a task name -> file of this package, which is also the `kind` of its environments."""
+SIMULATED = tuple(f"{prefix}/" for prefix in _SUITES)
+"""What names of tasks begin with that have a simulator."""
 
 
 class _Suite(Protocol):
@@ -101,13 +103,18 @@ def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[Tas
     Raises:
         CheckpointError: the model does not know one of them.
     """
-    wanted = expand_names(names, keep=table.names) or list(table.names)
-    if unknown := [name for name in wanted if name not in table.names]:
+    return [table.spec_of(name) for name in find_names(table.names, names, folder)]
+
+
+def find_names(known: Sequence[str], names: Sequence[str], folder: Path) -> list[str]:
+    """The same by name: those of `known`, the tasks of the model."""
+    wanted = expand_names(names, keep=known) or list(known)
+    if unknown := [name for name in wanted if name not in known]:
         raise CheckpointError(
             f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
-            f"{', '.join(table.names)}. Name tasks of the model; the stage finetune adds tasks"
+            f"{', '.join(known)}. Name tasks of the model; the stage finetune adds tasks"
         )
-    return [table.spec_of(name) for name in wanted]
+    return wanted
 
 
 def mt_set(name: str) -> list[TaskSpec]:

@@ -126,6 +126,7 @@ def lay_out(
 
 def _steps(config: RunConfig, stages: Mapping[str, type[Stage]], checked: set[str]) -> list[Step]:
     found: dict[str, Step] = {}
+    promised: dict[str, Any] = {}
     all_sources = {name: find_sources(config, stages, name) for name in config.settings.stages}
     check_world_model_is_used(config, stages, all_sources)
     for name, read in all_sources.items():
@@ -136,8 +137,8 @@ def _steps(config: RunConfig, stages: Mapping[str, type[Stage]], checked: set[st
         key = artifact.hash_json([name, hashed(config.resolved[name], stages[name]), sources])
         if key not in checked:
             stages[name](config.stage_configs[name]).check()
-            check_inputs(config, stages, name, read)
             checked.add(key)
+        check_inputs(config, stages, name, read, promised)
         found[name] = Step(key, name, sources)
     return list(found.values())
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import read_store_facts
 from ...pipeline.artifact import write_json
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..data.config import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
-from ..pretrain.config import PretrainConfig
+from ..world_model.facts import read_model_facts
 from .config import BpoStageConfig
 
 if TYPE_CHECKING:
@@ -30,46 +30,35 @@ class Bpo(Stage):
     """
 
     Config = BpoStageConfig
-    inputs = {"world_model": Input("world_model", optional=True), "store": Input("store")}
+    inputs = {
+        "world_model": Input("world_model", optional=True, facts=read_model_facts),
+        "store": Input("store", facts=read_store_facts),
+    }
     output_kind = "policies"
     algorithms = ("bpo",)
     run_keys = ("seeds", "seed")
     not_hashed = ("log_every",)
     config: BpoStageConfig
-    _has_reward_head = True
-    """Of the model, as far as `check_input` has seen."""
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        if name == "world_model" and "model" in self.config.gradients:
-            if isinstance(maker, PretrainConfig):
-                self._check_model(maker)
-            elif maker is None:
-                _check_is_sequence(folder)
-        if name == "store" and isinstance(maker, PackConfig):
-            self._check_tasks(self.config.tasks or maker.names)
-
-    def _check_model(self, maker: PretrainConfig) -> None:
-        if maker.world_model != "sequence":
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name != "world_model" or facts is None or "model" not in self.config.gradients:
+            return
+        facts.check_single("bpo", folder)
+        facts.check_predicts("observations", "bpo", folder)
+        facts.check_horizon(self.config.bpo.horizon, "bpo.bpo.horizon", folder)
+        if self.config.bpo.reward == "learned" and not facts.rewards:
             raise ConfigError(
-                "bpo needs a sequence model, but pretrain would train a latent one (policies for it come from "
-                "extract); set pretrain.world_model=sequence"
-            )
-        config, model = self.config.bpo, maker.sequence
-        self._has_reward_head = model.reward_head
-        limit = model.longest_prediction()
-        if limit is not None and config.horizon > limit:
-            raise ConfigError(
-                f"bpo.bpo.horizon is {config.horizon}, but the {model.kind} model would learn {limit} steps; use "
-                f"at most {limit}, or pretrain with pretrain.sequence.horizon={config.horizon}"
-            )
-        if config.reward == "learned" and not model.reward_head:
-            raise ConfigError(
-                "bpo.bpo.reward is learned, but the model would have no reward head; set pretrain.sequence.reward_head"
-                "=true"
+                f"bpo.bpo.reward is learned, but the world model in {folder} has no reward head; set "
+                "pretrain.sequence.reward_head=true"
             )
 
-    def _check_tasks(self, names: Sequence[str]) -> None:
-        from ...datasets.tasks import task_spec
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
+        (data,), model = inputs["store"], next(iter(inputs["world_model"]), None)
+        if data is not None:
+            self._check_tasks(self.config.tasks or data.tasks, rewards=model is None or model.rewards)
+
+    def _check_tasks(self, names: Sequence[str], *, rewards: bool) -> None:
+        from ...datasets.tasks import SIMULATED, task_spec
 
         config = self.config
         others = [name for name in names if name.startswith(SIMULATED) and not name.startswith("myriad/")]
@@ -80,9 +69,9 @@ class Bpo(Stage):
                 f"{asked}, but {', '.join(others)} has no differentiable simulator; tasks of the suite myriad have "
                 "one. Use bpo.gradients=[model] bpo.bpo.reward=learned, or name tasks in bpo.tasks"
             )
-        if others and not self._has_reward_head:
+        if others and not rewards:
             raise ConfigError(
-                f"{', '.join(others)} has no differentiable simulator, and the model would have no reward head; set "
+                f"{', '.join(others)} has no differentiable simulator, and the model has no reward head; set "
                 "pretrain.sequence.reward_head=true, or name tasks of the suite myriad in bpo.tasks"
             )
         for name in names:
@@ -100,7 +89,7 @@ class Bpo(Stage):
         import torch
 
         from ...datasets.store import TaskStore
-        from ..world_model.config import held_out_share
+        from ..world_model.facts import held_out_share
 
         config = self.config
         torch.set_num_threads(context.threads)
@@ -168,18 +157,9 @@ def _load_model(context: Context, store: TaskStore) -> SequenceModel:
             "bpo.gradients has `model`, but the run has no world model: run pretrain first, set "
             "inputs.world_model=RUN/pretrain, or set bpo.gradients=[simulator]"
         )
-    _check_is_sequence(folders[0])
     model = load_model(folders[0])
     check_same_tables(model.table, store.table, context)
     return model
-
-
-def _check_is_sequence(folder: Path) -> None:
-    if not (folder / "sequence_model.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds no sequence model (sequence_model.json): policies for a latent world model come from "
-            "extract; bpo needs pretrain.world_model=sequence"
-        )
 
 
 def _finish_one(

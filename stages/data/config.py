@@ -12,8 +12,6 @@ from ...datasets.tasks.tdmpc2 import SETS
 from ...pipeline.config.checks import check_counts, check_shares
 from ...pipeline.errors import ConfigError
 
-SIMULATED = ("dmc/", "metaworld/", "gymnasium/", "myriad/")
-
 
 @dataclass(frozen=True)
 class SourceConfig:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import DataFacts
 from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
 from ...pipeline.artifact import Manifest, without
@@ -57,6 +58,9 @@ class Collect(Stage):
             raise ConfigError(f"collect.tasks repeats a task: {', '.join(repeated)}")
         if self.config.policy is not None:
             _policy_folders(self.config, names)
+
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> DataFacts:
+        return DataFacts(tuple(_names(self.config)))
 
     def check_machine(self) -> None:
         for name in _names(self.config):

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import DataFacts, DatasetsRecord, read_dataset_facts
 from ...datasets.schema import TaskSpec
-from ...datasets.tasks import expand_names
+from ...datasets.tasks import SIMULATED
 from ...pipeline.config.overrides import quoted
 from ...pipeline.errors import ConfigError, DatasetError, StageError, TaskError
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from .config import SIMULATED, PackConfig, SourceConfig
+from .config import PackConfig, SourceConfig
 
-
-@dataclass(frozen=True)
-class _Datasets:
-    """What of datasets.json is read."""
-
-    tasks: dict[str, dict[str, Any]]
+if TYPE_CHECKING:
+    from ...datasets.formats.reader import EpisodeReader
 
 
 @dataclass(frozen=True)
@@ -49,26 +46,23 @@ class Pack(Stage):
     """
 
     Config = PackConfig
-    inputs = {"datasets": Input("datasets", optional=True, many=True)}
+    inputs = {"datasets": Input("datasets", optional=True, many=True, facts=read_dataset_facts)}
     output_kind = "store"
     not_hashed = ("window",)  # a check only
     config: PackConfig
 
     def check(self) -> None:
-        from ...datasets.formats.sources import open_reader
         from ...datasets.formats.tdmpc2 import chunk_files
 
         sources: dict[str, list[str]] = {}
         for name in self._external_names():
-            external = _external(self.config, name)
             try:
-                with _named_environment(self.config, name):
-                    reader = open_reader(**external)
+                reader = self._open(name)
             except DatasetError as error:
                 if not (quotes := _with_quotes(self.config.tasks, name)):
                     raise
                 raise DatasetError(f"{error}. File names with a comma need quotes: {quotes}") from error
-            sources.setdefault(reader.name, []).append(external["source"])
+            sources.setdefault(reader.name, []).append(_external(self.config, name)["source"])
         for name, same in sources.items():
             if len(same) > 1:
                 raise ConfigError(
@@ -78,16 +72,27 @@ class Pack(Stage):
         if self.config.task_set:
             chunk_files(self.config.sources[self.config.task_set].path)
 
-    def check_inputs(self, inputs: Mapping[str, Sequence[tuple[Path, Any]]]) -> None:
-        collected: list[str] = []
-        for folder, maker in inputs["datasets"]:
-            if maker is None:
-                collected += read_made(folder / "datasets.json", _Datasets)["tasks"]
-            elif tasks := getattr(maker, "tasks", ()):
-                collected += expand_names(tasks)
-            else:
-                return  # a stage of which only its output says what it has data of
-        self._check_data(self.config.names or [*collected, *self.config.offered], collected)
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
+        if (collected := _tasks_of(inputs["datasets"])) is not None:
+            self._check_data(self._names(collected), collected)
+
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> DataFacts | None:
+        collected = _tasks_of(inputs["datasets"])
+        if collected is None and not self.config.names:
+            return None
+        outside = {name: self._open(name).name for name in self._external_names()}
+        return DataFacts(tuple(outside.get(name, name) for name in self._names(collected or ())))
+
+    def _names(self, collected: Iterable[str]) -> list[str]:
+        """What is packed, by the names of the config."""
+        return self.config.names or [*collected, *self.config.offered]
+
+    def _open(self, name: str) -> EpisodeReader:
+        """The dataset from outside of a task."""
+        from ...datasets.formats.sources import open_reader
+
+        with _named_environment(self.config, name):
+            return open_reader(**_external(self.config, name))
 
     def _check_data(self, names: Sequence[str], collected: Collection[str]) -> None:
         """Raise a StageError if there is nothing to pack, or a task that nothing has data of."""
@@ -162,9 +167,9 @@ class Pack(Stage):
         collected: dict[str, list[str]] = {}
         for folder in context.inputs["datasets"]:
             with reading_made(path := folder / "datasets.json"):
-                for name, entry in read_made(path, _Datasets)["tasks"].items():
+                for name, entry in read_made(path, DatasetsRecord)["tasks"].items():
                     collected.setdefault(name, []).append(str(folder / entry["path"]))
-        names = self.config.names or [*collected, *self.config.offered]
+        names = self._names(collected)
         self._check_data(names, collected)
         from_set = self._set_readers(context, [name for name in names if self.config.from_set(name)], collected)
         readers: list[Mapping[str, Any]] = []
@@ -199,6 +204,12 @@ class Pack(Stage):
             rows = find_rows(source.path, task_set, names, on_chunk=lambda: progress.advance(1))
         common = {"source": source.path, "task_set": task_set, "behaviour": source.behaviour or None}
         return {name: {**common, "name": name, "rows": rows[name]} for name in names}
+
+
+def _tasks_of(datasets: Sequence[DataFacts | None]) -> list[str] | None:
+    """The tasks of several datasets; None where those of one are not known yet."""
+    known = [facts.tasks for facts in datasets if facts is not None]
+    return [name for tasks in known for name in tasks] if len(known) == len(datasets) else None
 
 
 def _external(config: PackConfig, name: str) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ class Gradients(Stage):
         from ...datasets.store import TaskStore
         from ...datasets.tables import check_same_tables
         from ..sequence_model.kinds import load_model
-        from ..world_model.config import held_out_share
+        from ..world_model.facts import held_out_share
         from ..world_model.networks import WorldModel
         from .figures import draw_growth
         from .gradient_record import record_latent, record_sequence

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.errors import CheckpointError, ConfigError
+from ...datasets.facts import DataFacts, read_store_facts
+from ...pipeline.errors import ConfigError
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ..policy.policy_index import PolicyIndex
-from ..pretrain.config import PretrainConfig
+from ..world_model.facts import read_model_facts
 from .config import DynaConfig
 
 if TYPE_CHECKING:
@@ -32,20 +33,22 @@ class Dyna(Stage):
 
     Config = DynaConfig
     inputs = {
-        "store": Input("store"),
-        "world_model": Input("world_model"),
+        "store": Input("store", facts=read_store_facts),
+        "world_model": Input("world_model", facts=read_model_facts),
         "policies": Input("policies", optional=True),
     }
     output_kind = "store"
     config: DynaConfig
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        latent = isinstance(maker, PretrainConfig) and maker.world_model != "sequence"
-        if name == "world_model" and (latent or (folder / "model.json").is_file()):
-            raise CheckpointError(
-                f"dyna generates observations, and {folder} is a latent model, which predicts none; pretrain one with "
-                "pretrain.world_model=sequence pretrain.sequence.kind=markov"
-            )
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "world_model" and facts is not None:
+            facts.check_single("dyna", folder)
+            facts.check_predicts("observations", "dyna", folder)
+
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> DataFacts | None:
+        facts: DataFacts | None
+        (facts,) = inputs["store"]
+        return facts
 
     def run(self, context: Context) -> str:
         import torch
@@ -54,7 +57,7 @@ class Dyna(Stage):
         from ...datasets.tables import check_same_tables
         from ..sequence_model.dynamics import ModelDynamics
         from ..sequence_model.kinds import load_model
-        from ..world_model.config import held_out_share
+        from ..world_model.facts import held_out_share
 
         torch.set_num_threads(context.threads)
         store = TaskStore.open(context.input("store"))

@@ -20,7 +20,7 @@ from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ..policy.policy_index import policy_entry
-from ..world_model.config import held_out_share
+from ..world_model.facts import held_out_share
 from ..world_model.networks import WorldModel
 from ..world_model.start_frames import frame_source
 from .config import ALGORITHMS, ExtractConfig

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.tables import check_common_tasks
+from ...datasets.tasks import find_names
 from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
@@ -18,8 +19,7 @@ from ...pipeline.reading import read_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyEntry, write_index
-from ..pretrain.config import PretrainConfig
-from ..world_model.models import finetune_folders
+from ..world_model.facts import ModelFacts, models_by_task, read_model_facts
 from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Extract(Stage):
 
     Config = ExtractConfig
     inputs = {
-        "world_model": Input("world_model"),
+        "world_model": Input("world_model", facts=read_model_facts),
         "store": Input("store", optional=True),
         "starts": Input("starts", optional=True),
     }
@@ -70,14 +70,13 @@ class Extract(Stage):
                 f"executor={fanout.executor} is not known here"
             )
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        if isinstance(maker, PretrainConfig) and maker.world_model == "latent":
-            maker.latent_model.check_horizon(self.config.first_order.horizon, "extract.first_order.horizon")
-        if name == "world_model" and maker is None and not finetune_folders(folder):
-            from ...datasets.schema import read_table
-            from ...datasets.tasks import find_tasks
-
-            find_tasks(read_table(folder), self.config.tasks, folder)
+    def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:
+        if name != "world_model" or facts is None:
+            return
+        facts.check_predicts("latents", "extract", folder)
+        facts.check_horizon(self.config.first_order.horizon, "extract.first_order.horizon", folder)
+        if facts.tasks is not None:
+            find_names(facts.tasks, self.config.tasks, folder)
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine(self.config.accelerator, "extract.accelerator")
@@ -88,7 +87,7 @@ class Extract(Stage):
         from .job import payload_of, train_members
 
         config, root = self.config, context.input("world_model")
-        if models := finetune_folders(root):  # each new task has a model of its own; the members of a job share one
+        if models := models_by_task(root):  # each new task has a model of its own; the members of a job share one
             wanted = expand_names(config.tasks, keep=models) or list(models)
             if unknown := [task for task in wanted if task not in models]:
                 raise CheckpointError(f"{root} holds models of {', '.join(models)}, not of {', '.join(unknown)}")
@@ -121,13 +120,12 @@ class Extract(Stage):
     def _plan(self, folder: Path, names: Sequence[str], context: Context) -> _Plan:
         """What is extracted from the model in `folder`: for the tasks `names`, or all where it is empty."""
         from ...datasets.schema import read_table
-        from ...pipeline.checkpoint import read_config
+        from ...pipeline.saved_config import read_config
         from ..world_model.config import WorldModelConfig
         from .packing import members_per_job
 
         config = self.config
         model = read_config(folder, "model", WorldModelConfig)
-        model.check_horizon(config.first_order.horizon, "extract.first_order.horizon")
         table = read_table(folder)
         behaviours = self._behaviours(table, folder, names, context)
         anchors = {task: weight for task, weight in config.task_anchor.items() if not names or task in names}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ...datasets.tasks import find_names
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
+from ..world_model.facts import ModelFacts, read_model_facts
 from .config import StartsConfig
 
 if TYPE_CHECKING:
@@ -38,13 +40,16 @@ class Starts(Stage):
     """
 
     Config = StartsConfig
-    inputs = {"world_model": Input("world_model")}
+    inputs = {"world_model": Input("world_model", facts=read_model_facts)}
     output_kind = "starts"
     config: StartsConfig
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        if maker is None:
-            self._tasks(folder)
+    def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:
+        if facts is None:
+            return
+        facts.check_single("starts", folder)
+        if facts.tasks is not None:
+            find_names(facts.tasks, self.config.tasks, folder)
 
     def _tasks(self, folder: Path) -> list[TaskSpec]:
         from ...datasets.schema import read_table

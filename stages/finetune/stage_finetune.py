@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import read_store_facts
 from ...datasets.tables import check_can_join, check_replayed, check_unknown
+from ...datasets.tasks import expand_names
 from ...pipeline.accelerator import check_gpu
 from ...pipeline.artifact import MANIFEST, link
-from ...pipeline.errors import CheckpointError, StageError
+from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.config import WorldModelConfig
-from ..world_model.models import MODELS
+from ..world_model.facts import MODELS, ModelFacts, read_model_facts
 from ..world_model.reward_range import rewards_beyond_bins
 from .config import ADDED, FORGETTING, FinetuneConfig
 
@@ -35,8 +37,8 @@ class Finetune(Stage):
 
     Config = FinetuneConfig
     inputs = {
-        "world_model": Input("world_model"),
-        "store": Input("store"),
+        "world_model": Input("world_model", facts=read_model_facts),
+        "store": Input("store", facts=read_store_facts),
         "replay": Input("store", optional=True, outside=True),
     }
     output_kind = "world_model"
@@ -58,14 +60,28 @@ class Finetune(Stage):
         else:
             check_gpu(trainer.accelerator, key, trainer.devices)
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        if name == "world_model" and maker is None:
-            from ...datasets.schema import read_table
-            from ...datasets.tasks import expand_names
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name != "world_model" or facts is None:
+            return
+        facts.check_single("finetune", folder)
+        facts.check_predicts("latents", "finetune", folder)
+        facts.check_horizon(self.config.horizon, "finetune.horizon", folder)
+        if facts.tasks is not None:
+            check_unknown(facts.tasks, expand_names(self.config.tasks), f"the world model in {folder}")
 
-            _check_is_model(folder)
-            table = read_table(folder)
-            check_unknown(table.names, expand_names(self.config.tasks), folder)
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
+        (model,), (data,) = inputs["world_model"], inputs["store"]
+        if model is not None and model.tasks is not None and data is not None:
+            check_unknown(model.tasks, data.tasks, "the world model")
+
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> ModelFacts | None:
+        model: ModelFacts | None
+        (model,), (data,) = inputs["world_model"], inputs["store"]
+        if model is None:
+            return None
+        old = () if self.config.per_task else model.tasks
+        tasks = None if old is None or data is None else (*old, *data.tasks)
+        return dataclasses.replace(model, tasks=tasks, model_per_task=self.config.per_task)
 
     def run(self, context: Context) -> str:
         from ...datasets.store import TaskStore
@@ -91,13 +107,13 @@ class Finetune(Stage):
         """Refuse what cannot be trained, before any of it is; return what the model is."""
         from ...datasets.schema import read_table
         from ...datasets.store import TaskStore
-        from ...pipeline.checkpoint import read_config
+        from ...pipeline.saved_config import read_config
 
         folder = context.input("world_model")
         model = read_config(folder, "model", WorldModelConfig)
         table = read_table(folder)
-        model.check_horizon(self.config.horizon, "finetune.horizon")
-        check_unknown(table.names, [task.name for task in new], folder)
+        ModelFacts.of(model, table.names).check_horizon(self.config.horizon, "finetune.horizon", folder)
+        check_unknown(table.names, [task.name for task in new], f"the world model in {folder}")
         check_can_join(table, new, model.complete().task_dim, folder)
         for replayed in context.inputs.get("replay", ()):
             check_replayed(table, TaskStore.open(replayed).table, folder, replayed)
@@ -107,16 +123,6 @@ class Finetune(Stage):
                 "the store that the model was trained on (RUN/pack), or finetune.replay=0"
             )
         return model
-
-
-def _check_is_model(folder: Path) -> None:
-    if (folder / "model.json").is_file():
-        return
-    found = ", ".join(sorted(path.name for path in folder.iterdir()))
-    raise CheckpointError(
-        f"finetune: {folder} holds no latent world model: expected model.json, model.safetensors and tasks.json, "
-        f"found {found}"
-    )
 
 
 @dataclass(frozen=True)

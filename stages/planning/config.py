@@ -18,14 +18,14 @@ ALGORITHMS = (LATENT_ALGORITHM, *STATE_ALGORITHMS)
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
-def check_can_plan(num_q: int, dynamics: str, where: str) -> None:
+def check_can_plan(values: bool, dynamics: str, where: str) -> None:
     """Raise a CheckpointError unless the model has the values, policy prior and step dynamics that planning needs."""
     if dynamics != "step":
         raise CheckpointError(
             f"{where} predicts whole action sequences (dynamics is {dynamics}), but planning needs single steps; "
             "pretrain one with pretrain.model.dynamics=step"
         )
-    if num_q == 0:
+    if not values:
         raise CheckpointError(
             f"{where} has no value functions and no policy prior (num_q is 0), which planning needs; pretrain with "
             "pretrain.model.num_q=5, or pretrain.model.size=1 or larger"

@@ -29,9 +29,9 @@ from torch import nn
 from ...datasets.schema import TaskSpec
 from ...pipeline.accelerator import matmul_precision
 from ...pipeline.artifact import hash_json, write_json
-from ...pipeline.checkpoint import read_config
 from ...pipeline.errors import CheckpointError
 from ...pipeline.paths import user_path
+from ...pipeline.saved_config import read_config
 from ...pipeline.seeding import derive_seed
 from ..policy.policy import Predicts
 from ..sequence_model.kinds import load_model
@@ -238,7 +238,7 @@ class Planner(Predicts, nn.Module):
             model = load_model(source)
         else:
             model = WorldModel.load(source)
-            check_can_plan(model.config.num_q, model.config.dynamics, f"the world model in {source}")
+            check_can_plan(model.config.num_q > 0, model.config.dynamics, f"the world model in {source}")
         planner = cls(model, TaskSpec.from_dict(stored.task), PlannerConfig(**stored.planner), stored.noise_seed)
         planner.trained_by = stored.trained_by
         return planner

@@ -7,13 +7,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from ...datasets.tasks import find_names, find_tasks
 from ...pipeline.errors import CheckpointError
-from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
-from ..pretrain.config import PretrainConfig
+from ..world_model.facts import ModelFacts, read_model_facts
 from .config import ALGORITHMS, LATENT_ALGORITHM, MPPI, STATE_ALGORITHMS, MppiConfig, check_can_plan
 
 
@@ -25,36 +25,29 @@ class Mppi(Stage):
     """
 
     Config = MppiConfig
-    inputs = {"world_model": Input("world_model")}
+    inputs = {"world_model": Input("world_model", facts=read_model_facts)}
     output_kind = "policies"
     algorithms = ALGORITHMS
     run_keys = ("seeds", "seed", "algorithms")
     config: MppiConfig
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        if isinstance(maker, PretrainConfig):
-            model, where = maker.model.complete(), "the world model of the stage pretrain"
-            self._check(maker.world_model == "sequence", model.num_q, model.dynamics, where)
-        elif (path := folder / "model.json").is_file():
-            stored = read_made(path, dict[str, Any])
-            num_q, dynamics = stored.get("num_q"), stored.get("dynamics", "step")
-            self._check(False, num_q, dynamics, f"the world model in {folder}")
-        elif (folder / "sequence_model.json").is_file():
-            self._check(True, 0, "", f"the world model in {folder}")
-
-    def _check(self, observations: bool, num_q: int, dynamics: str, where: str) -> None:
-        """Raise a CheckpointError if an algorithm cannot plan with such a model."""
+    def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:
+        if facts is None:
+            return
+        facts.check_single("mppi", folder)
+        observations = facts.predicts == "observations"
+        known = STATE_ALGORITHMS if observations else [LATENT_ALGORITHM]
         for algorithm in self.config.algorithms:
-            if observations != (algorithm in STATE_ALGORITHMS):
-                kinds = ("sequence", "latent") if observations else ("latent", "sequence")
-                known = STATE_ALGORITHMS if observations else [LATENT_ALGORITHM]
+            if algorithm not in known:
                 raise CheckpointError(
-                    f"mppi.algorithms has {algorithm}, but {where} is {kinds[0]}, which supports "
-                    f"{' and '.join(known)}; pretrain with pretrain.world_model={kinds[1]}, or remove {algorithm} from "
-                    "`algorithms`"
+                    f"mppi.algorithms has {algorithm}, but the world model in {folder} predicts {facts.predicts}, "
+                    f"which supports {' and '.join(known)}; pretrain with pretrain.world_model="
+                    f"{'latent' if observations else 'sequence'}, or remove {algorithm} from `algorithms`"
                 )
         if not observations:
-            check_can_plan(num_q, dynamics, where)
+            check_can_plan(facts.values, facts.dynamics, f"the world model in {folder}")
+        if facts.tasks is not None:
+            find_names(facts.tasks, self.config.tasks, folder)
 
     def run(self, context: Context) -> str:
         from ..sequence_model.kinds import load_model
@@ -64,15 +57,11 @@ class Mppi(Stage):
 
         config = self.config
         source = context.input("world_model")
+        facts = read_model_facts(source)
+        self.check_input("world_model", source, facts)
         model: WorldModel | SequenceModel
-        if (source / "sequence_model.json").is_file():
-            model = load_model(source)
-            self._check(True, 0, "", f"the world model in {source}")
-        else:
-            model = WorldModel.load(source, frozen=False)
-            self._check(False, model.config.num_q, model.config.dynamics, f"the world model in {source}")
-        names = config.tasks or list(model.table.names)
-        specs = [model.table.spec_of(name) for name in names]
+        model = load_model(source) if facts.predicts == "observations" else WorldModel.load(source, frozen=False)
+        specs = find_tasks(model.table, config.tasks, source)
         shared = context.folder / "world_model"
         model.save(shared)
         digest = world_model_digest(shared)

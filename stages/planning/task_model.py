@@ -37,7 +37,7 @@ class TaskModel(nn.Module):
             CheckpointError: the model has no values, or is an action model.
         """
         super().__init__()
-        check_can_plan(model.config.num_q, model.config.dynamics, "the world model")
+        check_can_plan(model.config.num_q > 0, model.config.dynamics, "the world model")
         spec = model.table[task]
         self.action_dim, self.discrete = spec.action_dim, spec.action_kind == "discrete"
         self.discount = float(model.discount_K[task])

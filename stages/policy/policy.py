@@ -15,12 +15,13 @@ from torch import nn
 
 from ...datasets.schema import TaskSpec
 from ...pipeline.artifact import MANIFEST, verify, verify_listed
-from ...pipeline.checkpoint import load_module, read_config, save_weights
+from ...pipeline.checkpoint import load_module, save_weights
 from ...pipeline.entry_points import load, names
 from ...pipeline.errors import CheckpointError
 from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
 from ...pipeline.reading import read_json, reading
+from ...pipeline.saved_config import read_config
 from .interface import Interface
 from .policy_index import POLICIES_FILE, PolicyIndex
 

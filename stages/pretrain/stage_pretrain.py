@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import read_store_facts
 from ...pipeline.accelerator import check_gpu
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.hub import find_artifact
 from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
 from ..training.config import TRAINING_NOT_HASHED
+from ..world_model.facts import ModelFacts
 from ..world_model.reward_range import rewards_beyond_bins
 from .config import PretrainConfig
 
@@ -28,7 +30,7 @@ class Pretrain(Stage):
     """
 
     Config = PretrainConfig
-    inputs = {"store": Input("store")}
+    inputs = {"store": Input("store", facts=read_store_facts)}
     output_kind = "world_model"
     not_hashed = (
         *TRAINING_NOT_HASHED,
@@ -42,6 +44,11 @@ class Pretrain(Stage):
     @property
     def processes(self) -> int:
         return self.config.trainer.nodes * self.config.trainer.devices
+
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> ModelFacts:
+        (data,) = inputs["store"]
+        config = self.config.latent_model if self.config.world_model == "latent" else self.config.sequence
+        return ModelFacts.of(config, None if data is None else data.tasks)
 
     def check_machine(self) -> None:
         trainer = self.config.trainer

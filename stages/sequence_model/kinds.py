@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...datasets.schema import TaskTable, read_table
-from ...pipeline.checkpoint import load_module, read_config
+from ...pipeline.checkpoint import load_module
 from ...pipeline.errors import CheckpointError
 from ...pipeline.paths import user_path
 from ...pipeline.reading import reading
+from ...pipeline.saved_config import read_config
 from .config import SequenceModelConfig
 from .history import HistoryModel
 from .networks import MarkovModel, SequenceModel

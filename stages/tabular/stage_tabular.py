@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import DataFacts, read_store_facts
+from ...datasets.tasks import SIMULATED, task_spec
 from ...pipeline.errors import ConfigError, DatasetError
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..data.config import SIMULATED, PackConfig
 from ..policy.policy_index import policy_entry, write_index
 from .config import TabularConfig
 
@@ -30,19 +31,16 @@ class Tabular(Stage):
     """
 
     Config = TabularConfig
-    inputs = {"store": Input("store")}
+    inputs = {"store": Input("store", facts=read_store_facts)}
     output_kind = "policies"
     algorithms = (ALGORITHM,)
     run_keys = ()
     config: TabularConfig
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        from ...datasets.tasks import task_spec
-
-        if isinstance(maker, PackConfig):
-            for task in self.config.tasks or maker.names:
-                if task.startswith(SIMULATED):
-                    _check_actions(task_spec(task))
+    def check_input(self, name: str, folder: Path, facts: DataFacts | None) -> None:
+        for task in self.config.tasks or (() if facts is None else facts.tasks):
+            if task.startswith(SIMULATED):
+                _check_actions(task_spec(task))
 
     def run(self, context: Context) -> str:
         from ...datasets.store import TaskStore

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import read_table
-from ...pipeline.checkpoint import load_weights, read_config
+from ...pipeline.checkpoint import load_weights
 from ...pipeline.errors import CheckpointError
+from ...pipeline.saved_config import read_config
 
 
 def take_weights(model: Any, folder: Path, name: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ...pipeline.artifact import MANIFEST, read_manifest
 from ...pipeline.config.checks import (
     check_choices,
     check_counts,
@@ -34,14 +32,6 @@ SIZES = {
 """Widths by name, in the order of _WIDTHS. Sizes 1 to 317 are TD-MPC2's, in millions of parameters, as trained on 80
 tasks; on its 30 tasks, sizes 5, 19 and 48 have task_dim 64, and 19 has latent_dim 512. `small` is the quickstart's,
 without values."""
-
-
-def held_out_share(model: Path) -> float | None:
-    """Return the share of each task's episodes that training held out (chosen by `TaskRows.held_out`); None if the
-    model has no manifest that states it, for example if it was imported."""
-    folder = next((one for one in (model, *model.parents[:2]) if (one / MANIFEST).is_file()), None)
-    manifest = None if folder is None else read_manifest(folder)
-    return None if manifest is None else manifest.config.get("held_out")
 
 
 @dataclass(frozen=True)

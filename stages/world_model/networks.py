@@ -21,11 +21,12 @@ from torch import nn
 
 from ...datasets.schema import TaskTable, read_table
 from ...pipeline.artifact import verify, verify_listed
-from ...pipeline.checkpoint import load_module, read_config, save_weights
+from ...pipeline.checkpoint import load_module, save_weights
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
 from ...pipeline.reading import reading
+from ...pipeline.saved_config import read_config
 from ..layers.activations import ACTIVATIONS, Activation, simnorm
 from ..layers.ensemble import HeadEnsemble
 from .config import WorldModelConfig

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from ...pipeline.errors import CheckpointError
 from ...pipeline.stage import Context, Input, Stage
-from ..pretrain.config import PretrainConfig
 from .config import ExportTdmpc2Config
+from .facts import ModelFacts, read_model_facts
 from .tdmpc2_limits import check_tdmpc2_can_hold
 
 FILE = "model.pt"
@@ -18,20 +16,18 @@ class ExportTdmpc2(Stage):
     """Convert a world model into a checkpoint for TD-MPC2's own code, bit for bit."""
 
     Config = ExportTdmpc2Config
-    inputs = {"world_model": Input("world_model")}
+    inputs = {"world_model": Input("world_model", facts=read_model_facts)}
     output_kind = "tdmpc2_checkpoint"
     config: ExportTdmpc2Config
 
-    def check_input(self, name: str, folder: Path, maker: Any) -> None:
-        if not isinstance(maker, PretrainConfig):
+    def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:
+        if facts is None:
             return
-        if maker.world_model == "sequence":
-            raise CheckpointError(
-                "export_tdmpc2 needs a latent world model, but pretrain would train a sequence model; set "
-                "pretrain.world_model=latent"
-            )
-        where = "the world model of the stage pretrain"
-        check_tdmpc2_can_hold(maker.model.complete(), where, scaled=maker.model.normalize_observations)
+        facts.check_single("export_tdmpc2", folder)
+        facts.check_predicts("latents", "export_tdmpc2", folder)
+        if facts.config is not None:
+            scaled = facts.config.normalize_observations
+            check_tdmpc2_can_hold(facts.config, f"the world model in {folder}", scaled=scaled)
 
     def run(self, context: Context) -> str:
         from .networks import WorldModel

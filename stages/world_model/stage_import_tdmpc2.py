@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import read_store_facts
 from ...datasets.schema import TaskTable, read_table
 from ...datasets.tasks import expand_names, task_spec
 from ...pipeline.errors import ConfigError
 from ...pipeline.paths import user_path
 from ...pipeline.stage import Context, Input, Stage
 from .config import ImportTdmpc2Config
+from .facts import ModelFacts
 
 if TYPE_CHECKING:
     from .networks import WorldModel
@@ -21,7 +24,7 @@ class ImportTdmpc2(Stage):
     """Convert a TD-MPC2 checkpoint into a world model, bit for bit, for planning or extraction."""
 
     Config = ImportTdmpc2Config
-    inputs = {"store": Input("store", optional=True)}
+    inputs = {"store": Input("store", optional=True, facts=read_store_facts)}
     output_kind = "world_model"
     not_hashed = ("checkpoint",)  # a path; `reads` covers the file's content
     config: ImportTdmpc2Config
@@ -36,6 +39,11 @@ class ImportTdmpc2(Stage):
 
     def reads(self) -> list[Path]:
         return [self._path]
+
+    def promise(self, inputs: Mapping[str, Sequence[Any]]) -> ModelFacts:
+        named = tuple(expand_names(self.config.tasks)) or None
+        stored = next((facts.tasks for facts in inputs["store"] if facts is not None), None)
+        return ModelFacts(tasks=stored or named)  # with values: TD-MPC2 has no model without
 
     def run(self, context: Context) -> str:
         from .tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2

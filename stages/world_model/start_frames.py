@@ -20,10 +20,11 @@ import torch
 from ...datasets.schema import TaskSpec
 from ...datasets.store import TaskStore
 from ...datasets.windows import WindowIndex
-from ...pipeline.checkpoint import load_tensors, read_config, save_weights
+from ...pipeline.checkpoint import load_tensors, save_weights
 from ...pipeline.errors import CheckpointError
+from ...pipeline.saved_config import read_config
 from ...pipeline.seeding import derive_seed
-from .config import held_out_share
+from .facts import held_out_share
 
 STARTS = "starts"
 """starts.safetensors and starts.json in a folder."""

@@ -10,6 +10,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from orrery.datasets.facts import DataFacts
 from orrery.datasets.schema import Episode
 from orrery.datasets.tasks import task_spec
 from orrery.datasets.tasks.myriad import simulator
@@ -20,7 +21,6 @@ from orrery.pipeline.stage import Context
 from orrery.stages.bpo.config import BpoConfig, BpoOnlineConfig, BpoStageConfig, OnlineConfig
 from orrery.stages.bpo.stage_bpo import Bpo
 from orrery.stages.bpo.stage_bpo_online import BpoOnline
-from orrery.stages.data.config import PackConfig
 from orrery.stages.diagnostics.config import GradientsConfig
 from orrery.stages.diagnostics.gradient_record import jacobian_norm_by_probes, return_norms, return_sign_changes
 from orrery.stages.diagnostics.stage_gradients import Gradients
@@ -32,6 +32,7 @@ from orrery.stages.sequence_model.episodes import correlated_actions, simulate
 from orrery.stages.sequence_model.kinds import load_model
 from orrery.stages.training.config import OptimizerConfig, TrainerConfig
 from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.world_model.facts import read_model_facts
 from orrery.stages.world_model.networks import WorldModel
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
@@ -135,10 +136,6 @@ def test_bpo_says_what_it_lacks(run, tmp_path):
     folder, _ = run
     with pytest.raises(CheckpointError, match=r"no world model: run pretrain first.*gradients=\[simulator\]"):
         Bpo(BpoStageConfig()).run(context(tmp_path / "a", store=folder / "store"))
-    (tmp_path / "latent").mkdir()
-    (tmp_path / "latent" / "model.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"holds no sequence model.*pretrain.world_model=sequence"):
-        Bpo(BpoStageConfig()).run(context(tmp_path / "b", store=folder / "store", world_model=tmp_path / "latent"))
     spec = point_mass_spec("toy/point")
     write_store(tmp_path / "other", [(spec, point_mass_episodes(spec, 3))])
     with pytest.raises(CheckpointError, match="different task tables"):
@@ -148,42 +145,41 @@ def test_bpo_says_what_it_lacks(run, tmp_path):
 
 
 def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
-    def check(name, maker, folder=tmp_path, **config):
-        Bpo(BpoStageConfig(**config)).check_input(name, folder, maker)
+    def check(model=None, store=None, **config):
+        stage = Bpo(BpoStageConfig(**config))
+        stage.check_input("world_model", tmp_path / "pretrain", model)
+        stage.check_inputs({"world_model": [model], "store": [store]})
 
-    made = PretrainConfig(world_model="sequence", sequence=SMALL, horizon=10)
-    with pytest.raises(ConfigError, match=r"bpo needs a sequence model.*a latent one.*pretrain.world_model=sequence"):
-        check("world_model", PretrainConfig())
-    with pytest.raises(CheckpointError, match="holds no sequence model"):
-        check("world_model", None)
-    check("world_model", None, run[0] / "model")
-    check("world_model", PretrainConfig(), gradients=["simulator"])  # which reads no model
-    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*awm model.*use at most 10, or pretrain"):
-        check("world_model", made, bpo=BpoConfig(horizon=11))
-    check("world_model", made, bpo=BpoConfig(horizon=10))
-    recurrent = dataclasses.replace(made, sequence=dataclasses.replace(SMALL, kind="rnn"))
-    check("world_model", recurrent, bpo=BpoConfig(horizon=11))
-    headless = dataclasses.replace(made, sequence=dataclasses.replace(SMALL, reward_head=False))
+    def made(**changes):
+        sequence = dataclasses.replace(SMALL, **changes)
+        config = PretrainConfig(world_model="sequence", sequence=sequence, horizon=10)
+        return Pretrain(config).promise({"store": [None]})
+
+    latent = Pretrain(PretrainConfig()).promise({"store": [None]})
+    with pytest.raises(CheckpointError, match=r"bpo needs .* observations, .* latents; .*world_model=sequence"):
+        check(latent)
+    check(read_model_facts(run[0] / "model"))
+    check(latent, gradients=["simulator"])  # which reads no model
+    with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*\(awm\).*use at most 10, or pretrain"):
+        check(made(), bpo=BpoConfig(horizon=11))
+    check(made(), bpo=BpoConfig(horizon=10))
+    check(made(kind="rnn"), bpo=BpoConfig(horizon=11))
+    headless = made(reward_head=False)
     with pytest.raises(ConfigError, match=r"bpo.bpo.reward is learned.*pretrain.sequence.reward_head=true"):
-        check("world_model", headless, bpo=BpoConfig(reward="learned"))
-    stage = Bpo(BpoStageConfig())
-    stage.check_input("world_model", tmp_path, headless)
-    stage.check_input("store", tmp_path, PackConfig(tasks=["myriad/cancer@10"]))
-    with pytest.raises(
-        ConfigError, match=r"dmc/cartpole-balance has no .* simulator, and the model would have no reward"
-    ):
-        stage.check_input("store", tmp_path, PackConfig(tasks=["myriad/cancer@10", "dmc/cartpole-balance"]))
-
-    mixed = PackConfig(tasks=["myriad/cancer@10", "dmc/cartpole-balance"])
+        check(headless, bpo=BpoConfig(reward="learned"))
+    mixed = DataFacts(("myriad/cancer@10", "dmc/cartpole-balance"))
+    check(headless, DataFacts(("myriad/cancer@10",)))
+    with pytest.raises(ConfigError, match=r"dmc/cartpole-balance has no .* simulator, and the model has no reward"):
+        check(headless, mixed)
     with pytest.raises(ConfigError, match=r"bpo.gradients has simulator, but dmc/cartpole-balance has no .* simulator"):
-        check("store", mixed, gradients=["model", "simulator"])
+        check(None, mixed, gradients=["model", "simulator"])
     with pytest.raises(ConfigError, match=r"bpo\.bpo\.reward is simulator, but dmc/cartpole-balance has"):
-        check("store", mixed, bpo=BpoConfig(reward="simulator"))
-    check("store", mixed, gradients=["simulator"], tasks=["myriad/cancer@10"])
+        check(None, mixed, bpo=BpoConfig(reward="simulator"))
+    check(None, mixed, gradients=["simulator"], tasks=["myriad/cancer@10"])
     with pytest.raises(ConfigError, match=r"bpo.bpo.horizon is 11.*'myriad/cancer@10' have 10 steps"):
-        check("store", mixed, bpo=BpoConfig(horizon=11))
-    check("store", mixed, bpo=BpoConfig(horizon=10))
-    check("store", None, gradients=["simulator"])
+        check(None, mixed, bpo=BpoConfig(horizon=11))
+    check(None, mixed, bpo=BpoConfig(horizon=10))
+    check(gradients=["simulator"])
 
 
 def test_a_horizon_beyond_the_model_is_refused_before_training():

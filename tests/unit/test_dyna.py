@@ -20,11 +20,11 @@ from orrery.stages.dyna.config import DynaConfig
 from orrery.stages.dyna.generation import explored, generate
 from orrery.stages.dyna.stage_dyna import Dyna
 from orrery.stages.policy.policy_index import policy_entry, write_index
-from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.dynamics import ModelDynamics
 from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import set_statistics
+from orrery.stages.world_model.facts import ModelFacts
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
@@ -175,8 +175,8 @@ def test_refuses(tmp_path):
     (tmp_path / "out").rmdir()
     with pytest.raises(ConfigError, match=r"dyna.actions=policies, but the run has none"):
         run(tmp_path, actions="policies")
-    with pytest.raises(CheckpointError, match="is a latent model, which predicts none; pretrain one with"):
-        Dyna(DynaConfig()).check_input("world_model", tmp_path, PretrainConfig())
+    with pytest.raises(CheckpointError, match=r"predicts observations, but .* predicts latents; pretrain one"):
+        Dyna(DynaConfig()).check_input("world_model", tmp_path, ModelFacts())
     with pytest.raises(ConfigError, match="share must be positive, found 0"):
         DynaConfig(share=0)
     ends = tmp_path / "ends"

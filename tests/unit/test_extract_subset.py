@@ -18,6 +18,7 @@ from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.extraction.stage_starts import Starts
 from orrery.stages.policy.policy import Policy
 from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.world_model.facts import read_model_facts
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.start_frames import SAVED_FRAMES, draw_frames, load_frames, save_store_frames
 from rich.console import Console
@@ -195,4 +196,4 @@ def test_tasks_of_a_model_are_found_as_a_config_spells_them(tmp_path):
 @pytest.mark.parametrize("stage", [Extract(config(tasks=["toy/z"])), Starts(StartsConfig(tasks=["toy/z"]))])
 def test_a_task_that_a_model_does_not_know_is_refused_before_anything_runs(stage, model):
     with pytest.raises(CheckpointError, match=rf"toy/z: not in the task table of .*{model}.* holds: toy/a, toy/b"):
-        stage.check_input("world_model", model, None)
+        stage.check_input("world_model", model, read_model_facts(model))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from orrery.datasets.facts import DataFacts
 from orrery.datasets.store import TaskStore
 from orrery.datasets.windows import WindowSampler
 from orrery.pipeline import artifact
@@ -32,7 +33,7 @@ from orrery.stages.finetune.stage_finetune import Finetune
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.training.config import OptimizerConfig, TrainerConfig
 from orrery.stages.world_model.config import WorldModelConfig
-from orrery.stages.world_model.models import finetune_folders
+from orrery.stages.world_model.facts import ModelFacts, models_by_task, read_model_facts
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.start_frames import saved_behaviours
 from rich.console import Console
@@ -176,14 +177,14 @@ def test_a_killed_and_resumed_finetune_equals_an_uninterrupted_one(inputs, tmp_p
 def test_each_task_with_a_model_of_its_own(inputs, tmp_path):
     config = changed(CONFIG, per_task=True, replay=0.25, fanout=FanoutConfig(executor="local", cpus_per_job=1))
     finetune(inputs, tmp_path / "each", config)
-    folders = finetune_folders(tmp_path / "each")
+    folders = models_by_task(tmp_path / "each")
     assert list(folders) == ["toy/wide", "toy/near"]
     near = WorldModel.load(folders["toy/near"])
     assert near.table.names == ("toy/a", "toy/b", "toy/near")
     assert near.table.observation_dim == 2  # nothing of the larger task
     # Where jobs run changes nothing, to the bit.
     finetune(inputs, tmp_path / "here", changed(config, fanout=FanoutConfig(executor="inline")))
-    for name, folder in finetune_folders(tmp_path / "here").items():
+    for name, folder in models_by_task(tmp_path / "here").items():
         for file in ("model.safetensors", "forgetting.csv"):
             assert (folder / file).read_bytes() == (folders[name] / file).read_bytes()
     extract = ExtractConfig(first_order=FIRST_ORDER, iterations=2, starts_per_task=32, accelerator="cpu", seeds=1)
@@ -202,7 +203,7 @@ def test_each_task_with_a_model_of_its_own(inputs, tmp_path):
         Extract(dataclasses.replace(extract, tasks=["toy/a"])).run(Context(tmp_path, given, 2, 1, log, quiet))
     frame = pd.read_csv(tmp_path / "each" / "forgetting.csv")
     assert set(frame["model"]) == {"toy/wide", "toy/near"}
-    assert finetune_folders(inputs["world_model"][0]) == {}
+    assert models_by_task(inputs["world_model"][0]) == {}
 
 
 def test_a_new_task_begins_as_the_old_one_that_predicts_it_best(inputs):
@@ -270,7 +271,11 @@ def test_a_single_episode_is_trained_on_and_not_validated(inputs, tmp_path):
 def test_a_known_task_is_refused_before_anything_runs(inputs):
     stage = Finetune(changed(CONFIG, tasks=["toy/new", "toy/b"]))
     with pytest.raises(CheckpointError, match=r"toy/b: already in the task table of .* which holds: toy/a, toy/b"):
-        stage.check_input("world_model", inputs["world_model"][0], None)
+        stage.check_input("world_model", inputs["world_model"][0], read_model_facts(inputs["world_model"][0]))
+    with pytest.raises(CheckpointError, match="toy/b: already in the task table of the world model, which holds"):
+        Finetune(CONFIG).check_inputs(
+            {"world_model": [ModelFacts(tasks=("toy/a", "toy/b"))], "store": [DataFacts(("toy/b",))]}
+        )
 
 
 def test_bad_inputs_are_refused_with_a_reason(inputs, tmp_path):
@@ -288,12 +293,12 @@ def test_bad_inputs_are_refused_with_a_reason(inputs, tmp_path):
         finetune({**inputs, "store": [tmp_path / "discrete"]}, tmp_path / "kind")
 
 
-def test_a_folder_that_is_no_latent_model_is_refused(inputs, tmp_path):
+def test_a_folder_that_is_no_world_model_is_refused(tmp_path):
     (tmp_path / "policy.json").write_text("{}")
     with pytest.raises(
-        CheckpointError, match=r"holds no latent world model: expected model.json, .* found policy.json"
+        CheckpointError, match=r"holds no world model: expected model.json or sequence_model.json, found policy.json"
     ):
-        Finetune(CONFIG).check_input("world_model", tmp_path, None)
+        read_model_facts(tmp_path)
 
 
 @pytest.mark.parametrize(

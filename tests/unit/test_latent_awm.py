@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -196,8 +197,9 @@ def test_a_horizon_beyond_the_positions_is_refused_wherever_it_is_asked_for(mode
     assert pretrain.latent_model.awm_horizon == 16
     extract = Extract(ExtractConfig(first_order=FirstOrderConfig(horizon=17)))
     with pytest.raises(ConfigError, match=r"extract.first_order.horizon is 17.*learned 16 positions"):
-        extract.check_input("world_model", None, pretrain)
-    extract.check_input("world_model", None, PretrainConfig(horizon=5))  # a step model knows no limit
+        extract.check_input("world_model", Path("pretrain"), Pretrain(pretrain).promise({"store": [None]}))
+    unlimited = Pretrain(PretrainConfig(horizon=5)).promise({"store": [None]})  # a step model knows no limit
+    extract.check_input("world_model", Path("pretrain"), unlimited)
 
 
 def test_settings_that_do_not_go_together_are_refused():
@@ -208,7 +210,7 @@ def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ConfigError, match=r"awm_horizon is 20 and pretrain.horizon 5"):
         PretrainConfig(model=WorldModelConfig(dynamics="awm", awm_horizon=20), horizon=5)
     with pytest.raises(CheckpointError, match=r"pretrain.model.dynamics=step"):
-        check_can_plan(5, "awm", "the world model")
+        check_can_plan(True, "awm", "the world model")
 
 
 def test_validation_windows_reach_as_far_as_training_and_no_further_than_the_model():

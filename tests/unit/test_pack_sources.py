@@ -11,12 +11,14 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+from orrery.datasets.facts import DataFacts, read_dataset_facts
 from orrery.datasets.store import TaskStore
 from orrery.pipeline.cli import main
 from orrery.pipeline.errors import ConfigError, DatasetError, OrreryError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.data.config import CollectConfig, PackConfig, SourceConfig
+from orrery.stages.data.stage_collect import Collect
 from orrery.stages.data.stage_pack import Pack
 from rich.console import Console
 
@@ -207,14 +209,15 @@ def check(config, *datasets):
     stage = Pack(config)
     stage.check()
     stage.check_inputs({"datasets": datasets})
+    return stage.promise({"datasets": datasets})
 
 
 def test_a_task_without_data_is_refused_before_anything_runs(tmp_path):
-    here = (tmp_path / "collect", CollectConfig(tasks=["dmc/cup-catch"]))
+    here = Collect(CollectConfig(tasks=["dmc/cup-catch"])).promise({})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "datasets.json").write_text(json.dumps({"tasks": {"dmc/reacher-easy": {}}}))
-    other = (tmp_path / "other", None)
-    unknown = (tmp_path / "mrq_datasets", object())
+    other = read_dataset_facts(tmp_path / "other")
+    unknown = None
 
     with pytest.raises(StageError, match=r"pack\.tasks is empty"):
         check(PackConfig())
@@ -223,7 +226,8 @@ def test_a_task_without_data_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(StageError, match=r"'dmc/walker-run'.*Collected: dmc/ball_in_cup-catch, dmc/reacher-easy"):
         check(PackConfig(tasks=["dmc/walker-run"]), here, other)
     check(PackConfig(tasks=["dmc/ball_in_cup-catch", "dmc/reacher-easy"]), here, other)
-    check(PackConfig(), here)
+    assert check(PackConfig(), here) == DataFacts(("dmc/ball_in_cup-catch",))
+    assert check(PackConfig(), here, unknown) is None
     check(PackConfig(tasks=["dmc/walker-run"]), here, unknown)
 
 

@@ -12,7 +12,7 @@ import torch
 from orrery.datasets.rollout import play_episodes, policy_act
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import task_spec
-from orrery.pipeline.errors import CheckpointError, ConfigError, TaskError
+from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.stage import Context
 from orrery.stages.planning.config import MppiConfig, PlannerConfig
 from orrery.stages.planning.planner import Planner, PlanNoise, plan
@@ -20,7 +20,9 @@ from orrery.stages.planning.stage_mppi import Mppi
 from orrery.stages.planning.task_model import TaskModel
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
 from orrery.stages.world_model.config import WorldModelConfig
+from orrery.stages.world_model.facts import read_model_facts
 from orrery.stages.world_model.networks import WorldModel
 
 CONFIG = WorldModelConfig(latent_dim=16, encoder_dim=12, mlp_dim=20, task_dim=6, num_bins=11, bin_limit=2, num_q=3)
@@ -334,17 +336,19 @@ def test_a_model_without_values_is_refused_before_anything_runs(tmp_path):
     model.save(tmp_path / "model")
     stage = Mppi(MppiConfig())
     with pytest.raises(CheckpointError, match=f"the world model in .*model has {message}"):
-        stage.check_input("world_model", tmp_path / "model", None)
+        stage.check_input("world_model", tmp_path / "model", read_model_facts(tmp_path / "model"))
     with pytest.raises(CheckpointError, match=message):
         run_stage(tmp_path / "made", tmp_path / "model")
-    with pytest.raises(CheckpointError, match=f"of the stage pretrain has {message}"):
-        stage.check_input("world_model", tmp_path / "later", PretrainConfig())
-    stage.check_input("world_model", tmp_path / "later", PretrainConfig(model=WorldModelConfig(size="1")))
+    later = tmp_path / "later"
+    with pytest.raises(CheckpointError, match=f"the world model in .*later has {message}"):
+        stage.check_input("world_model", later, Pretrain(PretrainConfig()).promise({"store": [None]}))
+    larger = PretrainConfig(model=WorldModelConfig(size="1"))
+    stage.check_input("world_model", later, Pretrain(larger).promise({"store": [None]}))
 
 
 def test_unknown_tasks_and_settings_are_refused(tmp_path):
     make_model().save(tmp_path / "model")
-    with pytest.raises(TaskError, match="toy/tall"):
+    with pytest.raises(CheckpointError, match="toy/tall"):
         run_stage(tmp_path / "made", tmp_path / "model", tasks=["toy/tall"])
     for settings, message in [
         ({"elites": 600}, r"elites \(600\) must not exceed samples \(512\)"),

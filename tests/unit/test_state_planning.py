@@ -17,10 +17,10 @@ from orrery.stages.planning.planner import Planner, PlanNoise, plan
 from orrery.stages.planning.sequence_task import StateModel
 from orrery.stages.planning.stage_mppi import Mppi
 from orrery.stages.policy.policy import load_policy
-from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.episodes import Episodes, fit_model
 from orrery.stages.sequence_model.kinds import build_model
+from orrery.stages.world_model.facts import ModelFacts, read_model_facts
 
 from .stores import point_mass_episodes, point_mass_spec
 
@@ -73,7 +73,7 @@ def make_stage(folder, model, **settings):
     (folder / "out").mkdir()
     stage = Mppi(MppiConfig(planner=FEW, seeds=1, **settings))
     inputs = {"world_model": [folder / "model"]}
-    stage.check_input("world_model", folder / "model", None)
+    stage.check_input("world_model", folder / "model", read_model_facts(folder / "model"))
     return stage, Context(folder / "out", inputs, 1, 1, logging.getLogger("test"), nullcontext)
 
 
@@ -94,11 +94,14 @@ def test_a_planner_is_read_back_and_acts_as_it_did(tmp_path):
 
 def test_what_cannot_be_planned_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"mppi.algorithms has tdmpc2_plan, but .* is sequence, which supports mppi and c"
+        CheckpointError,
+        match=r"mppi.algorithms has tdmpc2_plan, but .* predicts observations, which supports mppi and cem",
     ):
         make_stage(tmp_path, make_model("markov"), algorithms=["tdmpc2_plan"])
-    with pytest.raises(CheckpointError, match=r"mppi.algorithms has cem, but .* is latent, of which tdmpc2_plan can"):
-        Mppi(MppiConfig(algorithms=["cem"])).check_input("world_model", tmp_path / "later", PretrainConfig())
+    with pytest.raises(
+        CheckpointError, match=r"mppi.algorithms has cem, but .* predicts latents, which supports tdmpc2_plan"
+    ):
+        Mppi(MppiConfig(algorithms=["cem"])).check_input("world_model", tmp_path / "later", ModelFacts())
     with pytest.raises(ConfigError, match="state_horizon must be at least 1"):
         MppiConfig(state_horizon=0)
     with pytest.raises(ConfigError, match="cannot predict 20 steps with a awm model"):

@@ -10,6 +10,7 @@ import torch
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.errors import CheckpointError
 from orrery.stages.pretrain.config import PretrainConfig
+from orrery.stages.pretrain.stage_pretrain import Pretrain
 from orrery.stages.world_model.config import ExportTdmpc2Config, WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.stage_export_tdmpc2 import ExportTdmpc2
@@ -182,15 +183,18 @@ def test_a_model_that_td_mpc2_cannot_hold_is_not_written(changes, terminates, re
         to_tdmpc2(WorldModel(WorldModelConfig(**config | changes), table))
 
 
+def promised(config):
+    return Pretrain(config).promise({"store": [None]})
+
+
 def test_a_model_that_td_mpc2_cannot_hold_is_refused_before_it_is_trained():
     stage, folder = ExportTdmpc2(ExportTdmpc2Config()), Path("pretrain")
     with pytest.raises(CheckpointError, match=r"it scales observations\. Pretrain one with pretrain\.model\.num_q=5 "):
-        stage.check_input("world_model", folder, PretrainConfig())
+        stage.check_input("world_model", folder, promised(PretrainConfig()))
     with pytest.raises(CheckpointError, match=r"pretrain\.world_model=latent"):
-        stage.check_input("world_model", folder, PretrainConfig(world_model="sequence", horizon=100))
-    stage.check_input(
-        "world_model", folder, PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False))
-    )
+        stage.check_input("world_model", folder, promised(PretrainConfig(world_model="sequence", horizon=100)))
+    unscaled = PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False))
+    stage.check_input("world_model", folder, promised(unscaled))
 
 
 def test_a_model_that_scales_observations_is_not_written():
