@@ -12,13 +12,14 @@ from rich.text import Text
 from .errors import StageError
 from .kept import list_kept, remove_kept
 from .run_folder import locked
+from .wording import sentence
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     text = "delete artifacts and interrupted attempts of earlier settings"
-    command = commands.add_parser("clean", help=text, description=text)
-    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, a study or an iteration")
+    command = commands.add_parser("clean", help=text, description=sentence(text))
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, a study or an iteration")
     command.add_argument("--plan", action="store_true", help="list them with their size; delete nothing")
 
 

@@ -26,6 +26,7 @@ from .paths import CONFIG_DIR, user_path
 from .run_folder import disk_errors
 from .stage import Stage
 from .termination import EXIT_UNFINISHED, Terminated, handled, ignore
+from .wording import sentence
 
 COMMANDS = ("run", "plan", "resume", "study", "iterate", "status", "clean", "report")
 """Those that are no entry points."""
@@ -172,17 +173,20 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
             command.add_argument("--plan", action="store_true", help="show what would run, and why; run nothing")
         else:
             again = command.add_mutually_exclusive_group()
-            again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all after it")
+            again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all later ones")
             again.add_argument("--force", action="store_true", help="rerun all stages")
-    command = commands.add_parser("resume", help="repeat the last command of a run, a study or an iteration")
-    command.add_argument("path", type=Path, metavar="RUN_DIR")
-    command = commands.add_parser("status", help="show the progress of a run, a study or an iteration")
-    command.add_argument("path", type=Path, metavar="RUN_DIR")
+    for name, text in [
+        ("resume", "repeat the last command of a run, a study or an iteration"),
+        ("status", "show the progress of a run, a study or an iteration"),
+    ]:
+        command = commands.add_parser(name, help=text, description=sentence(text))
+        command.add_argument("path", type=Path, metavar="RUN_DIR", help="folder of a run, a study or an iteration")
     clean_command.add_parser(commands)
-    command = commands.add_parser("report", help="rewrite the report of a run from its current artifacts")
-    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    text = "rewrite the report of a run from its current artifacts"
+    command = commands.add_parser("report", help=text, description=sentence(text))
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run or a study")
     for name, other in others.items():
-        other.add_arguments(commands.add_parser(name, help=other.help, description=other.help))
+        other.add_arguments(commands.add_parser(name, help=other.help, description=sentence(other.help)))
     return parser
 
 

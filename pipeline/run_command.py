@@ -78,7 +78,7 @@ def work(
             raise StageError(f"the run in {arguments.run_dir} has no stage {REPORT_STAGE!r}; add it to `stages`")
         return _run(config, stages, console, only=REPORT_STAGE)
     if arguments.experiment is None:
-        console.print(run_help(list_experiments(config_dir), stages))
+        console.print(run_help(list_experiments(config_dir), stages, arguments.command))
         return 0 if arguments.wants_help else EXIT_USER_ERROR
     config = load_config(arguments.experiment, arguments.overrides, stages=stages, config_dir=config_dir)
     if arguments.wants_help:

@@ -44,14 +44,20 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) -> RenderableType:
-    """Render the help of `orrery run`."""
+PURPOSE = {
+    "run": "Run the stages of an experiment. Up-to-date stages are skipped; after an interruption, the same\n"
+    "command continues.",
+    "plan": "Show what `orrery run` would do with the same arguments, and why. Runs and writes nothing.",
+}
+
+
+def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]], command: str = "run") -> RenderableType:
+    """Render the help of `orrery run` and `orrery plan`."""
     return Group(
-        Text("usage: orrery run EXPERIMENT [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
+        Text(f"usage: orrery {command} EXPERIMENT [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
         Text(
-            "Run the stages of an experiment. Up-to-date stages are skipped; after an interruption, the same\n"
-            "command continues. EXPERIMENT is one of the following, or the path of a .yaml file.\n"
-            "--from reruns a stage and all after it, --force all stages, whether they are up to date or not.\n"
+            f"{PURPOSE[command]} EXPERIMENT is one of the following, or the path of a .yaml file.\n"
+            "--from STAGE reruns that stage and all later ones; --force reruns all stages.\n"
         ),
         Text("Experiments", style="bold"),
         _columns([(name, Text(description)) for name, description in experiments.items()]),
@@ -66,7 +72,7 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]]) 
         _columns([(name, Text(first_paragraph(stage))) for name, stage in stages.items()]),
         Text("\n`orrery run EXPERIMENT --help` lists all keys of an experiment with their values.\n"),
         Text("Examples", style="bold"),
-        Text(textwrap.indent(EXAMPLES, "  ")),
+        Text(textwrap.indent(EXAMPLES.replace("orrery run", f"orrery {command}"), "  ")),
     )
 
 

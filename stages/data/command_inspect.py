@@ -13,7 +13,7 @@ from ...pipeline.command import Command
 class Inspect(Command):
     """Show what a path holds, in one screen."""
 
-    help = "what a run, an artifact, a dataset or a file of weights holds"
+    help = "show the contents of a run, an artifact, a dataset or a weight file"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("path", type=Path, metavar="PATH")

@@ -16,7 +16,7 @@ from ...pipeline.errors import TaskError
 class Tasks(Command):
     """List the names of simulated tasks, one per line: all, those of a suite, or those that match a pattern."""
 
-    help = "names of tasks, by suite or pattern"
+    help = "list task names by suite or pattern"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -26,7 +26,7 @@ class Tasks(Command):
             metavar="PATTERN",
             help="a suite (dmc, metaworld, gymnasium, myriad), a set (mt30, mt80), or a pattern such as '*walker*'",
         )
-        parser.add_argument("--long", action="store_true", help="sizes, episode length and score of each (slower)")
+        parser.add_argument("--long", action="store_true", help="show sizes, episode length and score (slower)")
         parser.add_argument("--json", action="store_true", help="print JSON: names, or full specs with --long")
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""`orrery push`: an artifact as a repository of the Hugging Face Hub, or first as a folder to look at."""
+"""`orrery push`: publish an artifact on the Hugging Face Hub, or write the publication to a folder."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from rich.text import Text
 from ...pipeline.command import Command
 
 LOOSE = "published"
-"""Folder that a dry run writes below, unless told otherwise."""
+"""Default output folder of a dry run."""
 
 
 class Push(Command):
-    """Upload an artifact with its card, or write both for a look."""
+    """Upload an artifact with its model card, or write both to a folder."""
 
     help = "publish a world model or policies on the Hugging Face Hub"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.description = (
             "Publish a world model or policies on the Hugging Face Hub: weights, config, tasks, provenance, and a "
-            "model card written from what was measured. Whoever has read access loads it by its name: "
+            "model card generated from measured results. Anyone with read access can load it by name: "
             "orrery run from_checkpoint world_model=USER/NAME, WorldModel.from_pretrained('USER/NAME')."
         )
         parser.add_argument("path", type=Path, metavar="PATH", help="RUN/pretrain, RUN/extract, or one policy's folder")
-        parser.add_argument("name", metavar="USER/NAME", help="repository, which is made if it does not exist")
-        parser.add_argument("--private", action="store_true", help="make it visible to you alone")
+        parser.add_argument("name", metavar="USER/NAME", help="repository; created if it does not exist")
+        parser.add_argument("--private", action="store_true", help="make the repository private")
         parser.add_argument(
-            "--license", default="unknown", metavar="ID", help="of the weights, as the Hub names it: mit"
+            "--license", default="unknown", metavar="ID", help="license of the weights, as a Hub identifier such as mit"
         )
         parser.add_argument(
             "--without-starts", action="store_true",
-            help="leave out the frames of its training data from which policies can be extracted without the data",
+            help=
+                "do not include start frames, a sample of the training data from which policies can be extracted "
+                "without the data"
+            ,
         )  # fmt: skip
-        parser.add_argument("--dry-run", action="store_true", help="write the folder and its card; upload nothing")
-        parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"where --dry-run writes; {LOOSE}/USER/NAME")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="write the folder and the model card; upload nothing"
+        )
+        parser.add_argument(
+            "--output", type=Path, metavar="FOLDER", help=f"output folder of --dry-run (default: {LOOSE}/USER/NAME)"
+        )
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
         from .publish import check_name, push_to_hub, write_publication
@@ -53,7 +60,9 @@ class Push(Command):
         write_publication(arguments.path, folder, arguments.name, licence=arguments.license, starts=starts)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in files) / 2**20
-        line = f"{len(files)} files, {size:,.1f} MiB, in {folder}; its card: {folder / 'README.md'}"
+        line = f"{len(files)} files, {size:,.1f} MiB, in {folder}; model card: {folder / 'README.md'}"
         console.print(Text(line), soft_wrap=True)
-        console.print("nothing was uploaded; without --dry-run this goes to " + arguments.name, soft_wrap=True)
+        console.print(
+            "nothing was uploaded; without --dry-run, this would be published as " + arguments.name, soft_wrap=True
+        )
         return 0
