@@ -43,12 +43,16 @@ RECORDED_PACKAGES = (
 
 @dataclass(frozen=True)
 class FileRecord:
+    """Size and digest of one file of an artifact."""
+
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class InputRecord:
+    """An input that an artifact was made from: its path and the digest of its content."""
+
     path: str
     digest: str
 

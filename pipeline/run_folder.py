@@ -171,18 +171,22 @@ class _AttemptRecord(Attempt):
 
 
 def partial_folder(final: Path) -> Path:
+    """Return the folder that a stage writes to before its artifact is published."""
     return final.with_name(final.name + PARTIAL_SUFFIX)
 
 
 def attempt_file(final: Path) -> Path:
+    """Return the file that describes an unfinished attempt."""
     return final.with_name(final.name + ".partial.json")
 
 
 def jobs_folder(final: Path) -> Path:
+    """Return the folder of a stage's fan-out jobs."""
     return final.with_name(final.name + JOBS_SUFFIX)
 
 
 def write_attempt(final: Path, attempt: Attempt, *, running: bool) -> None:
+    """Write the file of an unfinished attempt; `running` records its start time."""
     started = time.time() if running else None
     write_json(attempt_file(final), {**asdict(attempt), "started": started})
 

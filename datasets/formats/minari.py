@@ -431,6 +431,7 @@ def _id_of(folder: Path, stated: str) -> str:
 
 
 def is_minari_folder(folder: Path) -> bool:
+    """Return whether a folder holds a Minari dataset."""
     return (folder / "data" / "metadata.json").is_file()
 
 

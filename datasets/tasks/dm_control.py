@@ -67,10 +67,12 @@ EPISODE_LENGTH = 500
 
 
 def names() -> list[str]:
+    """Return the names of all tasks of the suite."""
     return list(_SIZES)
 
 
 def resolve(name: str) -> str | None:
+    """Return the canonical name of a task; None if the suite has no such task."""
     return {_plain(canonical): canonical for canonical in _SIZES}.get(_plain(name))
 
 
@@ -80,6 +82,7 @@ def _plain(name: str) -> str:
 
 
 def spec(name: str) -> TaskSpec:
+    """Describe a task, given its canonical name."""
     domain, task = name.removeprefix("dmc/").split("-", 1)
     observation_dim, action_dim = _SIZES[name]
     is_lqr = domain == "lqr"
@@ -96,6 +99,7 @@ def spec(name: str) -> TaskSpec:
 
 
 def make(spec: TaskSpec, picture: int | None = None) -> DmControl:
+    """Build the suite's environment; `picture` is the edge of rendered frames in pixels."""
     return DmControl(spec.environment["domain"], spec.environment["task"], picture or 240)
 
 

@@ -32,10 +32,12 @@ _HARMLESS_WRAPPERS = {"FlattenObservation", "FilterObservation", "TimeAwareObser
 
 
 def names() -> list[str]:
+    """Return the names of all tasks of the suite."""
     return [f"gymnasium/{name}" for name in gymnasium.registry]
 
 
 def resolve(name: str) -> str | None:
+    """Return the canonical name of a task; None if the suite has no such task."""
     try:
         _registered(name.removeprefix("gymnasium/"))
     except TaskError:
@@ -44,6 +46,7 @@ def resolve(name: str) -> str | None:
 
 
 def spec(name: str) -> TaskSpec:
+    """Describe a task, given its canonical name."""
     identifier = name.removeprefix("gymnasium/")
     environment = _make(name, identifier, {})
     action_space = environment.action_space
@@ -66,6 +69,7 @@ def spec(name: str) -> TaskSpec:
 
 
 def make(spec: TaskSpec, picture: int | None = None) -> gymnasium.Env[Any, Any]:
+    """Build the suite's environment; `picture` is the edge of rendered frames in pixels."""
     pictures = {} if picture is None else {"render_mode": "rgb_array"}
     if "spec_json" not in spec.environment:
         if "id" not in spec.environment:

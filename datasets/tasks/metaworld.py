@@ -78,14 +78,17 @@ EPISODE_LENGTH = 100
 
 
 def names() -> list[str]:
+    """Return the names of all tasks of the suite."""
     return [f"metaworld/{task}-v3" for task in _TASKS]
 
 
 def resolve(name: str) -> str | None:
+    """Return the canonical name of a task; None if the suite has no such task."""
     return name if name in names() else None
 
 
 def spec(name: str) -> TaskSpec:
+    """Describe a task, given its canonical name."""
     return TaskSpec(
         name=name,
         observation_dim=OBSERVATION_DIM,
@@ -99,6 +102,7 @@ def spec(name: str) -> TaskSpec:
 
 
 def make(spec: TaskSpec, picture: int | None = None) -> MetaWorld:
+    """Build the suite's environment; `picture` is the edge of rendered frames in pixels."""
     return MetaWorld(spec.environment["task"], picture or 240)
 
 

@@ -51,6 +51,7 @@ def _default_horizon(problem: str) -> int:
 
 
 def names() -> list[str]:
+    """Return the names of all tasks of the suite."""
     return [f"myriad/{problem}" for problem in _SIZES]
 
 
@@ -66,6 +67,7 @@ def _parse(name: str) -> tuple[str, int, float] | None:
 
 
 def resolve(name: str) -> str | None:
+    """Return the canonical name of a task; None if the suite has no such task."""
     if (parsed := _parse(name)) is None:
         return None
     problem, horizon, noise = parsed
@@ -74,6 +76,7 @@ def resolve(name: str) -> str | None:
 
 
 def spec(name: str) -> TaskSpec:
+    """Describe a task, given its canonical name."""
     parsed = _parse(name)
     assert parsed is not None  # `name` is one that `resolve` gives
     problem, horizon, noise = parsed
@@ -88,6 +91,7 @@ def spec(name: str) -> TaskSpec:
 
 
 def make(spec: TaskSpec, picture: int | None = None) -> MyriadEnvironment:
+    """Build the suite's environment; `picture` is the edge of rendered frames in pixels."""
     if picture is not None:
         raise TaskError(f"task {spec.name!r} is a system of equations and cannot be rendered; it has curves only")
     return MyriadEnvironment(simulator(spec), float(spec.environment.get("noise", 0.0)))

@@ -30,6 +30,8 @@ REACHER_LINK = 0.09
 
 
 class WalkerBackwards(walker.PlanarWalker):
+    """Walk or run backwards at a given speed."""
+
     def __init__(self, speed: float) -> None:
         super().__init__(move_speed=speed, random=SEED)
         self.speed = speed
@@ -41,11 +43,15 @@ class WalkerBackwards(walker.PlanarWalker):
 
 
 class CheetahRunBackwards(cheetah.Cheetah):
+    """Run backwards."""
+
     def get_reward(self, physics: cheetah.Physics) -> float:
         return rewards.cheetah_run_backwards(physics.speed())
 
 
 class CheetahRunOnOneFoot(cheetah.Cheetah):
+    """Run with one foot lifted."""
+
     def __init__(self, lifted_foot: str) -> None:
         super().__init__(random=SEED)
         self.lifted_foot = lifted_foot
@@ -56,12 +62,16 @@ class CheetahRunOnOneFoot(cheetah.Cheetah):
 
 
 class CheetahJump(cheetah.Cheetah):
+    """Jump high while standing still."""
+
     def get_reward(self, physics: cheetah.Physics) -> float:
         torso, back, front = _heights(physics, "torso", "bfoot", "ffoot")
         return rewards.cheetah_jump(torso, (back, front), physics.speed())
 
 
 class HopperHopBackwards(hopper.Hopper):
+    """Hop backwards."""
+
     def get_reward(self, physics: hopper.Physics) -> float:
         return rewards.hopper_hop_backwards(physics.height(), physics.speed())
 
@@ -82,6 +92,8 @@ class CupSpin(ball_in_cup.BallInCup):
 
 
 class PendulumSpin(pendulum.SwingUp):
+    """Spin at a high angular velocity."""
+
     def get_reward(self, physics: pendulum.Physics) -> float:
         return rewards.pendulum_spin(physics.angular_velocity().item())
 

@@ -232,6 +232,7 @@ def read_status(folder: Path) -> JobStatus:
 
 
 def write_status(folder: Path, status: JobStatus) -> None:
+    """Write status.json."""
     artifact.write_json(folder / STATUS, asdict(status))
 
 

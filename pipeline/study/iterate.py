@@ -131,10 +131,12 @@ def load_iteration(
 
 
 def folder_of(number: int) -> str:
+    """Return the name of a round's run folder."""
     return f"round_{number}"
 
 
 def is_iteration(folder: Path) -> bool:
+    """Return whether a folder holds rounds of `orrery iterate`."""
     return (folder / ITERATION_FILE).is_file()
 
 

@@ -64,6 +64,7 @@ class StudyObserver:
 
 
 def is_study(folder: Path) -> bool:
+    """Return whether a folder holds a study."""
     return (folder / STUDY_FILE).is_file()
 
 

@@ -22,6 +22,8 @@ FORMATS = {"onnx": ["onnx"], "torch": ["torch"], "both": ["torch", "onnx"]}
 
 
 class Export(Command):
+    """Write a policy as ONNX or torch.export."""
+
     help = "export a policy as ONNX and torch.export, from raw observations to native actions"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

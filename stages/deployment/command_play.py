@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 class Play(Command):
+    """Render a policy's episodes as a video, or as curves."""
+
     help = "record a policy in its task as GIF, MP4 or curves (PNG)"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

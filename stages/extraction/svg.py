@@ -30,7 +30,7 @@ from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return
 from .rollout import act, continue_probability
 from .starts import StartLatents
-from .transitions import TransitionBatch, Transitions
+from .transitions import LatentTransitions, TransitionBatch
 
 NOISE_CLIP = 0.5
 """Largest noise on a target's action."""
@@ -48,7 +48,7 @@ class SvgExtraction(Program):
         self,
         model: WorldModel,
         starts: StartLatents,
-        transitions: Transitions,
+        transitions: LatentTransitions,
         members: list[PolicySpec],
         config: SvgConfig,
         iterations: int,

@@ -39,7 +39,7 @@ class TransitionBatch:
 
 
 @dataclass(frozen=True)
-class Transitions:
+class LatentTransitions:
     """Episodes of K tasks, one after the other; a final frame of an episode is no transition."""
 
     z_FD: torch.Tensor
@@ -88,7 +88,7 @@ def encode_transitions(
     seed: int,
     held_out: float = 0.0,
     advance: Callable[[], None] = lambda: None,
-) -> Transitions:
+) -> LatentTransitions:
     """Encode the episodes of each task that its model's training did not hold out; of a task with more frames than
     `frames_per_task`, a random choice of them.
 
@@ -123,7 +123,9 @@ def encode_transitions(
         torch.cat(column).to(device) for column in zip(*parts, strict=True)
     )
     count_K = torch.tensor([len(part[-1]) for part in parts], device=device)
-    return Transitions(z_FD, action_FA, return_F, left_F, terminal_F, frame_S, count_K.cumsum(0) - count_K, count_K)
+    return LatentTransitions(
+        z_FD, action_FA, return_F, left_F, terminal_F, frame_S, count_K.cumsum(0) - count_K, count_K
+    )
 
 
 def _choose_episodes(rows: TaskRows, frames: int, seed: int, held_out: float) -> np.ndarray:

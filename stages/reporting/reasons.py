@@ -26,12 +26,14 @@ def no_input(evidence: Evidence, name: str) -> str:
 
 
 def no_scores(evidence: Evidence) -> str:
+    """Return why there are no scores."""
     if "scores" not in evidence.given:
         return no_input(evidence, "scores")
     return "the evaluation has no score" + _skipped(evidence)
 
 
 def no_losses(evidence: Evidence) -> str:
+    """Return why there is no curve of training losses."""
     if "world_model" not in evidence.given:
         return no_input(evidence, "world_model")
     if "training.csv" in evidence.empty:
@@ -40,6 +42,7 @@ def no_losses(evidence: Evidence) -> str:
 
 
 def no_validation(evidence: Evidence) -> str:
+    """Return why there is no curve of validation errors."""
     if "world_model" not in evidence.given:
         return no_input(evidence, "world_model")
     if "validation.csv" in evidence.empty:
@@ -62,6 +65,7 @@ def no_imagination(evidence: Evidence) -> str:
 
 
 def no_curves(evidence: Evidence) -> str:
+    """Return why there are no curves of policy training."""
     if "policies" not in evidence.given:
         return no_input(evidence, "policies")
     return _do_not_imagine(evidence)

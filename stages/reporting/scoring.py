@@ -51,7 +51,7 @@ class ScoreCell:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
+class TaskScores:
     """One task."""
 
     task: str
@@ -63,8 +63,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
+    """Scores of every task and algorithm."""
+
     algorithms: Sequence[str]
-    rows: Sequence[ScoreRow]
+    rows: Sequence[TaskScores]
     overall: Mapping[str, Mapping[str, Any]]
     """Mean and IQM with intervals by algorithm, as in summary.json."""
     runs: pd.DataFrame
@@ -103,7 +105,7 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
         if task not in skipped and not cells and named and task not in named:
             continue  # a task of the model for which no policies were requested
         reason = skipped.get(task, "" if cells else "it was not part of the evaluation")
-        rows.append(ScoreRow(task, cells, reason))
+        rows.append(TaskScores(task, cells, reason))
     return ScoreTable(algorithms, rows, evidence.summary.get("algorithms", {}), evidence.scores)
 
 

@@ -158,6 +158,7 @@ def stage_rows(evidence: Evidence) -> list[StageRow]:
 
 
 def total_time(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the time that all stages took together."""
     return duration(sum(record["seconds"] for record in records.values()))
 
 
