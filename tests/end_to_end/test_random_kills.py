@@ -135,7 +135,7 @@ def kill_at_random(folder: Path, kills: int, seed: int, settings: tuple[str, ...
 
 def test_a_run_that_is_killed_a_few_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
     # Training and extraction are killed in test_run.py.
-    settings = ("stages=[collect,pack,powr,evaluate]", "algorithms=[]", "tasks=[gymnasium/CartPole-v1]")
+    settings = ("stages=[collect,pack,powr,evaluate]", "tasks=[gymnasium/CartPole-v1]")
     kill_at_random(tmp_path, 2, 182, settings)
 
 

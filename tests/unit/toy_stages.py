@@ -128,7 +128,7 @@ STAGES: dict[str, type[Stage]] = {"make": Make, "add": Add, "report": Show}
 def write_configs(folder: Path) -> Path:
     """Write the configs of the toy project and return their folder."""
     (folder / "experiments").mkdir(parents=True)
-    (folder / "base.yaml").write_text("defaults: [schema, _self_]\nmake: {seed: '${seed}'}\n")
+    (folder / "base.yaml").write_text("defaults: [schema, _self_]\n")
     (folder / "experiments" / "toy.yaml").write_text(
         "# @package _global_\n# Adds numbers\ndefaults: [/base, _self_]\nstages: [make, add, report]\n"
     )
