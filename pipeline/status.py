@@ -13,6 +13,7 @@ from rich.text import Text
 
 from . import artifact
 from .errors import StageError
+from .jobs.executor import alive_jobs
 from .jobs.job import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
 from .kept import kept_note
 from .logging import duration
@@ -106,11 +107,7 @@ def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tup
 
 
 def _describe_jobs(stage: str, folders: list[Path], *, running: bool) -> Table:
-    alive: set[Path] = set()
-    if any((folder / SUBMISSION).is_file() for folder in folders):
-        from .jobs.executors.slurm import still_alive
-
-        alive = still_alive(folders)
+    alive = alive_jobs(folders)
     table = Table(f"job of {stage}", "state", "attempts", "time", "log", "", box=None, pad_edge=False)
     for column in (0, 4, 5):
         table.columns[column].overflow = "fold"

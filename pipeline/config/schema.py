@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import ConfigError, OrreryError
+from ..reading import decode
 
 SHOWN_KEYS = 6
 """Keys of the same name that a message lists."""
@@ -63,6 +64,32 @@ def build(hint: Any, value: Any, key: str) -> Any:
     return tuple(value) if get_origin(hint) is tuple else value
 
 
+def read_options(cls: Any, values: Mapping[str, Any], owner: str) -> Any:
+    """The frozen dataclass `cls` of the plain values of a mapping `options`, whose keys depend on another key.
+
+    Args:
+        owner: that other key with its value, for messages: `executor=slurm`.
+    Raises:
+        ConfigError: an unknown option, or a value of another type; begins with the option's key.
+    """
+    known = get_type_hints(cls)
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"options.{name}: {owner} has no such option.{nearest(name, known)} "
+                f"Its options: {', '.join(known) or 'none'}"
+            )
+    try:
+        return decode(cls, {name: _plain_text(known[name], value) for name, value in values.items()})
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"options.{error}") from error
+
+
+def _plain_text(hint: Any, value: Any) -> Any:
+    """Text that YAML took for a number."""
+    return str(value) if hint is str and isinstance(value, int | float) else value
+
+
 def find_key(types: Mapping[str, Any], key: str, value: str = "") -> tuple[tuple[str, ...], Any]:
     """Return the parts of a dotted key, and its declared type; None for the type where there is no such key.
 
@@ -101,7 +128,7 @@ def _find_inside(owner: Any, key: str, value: str) -> tuple[tuple[str, ...], Any
 def unknown_key(types: Mapping[str, Any], key: str) -> ConfigError:
     """The error for an unknown key, with its new name, keys of the same name, the nearest key, or those beside it.
 
-    A config field that was renamed has its old name in its metadata: field(..., metadata={"renamed_from": OLD}).
+    A renamed config field has its old names in its metadata: field(..., metadata={"renamed_from": "OLD OLDER"}).
     """
     path, _ = find_key(types, key)
     owner, names = "", list(types)
@@ -109,9 +136,11 @@ def unknown_key(types: Mapping[str, Any], key: str) -> ConfigError:
         hint = plain_type(find_key(types, ".".join(path[:depth]), "{")[1])
         if dataclasses.is_dataclass(hint):
             owner, names = ".".join(path[:depth]), list(get_type_hints(hint))
-            renamed = {one.metadata["renamed_from"]: one.name for one in dataclasses.fields(hint) if one.metadata}
-            if path[depth] in renamed:
-                return ConfigError(f"key {key!r} was renamed: use {owner}.{renamed[path[depth]]}")
+            for one in dataclasses.fields(hint):
+                if path[depth] in one.metadata.get("renamed_from", "").split():
+                    return ConfigError(
+                        f"key {key!r} was renamed: use {'.'.join((owner, one.name, *path[depth + 1 :]))}"
+                    )
     known = list(_all_keys(types))
     guess = nearest(key.removeprefix(f"{owner}."), names if owner or "." not in key else known, owner and f"{owner}.")
     if same := [other for other in known if other.startswith(owner) and other.endswith(f".{path[-1]}")]:

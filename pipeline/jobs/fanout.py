@@ -23,9 +23,7 @@ from ..logging import duration
 from ..run_folder import JOBS_SUFFIX, jobs_folder, partial_folder
 from ..stage import Context, ProgressTask
 from .config import FanoutConfig
-from .executor import Executor, JobResources
-from .executors.inline import InlineExecutor
-from .executors.local import LocalExecutor, local_slots
+from .executor import Executor, JobResources, alive_jobs, cancel_job
 from .job import (
     ENDED,
     LOG,
@@ -234,8 +232,7 @@ class _Fanout:
 
     context: Context
     config: FanoutConfig
-    needs: JobResources
-    accelerator: str
+    resources: JobResources
     waiting: deque[Path] = field(default_factory=deque)
     running: set[Path] = field(default_factory=set)
     tries: Counter[Path] = field(default_factory=Counter)
@@ -252,7 +249,7 @@ class _Fanout:
             return
         if self.done:
             log.info("%s: %d of %d jobs are already done", stage, self.done, len(folders))
-        executor = self._executor()
+        executor = self.config.start(self.resources, self.context)
         try:
             for folder in alive:
                 executor.adopt(folder)
@@ -260,11 +257,10 @@ class _Fanout:
             with self._progress(len(folders)) as progress:
                 self._drive(executor, progress)
         except BaseException:
-            if self.running and self.config.executor == "slurm":
+            if self.running and self.config.kind.outlives_command:
                 log.warning(
-                    "jobs of %s queued or running on SLURM: %d; rerun the command to collect them",
-                    len(self.running),
-                    stage,
+                    "jobs of %s queued or running on executor %s: %d; rerun the command to collect them",
+                    *(stage, self.config.executor, len(self.running)),
                 )
             raise
         finally:
@@ -273,8 +269,8 @@ class _Fanout:
             raise FanoutFailed(self._list(len(folders)))
         if self.running:
             raise Detached(
-                f"{stage}: {self.done} of {len(folders)} jobs done, {len(self.running)} queued or running on SLURM; "
-                "rerun the command to collect them"
+                f"{stage}: {self.done} of {len(folders)} jobs done, {len(self.running)} queued or running on executor "
+                f"{self.config.executor}; rerun the command to collect them"
             )
 
     def _drive(self, executor: Executor, progress: ProgressTask) -> None:
@@ -344,35 +340,17 @@ class _Fanout:
         return done
 
     def _alive(self, folders: Sequence[Path]) -> set[Path]:
-        """Jobs that an earlier command submitted to SLURM and that have not ended."""
-        if not any((folder / SUBMISSION).is_file() for folder in folders):
-            return set()
-        from .executors.slurm import still_alive
-
-        alive = still_alive(folders)
-        if alive and self.config.executor != "slurm":
+        """Jobs that an earlier command submitted and that have not ended."""
+        alive = alive_jobs(folders)
+        if others := sorted(set(alive.values()) - {self.config.executor}):
             raise StageError(
-                f"{len(alive)} jobs of {_stage(self.context)} are queued or running on SLURM, submitted by an earlier "
-                "command. Wait for them with executor=slurm, or cancel them with scancel"
+                f"{len(alive)} jobs of {_stage(self.context)} are queued or running on executor {others[0]}, submitted "
+                f"by an earlier command. Wait for them with executor={others[0]}, or cancel them"
             )
-        return alive
-
-    def _executor(self) -> Any:
-        config, context, needs = self.config, self.context, self.needs
-        if config.executor == "slurm":
-            from .executors.slurm import SlurmExecutor
-
-            return SlurmExecutor(context.jobs, config, needs)
-        if config.executor == "ray":
-            from .executors.ray import RayExecutor
-
-            return RayExecutor(config, needs, self.accelerator)
-        if config.executor == "local":
-            return LocalExecutor(needs, local_slots(config, self.accelerator, context.workers // needs.cpus))
-        return InlineExecutor(context.log, context.progress)
+        return set(alive)
 
     def _progress(self, total: int) -> AbstractContextManager[ProgressTask]:
-        if self.config.executor == "inline":
+        if self.config.kind.in_this_process:
             return nullcontext(_Silent())  # the jobs show their own
         shown: AbstractContextManager[ProgressTask] = self.context.progress(
             f"{_stage(self.context)} jobs", total, self.done
@@ -407,9 +385,7 @@ def stop(jobs: Path) -> None:
     """End the jobs of a stage that are queued or running without this command; they save their state."""
     for path in jobs.glob("*"):
         if (path / SUBMISSION).is_file():
-            from .executors.slurm import cancel
-
-            cancel(path)
+            cancel_job(path)
             (path / SUBMISSION).unlink()
 
 
@@ -433,10 +409,7 @@ def _all_job_folders(context: Context) -> list[Path]:
 
 
 def _discard(folder: Path) -> None:
-    if (folder / SUBMISSION).is_file():
-        from .executors.slurm import cancel
-
-        cancel(folder)
+    cancel_job(folder)
     shutil.rmtree(folder)
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...pipeline.jobs.executors.local import local_slots
 from ..world_model.config import WorldModelConfig
 from .config import ActorCriticConfig, FirstOrderConfig, SvgConfig
 from .program import NOISE_BLOCK
@@ -122,12 +121,11 @@ def members_per_job(
         members: total number of policies.
         workers: processes that this machine may run.
     """
-    fanout, slots, memory = config.fanout, 1, machine_memory()
-    if fanout.executor in ("local", "ray") and not fanout.ray_address:
-        slots = len(local_slots(fanout, config.accelerator, workers // config.cores))
-        memory /= slots
+    fanout = config.fanout
+    slots = fanout.jobs_here(fanout.resources(config.cores, config.accelerator, workers))
+    memory = machine_memory() / slots
     if config.accelerator != "cpu" and (gpu := gpu_memory()):
-        memory = gpu / (fanout.jobs_per_gpu if fanout.executor in ("local", "ray") else 1)
+        memory = gpu / min(fanout.jobs_per_gpu, slots)
     if fanout.memory_gb:
         memory = fanout.memory_gb * 2**30
     per_task = config.seeds * len(config.algorithms)

@@ -63,8 +63,7 @@ class Extract(Stage):
     def check(self) -> None:
         fanout = self.config.fanout
         fanout.check_gpus(self.config.accelerator, "extract.accelerator")
-        elsewhere = fanout.executor == "slurm" or fanout.ray_address
-        if elsewhere and not (fanout.members_per_job or fanout.memory_gb):
+        if not fanout.is_local and not (fanout.members_per_job or fanout.memory_gb):
             raise ConfigError(
                 "set extract.fanout.members_per_job or extract.fanout.memory_gb: the memory of the machines of "
                 f"executor={fanout.executor} is not known here"

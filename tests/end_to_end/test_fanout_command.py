@@ -19,7 +19,7 @@ from ..unit.fanout_jobs import write_configs
 UNIT = Path(__file__).parents[1] / "unit"
 MOCK_SLURM = Path(__file__).with_name("mock_slurm.py")
 LOCAL = ["count.fanout.executor=local", "count.fanout.parallel_jobs=3"]
-SUBMITIT = ["count.fanout.executor=slurm", "count.fanout.time_limit_min=1", "count.fanout.slurm.cluster=local"]
+SUBMITIT = ["count.fanout.executor=slurm", "count.fanout.time_limit_min=1", "count.fanout.options.cluster=local"]
 SLURM = SUBMITIT[:2]
 DETACH = "count.fanout.detach=true"
 
@@ -156,7 +156,7 @@ def test_detached_jobs_go_on_and_are_gathered(project: Project) -> None:
     (project.faults / "job2").write_text("raise")
     code, _, err = project.run("count.until=80", *SUBMITIT, DETACH)
     assert code == 75
-    assert "count: 0 of 3 jobs done, 3 queued or running on SLURM; rerun the command to collect them" in err
+    assert "count: 0 of 3 jobs done, 3 queued or running on executor slurm; rerun the command to collect them" in err
     project.wait_for("job0", "job1")
     wait_until(lambda: read_status(project.jobs / "job2").state == "failed")
     states = project.status()
@@ -182,7 +182,7 @@ def test_detached_jobs_of_other_settings_are_ended(project: Project) -> None:
     project.wait_for("job0", "job1", "job2")
     code, _, err = project.run("count.until=6000", *LOCAL)
     assert code == 2
-    assert "3 jobs of count are queued or running in SLURM" in err
+    assert "3 jobs of count are queued or running on executor slurm" in err
     code, out, err = project.run("count.until=5", *LOCAL)
     assert code == 0, err
     assert "counted 15, from 0 0 0" in out
@@ -209,9 +209,9 @@ def slurm(project: Project, tmp_path: Path) -> Iterator[Path]:
 
 def test_on_slurm(project: Project, slurm: Path) -> None:
     options = [
-        "count.fanout.slurm.partition=gpu",
-        "count.fanout.slurm.gpus=1",
-        "count.fanout.slurm.options={constraint: a100}",
+        "count.fanout.options.partition=gpu",
+        "count.fanout.options.gpus=1",
+        "count.fanout.options.sbatch={constraint: a100}",
     ]
     (project.faults / "job1").write_text("raise")
     code, _, err = project.run("count.until=5", *SLURM, *options)

@@ -113,14 +113,14 @@ def test_a_run_without_policy_stages_trains_none(load, algorithms):
     [
         (
             ["algorithms=[deep,wid]"],
-            "no algorithm 'wid'. Did you mean 'wide'? Known, with their stages: deep (learn), ",
+            "unknown algorithm 'wid'. Did you mean 'wide'? Known, with their stages: deep (learn), ",
         ),
-        (["algorithms=[wid]", "stages=[make]"], "no algorithm 'wid'"),
+        (["algorithms=[wid]", "stages=[make]"], "unknown algorithm 'wid'"),
         (
             ["algorithms=[deep,wide]", "stages=[make,learn]"],
-            "'wide' is trained by stage 'other', which stages=[make,learn] leaves out",
+            "'wide' is trained by stage 'other', which is missing from stages=[make,learn]",
         ),
-        (["algorithms=[deep,deep]"], "each may be listed once; repeated: deep"),
+        (["algorithms=[deep,deep]"], "algorithms must not repeat: deep"),
     ],
 )
 def test_what_cannot_be_trained_is_an_error_before_anything_runs(load, overrides, message):

@@ -11,7 +11,7 @@ from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of, matm
 from orrery.pipeline.config.load import discover_stages, dotted_keys
 from orrery.pipeline.config.schema import build, make_schema
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.jobs.config import FanoutConfig, SlurmConfig
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.stages.extraction.packing import gpu_memory
 
 STAGES = discover_stages()
@@ -107,19 +107,19 @@ def test_jobs_are_packed_by_the_memory_that_is_free_on_the_fullest_gpu(monkeypat
 def test_jobs_of_slurm_that_need_a_gpu_ask_for_one(name, no_gpu):
     fanout = FanoutConfig("slurm", time_limit_min=1.0, members_per_job=1)
     config = STAGES[name].Config(accelerator="gpu", fanout=fanout)
-    with pytest.raises(ConfigError, match=rf"{name}\.accelerator is gpu, but {name}\.fanout\.slurm\.gpus is 0"):
+    with pytest.raises(ConfigError, match=rf"{name}\.accelerator is gpu, but {name}\.fanout\.options\.gpus is 0"):
         STAGES[name](config).check()
-    fanout = dataclasses.replace(fanout, slurm=SlurmConfig(gpus=1))
+    fanout = dataclasses.replace(fanout, options={"gpus": 1})
     fanout.check_gpus("gpu", f"{name}.accelerator")
 
 
 def test_a_gpu_is_looked_for_only_where_the_jobs_run(no_gpu, monkeypatch):
-    monkeypatch.setattr("orrery.pipeline.jobs.config.shutil.which", lambda _: "/usr/bin/srun")
-    FanoutConfig("slurm", time_limit_min=1.0, slurm=SlurmConfig(gpus=1)).check_machine("cuda")
+    monkeypatch.setattr("orrery.pipeline.jobs.executors.slurm.shutil.which", lambda _: "/usr/bin/srun")
+    FanoutConfig("slurm", time_limit_min=1.0, options={"gpus": 1}).check_machine("cuda")
     for fanout in (
         FanoutConfig("inline"),
         FanoutConfig("local"),
-        FanoutConfig("slurm", time_limit_min=1.0, slurm=SlurmConfig(gpus=1, cluster="local")),
+        FanoutConfig("slurm", time_limit_min=1.0, options={"gpus": 1, "cluster": "local"}),
     ):
         with pytest.raises(StageError, match="no GPU is available"):
             fanout.check_machine("cuda", "extract.accelerator")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.jobs.config import SlurmConfig
 from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
@@ -229,7 +228,7 @@ def test_an_estimated_split_is_kept_when_an_attempt_continues(inputs, tmp_path, 
             "set extract.fanout.members_per_job or extract.fanout.memory_gb",
         ),
         (
-            {"executor": "ray", "ray_address": "head:6379"},
+            {"executor": "ray", "options": {"address": "head:6379"}},
             "set extract.fanout.members_per_job or extract.fanout.memory_gb",
         ),
     ],
@@ -242,6 +241,6 @@ def test_memory_of_other_machines_has_to_be_given(settings: dict, message: str) 
 
 def test_a_gpu_has_to_be_asked_for() -> None:
     slurm = FanoutConfig(executor="slurm", time_limit_min=1.0, members_per_job=8)
-    with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.slurm\.gpus is 0"):
+    with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.options\.gpus is 0"):
         Extract(ExtractConfig(accelerator="cuda", fanout=slurm)).check()
-    Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, slurm=SlurmConfig(gpus=1)))).check()
+    Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, options={"gpus": 1}))).check()

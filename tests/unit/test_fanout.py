@@ -16,7 +16,7 @@ import pytest
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs import process as job_process
-from orrery.pipeline.jobs.config import FanoutConfig, SlurmConfig
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.jobs.executors.local import local_slots
 from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, fan_out, job_folders, prune
 from orrery.pipeline.jobs.job import read_status
@@ -31,8 +31,8 @@ LIMIT_MIN = 0.05
 NAMES = ("a", "b", "c", "d", "e")
 
 LOCAL = FanoutConfig(executor="local", parallel_jobs=5, time_limit_min=LIMIT_MIN)
-SUBMITIT_LOCAL = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, slurm=SlurmConfig(cluster="local"))
-SUBMITIT_DEBUG = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, slurm=SlurmConfig(cluster="debug"))
+SUBMITIT_LOCAL = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, options={"cluster": "local"})
+SUBMITIT_DEBUG = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, options={"cluster": "debug"})
 RAY = FanoutConfig(executor="ray", time_limit_min=LIMIT_MIN)
 
 ISOLATING = [
@@ -150,17 +150,17 @@ def test_a_job_that_raises_dies_or_hangs_costs_only_itself(bench: Bench, config:
     assert "4 of 5 jobs of stage 'squares' failed. The results of the others are kept" in message
     for part in (
         "a: ValueError: 0 is a bad number (failed after 1 attempt,",
-        "b: its process ended with status 7",
-        "c: its process was ended by SIGKILL; out of memory, or killed from outside",
+        "b: its process exited with status 7",
+        "c: its process was killed by SIGKILL; out of memory, or killed",
         f"d: reached the time limit of {LIMIT_MIN:g} min",
         f"log: {bench.context.jobs}/d/log.txt",
     ):
         assert part in message
     assert "in square\n    raise ValueError" in bench.log("a")
     assert "logged by e" in bench.log("e")
-    assert bench.log("b").endswith(" s: its process ended with status 7\n")
+    assert bench.log("b").endswith(" s: its process exited with status 7 without reporting a result\n")
     assert "--- died after " in bench.log("c")
-    assert "ended by SIGKILL" in bench.log("c")
+    assert "killed by SIGKILL" in bench.log("c")
     assert "--- timeout after " in bench.log("d")
 
     bench.order()
@@ -222,7 +222,7 @@ def test_a_job_folder_that_is_removed_while_other_jobs_run_is_made_again(bench: 
 
 def test_results_that_do_not_stay_whole_are_an_error(bench: Bench) -> None:
     bench.order(e="damage a", a="damage e")
-    with pytest.raises(StageError, match=r"results of squares were removed or changed .* twice: e in .*squares\.jobs"):
+    with pytest.raises(StageError, match=r"results of squares were deleted or changed .* twice: e in .*squares\.jobs"):
         bench.run(FanoutConfig())
 
 
@@ -233,7 +233,7 @@ def test_finished_jobs_are_not_run_again_on_another_executor(bench: Bench) -> No
     bench.run(LOCAL)
     assert bench.attempts() == {"a": 1, "b": 2, "c": 1, "d": 1, "e": 1}
     # All are done, so no executor is asked for, not even one that would not answer.
-    bench.run(FanoutConfig(executor="ray", ray_address="127.0.0.1:1"))
+    bench.run(FanoutConfig(executor="ray", options={"address": "127.0.0.1:1"}))
 
 
 def test_a_job_with_another_payload_starts_anew_and_the_former_result_is_kept(bench: Bench) -> None:
@@ -268,9 +268,9 @@ def test_a_job_that_does_not_answer_sigterm_is_killed(bench: Bench, monkeypatch:
 def test_every_gpu_gets_its_jobs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
     config = FanoutConfig("local", jobs_per_gpu=2, cpus_per_job=3)
-    assert local_slots(config, "auto", 1) == ["2", "5", "2", "5"]
-    assert local_slots(config, "cpu", 3) == ["", "", ""]
-    assert local_slots(FanoutConfig("local", parallel_jobs=1), "cuda", 3) == ["2"]
+    assert local_slots(config.resources(1, "auto", 1)) == ["2", "5", "2", "5"]
+    assert local_slots(config.resources(1, "cpu", 9)) == ["", "", ""]
+    assert local_slots(FanoutConfig("local", parallel_jobs=1).resources(1, "cuda", 3)) == ["2"]
     jobs = [FolderJob(str(number), {"seconds": 1.0}) for number in range(4)]
     folders = fan_out(jobs, bench.functions.environment, bench.context, config, accelerator="cuda")
     facts = [json.loads((folder / "environment.json").read_text()) for folder in folders.values()]
@@ -278,7 +278,7 @@ def test_every_gpu_gets_its_jobs(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     assert {(one["OMP_NUM_THREADS"], one["threads"]) for one in facts} == {("3", 3)}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(StageError, match="jobs need a GPU, but this machine has none"):
-        local_slots(config, "cuda", 1)
+        local_slots(config.resources(1, "cuda", 1))
 
 
 def test_jobs_are_taken_over_when_a_setting_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,12 +326,17 @@ def test_pruned_jobs_keep_results_and_logs(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "slrum"}, "expected inline, local, slurm, ray, found 'slrum'"),
-        ({"executor": "slurm"}, "SLURM needs a time limit per job"),
+        ({"executor": "slrum"}, "expected one of inline, local, ray, slurm, found 'slrum'"),
+        ({"executor": "slurm"}, "executor=slurm needs a time limit per job"),
         ({"time_limit_min": 5.0}, "not supported by executor=inline"),
-        ({"executor": "local", "detach": True}, "only slurm supports detach"),
-        ({"ray_address": "auto"}, "ray_address is given, but executor is inline"),
+        ({"executor": "local", "detach": True}, "slurm supports detach"),
+        ({"options": {"address": "auto"}}, "options.address: executor=inline has no such option. Its options: none"),
         ({"retries": -1}, "retries must not be negative"),
+        ({"options": {"gpu": 1}, "executor": "slurm", "time_limit_min": 1.0}, r"options.gpu: .* Did you mean 'gpus'"),
+        (
+            {"options": {"gpus": "a"}, "executor": "slurm", "time_limit_min": 1.0},
+            "options.gpus: expected int, found 'a'",
+        ),
         ({"jobs_per_gpu": 0}, "jobs_per_gpu must be at least 1"),
     ],
 )
@@ -344,7 +349,8 @@ def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StageError, match="srun is not available on this machine"):
         FanoutConfig("slurm", time_limit_min=1.0).check_machine()
-    monkeypatch.setattr("orrery.pipeline.jobs.config.find_spec", lambda name: None)
+    for name in ("ray", "slurm"):
+        monkeypatch.setattr(f"orrery.pipeline.jobs.executors.{name}.find_spec", lambda name: None)
     with pytest.raises(StageError, match=r"pip install 'orrery\[ray\]'"):
         FanoutConfig("ray").check_machine()
     with pytest.raises(StageError, match="pip install submitit"):
@@ -358,10 +364,10 @@ def test_a_dead_ray_address_is_said_at_once(bench: Bench, scheme: str) -> None:
         port = server.getsockname()[1]
     address = f"{scheme}127.0.0.1:{port}"
     started = time.monotonic()
-    with pytest.raises(StageError, match=f"ray_address={address}: no connection"):
-        FanoutConfig("ray", ray_address=address).check_machine()
+    with pytest.raises(StageError, match=f"options.address={address}: no connection"):
+        FanoutConfig("ray", options={"address": address}).check_machine()
     with pytest.raises(StageError, match="no connection"):
-        bench.run(FanoutConfig("ray", ray_address=address))
+        bench.run(FanoutConfig("ray", options={"address": address}))
     assert time.monotonic() - started < 10
 
 
@@ -372,7 +378,7 @@ def test_what_listens_but_is_no_ray_cluster_is_refused(bench: Bench, monkeypatch
         socket.create_server(("127.0.0.1", 0)) as server,
         pytest.raises(StageError, match="is not a Ray cluster"),
     ):
-        bench.run(FanoutConfig("ray", ray_address=f"127.0.0.1:{server.getsockname()[1]}"))
+        bench.run(FanoutConfig("ray", options={"address": f"127.0.0.1:{server.getsockname()[1]}"}))
 
 
 @pytest.mark.ray
@@ -383,7 +389,7 @@ def test_an_existing_ray_cluster(bench: Bench) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         bench.order(b="kill")
-        config = FanoutConfig("ray", ray_address=cluster.address, time_limit_min=LIMIT_MIN)
+        config = FanoutConfig("ray", options={"address": cluster.address}, time_limit_min=LIMIT_MIN)
         assert "1 of 5 jobs" in bench.fails(config)
         bench.order()
         assert contents(bench.run(config))["b/square.json"] == b"1"

@@ -117,3 +117,8 @@ def test_positions_of_a_sequence_model_that_no_window_reaches_are_refused():
         PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=10)
     for kind in ("ssm", "markov"):  # have none
         PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=4)
+
+
+def test_a_renamed_key_says_its_new_name():
+    with pytest.raises(ConfigError, match=r"was renamed: use extract\.fanout\.options\.gpus$"):
+        load_config("quickstart", ["extract.fanout.slurm.gpus=1"], stages=discover_stages())

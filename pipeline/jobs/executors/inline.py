@@ -12,17 +12,20 @@ from typing import Any
 
 from ... import termination
 from ...logging import LogFile
+from ...stage import Context
+from ..executor import Executor, JobResources
 from ..job import LOG, State, describe_error, execute, log_end, log_start, read_status, write_status
 
 
-class InlineExecutor:
+class InlineExecutor(Executor):
     """One job after another in this process."""
 
-    slots: int | None = 1
+    in_this_process = True
+    slots = 1
     poll_seconds = 0.0
 
-    def __init__(self, log: logging.Logger, progress: Any) -> None:
-        self._log, self._progress = log, progress
+    def __init__(self, options: Any, resources: JobResources, context: Context) -> None:
+        self._log, self._progress = context.log, context.progress
 
     def submit(self, folders: Sequence[Path]) -> None:
         for folder in folders:

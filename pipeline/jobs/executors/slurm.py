@@ -6,23 +6,27 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import submitit
+from typing import TYPE_CHECKING, Any
 
 from ... import artifact
+from ...config.checks import check_choices
 from ...errors import StageError
 from ...reading import read_json
-from ..config import FanoutConfig
-from ..executor import JobResources
+from ...stage import Context
+from ..executor import Executor, JobResources
 from ..job import SUBMISSION, read_status, write_status
 from ..process import GRACE_SECONDS, JobProcess
+
+if TYPE_CHECKING:
+    import submitit
 
 SUBMITIT_FOLDER = ".submitit"
 """Beside the job folders: submission scripts, and what SLURM and submitit printed."""
@@ -33,38 +37,60 @@ SLACK_MIN = 5
 """SLURM's own limit lies this much above ours, so that it is ours that ends a hanging job, and says so."""
 
 
-class SlurmExecutor:
+@dataclass(frozen=True)
+class SlurmOptions:
+    """Resources of each SLURM job."""
+
+    partition: str = ""
+    """Partition. Empty: the cluster's default."""
+    gpus: int = 0
+    """GPUs per job."""
+    mem_gb: float = 0.0
+    """Memory per job in GB; 0 = the cluster's default."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Other sbatch options by long name: {account: lab, constraint: a100}."""
+    cluster: str = "slurm"
+    """slurm; for tests without a cluster, submitit's local (background processes on this machine) or debug (in this
+    process)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, cluster=("slurm", "local", "debug"))
+
+
+class SlurmExecutor(Executor):
     """Every submission is one job array."""
 
-    slots: int | None = None
-    poll_seconds = 1.0
+    Options = SlurmOptions
+    needs_time_limit = True
+    outlives_command = True
+    slots = None
 
-    def __init__(self, root: Path, config: FanoutConfig, needs: JobResources) -> None:
-        """Args:
-        root: the folder of the job folders.
-        """
-        slurm = config.slurm
-        self._root, self._cluster, self._needs = root, slurm.cluster, needs
-        self._executor = submitit.AutoExecutor(root.absolute() / SUBMITIT_FOLDER, cluster=slurm.cluster)
+    def __init__(self, options: SlurmOptions, resources: JobResources, context: Context) -> None:
+        import submitit
+
+        self._cluster, self._resources = options.cluster, resources
+        self._executor = submitit.AutoExecutor(context.jobs.absolute() / SUBMITIT_FOLDER, cluster=options.cluster)
         self._executor.update_parameters(
             name="orrery",
-            timeout_min=math.ceil(config.time_limit_min) + SLACK_MIN,
-            cpus_per_task=needs.cpus,
-            gpus_per_node=slurm.gpus or None,
-            mem_gb=slurm.mem_gb or None,
-            slurm_partition=slurm.partition or None,
-            slurm_array_parallelism=config.parallel_jobs or None,
-            slurm_additional_parameters=dict(slurm.options) or None,
+            timeout_min=math.ceil(resources.limit_seconds / 60) + SLACK_MIN,
+            cpus_per_task=resources.cpus,
+            gpus_per_node=options.gpus or None,
+            mem_gb=options.mem_gb or None,
+            slurm_partition=options.partition or None,
+            slurm_array_parallelism=resources.parallel_jobs or None,
+            slurm_additional_parameters=dict(options.sbatch) or None,
         )
         self._jobs: dict[Path, submitit.Job[None]] = {}
 
     def submit(self, folders: Sequence[Path]) -> None:
-        limit, environment = self._needs.limit_seconds, self._needs.environment
+        from submitit.core.utils import FailedJobError
+
+        limit, environment = self._resources.limit_seconds, self._resources.environment
         watches = [_Watch(str(f.absolute()), read_status(f).attempts, limit, environment) for f in folders]
         try:
             with self._executor.batch():
                 jobs = [self._executor.submit(watch) for watch in watches]
-        except (submitit.core.utils.FailedJobError, OSError) as error:
+        except (FailedJobError, OSError) as error:
             raise StageError(f"SLURM rejected the jobs: {error}") from error
         for folder, job in zip(folders, jobs, strict=True):
             self._jobs[folder] = job
@@ -72,14 +98,13 @@ class SlurmExecutor:
                 artifact.write_json(folder / SUBMISSION, {"cluster": self._cluster, "id": job.job_id})
 
     def adopt(self, folder: Path) -> None:
-        """Follow a job that an earlier command submitted, and that `still_alive` has found."""
         submission = _read(folder)
         if submission["cluster"] == "slurm":
             self._jobs[folder] = _slurm_job(folder, submission["id"])
 
     def ended(self, folder: Path) -> str | None:
         job = self._jobs.get(folder)
-        if still_alive([folder]) if job is None else not job.done():
+        if self.still_alive([folder]) if job is None else not job.done():
             return None
         (folder / SUBMISSION).unlink(missing_ok=True)
         return "" if job is None else f"SLURM: {job.state}; see {job.paths.stderr}"
@@ -87,44 +112,60 @@ class SlurmExecutor:
     def close(self) -> None:
         """Jobs go on."""
 
+    @classmethod
+    def still_alive(cls, folders: Iterable[Path]) -> set[Path]:
+        """Asks SLURM once for all."""
+        alive, queued = set(), {}
+        for folder in folders:
+            submission = _read(folder)
+            if not submission or read_status(folder).state not in ("submitted", "running"):
+                continue
+            if submission["cluster"] == "slurm":
+                queued[folder] = _slurm_job(folder, submission["id"])
+            elif _is_running(int(submission["id"])):
+                alive.add(folder)
+        if queued:
+            import submitit
 
-def still_alive(folders: Iterable[Path]) -> set[Path]:
-    """Those whose job an earlier command submitted, and that is still queued or running. Asks SLURM once for all."""
-    alive, queued = set(), {}
-    for folder in folders:
+            submitit.SlurmJob.watcher.update()
+            alive |= {folder for folder, job in queued.items() if not job.done()}
+        return alive
+
+    @classmethod
+    def cancel(cls, folder: Path) -> None:
         submission = _read(folder)
-        if not submission or read_status(folder).state not in ("submitted", "running"):
-            continue
-        if submission["cluster"] == "slurm":
-            queued[folder] = _slurm_job(folder, submission["id"])
-        elif _is_running(int(submission["id"])):
-            alive.add(folder)
-    if queued:
-        submitit.SlurmJob.watcher.update()
-        alive |= {folder for folder, job in queued.items() if not job.done()}
-    return alive
+        deadline = time.monotonic() + GRACE_SECONDS + CANCEL_SECONDS
+        while cls.still_alive([folder]):
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"job {submission['id']} is still running on SLURM in {folder} with earlier settings; cancel it "
+                    f"(scancel {submission['id']}) and rerun the command"
+                )
+            if submission["cluster"] == "slurm":
+                subprocess.run(["scancel", submission["id"]], check=False)
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(submission["id"]), signal.SIGTERM)
+            time.sleep(1.0)
 
-
-def cancel(folder: Path) -> None:
-    """End the job in `folder` if it is queued or running, and wait until it has.
-
-    Raises:
-        StageError: it has not.
-    """
-    submission = _read(folder)
-    deadline = time.monotonic() + GRACE_SECONDS + CANCEL_SECONDS
-    while still_alive([folder]):
-        if time.monotonic() > deadline:
+    @classmethod
+    def check_machine(cls, options: SlurmOptions, group: str) -> None:
+        setting = f"{group}executor"
+        if find_spec("submitit") is None:
+            raise StageError(f"{setting}=slurm needs submitit, which is not installed: pip install submitit")
+        if options.cluster == "slurm" and shutil.which("srun") is None:
             raise StageError(
-                f"job {submission['id']} is still running on SLURM in {folder} with earlier settings; cancel it "
-                f"(scancel {submission['id']}) and rerun the command"
+                f"{setting}=slurm: srun is not available on this machine. Run the command on a login node of the "
+                f"cluster, or use {setting}=local"
             )
-        if submission["cluster"] == "slurm":
-            subprocess.run(["scancel", submission["id"]], check=False)
-        else:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(submission["id"]), signal.SIGTERM)
-        time.sleep(1.0)
+
+    @classmethod
+    def lacks_gpus(cls, options: SlurmOptions) -> str:
+        return "" if options.gpus else "gpus is 0"
+
+    @classmethod
+    def is_local(cls, options: SlurmOptions) -> bool:
+        return options.cluster != "slurm"
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -134,6 +175,8 @@ def _read(folder: Path) -> dict[str, str]:
 
 
 def _slurm_job(folder: Path, job_id: str) -> submitit.Job[None]:
+    import submitit
+
     return submitit.SlurmJob(folder.parent.absolute() / SUBMITIT_FOLDER, job_id)
 
 
@@ -174,6 +217,6 @@ class _Watch:
             self._process.stop()
             self._process.wait()
         write_status(folder, replace(read_status(folder), state="submitted", attempts=self._attempt + 1))
-        return submitit.helpers.DelayedSubmission(
-            _Watch(self._folder, self._attempt + 1, self._limit, self._environment)
-        )
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(_Watch(self._folder, self._attempt + 1, self._limit, self._environment))
