@@ -80,7 +80,7 @@ class Pack(Stage):
         collected = _tasks_of(inputs["datasets"])
         if collected is None and not self.config.names:
             return None
-        outside = {name: self._open(name).name for name in self._external_names()}
+        outside = {name: self._open(name).name for name in self._external_names() if name not in (collected or ())}
         return DataFacts(tuple(outside.get(name, name) for name in self._names(collected or ())))
 
     def _names(self, collected: Iterable[str]) -> list[str]:

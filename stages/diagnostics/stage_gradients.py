@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.stage import Context, Input, Stage
+from ..world_model.facts import read_model_facts
 from .config import GradientsConfig
 
 if TYPE_CHECKING:
@@ -26,10 +28,14 @@ class Gradients(Stage):
     """
 
     Config = GradientsConfig
-    inputs = {"world_model": Input("world_model"), "store": Input("store")}
+    inputs = {"world_model": Input("world_model", facts=read_model_facts), "store": Input("store")}
     output_kind = "gradients"
     run_keys = ("seed",)
     config: GradientsConfig
+
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "world_model" and facts is not None:
+            facts.check_single("gradients", folder)
 
     def run(self, context: Context) -> str:
         import pandas as pd

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...pipeline.artifact import link
@@ -14,6 +15,7 @@ from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
+from ..world_model.facts import read_model_facts
 from ..world_model.reward_range import rewards_beyond_bins
 from .config import MrqConfig, algorithm_name
 
@@ -28,7 +30,7 @@ class Mrq(Stage):
     """
 
     Config = MrqConfig
-    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
+    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True, facts=read_model_facts)}
     output_kind = "policies"
     algorithms = ("mrq",)
     run_keys = ("seeds", "seed")
@@ -37,6 +39,11 @@ class Mrq(Stage):
 
     def check(self) -> None:
         self.config.fanout.check_gpus(self.config.accelerator, "mrq.accelerator")
+
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "world_model" and facts is not None and self.config.start_from_world_model:
+            facts.check_single("mrq.start_from_world_model=true", folder)
+            facts.check_predicts("latents", "mrq.start_from_world_model=true", folder)
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine(self.config.accelerator, "mrq.accelerator")

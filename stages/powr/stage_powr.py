@@ -14,6 +14,7 @@ from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
+from ..world_model.facts import read_model_facts
 from .config import PowrConfig
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ class Powr(Stage):
     """
 
     Config = PowrConfig
-    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True)}
+    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True, facts=read_model_facts)}
     output_kind = "policies"
     algorithms = (ALGORITHM,)
     run_keys = ("seeds", "seed")
     not_hashed = ("accelerator",)
     config: PowrConfig
+
+    def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "world_model" and facts is not None and self.config.states == "latent":
+            facts.check_single("powr.states=latent", folder)
+            facts.check_predicts("latents", "powr.states=latent", folder)
 
     def check_machine(self) -> None:
         check_gpu(self.config.accelerator, "powr.accelerator")

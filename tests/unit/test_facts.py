@@ -10,6 +10,8 @@ from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.plan import plan
 from orrery.stages.bpo.config import BpoStageConfig
 from orrery.stages.bpo.stage_bpo import Bpo
+from orrery.stages.diagnostics.config import GradientsConfig
+from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.dyna.config import DynaConfig
 from orrery.stages.dyna.stage_dyna import Dyna
 from orrery.stages.extraction.config import ExtractConfig, FirstOrderConfig, StartsConfig
@@ -17,8 +19,12 @@ from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.extraction.stage_starts import Starts
 from orrery.stages.finetune.config import FinetuneConfig
 from orrery.stages.finetune.stage_finetune import Finetune
+from orrery.stages.mrq.config import MrqConfig
+from orrery.stages.mrq.stage_mrq import Mrq
 from orrery.stages.planning.config import MppiConfig
 from orrery.stages.planning.stage_mppi import Mppi
+from orrery.stages.powr.config import PowrConfig
+from orrery.stages.powr.stage_powr import Powr
 from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.pretrain.stage_pretrain import Pretrain
 from orrery.stages.sequence_model.config import SequenceModelConfig
@@ -48,6 +54,7 @@ def imported(*tasks: str) -> ModelFacts:
 
 AWM = finetuned(pretrained(model=WorldModelConfig(dynamics="awm", num_q=2), horizon=16))
 WITHOUT_VALUES, PER_TASK = finetuned(pretrained()), finetuned(pretrained(), per_task=True)
+SEQUENCE = pretrained(world_model="sequence", horizon=100)
 LONG = ExtractConfig(first_order=FirstOrderConfig(horizon=17))
 
 
@@ -68,6 +75,10 @@ LONG = ExtractConfig(first_order=FirstOrderConfig(horizon=17))
         (Mppi(MppiConfig()), PER_TASK, "mppi reads one world model"),
         (Mppi(MppiConfig(algorithms=["cem"])), imported(), "mppi.algorithms has cem, .*later predicts latents"),
         (Mppi(MppiConfig(tasks=["toy/z"])), imported("dmc/walker-run"), "toy/z: not in the task table"),
+        (Powr(PowrConfig(states="latent")), SEQUENCE, "powr.states=latent needs a world model that predicts latents"),
+        (Powr(PowrConfig(states="latent")), PER_TASK, "powr.states=latent reads one world model"),
+        (Mrq(MrqConfig(start_from_world_model=True)), SEQUENCE, "mrq.start_from_world_model=true needs .* latents"),
+        (Gradients(GradientsConfig()), PER_TASK, "gradients reads one world model"),
         (Bpo(BpoStageConfig()), WITHOUT_VALUES, "bpo needs a world model that predicts observations"),
         (Bpo(BpoStageConfig()), imported(), "bpo needs a world model that predicts observations"),
         (Dyna(DynaConfig()), imported(), "dyna needs a world model that predicts observations"),
@@ -84,6 +95,8 @@ def test_what_serves_is_not_refused():
     for facts in (imported("toy/a"), finetuned(pretrained(model=WorldModelConfig(size="1")))):
         for stage in (Mppi(MppiConfig()), Extract(LONG), Starts(StartsConfig())):
             stage.check_input("world_model", Path("later"), facts)
+    for stage in (Powr(PowrConfig()), Mrq(MrqConfig()), Gradients(GradientsConfig())):  # do not read its latents
+        stage.check_input("world_model", Path("later"), SEQUENCE)
 
 
 def test_a_promise_is_what_the_artifact_states(tmp_path):
