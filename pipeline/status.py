@@ -58,7 +58,7 @@ def describe_status(run_dir: Path) -> RenderableType:
         if jobs := sorted(path for path in folder.glob("*") if (path / SPEC).is_file()):
             parts += [Text(""), _describe_jobs(stage["stage"], jobs, running=holder is not None)]
     if note := kept_note(run_dir):
-        parts += [Text(""), Text(note, no_wrap=True, overflow="ignore")]
+        parts += [Text(""), Text(note)]
     return Group(*parts)
 
 
