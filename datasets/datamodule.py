@@ -39,6 +39,8 @@ class WindowSettings:
     """Mixture weights by task; uniform where empty."""
     tasks: tuple[str, ...] = ()
     """Only windows of these tasks; of all where empty."""
+    stage: str = ""
+    """Stage whose settings these are, for error messages."""
     load_up_to_gb: float = 0.0
     """A store of at most this size is loaded into the memory of the training device; a larger one is mapped."""
 
@@ -174,6 +176,7 @@ class WindowData(lightning.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             split=split,
             held_out=settings.held_out,
+            stage=settings.stage,
         )
 
 

@@ -1,4 +1,4 @@
-"""What a stage may know of data: promised by the stage that will make it, and then read from the artifact."""
+"""Facts about data that stages check: promised by the producing stage, and later read from the artifact."""
 
 from __future__ import annotations
 

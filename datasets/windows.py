@@ -103,6 +103,7 @@ class WindowSampler:
         world_size: int = 1,
         split: Split = "train",
         held_out: float = 0.0,
+        stage: str = "",
     ) -> None:
         """Args:
             length: L, steps per window; a batch carries L + 1 observations.
@@ -110,6 +111,7 @@ class WindowSampler:
             weights: share of each task by name, any positive scale; a task not named gets 1. None is uniform.
             held_out: fraction of the episodes of each task that `split="train"` leaves out. Of a task with fewer
                 held-out windows than slots, some are drawn twice.
+            stage: whose settings errors name.
         Raises:
             ConfigError: a weight for an unknown task, or negative, or all zero; more slots than windows.
             DatasetError: a task without a single window.
@@ -130,20 +132,21 @@ class WindowSampler:
         always, never = (torch.tensor(value, device=self._device).expand(batch_size, length) for value in (True, False))
         self._no_end = always, never
         """`valid` and `terminated` of every batch where nothing terminates; expanded, so that nobody writes to them."""
-        shares = _shares(store, weights)
+        shares, keys = _shares(store, weights), f"{stage}." if stage else ""
         self._cumulative = np.cumsum(shares)
         for task, share, count in zip(store.tasks, shares, self._index.counts, strict=True):
             if share > 0 and count == 0:
                 raise DatasetError(
                     f"task {task.spec.name!r} has no window of {length} steps in its {split} episodes "
-                    f"(longest: {task.lengths.max()}); use a shorter horizon, or weight 0 for this task"
+                    f"(longest: {task.lengths.max()}); use a shorter {keys}horizon, or weight 0 for this task"
                 )
             # One more than the share for rounding, and never more than there are.
             slots = min(int(np.ceil(share * batch_size * world_size)) + 1, batch_size * world_size)
             if share > 0 and count < slots and split != "held_out":
                 raise ConfigError(
                     f"task {task.spec.name!r} has {count} windows of {length} steps, but a global batch needs up to "
-                    f"{slots} ({batch_size} per rank x {world_size} ranks); use a smaller batch_size or fewer ranks"
+                    f"{slots} ({batch_size} per rank x {world_size} ranks); use a smaller {keys}batch_size or fewer "
+                    "ranks"
                 )
 
     @property

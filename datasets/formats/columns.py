@@ -203,9 +203,9 @@ class ColumnMap:
         if self.next_observation or self.one_more_row or not names:
             return []
         return [
-            f"{names[0]!r} is not read, since it is not named after the columns of observation "
-            f"({', '.join(self.observation)}). Say next_observation: {names[0]} in the column map if it is what each "
-            "action led to, or next_observation: [] to leave it out"
+            f"{names[0]!r} is not read, because its name does not match the columns of observation "
+            f"({', '.join(self.observation)}). Set next_observation: {names[0]} in the column map if it is the next "
+            "observation, or next_observation: [] to ignore it"
         ]
 
     def reorder(self, order: Sequence[int]) -> ColumnMap:

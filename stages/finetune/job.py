@@ -109,6 +109,7 @@ def _data(
         held_out=config.held_out,
         validation_length=validation_length(config.horizon, model.config.longest_prediction()),
         validation_batches=config.validation_batches,
+        stage="finetune",
         load_up_to_gb=config.load_up_to_gb,
     )
     return JoinedWindowData(shares, model.table, settings)
@@ -129,6 +130,7 @@ def _windows(config: FinetuneConfig, store: TaskStore, name: str, model: WorldMo
         weights=weights,
         split="train",
         held_out=config.held_out,
+        stage="finetune",
     )
     ids = torch.full((len(store.table),), model.table.id_of(name))
     joined = JoinedWindows([(sampler, ids)], model.table)

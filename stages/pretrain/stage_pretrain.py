@@ -157,6 +157,7 @@ class Pretrain(Stage):
             validation_length=validation_length,
             validation_batches=config.validation_batches,
             weights=weights,
+            stage="pretrain",
             load_up_to_gb=config.load_up_to_gb,
         )
         fit(module, WindowData(context.input("store"), settings), config, "pretrain", context, context.team)

@@ -140,7 +140,12 @@ def _task_episode(batch):
             DatasetError,
             "task 'toy/a' has no window of 21 steps in its train episodes (longest: 20)",
         ),
-        ({"batch_size": 300, "world_size": 2}, ConfigError, "needs up to 201 (300 per rank x 2 ranks)"),
+        (
+            {"batch_size": 300, "world_size": 2},
+            ConfigError,
+            "needs up to 201 (300 per rank x 2 ranks); use a smaller batch_size",
+        ),
+        ({"batch_size": 300, "stage": "pretrain"}, ConfigError, "use a smaller pretrain.batch_size"),
         ({"weights": {"toy/d": 1}}, ConfigError, "mixture weights for ['toy/d'], but the store holds: toy/a, toy/b"),
         ({"weights": {"toy/a": -1}}, ConfigError, "must be finite, not negative"),
     ],
