@@ -22,7 +22,7 @@ class FanoutConfig:
     executor: str = "inline"
     """inline (one after another in this process), local (processes on this machine), slurm, ray, or an executor of an
     installed package."""
-    members_per_job: int = 0
+    policies_per_job: int = field(default=0, metadata={"renamed_from": "members_per_job"})
     """Policies per job, trained as one program; 0 = auto, by memory estimate, spread over parallel jobs."""
     memory_gb: float = 0.0
     """Memory per job in GB (GPU memory if it uses one) for that estimate; 0 = this machine's."""
@@ -47,7 +47,7 @@ class FanoutConfig:
         if self.executor not in names("executors"):
             raise ConfigError(f"executor: expected one of {', '.join(names('executors'))}, found {self.executor!r}")
         check_not_negative(
-            self, "members_per_job", "memory_gb", "parallel_jobs", "cpus_per_job", "time_limit_min", "retries"
+            self, "policies_per_job", "memory_gb", "parallel_jobs", "cpus_per_job", "time_limit_min", "retries"
         )
         check_counts(self, "jobs_per_gpu")
         if self.kind.needs_time_limit and not self.time_limit_min:

@@ -158,7 +158,7 @@ def fan_out_members(
     accelerator: str = "cpu",
 ) -> list[list[Path]]:
     """`fan_out` for programs. Members that an earlier command has finished are taken over one by one; a job that it has
-    begun continues with the members that it has, unless that are more than `config.members_per_job`.
+    begun continues with the members that it has, unless that are more than `config.policies_per_job`.
 
     Returns:
         For each program, the folder of the result that each of its members is in.
@@ -181,7 +181,7 @@ def fan_out_members(
                 if not left.keys().isdisjoint(hashes):
                     result = _bring(folder, context) / RESULT
                     done |= {one: result for one in hashes if left.pop(one, None) is not None}
-            elif left.keys() >= set(hashes) and len(own) <= (config.members_per_job or len(own)):
+            elif left.keys() >= set(hashes) and len(own) <= (config.policies_per_job or len(own)):
                 groups[_bring(folder, context).name] = [left.pop(one) for one in hashes]
         for name, group in program.pack(list(left.values())).items() if left else ():
             groups[_unused(name, {*groups, *(job.name for job in jobs)}, context)] = group

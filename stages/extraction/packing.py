@@ -112,7 +112,7 @@ PROCESS_BYTES = 600 * 2**20
 """Python, torch and what they allocate before the first update; a CUDA context takes about as much."""
 
 
-def members_per_job(
+def policies_per_job(
     members: int, config: ExtractConfig, model: WorldModelConfig, model_bytes: int, action_dim: int, workers: int
 ) -> int:
     """Policies per job: as many as fit into its memory, and no more than keep all parallel jobs busy.
@@ -138,12 +138,12 @@ def members_per_job(
     return math.ceil(members / jobs)
 
 
-def pack(members: Sequence[PolicySpec], members_per_job: int) -> list[list[PolicySpec]]:
+def pack(members: Sequence[PolicySpec], policies_per_job: int) -> list[list[PolicySpec]]:
     """Cut the members into jobs, task by task, so that a job encodes the starts of few tasks; those that imagine first
     in each."""
     order = {task: k for k, task in enumerate(dict.fromkeys(member.task for member in members))}
     by_task = sorted(members, key=lambda member: order[member.task])
-    parts = [by_task[i : i + members_per_job] for i in range(0, len(by_task), members_per_job)]
+    parts = [by_task[i : i + policies_per_job] for i in range(0, len(by_task), policies_per_job)]
     return [sorted(part, key=lambda member: not member.imagines) for part in parts]
 
 

@@ -63,9 +63,9 @@ class Extract(Stage):
     def check(self) -> None:
         fanout = self.config.fanout
         fanout.check_gpus(self.config.accelerator, "extract.accelerator")
-        if not fanout.is_local and not (fanout.members_per_job or fanout.memory_gb):
+        if not fanout.is_local and not (fanout.policies_per_job or fanout.memory_gb):
             raise ConfigError(
-                "set extract.fanout.members_per_job or extract.fanout.memory_gb: the memory of the machines of "
+                "set extract.fanout.policies_per_job or extract.fanout.memory_gb: the memory of the machines of "
                 f"executor={fanout.executor} is not known here"
             )
 
@@ -121,7 +121,7 @@ class Extract(Stage):
         from ...datasets.schema import read_table
         from ...pipeline.saved_config import read_config
         from ..world_model.config import WorldModelConfig
-        from .packing import members_per_job
+        from .packing import policies_per_job
 
         config = self.config
         model = read_config(folder, "model", WorldModelConfig)
@@ -132,8 +132,8 @@ class Extract(Stage):
         model_bytes = (folder / "model.safetensors").stat().st_size
 
         def per_job(count: int) -> int:
-            estimate = members_per_job(count, config, model, model_bytes, table.action_dim, context.workers)
-            return config.fanout.members_per_job or estimate
+            estimate = policies_per_job(count, config, model, model_bytes, table.action_dim, context.workers)
+            return config.fanout.policies_per_job or estimate
 
         return _Plan(folder, table, behaviours, members, per_job)
 

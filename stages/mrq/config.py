@@ -254,7 +254,7 @@ class MrqConfig:
     accelerator: str = "auto"
     """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs. With fanout.members_per_job=0, a job trains one policy on a CPU, where stacking gains nothing, and all
+    """Jobs. With fanout.policies_per_job=0, a job trains one policy on a CPU, where stacking gains nothing, and all
     policies on a GPU."""
     seed: int = 0
     """Random seed."""

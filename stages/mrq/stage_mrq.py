@@ -99,7 +99,7 @@ class Mrq(Stage):
         on_cpu = device_of(config.accelerator).type == "cpu"
 
         def pack(algorithm: str, own: Sequence[Any]) -> dict[str, list[Any]]:
-            per_job = config.fanout.members_per_job or (1 if on_cpu else len(own))
+            per_job = config.fanout.policies_per_job or (1 if on_cpu else len(own))
             groups = split_members([OfflineMember(**one) for one in own], store.table, per_job)
             return {f"{algorithm}.{n}": list(map(dataclasses.asdict, group)) for n, group in enumerate(groups)}
 

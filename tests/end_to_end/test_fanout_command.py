@@ -99,7 +99,7 @@ def test_failures_are_listed_and_shown_and_only_they_run_again(project: Project)
     ]
     assert not list(project.jobs.glob("*/result"))
     # How the work was done is no part of what was made.
-    code, out, _ = project.run("count.fanout.executor=inline", "count.fanout.members_per_job=7")
+    code, out, _ = project.run("count.fanout.executor=inline", "count.fanout.policies_per_job=7")
     assert (code, out.splitlines()[0]) == (0, "nothing to do: all stages are up to date")
 
 

@@ -105,7 +105,7 @@ def test_jobs_are_packed_by_the_memory_that_is_free_on_the_fullest_gpu(monkeypat
 
 @pytest.mark.parametrize("name", ["extract", "mrq", "mrq_online"])
 def test_jobs_of_slurm_that_need_a_gpu_ask_for_one(name, no_gpu):
-    fanout = FanoutConfig("slurm", time_limit_min=1.0, members_per_job=1)
+    fanout = FanoutConfig("slurm", time_limit_min=1.0, policies_per_job=1)
     config = STAGES[name].Config(accelerator="gpu", fanout=fanout)
     with pytest.raises(ConfigError, match=rf"{name}\.accelerator is gpu, but {name}\.fanout\.options\.gpus is 0"):
         STAGES[name](config).check()

@@ -21,7 +21,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, SvgConfig
-from orrery.stages.extraction.packing import MemoryEstimate, job_names, members_per_job, pack
+from orrery.stages.extraction.packing import MemoryEstimate, job_names, pack, policies_per_job
 from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
@@ -78,9 +78,9 @@ def fanout(**settings) -> ExtractConfig:
 
 
 def test_executors_give_the_same_bytes(inputs, tmp_path) -> None:
-    here = extract(inputs, tmp_path / "inline", fanout(members_per_job=6))
+    here = extract(inputs, tmp_path / "inline", fanout(policies_per_job=6))
     # One thread per job, as in this process: the number of threads may change the last bit.
-    there = extract(inputs, tmp_path / "local", fanout(members_per_job=6, executor="local", cpus_per_job=1))
+    there = extract(inputs, tmp_path / "local", fanout(policies_per_job=6, executor="local", cpus_per_job=1))
     names = ["000-toy.a", "001-toy.b"]
     assert sorted(path.name for path in there.jobs.iterdir()) == names
     assert {read_status(there.jobs / name).executor for name in names} == {"local"}
@@ -94,7 +94,7 @@ def test_executors_give_the_same_bytes(inputs, tmp_path) -> None:
 
 def test_the_split_changes_rounding_alone(inputs, tmp_path) -> None:
     together = extract(inputs, tmp_path / "together", CONFIG)
-    apart = extract(inputs, tmp_path / "apart", fanout(members_per_job=1))
+    apart = extract(inputs, tmp_path / "apart", fanout(policies_per_job=1))
     assert len(list(together.jobs.iterdir())) == 1
     assert len(list(apart.jobs.iterdir())) == 12
     assert contents(together.folder).keys() == contents(apart.folder).keys()
@@ -111,7 +111,7 @@ def test_the_split_changes_rounding_alone(inputs, tmp_path) -> None:
 
 
 def test_one_more_seed_and_task_train_only_their_own_policies(inputs, tmp_path) -> None:
-    larger = dataclasses.replace(fanout(members_per_job=1), checkpoint_every=3)
+    larger = dataclasses.replace(fanout(policies_per_job=1), checkpoint_every=3)
     smaller = dataclasses.replace(larger, tasks=["toy/a"], seeds=1, checkpoint_every=4)
     extract(inputs, tmp_path / "grown", smaller)
     shutil.rmtree(tmp_path / "grown")
@@ -167,9 +167,9 @@ def test_a_job_that_fails_names_its_members_and_the_others_are_kept(inputs, tmp_
 
     monkeypatch.setattr(FirstOrderExtraction, "check_finite", not_finite)
     with pytest.raises(FanoutFailed, match=r"1 of 2 jobs.*\n  001-toy\.b: toy/b is not finite"):
-        extract(inputs, tmp_path / "broken", fanout(members_per_job=6))
+        extract(inputs, tmp_path / "broken", fanout(policies_per_job=6))
     monkeypatch.undo()
-    context = extract(inputs, tmp_path / "broken", fanout(members_per_job=6))
+    context = extract(inputs, tmp_path / "broken", fanout(policies_per_job=6))
     assert [read_status(path).attempts for path in sorted(context.jobs.iterdir())] == [1, 2]
 
 
@@ -199,7 +199,7 @@ def test_memory_decides_how_many_members_a_job_has(monkeypatch) -> None:
         monkeypatch.setattr(packing, "machine_memory", lambda: memory_gb * 2**30)
         monkeypatch.setattr(packing, "gpu_memory", lambda: 0)
         config = ExtractConfig(seeds=3, accelerator="cpu", fanout=FanoutConfig(executor=executor))
-        return members_per_job(60, config, WorldModelConfig(size="5"), 25 * 2**20, 6, workers)
+        return policies_per_job(60, config, WorldModelConfig(size="5"), 25 * 2**20, 6, workers)
 
     assert members(256) == 60
     # 0.5 GiB per member with PWM's settings on the model of 5 million parameters: measured 0.49.
@@ -225,11 +225,11 @@ def test_an_estimated_split_is_kept_when_an_attempt_continues(inputs, tmp_path, 
     [
         (
             {"executor": "slurm", "time_limit_min": 1.0},
-            "set extract.fanout.members_per_job or extract.fanout.memory_gb",
+            "set extract.fanout.policies_per_job or extract.fanout.memory_gb",
         ),
         (
             {"executor": "ray", "options": {"address": "head:6379"}},
-            "set extract.fanout.members_per_job or extract.fanout.memory_gb",
+            "set extract.fanout.policies_per_job or extract.fanout.memory_gb",
         ),
     ],
 )
@@ -240,7 +240,7 @@ def test_memory_of_other_machines_has_to_be_given(settings: dict, message: str) 
 
 
 def test_a_gpu_has_to_be_asked_for() -> None:
-    slurm = FanoutConfig(executor="slurm", time_limit_min=1.0, members_per_job=8)
+    slurm = FanoutConfig(executor="slurm", time_limit_min=1.0, policies_per_job=8)
     with pytest.raises(ConfigError, match=r"accelerator is cuda, but extract\.fanout\.options\.gpus is 0"):
         Extract(ExtractConfig(accelerator="cuda", fanout=slurm)).check()
     Extract(ExtractConfig(accelerator="cuda", fanout=dataclasses.replace(slurm, options={"gpus": 1}))).check()
