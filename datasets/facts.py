@@ -26,7 +26,7 @@ class DatasetsRecord:
 
 def read_dataset_facts(folder: Path) -> DataFacts:
     """Facts on datasets that are there. Raises a StageError where datasets.json is missing or damaged."""
-    return DataFacts(tuple(read_made(folder / "datasets.json", DatasetsRecord)["tasks"]))
+    return DataFacts(tuple(read_made(folder / "datasets.json", DatasetsRecord).tasks))
 
 
 def read_store_facts(folder: Path) -> DataFacts:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torchrl.data import TensorDictReplayBuffer
 
 FORMAT = 1
+STORE_FILE = "store.json"
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,18 @@ class TaskWriter:
         return summary
 
 
-def finish_store(folder: Path, table: TaskTable) -> None:
-    """Write tasks.json and store.json for the task folders that `TaskWriter` finished."""
+def finish_store(folder: Path, table: TaskTable) -> list[TaskSummary]:
+    """Write tasks.json and store.json for finished task folders; return the entries of the latter."""
     summaries = [read_made(folder / task.slug / "task.json", TaskSummary) for task in table]
     (folder / "tasks.json").write_text(table.to_json())
-    (folder / "store.json").write_text(json.dumps({"format": FORMAT, "tasks": summaries}, indent=1))
+    described = {"format": FORMAT, "tasks": list(map(dataclasses.asdict, summaries))}
+    (folder / STORE_FILE).write_text(json.dumps(described, indent=1))
+    return summaries
+
+
+def read_summaries(folder: Path) -> list[TaskSummary]:
+    """What store.json says of each task, without opening the data; raises StageError where it is missing or damaged."""
+    return read_made(folder / STORE_FILE, _StoreRecord).tasks
 
 
 @dataclass(frozen=True)
@@ -280,7 +288,7 @@ class TaskStore:
             DatasetError: the folder is not a store, has another format, or a row file has the wrong size.
         """
         folder = user_path(folder)
-        path = folder / "store.json"
+        path = folder / STORE_FILE
         if not path.is_file() or not (folder / "tasks.json").is_file():
             raise DatasetError(
                 f"{folder} is not a packed store: expected store.json and tasks.json in it. "
@@ -292,7 +300,7 @@ class TaskStore:
                 raise DatasetError(
                     f"{path}: format {described.get('format')!r}, this version reads {FORMAT}; pack again"
                 )
-            summaries = decode(StoreRecord, described).tasks
+            summaries = decode(_StoreRecord, described).tasks
         table = read_table(folder)
         if (listed := [summary.task for summary in summaries]) != list(table.names):
             raise DatasetError(f"{path} describes the tasks {listed}, tasks.json {list(table.names)}; pack again")
@@ -303,7 +311,7 @@ class TaskStore:
 
 
 @dataclass(frozen=True)
-class StoreRecord:
+class _StoreRecord:
     """The part of store.json that is read."""
 
     tasks: list[TaskSummary]

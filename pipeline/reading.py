@@ -127,18 +127,14 @@ def reading_made(path: Path) -> contextlib.AbstractContextManager[None]:
     return reading(path, StageError, make_again(path))
 
 
-def read_made(path: Path, hint: Any) -> Any:
-    """The JSON value of a file that a stage or one of its jobs wrote.
+def read_made(path: Path, hint: type[T]) -> T:
+    """The JSON value of a file that a stage or one of its jobs wrote, as `decode` gives it.
 
-    Args:
-        hint: a dataclass or type that the value can be decoded as; keys that it does not know are kept.
     Raises:
         StageError: there is no such file, or it is damaged.
     """
     with reading_made(path):
-        value = read_json(path, StageError, make_again(path))
-        decode(hint, value)
-        return value
+        return decode(hint, read_json(path, StageError, make_again(path)))
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -156,21 +156,21 @@ def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     """Do the job in this process and publish its result."""
     with reading_made(folder / SPEC):
         spec = read_made(folder / SPEC, _Spec)
-        module, _, name = spec["function"].partition(":")
+        module, _, name = spec.function.partition(":")
         function: JobFunction = getattr(import_module(module), name)
     final = folder / RESULT
     partial = partial_folder(final)
     partial.mkdir(exist_ok=True)
     started = time.time()
-    inputs = {input_name: Path(path) for input_name, path in spec["inputs"].items()}
+    inputs = {input_name: Path(path) for input_name, path in spec.inputs.items()}
     with disk_errors(folder):
-        function(spec["payload"], JobContext(partial, inputs, spec["threads"], log, progress))
+        function(spec.payload, JobContext(partial, inputs, spec.threads, log, progress))
         artifact.finish(
             partial,
             kind=RESULT_KIND,
             stage=folder.name,
-            key=spec["key"],
-            config=spec["payload"],
+            key=spec.key,
+            config=spec.payload,
             inputs={},
             seconds=time.time() - started,
             summary="",

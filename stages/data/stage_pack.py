@@ -119,7 +119,7 @@ class Pack(Stage):
     def run(self, context: Context) -> str:
         from ...datasets.formats.sources import open_reader
         from ...datasets.schema import TaskTable
-        from ...datasets.store import StoreRecord, finish_store
+        from ...datasets.store import finish_store
         from ...pipeline.jobs.fanout import JobFailure, run_jobs
 
         readers = self._readers(context)
@@ -145,12 +145,11 @@ class Pack(Stage):
                     failures.append(result.error)
         if failures:
             raise StageError("pack: " + "\n".join(failures))
-        finish_store(context.folder, table)
-        summaries = read_made(context.folder / "store.json", StoreRecord)["tasks"]
+        summaries = finish_store(context.folder, table)
         for summary in summaries:
-            for warning in summary["findings"].get("warnings", []):
-                context.log.warning("pack: %s: %s", summary["task"], warning)
-        transitions = sum(summary["transitions"] for summary in summaries)
+            for warning in summary.findings.get("warnings", []):
+                context.log.warning("pack: %s: %s", summary.task, warning)
+        transitions = sum(summary.transitions for summary in summaries)
         return f"{counted(transitions, 'transition')} of {counted(len(table), 'task')}"
 
     def _external_names(self) -> list[str]:
@@ -167,7 +166,7 @@ class Pack(Stage):
         collected: dict[str, list[str]] = {}
         for folder in context.inputs["datasets"]:
             with reading_made(path := folder / "datasets.json"):
-                for name, entry in read_made(path, DatasetsRecord)["tasks"].items():
+                for name, entry in read_made(path, DatasetsRecord).tasks.items():
                     collected.setdefault(name, []).append(str(folder / entry["path"]))
         names = self._names(collected)
         self._check_data(names, collected)

@@ -9,15 +9,19 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...datasets.schema import TaskSpec
+from ...datasets.store import TaskSummary
+from ...pipeline.reading import read_made
 from ...pipeline.seeding import derive_seed
 from .statistics import iqm, iqm_interval, mean, mean_interval
+
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,118 @@ class ScoreRow:
     score: float
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A score over tasks with its 95% interval."""
+
+    value: float | None = None
+    """None without any score."""
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """`0.81 [0.77, 0.85]`, without the brackets where there is no interval."""
+        if self.value is None:
+            return "no score"
+        ends = "" if self.low is None or self.high is None else f"{two_decimals(self.low)}, {two_decimals(self.high)}"
+        return f"{two_decimals(self.value)} [{ends}]" if ends else two_decimals(self.value)
+
+
+@dataclass(frozen=True)
+class AlgorithmScores:
+    """One algorithm over the tasks of which a run has a score."""
+
+    mean: Estimate = field(default_factory=Estimate)
+    iqm: Estimate = field(default_factory=Estimate)
+    tasks: int = 0
+    """With a score."""
+    of_tasks: int = 0
+    seeds: int = 0
+    """With a score, of the task that has most."""
+    failed_episodes: int = 0
+    returns: dict[str, float] = field(default_factory=dict)
+    """Mean return by task, over its runs with a completed episode."""
+    unscored: list[str] = field(default_factory=list)
+    """Runs without a score."""
+
+    def text(self, statistic: str = "mean") -> str:
+        """`0.81 [0.77, 0.85]`, `0.81 [0.77, 0.85] on 3 of 4 tasks`, or `no score, return 812`.
+
+        Args:
+            statistic: mean or iqm.
+        """
+        estimate: Estimate = getattr(self, statistic)
+        if estimate.value is None:
+            return returns_text(list(self.returns.values()))
+        return f"{estimate} on {self.tasks} of {self.of_tasks} tasks" if self.tasks < self.of_tasks else str(estimate)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An evaluation episode that raised."""
+
+    algorithm: str
+    task: str
+    seed: int
+    episode: int
+    error: str
+
+
+@dataclass(frozen=True)
+class ImaginedReturn:
+    """Return per episode that the model promised a policy, and the real one: the gap is model exploitation.
+
+    Not per decision: where tasks terminate, imagined and real episodes differ in length.
+    """
+
+    algorithm: str
+    task: str
+    seed: int
+    imagined_return: float | None
+    real_return: float | None
+
+
+EXPLOITED = 0.3
+"""Share of an imagined return that the environment may withhold before a policy is said to exploit its model."""
+
+
+@dataclass(frozen=True)
+class Exploiting:
+    """An algorithm that exploits errors of the world model on a task; returns are means over seeds."""
+
+    algorithm: str
+    task: str
+    imagined: float
+    real: float
+    share: float
+    """Of the larger of the two in size, by which the imagined return exceeds the real one."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json of an evaluation."""
+
+    algorithms: dict[str, AlgorithmScores] = field(default_factory=dict)
+    by_suite: dict[str, dict[str, AlgorithmScores]] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What 0 and 1 of normalised scores are, by task."""
+    imagined: list[ImaginedReturn] = field(default_factory=list)
+    exploiting: list[Exploiting] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why a task was not evaluated."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary:
+        """Of the evaluation in `folder`; raises StageError where it is missing or damaged."""
+        return read_made(folder / SUMMARY_FILE, cls)
+
+
 def with_references(
     spec: TaskSpec,
     random_returns: Sequence[float],
-    data: Mapping[str, Any] | None,
+    data: TaskSummary | None,
     earlier: Mapping[str, Any] | None = None,
 ) -> tuple[TaskSpec, dict[str, Any] | None]:
     """The spec with the references of its normalised score filled in, and where they came from.
@@ -81,7 +193,7 @@ def with_references(
         spec = replace(spec, score_random=float(np.mean(random_returns)) if random_returns else None)
     if spec.score_expert is None:
         source["expert_from"] = "best episode of the dataset"
-        spec = replace(spec, score_expert=None if data is None else data.get("return_max"))
+        spec = replace(spec, score_expert=None if data is None else data.return_max)
     return spec, {"random": spec.score_random, "expert": spec.score_expert, **source, "problem": spec.score_problem}
 
 
@@ -97,59 +209,39 @@ def score_run(spec: TaskSpec, run: tuple[str, str, int], episodes: Iterable[Epis
     return ScoreRow(*run, len(completed), average, float(returns.std()), rate, spec.score(average, rate))
 
 
-def score_data(spec: TaskSpec, data: Mapping[str, Any]) -> ScoreRow:
+def score_data(spec: TaskSpec, data: TaskSummary) -> ScoreRow:
     """Score the behaviour that collected a dataset, from the store's statistics."""
-    average, rate = float(data["return_mean"]), data.get("success_rate")
+    average, rate = float(data.return_mean), data.success_rate
     score = spec.score(average, rate)
-    return ScoreRow("behaviour", spec.name, 0, int(data["episodes"]), average, float(data["return_std"]), rate, score)
+    return ScoreRow("behaviour", spec.name, 0, data.episodes, average, float(data.return_std), rate, score)
 
 
-def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[str, dict[str, Any]]:
+def summarise(rows: Sequence[ScoreRow], episodes: Sequence[EpisodeRow]) -> dict[str, AlgorithmScores]:
     """Mean and IQM with 95% intervals for each algorithm, over tasks with a scored run."""
-    summary: dict[str, dict[str, Any]] = {}
+    summary = {}
     for algorithm in dict.fromkeys(row.algorithm for row in rows):
         own = [row for row in rows if row.algorithm == algorithm]
-        runs: dict[str, list[float]] = {}
-        for row in own:
-            if math.isfinite(row.score):
-                runs.setdefault(row.task, []).append(row.score)
-        scores = {task: np.array(values) for task, values in runs.items()}
-        summary[algorithm] = {
-            "mean": _estimate(mean(scores), mean_interval(scores)) if scores else _estimate(None, None),
-            "iqm": _estimate(iqm(scores), iqm_interval(scores)) if scores else _estimate(None, None),
-            "tasks": len(scores),
-            "of_tasks": len({row.task for row in own}),
-            "seeds": max((len(values) for values in scores.values()), default=0),
-            "failed_episodes": sum(row.algorithm == algorithm and row.error is not None for row in episodes),
-            "returns": _returns(own),
-            "unscored": [f"{row.task} seed {row.seed}" for row in own if not math.isfinite(row.score)],
-        }
+        scores = _by_task(own, "score")
+        summary[algorithm] = AlgorithmScores(
+            mean=Estimate(mean(scores), *(mean_interval(scores) or ())) if scores else Estimate(),
+            iqm=Estimate(iqm(scores), *(iqm_interval(scores) or ())) if scores else Estimate(),
+            tasks=len(scores),
+            of_tasks=len({row.task for row in own}),
+            seeds=max((len(values) for values in scores.values()), default=0),
+            failed_episodes=sum(row.algorithm == algorithm and row.error is not None for row in episodes),
+            returns={task: float(np.mean(values)) for task, values in _by_task(own, "return_mean").items()},
+            unscored=[f"{row.task} seed {row.seed}" for row in own if not math.isfinite(row.score)],
+        )
     return summary
 
 
-def _returns(rows: Sequence[ScoreRow]) -> dict[str, float]:
-    """Mean return by task, over its runs with a completed episode."""
-    runs: dict[str, list[float]] = {}
+def _by_task(rows: Sequence[ScoreRow], column: str) -> dict[str, np.ndarray]:
+    """Finite values of a column by task."""
+    values: dict[str, list[float]] = {}
     for row in rows:
-        if math.isfinite(row.return_mean):
-            runs.setdefault(row.task, []).append(row.return_mean)
-    return {task: float(np.mean(returns)) for task, returns in runs.items()}
-
-
-def score_text(algorithm: Mapping[str, Any], statistic: str = "mean") -> str:
-    """`0.81 [0.77, 0.85]` of what `summarise` says of an algorithm, and `no score, return 812` where it has none.
-
-    Where only some tasks have a score: `0.81 [0.77, 0.85] on 3 of 4 tasks`.
-
-    Args:
-        statistic: mean or iqm.
-    """
-    estimate = algorithm.get(statistic)
-    if estimate is None or estimate["value"] is None:
-        return returns_text(list(algorithm.get("returns", {}).values()))
-    scored, of_tasks = algorithm.get("tasks", 0), algorithm.get("of_tasks", 0)
-    partly = f" on {scored} of {of_tasks} tasks" if scored < of_tasks else ""
-    return f"{interval_text(estimate)}{partly}"
+        if math.isfinite(value := getattr(row, column)):
+            values.setdefault(row.task, []).append(value)
+    return {task: np.array(own) for task, own in values.items()}
 
 
 def returns_text(returns: Sequence[float]) -> str:
@@ -160,28 +252,14 @@ def returns_text(returns: Sequence[float]) -> str:
     return f"no score, return {low:.4g}" if len(returns) == 1 else f"no score, returns {low:.4g} to {high:.4g}"
 
 
-def interval_text(estimate: Mapping[str, float | None]) -> str:
-    """`0.81 [0.77, 0.85]` of a value, without the brackets where it has no interval."""
-    value, low, high = (estimate[name] for name in ("value", "low", "high"))
-    assert value is not None
-    if low is None or high is None:
-        return two_decimals(value)
-    return f"{two_decimals(value)} [{two_decimals(low)}, {two_decimals(high)}]"
-
-
 def two_decimals(value: float) -> str:
     """Format with two decimals, and zero without a sign."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
-def _estimate(value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {"value": value, "low": low, "high": high}
-
-
 def write_csv(path: Path, row_type: type[EpisodeRow] | type[ScoreRow], rows: Sequence[EpisodeRow | ScoreRow]) -> None:
     """Write rows under their field names; what is unknown or NaN is left empty, which pandas reads as NaN."""
-    names = [field.name for field in fields(row_type)]
+    names = [one.name for one in fields(row_type)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([name.rstrip("_") for name in names])
@@ -199,24 +277,16 @@ def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int
     return 2**31 + derive_seed("evaluate", seed, task, policy_seed, episode) % 2**31
 
 
-EXPLOITED = 0.3
-"""Share of an imagined return that the environment may withhold before a policy is said to exploit its model."""
-
-
-def exploiting(imagined: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Where policies exploit errors of their world model: mean over seeds, largest excess first.
-
-    An algorithm is listed for a task if its imagined return exceeds the real one by more than EXPLOITED of the larger
-    of the two in size. Rows as in `imagined` of summary.json, without those that lack either return.
-    """
+def exploiting(imagined: Iterable[ImaginedReturn]) -> list[Exploiting]:
+    """Where policies exploit errors of their world model: an imagined return more than EXPLOITED above the real one,
+    largest excess first. Rows that lack either return are left out."""
     runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in imagined:
-        if row["imagined_return"] is not None and row["real_return"] is not None:
-            runs.setdefault((row["algorithm"], row["task"]), []).append((row["imagined_return"], row["real_return"]))
+        if row.imagined_return is not None and row.real_return is not None:
+            runs.setdefault((row.algorithm, row.task), []).append((row.imagined_return, row.real_return))
     found = []
-    for (algorithm, task), pairs in runs.items():
+    for run, pairs in runs.items():
         promised, real = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
         share = (promised - real) / (max(abs(promised), abs(real)) or 1)
-        if share > EXPLOITED:
-            found.append({"algorithm": algorithm, "task": task, "imagined": promised, "real": real, "share": share})
-    return sorted(found, key=lambda one: -one["share"])
+        found.append(Exploiting(*run, promised, real, share))
+    return sorted((one for one in found if one.share > EXPLOITED), key=lambda one: -one.share)

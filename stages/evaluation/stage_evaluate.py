@@ -13,24 +13,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...datasets.schema import TaskSpec, read_table
+from ...datasets.store import TaskSummary, read_summaries
 from ...pipeline.accelerator import check_gpu, device_of
 from ...pipeline.artifact import hash_json, read_manifest, replacing
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
-from ...pipeline.reading import decode, read_made, reading, reading_made
+from ...pipeline.reading import decode, reading_made
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyIndex
 from .config import BASELINES, EvaluateConfig
 from .scores import (
+    SUMMARY_FILE,
+    AlgorithmScores,
     EpisodeRow,
+    Failure,
+    ImaginedReturn,
     ScoreRow,
+    Summary,
     evaluation_seed,
     exploiting,
     score_data,
     score_run,
-    score_text,
     summarise,
     with_references,
     write_csv,
@@ -95,10 +100,8 @@ class Evaluate(Stage):
 
     def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
         """Return a reason to rerun if the environment of a skipped task is available now."""
-        path = folder / "summary.json"
         try:
-            with reading(path, StageError):
-                skipped = dict(json.loads(path.read_text(encoding="utf-8"))["skipped"])
+            skipped = Summary.read(folder).skipped
         except StageError as error:
             return f"its output is damaged: {error}"
         if not skipped:
@@ -185,13 +188,13 @@ class Evaluate(Stage):
         self,
         context: Context,
         specs: Mapping[str, TaskSpec],
-        data: Mapping[str, Mapping[str, Any]],
+        data: Mapping[str, TaskSummary],
         episodes: Sequence[EpisodeRow],
     ) -> tuple[dict[str, TaskSpec], dict[str, dict[str, Any]]]:
         """The specs with the references of normalised scores, and what summary.json says of these."""
         earlier: dict[str, Any] = {}
         for folder in context.inputs.get("references", ()):
-            earlier = read_made(folder / "summary.json", _References)["references"]
+            earlier = Summary.read(folder).references
         known, references = {}, {}
         for name, spec in specs.items():
             random = [row for row in episodes if (row.task, row.algorithm) == (name, "random") and row.error is None]
@@ -209,7 +212,7 @@ class Evaluate(Stage):
         specs: Mapping[str, TaskSpec],
         references: Mapping[str, Mapping[str, Any]],
         policies: Mapping[Run, Mapping[str, Any]],
-        data: Mapping[str, Mapping[str, Any]],
+        data: Mapping[str, TaskSummary],
         skipped: Mapping[str, str],
         runs: Sequence[Run],
         episodes: list[EpisodeRow],
@@ -229,40 +232,39 @@ class Evaluate(Stage):
         write_csv(folder / "episodes.csv", EpisodeRow, episodes)
         write_csv(folder / "scores.csv", ScoreRow, scores)
         suites = sorted({spec.suite for spec in specs.values()})
-        algorithms = summarise(scores, episodes)
         imagined = _imagined(policies, episodes)
-        summary = {
-            "algorithms": algorithms,
-            "by_suite": {
+        summary = Summary(
+            algorithms=summarise(scores, episodes),
+            by_suite={
                 suite: summarise([row for row in scores if specs[row.task].suite == suite],
                                  [row for row in episodes if specs[row.task].suite == suite])
                 for suite in suites
             },
-            "protocol": {
+            protocol={
                 "episodes": self.config.episodes,
                 "seed": self.config.seed,
                 "policy": "last iterate, deterministic actions",
                 "success": "at any step",
                 "interval": INTERVAL_METHOD,
             },
-            "references": references,
-            "imagined": imagined,
-            "exploiting": (exploits := exploiting(imagined)),
-            "skipped": dict(skipped),
-            "failures": [
-                {"algorithm": row.algorithm, "task": row.task, "seed": row.seed, "episode": row.episode, "error":
-                row.error} for row in episodes if row.error is not None
+            references=dict(references),
+            imagined=imagined,
+            exploiting=exploiting(imagined),
+            skipped=dict(skipped),
+            failures=[
+                Failure(row.algorithm, row.task, row.seed, row.episode, row.error)
+                for row in episodes if row.error is not None
             ],
-        }  # fmt: skip
-        for one in exploits:
-            context.log.warning(EXPLOITS, one)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-        return self._headline(algorithms, len(specs) - len(skipped), policies)
+        )  # fmt: skip
+        for one in summary.exploiting:
+            context.log.warning(EXPLOITS, asdict(one))
+        (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1, allow_nan=False))
+        return self._headline(summary.algorithms, len(specs) - len(skipped), policies)
 
-    def _headline(self, algorithms: Mapping[str, Mapping[str, Any]], tasks: int, policies: Mapping[Run, Any]) -> str:
-        parts = [f"{name} {score_text(values)}" for name, values in algorithms.items()]
+    def _headline(self, algorithms: Mapping[str, AlgorithmScores], tasks: int, policies: Mapping[Run, Any]) -> str:
+        parts = [f"{name} {values.text()}" for name, values in algorithms.items()]
         seeds = len({run[2] for run in policies}) or 1
-        failed = sum(values["failed_episodes"] for values in algorithms.values())
+        failed = sum(values.failed_episodes for values in algorithms.values())
         line = (
             f"{', '.join(parts)} (mean score over {counted(tasks, 'task')} x {counted(seeds, 'seed')} x "
             f"{counted(self.config.episodes, 'episode')})"
@@ -356,35 +358,11 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
     return policies, specs
 
 
-@dataclass(frozen=True)
-class _References:
-    """What of an evaluation's summary.json another one reads."""
-
-    references: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Data:
-    task: str
-    episodes: int
-    return_mean: float
-    return_std: float
-    return_max: float | None = None
-    success_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class _Store:
-    """What of store.json is scored."""
-
-    tasks: list[_Data]
-
-
-def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, dict[str, Any]]:
+def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, TaskSummary]:
     """Statistics of each task's data; adds the store's tasks to `specs` if no policy has brought any."""
-    data: dict[str, dict[str, Any]] = {}
+    data: dict[str, TaskSummary] = {}
     for store in stores:
-        data |= {entry["task"]: entry for entry in read_made(store / "store.json", _Store)["tasks"]}
+        data |= {summary.task: summary for summary in read_summaries(store)}
         if not specs:
             specs |= {spec.name: spec for spec in read_table(store)}
     return data
@@ -429,22 +407,10 @@ def _reusable(rows: Sequence[EpisodeRow], episodes: int, *, alone: bool) -> int:
     return whole if same else 0
 
 
-def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[EpisodeRow]) -> list[dict[str, Any]]:
-    """Return per episode that the model promised each policy, and the real one: the gap is model exploitation.
-
-    Not per step: where tasks terminate, imagined and real episodes differ in length.
-    """
-    table = []
-    for (algorithm, task, seed), entry in policies.items():
-        own = [row for row in episodes if (row.algorithm, row.task, row.seed) == (algorithm, task, seed)]
-        completed = [row for row in own if row.error is None]
-        table.append(
-            {
-                "algorithm": algorithm,
-                "task": task,
-                "seed": seed,
-                "imagined_return": entry.get("imagined_return"),
-                "real_return": float(np.mean([row.return_ for row in completed])) if completed else None,
-            }
-        )
-    return table
+def _imagined(policies: Mapping[Run, Mapping[str, Any]], episodes: Sequence[EpisodeRow]) -> list[ImaginedReturn]:
+    completed: dict[Run, list[float]] = {}
+    for row in episodes:
+        if row.error is None:
+            completed.setdefault((row.algorithm, row.task, row.seed), []).append(row.return_)
+    real = {run: float(np.mean(returns)) for run, returns in completed.items()}
+    return [ImaginedReturn(*run, entry.get("imagined_return"), real.get(run)) for run, entry in policies.items()]

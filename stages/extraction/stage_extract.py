@@ -15,7 +15,7 @@ from ...datasets.tasks import find_names
 from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
-from ...pipeline.reading import read_made
+from ...pipeline.reading import decode, read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyEntry, write_index
@@ -251,7 +251,10 @@ def _gather(
 
     entries, curves = {}, []
     for job in dict.fromkeys(found.values()):
-        for entry in read_made(job / ENTRIES, list[PolicyEntry]):
+        with reading_made(job / ENTRIES):
+            own = read_made(job / ENTRIES, list[dict[str, Any]])
+            decode(list[PolicyEntry], own)
+        for entry in own:
             identity = entry["algorithm"], entry["task"], entry["seed"]
             if found.get(identity) == job:
                 link(job / entry["path"], context.folder / entry["path"])

@@ -143,7 +143,7 @@ def _gather(new: Sequence[TaskSpec], results: dict[str, Path], context: Context)
         folder = context.folder / folders[task.name]
         link(results[task.slug], folder)
         (folder / MANIFEST).unlink()
-        added |= read_made(folder / ADDED, _Added)["tasks"]
+        added |= read_made(folder / ADDED, _Added).tasks
         own = read_csv(folder / "validation.csv", ["task"])
         validation.append(own[own["task"] == task.name])
         forgetting.append(read_csv(folder / FORGETTING).assign(model=task.name))

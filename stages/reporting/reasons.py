@@ -2,80 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ...pipeline.config.load import discover_stages
-from .evidence import Evidence
+from .results import ReportData
 
-WORDS: Mapping[str, str] = {
-    "store": "a store",
-    "world_model": "a world model",
-    "policies": "policies",
-    "scores": "scores",
-}
+WORDS = {"store": "a store", "world_model": "a world model", "policies": "policies", "scores": "scores"}
 """Names of the report's inputs in sentences."""
 
 
-def no_input(evidence: Evidence, name: str) -> str:
-    """Why the report has no input `name`."""
+def no_input(data: ReportData, *names: str) -> str:
+    """Why the first missing one of these inputs is missing; empty if none is."""
+    name = next((name for name in names if not data.inputs.get(name)), "")
+    if not name:
+        return ""
     makers = [stage for stage, cls in discover_stages().items() if cls.output_kind == name]
-    listed = [stage for stage in makers if stage in evidence.config.get("stages", ())]
+    listed = [stage for stage in makers if stage in data.config.get("stages", ())]
     if listed:
         return f"{' and '.join(listed)} {'have' if len(listed) > 1 else 'has'} not finished"
     return f"no stage of this run produces {WORDS[name]}, and inputs.{name} is not set"
 
 
-def no_scores(evidence: Evidence) -> str:
+def no_scores(data: ReportData) -> str:
     """Return why there are no scores."""
-    if "scores" not in evidence.given:
-        return no_input(evidence, "scores")
-    return "the evaluation has no score" + _skipped(evidence)
+    return no_input(data, "scores") or "the evaluation has no score" + _skipped(data)
 
 
-def no_losses(evidence: Evidence) -> str:
+def no_losses(data: ReportData) -> str:
     """Return why there is no curve of training losses."""
-    if "world_model" not in evidence.given:
-        return no_input(evidence, "world_model")
-    if "training.csv" in evidence.empty:
+    if data.has_file("world_model", "training.csv"):
         return "training took fewer steps than pretrain.trainer.log_every, so no loss was logged"
-    return "the world model has no training.csv; imported models have none"
+    none = "the world model has no training.csv; imported models have none"
+    return no_input(data, "world_model") or none
 
 
-def no_validation(evidence: Evidence) -> str:
+def no_validation(data: ReportData) -> str:
     """Return why there is no curve of validation errors."""
-    if "world_model" not in evidence.given:
-        return no_input(evidence, "world_model")
-    if "validation.csv" in evidence.empty:
-        return "no episode was held out for validation; use more episodes per task or a larger held_out"
-    if evidence.validation is not None:
+    if data.validation is not None:
         return "this world model predicts observations, not rewards"
-    return "the world model has no validation.csv; imported models have none"
+    if data.has_file("world_model", "validation.csv"):
+        return "no episode was held out for validation; use more episodes per task or a larger held_out"
+    none = "the world model has no validation.csv; imported models have none"
+    return no_input(data, "world_model") or none
 
 
-def no_imagination(evidence: Evidence) -> str:
+def no_imagination(data: ReportData) -> str:
     """Why no policy has both an imagined and a real return."""
-    if "policies" not in evidence.given:
-        return no_input(evidence, "policies")
-    if "scores" not in evidence.given:
-        return no_input(evidence, "scores")
-    imagined = [row for row in evidence.summary.get("imagined", []) if row["imagined_return"] is not None]
-    if not imagined:
-        return _do_not_imagine(evidence)
-    return "no policy with an imagined return was evaluated" + _skipped(evidence)
+    if all(row.imagined_return is None for row in data.summary.imagined):
+        return no_input(data, "policies", "scores") or _do_not_imagine(data)
+    return no_input(data, "policies") or "no policy with an imagined return was evaluated" + _skipped(data)
 
 
-def no_curves(evidence: Evidence) -> str:
+def no_curves(data: ReportData) -> str:
     """Return why there are no curves of policy training."""
-    if "policies" not in evidence.given:
-        return no_input(evidence, "policies")
-    return _do_not_imagine(evidence)
+    return no_input(data, "policies") or _do_not_imagine(data)
 
 
-def _do_not_imagine(evidence: Evidence) -> str:
-    names = dict.fromkeys(entry["algorithm"] for entry in evidence.policies)
+def _do_not_imagine(data: ReportData) -> str:
+    names = dict.fromkeys(entry["algorithm"] for entry in data.policies)
     return f"the policies ({', '.join(names) or 'none'}) were not trained in imagination"
 
 
-def _skipped(evidence: Evidence) -> str:
-    reasons = evidence.summary.get("skipped", {})
-    return "".join(f"; {task}: {reason}" for task, reason in reasons.items())
+def _skipped(data: ReportData) -> str:
+    return "".join(f"; {task}: {reason}" for task, reason in data.summary.skipped.items())

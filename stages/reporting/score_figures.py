@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from ..evaluation.scores import interval_text
+from ..evaluation.scores import AlgorithmScores, Estimate
 from ..figures.drawing import GREY, new_panel, score_limits, to_svg
 
 Styles = Mapping[str, tuple[str, str]]
@@ -24,31 +24,31 @@ CHARACTER = 6.3
 """Width of a character at 10 px, on the wide side."""
 
 
-def draw_aggregates(overall: Mapping[str, Mapping[str, Any]], styles: Styles) -> list[Markup]:
+def draw_aggregates(overall: Mapping[str, AlgorithmScores], styles: Styles) -> list[Markup]:
     """Bars of mean and of IQM with 95% intervals, one panel each."""
-    names = [name for name in styles if name in overall and overall[name]["mean"]["value"] is not None]
+    names = [name for name in styles if name in overall and overall[name].mean.value is not None]
     if not names:
         return []
     left = 20 + math.ceil(CHARACTER * 1.1 * max(map(len, names)))
-    estimates = [overall[name][statistic] for name in names for statistic in ("mean", "iqm")]
-    low, high = score_limits([[one["value"], one["low"], one["high"]] for one in estimates])
+    low, high = score_limits([astuple(one) for name in names for one in (overall[name].mean, overall[name].iqm)])
     panels = []
     for statistic, title in (("mean", "Mean score"), ("iqm", "Interquartile mean (IQM) score")):
         figure, axes = new_panel(WIDTH, 56 + 34 * len(names), left=left, right=108)
         for row, name in enumerate(names):
-            estimate = overall[name][statistic]
+            estimate: Estimate = getattr(overall[name], statistic)
+            assert estimate.value is not None
             colour = styles[name][0]
-            axes.barh(row, estimate["value"], height=0.6, color=colour, alpha=0.55, linewidth=0)
-            end = max(estimate["value"], 0.0)
-            if estimate["low"] is not None:
-                interval = [max(estimate["low"], low), min(estimate["high"], high)]
+            axes.barh(row, estimate.value, height=0.6, color=colour, alpha=0.55, linewidth=0)
+            end = max(estimate.value, 0.0)
+            if estimate.low is not None and estimate.high is not None:
+                interval = [max(estimate.low, low), min(estimate.high, high)]
                 axes.plot(interval, [row, row], color=colour, linewidth=2.2, marker="|", markersize=9, clip_on=False)
                 end = max(end, interval[1])
-            axes.annotate(interval_text(estimate), (end, row), (5, 0), textcoords="offset points", va="center", size=10)
+            axes.annotate(str(estimate), (end, row), (5, 0), textcoords="offset points", va="center", size=10)
         axes.set(xlim=(low, high), xlabel=title, yticks=range(len(names)), yticklabels=names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        texts = [f"{name} {interval_text(overall[name][statistic])}" for name in names]
+        texts = [f"{name} {getattr(overall[name], statistic)}" for name in names]
         panels.append(to_svg(figure, f"{title} by algorithm with 95% interval: {', '.join(texts)}"))
     return panels
 

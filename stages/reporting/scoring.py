@@ -10,14 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from ...pipeline.wording import counted
 from ..evaluation.config import BASELINES
-from ..evaluation.scores import returns_text, score_text, two_decimals
-from .evidence import Evidence
+from ..evaluation.scores import AlgorithmScores, returns_text, two_decimals
+from .results import ReportData
 
 FAILING_SCORE = 0.1
 """Learned policies below this score are marked as failing."""
@@ -52,7 +51,7 @@ class ScoreCell:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One task."""
+    """One row of the score table."""
 
     task: str
     cells: Mapping[str, ScoreCell]
@@ -67,8 +66,8 @@ class ScoreTable:
 
     algorithms: Sequence[str]
     rows: Sequence[TaskScores]
-    overall: Mapping[str, Mapping[str, Any]]
-    """Mean and IQM with intervals by algorithm, as in summary.json."""
+    overall: Mapping[str, AlgorithmScores]
+    """By algorithm, over all tasks."""
     runs: pd.DataFrame
     """The rows of scores.csv."""
 
@@ -81,17 +80,17 @@ class ScoreTable:
         return sum(BELOW_DATA in row.cells[algorithm].marks for row in self.rows if algorithm in row.cells)
 
 
-def score_table(evidence: Evidence) -> ScoreTable | None:
+def score_table(data: ReportData) -> ScoreTable | None:
     """Tabulate the scores; None if nothing was evaluated."""
-    if evidence.scores is None:
+    if data.scores is None:
         return None
-    failed = Counter((row["algorithm"], row["task"]) for row in evidence.summary.get("failures", []))
-    skipped = evidence.summary.get("skipped", {})
-    groups = dict(list(evidence.scores.groupby(["algorithm", "task"])))
-    algorithms = [name for name in evidence.algorithms if any(key[0] == name for key in groups)]
-    named = {entry["task"] for entry in evidence.policies}
+    failed = Counter((failure.algorithm, failure.task) for failure in data.summary.failures)
+    skipped = data.summary.skipped
+    groups = dict(list(data.scores.groupby(["algorithm", "task"])))
+    algorithms = [name for name in data.algorithms if any(key[0] == name for key in groups)]
+    named = {entry["task"] for entry in data.policies}
     rows = []
-    for task in evidence.tasks:
+    for task in data.tasks:
         behaviour = float(groups["behaviour", task]["score"].mean()) if ("behaviour", task) in groups else math.nan
         cells = {}
         for name in algorithms:
@@ -106,7 +105,8 @@ def score_table(evidence: Evidence) -> ScoreTable | None:
             continue  # a task of the model for which no policies were requested
         reason = skipped.get(task, "" if cells else "it was not part of the evaluation")
         rows.append(TaskScores(task, cells, reason))
-    return ScoreTable(algorithms, rows, evidence.summary.get("algorithms", {}), evidence.scores)
+    overall = {name: data.summary.algorithms.get(name, AlgorithmScores()) for name in algorithms}
+    return ScoreTable(algorithms, rows, overall, data.scores)
 
 
 def _marks(algorithm: str, score: float, behaviour: float, unscored: int, failed: int) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def markdown_table(table: ScoreTable) -> str:
         ]
         lines.append([_plain(row.task), *texts])
     for label, statistic in (("mean [95%]", "mean"), ("IQM [95%]", "iqm")):
-        values = [score_text(table.overall.get(name, {}), statistic) for name in table.algorithms]
+        values = [table.overall[name].text(statistic) for name in table.algorithms]
         lines.append([f"**{label}**", *[f"**{value}**" for value in values]])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

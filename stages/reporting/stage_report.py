@@ -23,19 +23,18 @@ class Report(Stage):
     config: ReportConfig
 
     def run(self, context: Context) -> str:
-        from .evidence import read_evidence
         from .page import render_page
         from .reasons import no_scores
+        from .results import ReportData
         from .scoring import markdown_table, score_table
 
-        with context.progress("report", total=3) as progress:
-            evidence = read_evidence(context.inputs, context.run)
-            progress.advance()
-            page = render_page(evidence, self.config.title)
+        with context.progress("report", total=2) as progress:
+            data = ReportData(context.inputs, context.run)
+            page = render_page(data, self.config.title)
             progress.advance()
             (context.folder / "index.html").write_text(page, encoding="utf-8")
-            table = score_table(evidence)
-            markdown = f"No scores: {no_scores(evidence)}.\n" if table is None else markdown_table(table)
+            table = score_table(data)
+            markdown = f"No scores: {no_scores(data)}.\n" if table is None else markdown_table(table)
             (context.folder / "scores_table.md").write_text(markdown, encoding="utf-8")
             progress.advance()
         if table is None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from ..evaluation.config import BASELINES
-from ..evaluation.scores import returns_text, score_text, two_decimals
+from ..evaluation.scores import AlgorithmScores, Estimate, returns_text, two_decimals
 from ..evaluation.statistics import INTERVAL_METHOD
 from . import study_figures
 from .machine import hardware_line
+from .page import render
 from .study_results import PIPELINES, QUANTILES, StudyResults
-from .tables import number
 
 ERROR_LABELS = {"reward_r2": "Reward R²", "latent_mse": "Latent error"}
 GROWTH_LABELS = {"norm": "Jacobian norm", "return_norm": "Return gradient"}
@@ -23,15 +21,8 @@ GROWTH_LABELS = {"norm": "Jacobian norm", "return_norm": "Return gradient"}
 
 def render_study(results: StudyResults, title: str, description: str) -> str:
     """Render the whole page as self-contained HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "score": score_text}
-    return environment.get_template("study.html").render(
+    return render(
+        "study.html",
         title=title or "Study",
         description=description,
         variants=results.variants,
@@ -57,15 +48,14 @@ def _scores(results: StudyResults) -> dict[str, Any]:
         own = overall[overall["group"] == group]
         if own.empty:
             continue
-        estimates: dict[str, dict[str, Any]] = {}
-        for row in own.to_dict("records"):
-            ends = {"value": row["score"], "low": row["low"], "high": row["high"]}
-            values = {name: _none_if_nan(value) for name, value in ends.items()}
-            estimates.setdefault(row["algorithm"], {})[row["row"]] = values
-        for name, runs in by_task[by_task["group"] == group].groupby("algorithm"):
-            returns = dict(zip(runs["task"], runs["return_mean"], strict=True))
-            counts = {"tasks": int(runs["score"].notna().sum()), "of_tasks": len(runs)}
-            estimates[str(name)] |= counts | {"returns": {task: one for task, one in returns.items() if one == one}}
+        estimates = {}
+        for name, runs in own.groupby("algorithm", sort=False):
+            ends = runs.set_index("row")[["score", "low", "high"]]
+            values = {row: Estimate(*map(_none_if_nan, ends.loc[row])) for row in ends.index}
+            tasks = by_task[(by_task["group"] == group) & (by_task["algorithm"] == name)]
+            returns = tasks.dropna(subset="return_mean").set_index("task")["return_mean"].to_dict()
+            scored = int(tasks["score"].notna().sum())
+            estimates[str(name)] = AlgorithmScores(**values, tasks=scored, of_tasks=len(tasks), returns=returns)
         counts = {name: int(own[name].max()) for name in ("seeds", "pipelines")}
         rows.append({"group": group, "estimates": estimates} | counts)
     learned = [name for name in results.algorithms if name not in BASELINES]

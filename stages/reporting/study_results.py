@@ -18,22 +18,21 @@ over them. Policies of one pipeline share its data and model: their own spread s
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ...pipeline.reading import reading_made
 from ...pipeline.study.config import NAMED, SEED, short_names
 from ..evaluation.config import BASELINES
 from ..evaluation.statistics import mean_interval
+from ..policy.policy_index import POLICIES_FILE
 from .config import VariantConfig
-from .evidence import SCORE_COLUMNS, Policies, Summary, read_csv, read_json
+from .results import ReportData, baselines_last
 
 SET = "set"
 """Column of the named set of overrides, where there is a grid besides."""
@@ -89,8 +88,7 @@ class StudyResults:
     @property
     def algorithms(self) -> list[str]:
         """Learned ones first, then the baselines."""
-        found = list(dict.fromkeys(self.scores["algorithm"]))
-        return [name for name in found if name not in BASELINES] + [name for name in BASELINES if name in found]
+        return baselines_last(self.scores["algorithm"].tolist())
 
     @property
     def axis(self) -> str | None:
@@ -133,13 +131,15 @@ def read_results(variants: Mapping[str, VariantConfig], folder: Path) -> StudyRe
     for name, variant in variants.items():
         own: dict[str, Any] = {"variant": name, "group": variant.group}
         own |= {column: number_or_text(variant.parameters.get(key, "")) for key, column in names.items()}
-        artifacts = {kind: [folder / path for path in paths] for kind, paths in variant.artifacts.items()}
-        scores += [own | row for path in artifacts.get("scores", [])[-1:] for row in _score_rows(path)]
-        for path in variant.artifacts.get("world_model", [])[-1:]:
-            open_loop += [own | {"model": path} | row for row in _open_loop_rows(folder / path)]
-        for path in variant.artifacts.get("gradients", [])[-1:]:
-            model_gradients += [own | {"model": path} | row for row in _growth_rows(folder / path)]
-        actor_gradients += [own | row for path in artifacts.get("policies", []) for row in _actor_rows(path)]
+        model = {kind: paths[-1] for kind, paths in variant.artifacts.items() if paths}
+        data = ReportData({kind: [folder / path for path in paths] for kind, paths in variant.artifacts.items()})
+        scores += [own | row for row in _score_rows(data)]
+        open_loop += [own | {"model": model["world_model"]} | row for row in _records(data.last_validation, ERRORS)]
+        if data.model_gradients is not None:
+            model_gradients += [
+                own | {"model": model["gradients"]} | row for row in _records(data.model_gradients, GROWTH)
+            ]
+        actor_gradients += [own | row for row in _actor_rows(data)]
     start = ["variant", "group", *names.values()]
     of_group = [column for key, column in names.items() if key != SEED]
     values = [*_NUMBERS[:3], "interval", *_NUMBERS[3:], *_COUNTS]
@@ -184,88 +184,63 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
     return frame.astype({name: kind for name, kind in types.items() if name in frame})
 
 
-def _score_rows(folder: Path) -> list[dict[str, Any]]:
+def _score_rows(data: ReportData) -> Iterator[dict[str, Any]]:
     """Rows of one evaluation. Means and intervals over all tasks are those that it computed."""
-    scores, summary = read_csv(folder / "scores.csv", SCORE_COLUMNS), read_json(folder / "summary.json", Summary)
-    if scores is None:
-        return []
-    rows = []
-    for (algorithm, task), runs in scores.groupby(["algorithm", "task"], sort=False):
-        finite = runs["score"].dropna().to_numpy()
-        low, high = (mean_interval({task: finite}) if len(finite) else None) or (None, None)
-        rows.append(
-            {"row": "task", "algorithm": algorithm, "task": task, "low": low, "high": high, "interval": POLICY_SEEDS}
-            | {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
-            | {"episodes": runs["episodes"].sum(), "seeds": len(finite), "pipelines": 1}
-        )
-    for algorithm, statistic in itertools.product(summary.get("algorithms", {}), ("mean", "iqm")):
-        estimate = summary["algorithms"][algorithm]
-        own = {"row": statistic, "algorithm": algorithm, "task": "", "interval": POLICY_SEEDS, "pipelines": 1}
-        value = estimate[statistic]
-        episodes = scores.loc[scores["algorithm"] == algorithm, "episodes"].sum()
-        counts = {"seeds": estimate["seeds"], "episodes": episodes}
-        rows.append(own | counts | {"score": value["value"], "low": value["low"], "high": value["high"]})
-    return rows
+    if data.scores is None:
+        return
+    own: dict[str, Any] = {"interval": POLICY_SEEDS, "pipelines": 1}
+    for (algorithm, task), runs in data.scores.groupby(["algorithm", "task"], sort=False):
+        seeds = {"seeds": int(runs["score"].notna().sum())}
+        yield own | {"row": "task", "algorithm": algorithm, "task": task} | _pool(runs) | seeds
+    episodes = data.scores.groupby("algorithm")["episodes"].sum()
+    for algorithm, found in data.summary.algorithms.items():
+        for statistic in ("mean", "iqm"):
+            value = getattr(found, statistic)
+            estimate = {"score": value.value, "low": value.low, "high": value.high, "seeds": found.seeds}
+            named = {"row": statistic, "algorithm": algorithm, "task": "", "episodes": episodes.get(algorithm, 0)}
+            yield own | named | estimate
+
+
+def _pool(runs: pd.DataFrame) -> dict[str, Any]:
+    """The mean of the rows' scores with Student's t interval, and means and sums of the rest."""
+    scores = runs["score"].dropna().to_numpy()
+    low, high = (mean_interval({"": scores}) if len(scores) else None) or (None, None)
+    means = {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
+    return means | {"low": low, "high": high, "episodes": runs["episodes"].sum()}
 
 
 def _pooled(scores: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
     """The rows, with those that pool whole-pipeline seeds behind those of each group."""
-    parts = []
+    records: list[Any] = []
     for group, own in scores.groupby("group", sort=False):
-        parts.append(own)
+        records += own.to_dict("records")
         if own["variant"].nunique() < 2:
             continue
-        rows = []
         for key, runs in own.groupby(KEY, sort=False):
-            finite = runs["score"].dropna().to_numpy()
-            low, high = (mean_interval({"": finite}) if len(finite) else None) or (None, None)
-            first = runs.iloc[0]
-            rows.append(
-                {"variant": "", "group": group, "low": low, "high": high, "interval": PIPELINES}
-                | {column: first[column] for column in parameters}
-                | dict(zip(KEY, key, strict=True))
-                | {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
-                | {name: runs[name].sum() for name in ("episodes", "seeds")}
-                | {"pipelines": len(finite)}
-            )
-        parts.append(_frame(rows, list(scores.columns)))
-    # Not pd.concat of frames: it warns where a column is empty in one of them.
-    frame = _frame([record for part in parts for record in part.to_dict("records")], list(scores.columns))
+            named = {"variant": "", "group": group, "interval": PIPELINES} | dict(zip(KEY, key, strict=True))
+            named |= {column: runs.iloc[0][column] for column in parameters}
+            counts = {"seeds": runs["seeds"].sum(), "pipelines": int(runs["score"].notna().sum())}
+            records.append(named | _pool(runs) | counts)
+    frame = _frame(records, list(scores.columns))
     # Seeds stay whole beside pooled rows, which have none.
     return frame.astype({SEED: "Int64"}) if SEED in frame else frame
 
 
-def _open_loop_rows(folder: Path) -> list[dict[str, Any]]:
-    validation = read_csv(folder / "validation.csv", ["step", "task", "horizon"])
-    if validation is None:
-        return []
-    last = validation[validation["step"] == validation["step"].max()].rename(columns={"horizon": "predicted"})
-    return last.reindex(columns=[*MODEL[1:], *ERRORS]).to_dict("records")
+def _records(measured: pd.DataFrame, columns: Sequence[str]) -> list[dict[Any, Any]]:
+    named = measured.rename(columns={"horizon": "predicted"})
+    return named.reindex(columns=[*MODEL[1:], *columns]).to_dict("records")
 
 
-def _growth_rows(folder: Path) -> list[dict[str, Any]]:
-    growth = read_csv(folder / "gradients.csv", ["task", "horizon", "norm"])
-    if growth is None:
-        return []
-    return growth.rename(columns={"horizon": "predicted"}).reindex(columns=[*MODEL[1:], *GROWTH]).to_dict("records")
-
-
-def _actor_rows(folder: Path) -> list[dict[str, Any]]:
+def _actor_rows(data: ReportData) -> Iterator[dict[str, Any]]:
     """Quantiles of what training.csv and policies.json say of gradients, by algorithm and task and over all tasks."""
-    curves = read_csv(folder / "training.csv", ["algorithm", "task"])
-    policies = pd.DataFrame(read_json(folder / "policies.json", Policies).get("policies", []))
-    rows = []
-    for name, frame in {"training.csv": curves, "policies.json": policies}.items():
-        for statistic in () if frame is None else (column for column in frame if "grad" in str(column)):
-            with reading_made(folder / name):
+    entries = {index.artifact / POLICIES_FILE: pd.DataFrame(index.entries) for index in data.indices}
+    for path, frame in (data.curves | entries).items():
+        for statistic in (column for column in frame if "grad" in str(column)):
+            with reading_made(path):
                 logged = frame[["algorithm", "task", statistic]].dropna().astype({statistic: float})
-            groups: Iterable[tuple[Any, pd.DataFrame]] = itertools.chain(
-                logged.groupby(["algorithm", "task"], sort=False),
-                (((algorithm, ""), runs) for algorithm, runs in logged.groupby("algorithm", sort=False)),
-            )
-            for (algorithm, task), runs in groups:
-                quantiles = np.quantile(runs[statistic], list(QUANTILES.values()))
-                values = {name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}
-                if all(map(math.isfinite, values.values())):
-                    rows.append({"statistic": statistic, "algorithm": algorithm, "task": task} | values)
-    return rows
+            for rows in (logged, logged.assign(task="")):
+                for (algorithm, task), runs in rows.groupby(["algorithm", "task"], sort=False):
+                    quantiles = runs[statistic].quantile(list(QUANTILES.values())).tolist()
+                    if all(map(math.isfinite, quantiles)):
+                        named = {"statistic": statistic, "algorithm": algorithm, "task": task}
+                        yield named | dict(zip(QUANTILES, quantiles, strict=True))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...datasets.store import StoreRecord
 from ...pipeline.artifact import MANIFEST, SOURCE, Manifest, read_manifest
-from ...pipeline.reading import read_csv, read_made
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex
+from ..reporting.results import ReportData
+from ..reporting.scoring import markdown_table, score_table
 
 DATA_FIELDS = (
     "task", "behaviour", "episodes", "transitions", "return_mean", "return_min", "return_max", "success_rate"
@@ -59,7 +59,7 @@ def trace(folder: Path, manifest: Manifest | None, tasks: Sequence[Mapping[str, 
     if manifest is None:
         return _of_one_policy(folder, tasks)
     stores = list(manifest.inputs.get("store", ()))
-    open_loop, what = _open_loop(folder / "validation.csv")
+    open_loop, what = _open_loop(folder)
     table, protocol, references = _scores(folder, manifest)
     return Provenance(
         kind=manifest.kind,
@@ -111,18 +111,15 @@ def _data(store: Path, digest: str) -> Iterator[dict[str, Any]]:
     """What a store says of its tasks, if it still is the one that was read."""
     if not (store / MANIFEST).is_file() or getattr(read_manifest(store), "digest", "") != digest:
         return
-    for task in read_made(store / "store.json", StoreRecord)["tasks"]:
-        yield {name: task.get(name) for name in DATA_FIELDS}
+    for task in ReportData({"store": [store]}).data:
+        yield {name: getattr(task, name) for name in DATA_FIELDS}
 
 
-def _open_loop(path: Path) -> tuple[dict[str, float | None], str]:
-    if not path.is_file():
+def _open_loop(model: Path) -> tuple[dict[str, float | None], str]:
+    last = ReportData({"world_model": [model]}).last_validation
+    column = "observation_r2" if "observation_r2" in last else "reward_r2"
+    if last.empty:
         return {}, ""
-    table = read_csv(path)
-    column = "observation_r2" if "observation_r2" in table else "reward_r2"
-    if table.empty or column not in table:
-        return {}, ""
-    last = table[table.step == table.step.max()]
     last = last[last.horizon == last.horizon.max()]
     found = {
         str(task): None if math.isnan(value) else round(float(value), 3)
@@ -136,9 +133,6 @@ def _open_loop(path: Path) -> tuple[dict[str, float | None], str]:
 
 def _scores(folder: Path, manifest: Manifest) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     """The evaluation, in the same run, of these policies or of policies from this model."""
-    from ..reporting.evidence import read_evidence
-    from ..reporting.scoring import markdown_table, score_table
-
     beside = {
         path.parent: found
         for path in sorted(folder.resolve().parent.glob(f"*/{MANIFEST}"))
@@ -155,10 +149,9 @@ def _scores(folder: Path, manifest: Manifest) -> tuple[str, Mapping[str, Any], M
         own = judged <= policies if manifest.kind == "world_model" else manifest.digest in judged
         if found.kind != "scores" or not judged or not own:
             continue
-        evidence = read_evidence({"scores": [place]}, None)
-        table = score_table(evidence)
-        summary = evidence.summary
-        return markdown_table(table) if table else "", summary.get("protocol", {}), summary.get("references", {})
+        data = ReportData({"scores": [place]})
+        table = score_table(data)
+        return markdown_table(table) if table else "", data.summary.protocol, data.summary.references
     return "", {}, {}
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,11 @@ from orrery.pipeline.study.config import load_study
 from orrery.pipeline.study.iterate import folder_of
 from orrery.pipeline.study.iterate_command import describe_iteration
 from orrery.stages.data import inspect
-from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
+from orrery.stages.evaluation.scores import EpisodeRow, ImaginedReturn, ScoreRow, Summary, summarise, write_csv
 from orrery.stages.policy.policy import Policy, load_policy
 from orrery.stages.policy.policy_index import PolicyIndex, policy_entry, write_index
-from orrery.stages.reporting import tables
 from orrery.stages.reporting.config import VariantConfig
-from orrery.stages.reporting.evidence import read_evidence
+from orrery.stages.reporting.results import ReportData
 from orrery.stages.reporting.scoring import markdown_table, score_table
 from orrery.stages.reporting.study_results import read_results
 from orrery.stages.world_model.networks import WorldModel
@@ -313,10 +312,9 @@ def _make_results(folder: Path) -> None:
     for name in ("evaluate", "extract", "pretrain", "gradients"):
         (made / name).mkdir(parents=True)
     write_csv(made / "evaluate" / "scores.csv", ScoreRow, scores)
-    imagined = {"algorithm": "pwm", "task": "dmc/cup", "seed": 0, "imagined_return": 2.0, "real_return": 1.0}
-    summary = {"algorithms": summarise(scores, episodes), "by_suite": {}, "protocol": {"episodes": 1}}
-    summary |= {"references": {}, "imagined": [imagined], "skipped": {"dmc/other": "no environment"}, "failures": []}
-    artifact.write_json(made / "evaluate" / "summary.json", summary)
+    summary = Summary(summarise(scores, episodes), protocol={"episodes": 1}, skipped={"dmc/other": "no environment"})
+    summary.imagined.append(ImaginedReturn("pwm", "dmc/cup", 0, 2.0, 1.0))
+    artifact.write_json(made / "evaluate" / "summary.json", asdict(summary))
     spec = TaskSpec("dmc/cup", 8, 2, 500, score_kind="return_per_1000")
     write_index(made / "extract", [spec], [policy_entry("pwm", spec, seed, actor_grad_norm=1.5) for seed in range(2)])
     curve = "iteration,algorithm,task,seed,imagined_reward,actor_grad_norm\n1,pwm,dmc/cup,0,0.5,2.5\n"
@@ -330,14 +328,14 @@ def _make_results(folder: Path) -> None:
 
 def _read_results(folder: Path) -> Any:
     places = {"scores": "evaluate", "policies": "extract", "world_model": "pretrain", "gradients": "gradients"}
-    evidence = read_evidence({kind: [folder / "run" / name] for kind, name in places.items()}, None)
-    table = score_table(evidence)
+    data = ReportData({kind: [folder / "run" / name] for kind, name in places.items()})
+    table = score_table(data)
     compared = VariantConfig("a", {"steps": "1"}, {kind: [f"run/{name}"] for kind, name in places.items()})
     study = read_results({"a": compared}, folder)
     return [
         table and markdown_table(table),
-        tables.imagined_runs(evidence).to_csv(),
-        None if evidence.validation is None else tables.open_loop_rows(evidence.validation, evidence.tasks),
+        data.imagined.to_csv(),
+        data.last_validation.to_csv(),
         [frame.to_csv() for frame in study.tables.values()],
     ]
 

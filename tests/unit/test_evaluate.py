@@ -20,7 +20,7 @@ from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation import stage_evaluate
 from orrery.stages.evaluation.config import EvaluateConfig
-from orrery.stages.evaluation.scores import EpisodeRow, evaluation_seed, exploiting
+from orrery.stages.evaluation.scores import EpisodeRow, ImaginedReturn, evaluation_seed, exploiting
 from orrery.stages.evaluation.stage_evaluate import Evaluate, _imagined
 
 
@@ -74,7 +74,9 @@ def setup(folder, tasks, policies, data=True):
     (artifact / "policies.json").write_text(json.dumps(index))
     (store / "tasks.json").write_text(TaskTable(tasks).to_json())
     statistics = {"episodes": 20, "transitions": 80, "return_mean": 2.0, "return_std": 0.5, "return_max": 3.0,
-                  "success_rate": 0.25, "success_rate_last": 0.2, "behaviour": "exploration"}  # fmt: skip
+                  "success_rate": 0.25, "success_rate_last": 0.2, "behaviour": "exploration", "return_min": 1.0,
+                  "terminated": 0, "length_mean": 4.0, "observation_mean": [], "observation_std": [], "source": {},
+                  "findings": {}}  # fmt: skip
     (store / "store.json").write_text(json.dumps({"tasks": [{"task": spec.name, **statistics} for spec in tasks]}))
     return {"policies": [artifact] if policies else [], "store": [store] if data else []}
 
@@ -148,7 +150,7 @@ def test_the_real_return_is_of_episodes_not_of_decisions():
         EpisodeRow("pwm", "a", 0, 2, 2, 7.0, 3, None, None, "the simulator has no licence"),
     ]
     (row,) = _imagined({("pwm", "a", 0): {"imagined_return": 60.0}}, rows)
-    assert (row["imagined_return"], row["real_return"]) == (60.0, 50.0)
+    assert (row.imagined_return, row.real_return) == (60.0, 50.0)
 
 
 def test_policies_that_exploit_their_model_are_named():
@@ -158,12 +160,12 @@ def test_policies_that_exploit_their_model_are_named():
         "costs": [(-150.0, -900.0)], "none": [(None, 5.0), (5.0, None)], "zero": [(0.0, 0.0)],
     }  # fmt: skip
     rows = [
-        {"algorithm": "pwm", "task": task, "seed": seed, "imagined_return": imagined, "real_return": real}
+        ImaginedReturn("pwm", task, seed, imagined, real)
         for task, pairs in returns.items()
         for seed, (imagined, real) in enumerate(pairs)
     ]
     found = exploiting(rows)
-    assert [(one["task"], one["imagined"], one["real"]) for one in found] == [
+    assert [(one.task, one.imagined, one.real) for one in found] == [
         ("costs", -150.0, -900.0),
         ("far", 900.0, 400.0),
     ]

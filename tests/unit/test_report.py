@@ -16,13 +16,13 @@ from orrery.datasets.schema import TaskSpec
 from orrery.pipeline import artifact
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
-from orrery.stages.evaluation.scores import interval_text, score_text, two_decimals
+from orrery.stages.evaluation.scores import AlgorithmScores, Estimate, two_decimals
 from orrery.stages.figures.drawing import algorithm_styles
 from orrery.stages.reporting.config import ReportConfig
-from orrery.stages.reporting.evidence import read_evidence
+from orrery.stages.reporting.page import number
+from orrery.stages.reporting.results import ReportData
 from orrery.stages.reporting.scoring import score_table
 from orrery.stages.reporting.stage_report import Report
-from orrery.stages.reporting.tables import duration, number
 
 CUP, REACH, OTHER = "dmc/cup", "metaworld/reach-v3", "other/<script>$x$|y"
 SPECS = [
@@ -58,6 +58,8 @@ def write_store(folder: Path) -> None:
     folder.mkdir()
     entry = {"episodes": 20, "transitions": 1234, "return_mean": 70.0, "return_std": 2.0, "return_max": 99.0}
     entry |= {"behaviour": "exploration", "success_rate": None, "source": {"format": "minari", "id": "<i>x</i>-v0"}}
+    entry |= {"return_min": 1.0, "terminated": 0, "length_mean": 61.7, "success_rate_last": None}
+    entry |= {"observation_mean": [], "observation_std": []}
     warned = {"warnings": ["column <u>3</u> never changes"]}
     tasks = [entry | {"task": spec.name, "findings": warned if spec.name == CUP else {}} for spec in SPECS]
     (folder / "store.json").write_text(json.dumps({"format": 1, "tasks": tasks}))
@@ -232,7 +234,7 @@ def test_failures_are_marked(full: SimpleNamespace) -> None:
 
 
 def test_marks_count_as_failing_unless_only_below_the_data(tmp_path: Path) -> None:
-    table = score_table(read_evidence(make_inputs(tmp_path, *WRITERS), None))
+    table = score_table(ReportData(make_inputs(tmp_path, *WRITERS)))
     assert table is not None
     assert [table.num_failing(name) for name in ("pwm", "bc", "random")] == [1, 1, 0]
     assert [table.num_below_data(name) for name in ("pwm", "bc", "random")] == [1, 1, 0]
@@ -388,11 +390,11 @@ def test_damaged_inputs_name_the_file(tmp_path: Path) -> None:
     scores = pd.read_csv(folder / "scores.csv").rename(columns={"score": "points"})
     scores.to_csv(folder / "scores.csv", index=False)
     with pytest.raises(StageError, match=r"scores\.csv lacks the columns score; it has: .*points"):
-        read_evidence(inputs, None)
+        _ = ReportData(inputs).scores
     (folder / "scores.csv").unlink()
     (folder / "summary.json").write_text('{"algorithms": ')
     with pytest.raises(StageError, match=r"summary\.json is not JSON"):
-        read_evidence(inputs, None)
+        _ = ReportData(inputs).summary
 
 
 def test_same_inputs_give_the_same_page(tmp_path: Path) -> None:
@@ -416,13 +418,10 @@ def test_number_formats() -> None:
     assert [number(value) for value in (None, float("nan"), 0.0, 1234.0, 1234.5, 12.34, 0.5, 0.01234)] == [
         "–", "–", "0", "1,234", "1,234", "12.3", "0.50", "0.012",
     ]  # fmt: skip
-    assert [duration(seconds) for seconds in (8.23, 65, 7800)] == ["8.2 s", "1 min 05 s", "2 h 10 min"]
     assert two_decimals(-0.001) == "0.00"
-    assert interval_text({"value": 0.5, "low": None, "high": None}) == "0.50"
-    assert interval_text({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.50 [0.40, 0.60]"
-    none = {"value": None, "low": None, "high": None}
-    assert score_text({"mean": none}) == "no score"
-    assert score_text({"mean": none, "returns": {"a": 812.25}}) == "no score, return 812.2"
-    assert score_text({"mean": none, "returns": {"a": 812.25, "b": -3.0}}) == "no score, returns -3 to 812.2"
-    one = {"value": 0.5, "low": None, "high": None}
-    assert score_text({"mean": none, "iqm": one, "tasks": 3, "of_tasks": 4}, "iqm") == "0.50 on 3 of 4 tasks"
+    assert str(Estimate(0.5)) == "0.50"
+    assert str(Estimate(0.5, 0.4, 0.6)) == "0.50 [0.40, 0.60]"
+    assert AlgorithmScores().text() == "no score"
+    assert AlgorithmScores(returns={"a": 812.25}).text() == "no score, return 812.2"
+    assert AlgorithmScores(returns={"a": 812.25, "b": -3.0}).text() == "no score, returns -3 to 812.2"
+    assert AlgorithmScores(iqm=Estimate(0.5), tasks=3, of_tasks=4).text("iqm") == "0.50 on 3 of 4 tasks"

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from orrery.datasets.schema import TaskSpec
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
 from orrery.pipeline.study.study import read_study
-from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, summarise, write_csv
+from orrery.stages.evaluation.scores import EpisodeRow, ScoreRow, Summary, summarise, write_csv
+from orrery.stages.policy.policy_index import policy_entry, write_index
 from orrery.stages.reporting.config import CompareConfig, VariantConfig
 from orrery.stages.reporting.stage_compare import Compare
 from orrery.stages.reporting.study_figures import line_styles
@@ -46,7 +49,7 @@ def write_scores(folder: Path, pwm: dict[str, list[float]], return_mean: float |
     rows += [ScoreRow("behaviour", task, 0, 50, 100.0, 1.0, None, 0.1) for task in pwm]
     write_csv(folder / "scores.csv", ScoreRow, rows)
     no_episodes: list[EpisodeRow] = []
-    (folder / "summary.json").write_text(json.dumps({"algorithms": summarise(rows, no_episodes)}))
+    (folder / "summary.json").write_text(json.dumps(asdict(Summary(summarise(rows, no_episodes)))))
 
 
 def write_model(folder: Path, error: float) -> None:
@@ -82,12 +85,10 @@ def write_policies(folder: Path, norms: list[float]) -> None:
         for i, norm in enumerate(norms)
     ]
     pd.DataFrame(rows).to_csv(folder / "training.csv", index=False)
-    policies = [
-        {"algorithm": algorithm, "task": task, "seed": 0, "gradient_noise": noise}
-        for task in (CUP, REACH)
-        for algorithm, noise in (("pwm", 10 * norms[-1]), ("bc", None))
-    ]
-    (folder / "policies.json").write_text(json.dumps({"policies": policies}))
+    specs = [TaskSpec(task, 3, 1, 10) for task in (CUP, REACH)]
+    noises = {"pwm": 10 * norms[-1], "bc": None}
+    entries = [policy_entry(name, spec, 0, gradient_noise=noise) for spec in specs for name, noise in noises.items()]
+    write_index(folder, specs, entries)
 
 
 def variant(group: str, artifacts: dict[str, list[str]], **parameters: str) -> VariantConfig:
