@@ -1,7 +1,7 @@
 """What packages add to Orrery by entry points, itself included: stages, commands, dataset formats, policies, executors.
 
     [project.entry-points."orrery.stages"]
-    sac = "orrery.stages.baselines.stage_sac:Sac"
+    mrq = "orrery.stages.mrq.stage_mrq:Mrq"
 
 Names come from the metadata of installed packages; nothing is imported before an entry is loaded. A broken entry of
 another package is an error only where its name is used, and a warning where all of its group are.

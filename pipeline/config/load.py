@@ -33,7 +33,7 @@ from ..reading import check_yaml, reading
 from ..stage import Stage
 from .algorithms import select_stages
 from .overrides import Override, read_overrides
-from .schema import build, describe_type, find_key, make_schema, nearest, plain_type, unknown_key
+from .schema import build, describe_type, find_key, make_schema, nearest, plain_type, renamed, unknown_key
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,8 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
     if not settings.stages:
         raise ConfigError(f"stages is empty; list at least one of: {', '.join(stages)}")
     for name in settings.stages:
+        if name not in stages and (now := renamed(name)):
+            raise ConfigError(f"stages: {name!r} was renamed: use {now}")
         if name not in stages:
             raise _no_stage(name, stages)
     if repeated := sorted({name for name in settings.stages if settings.stages.count(name) > 1}):

@@ -20,6 +20,22 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import ConfigError, OrreryError
 from ..reading import decode
 
+RENAMED = {
+    "sac.decisions": "baselines.steps",
+    "sac.warm_up": "baselines.sac.learning_starts",
+    "sac.update_every": "baselines.sac.train_freq",
+    "sac.batch_size": "baselines.sac.batch_size",
+    "sac.lr": "baselines.sac.learning_rate",
+    "sac.discount": "baselines.sac.gamma",
+    "sac.actor_units": "baselines.sac.actor_units",
+    "sac.critic_units": "baselines.sac.critic_units",
+    "sac": "baselines",
+    "powr_baselines.task": "baselines.tasks",
+    "powr_baselines.transitions": "baselines.steps",
+    "powr_baselines": "baselines",
+}
+"""Stages of earlier versions and their keys, with their current names; the first match counts."""
+
 SHOWN_KEYS = 6
 """Keys of the same name that a message lists."""
 
@@ -125,11 +141,19 @@ def _find_inside(owner: Any, key: str, value: str) -> tuple[tuple[str, ...], Any
     return (".".join(words[:end]), *path), hint
 
 
+def renamed(key: str) -> str:
+    """The current name of a key or stage of an earlier version; empty for any other."""
+    found = (re.sub(rf"(^|\.){re.escape(old)}(?=\.|$)", rf"\g<1>{new}", key) for old, new in RENAMED.items())
+    return next((now for now in found if now != key), "")
+
+
 def unknown_key(types: Mapping[str, Any], key: str) -> ConfigError:
     """The error for an unknown key, with its new name, keys of the same name, the nearest key, or those beside it.
 
     A renamed config field has its old names in its metadata: field(..., metadata={"renamed_from": "OLD OLDER"}).
     """
+    if now := renamed(key):
+        return ConfigError(f"key {key!r} was renamed: use {now}")
     path, _ = find_key(types, key)
     owner, names = "", list(types)
     for depth in range(1, len(path)):

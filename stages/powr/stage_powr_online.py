@@ -51,7 +51,7 @@ class PowrOnline(Stage):
     """
 
     Config = PowrOnlineConfig
-    inputs = {"curves": Input("curves", optional=True, many=True)}
+    inputs = {"curves": Input("policies", optional=True, many=True)}
     output_kind = "policies"
     algorithms = (ALGORITHM,)
     config: PowrOnlineConfig
@@ -78,7 +78,8 @@ class PowrOnline(Stage):
     def _publish(self, context: Context, spec: TaskSpec, jobs: Sequence[_Job]) -> str:
         rows = [row for job in jobs for row in read_curves(job.folder / CURVES_FILE)]
         write_curves(context.folder / CURVES_FILE, rows)
-        others = [row for folder in context.inputs.get("curves", ()) for row in read_curves(folder / CURVES_FILE)]
+        paths = [folder / CURVES_FILE for folder in context.inputs.get("curves", ())]
+        others = [row for path in paths if path.is_file() for row in read_curves(path)]
         draw_curves([*rows, *others], self.config.threshold, context.folder / FIGURE_FILE)
         entries = [
             {"algorithm": ALGORITHM, "task": spec.name, "seed": job.seed, "path": f"{job.folder.name}/policy"}

@@ -1,8 +1,7 @@
-"""The stages powr, powr_online, powr_baselines and tabular: artifacts that load, what they refuse, resuming."""
+"""The stages powr, powr_online and tabular: artifacts that load, what they refuse, resuming."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import logging
@@ -18,8 +17,6 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
-from orrery.stages.baselines.config import PowrBaselinesConfig
-from orrery.stages.baselines.stage_powr_baselines import PowrBaselines
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.powr.config import KernelPlannerConfig, OfflineConfig, PowrConfig, PowrOnlineConfig, discrete_task
 from orrery.stages.powr.curves import completed_returns, failure_warnings
@@ -286,7 +283,7 @@ def test_failed_episodes_are_left_out_of_the_curves_of_powr_online(tmp_path, cap
 
 
 def test_returns_of_completed_episodes():
-    """What powr_baselines counts too, whose library is not installed everywhere."""
+    """What the stage baselines counts too, whose library is not installed everywhere."""
     results = [
         EpisodeResult(seed, 10.0 * seed, 5, None, None, error) for seed, error in ((1, None), (2, "no"), (3, None))
     ]
@@ -374,17 +371,6 @@ def test_powr_online_says_what_makes_its_system_singular_and_no_more(tmp_path):
     assert "is singular at centre" in message
     assert "raise ridge (now 0) or jitter (now 0)" in message
     assert "\n" not in message
-
-
-def test_baselines_say_what_to_install(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else find("json"))
-    config = PowrBaselinesConfig(task="gymnasium/CartPole-v1")
-    with pytest.raises(ConfigError, match=r"needs the package sb3_contrib, .* pip install 'orrery\[baselines\]'"):
-        PowrBaselines(config).check()
-    PowrBaselines(PowrBaselinesConfig(task="gymnasium/CartPole-v1", algorithms=["ppo"])).check()
-    with pytest.raises(ConfigError, match=r"algorithms: unknown \['sac'\]"):
-        PowrBaselinesConfig(algorithms=["sac"])
 
 
 @pytest.mark.parametrize("name", ["frozenlake", "taxi", "cartpole", "mountaincar", "lunarlander", "offline"])

@@ -1,0 +1,42 @@
+"""A task's environment as Stable-Baselines3 takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ...datasets.schema import TaskSpec
+from ...datasets.tasks import make_environment
+
+
+class LibraryEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Choices by number. With statistics, observations and rewards in standard deviations, and time limits as ends."""
+
+    def __init__(self, spec: TaskSpec, statistics: tuple[np.ndarray, np.ndarray, float] | None) -> None:
+        """Args:
+        statistics: mean and scale of observations [O], and scale of rewards; None leaves both as they are.
+        """
+        super().__init__(make_environment(spec))
+        if spec.action_kind == "discrete":
+            self.action_space = gymnasium.spaces.Discrete(spec.action_dim)
+            self._choices = np.eye(spec.action_dim, dtype=np.float32)
+        self._discrete, self._statistics = spec.action_kind == "discrete", statistics
+
+    def reset(self, **given: Any) -> Any:
+        observation, info = self.env.reset(**given)
+        return self._scaled(observation), info
+
+    def step(self, action: Any) -> Any:
+        action = self._choices[int(action)] if self._discrete else action
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._statistics is not None:
+            reward, terminated, truncated = float(reward) / self._statistics[2], terminated or truncated, False
+        return self._scaled(observation), reward, terminated, truncated, info
+
+    def _scaled(self, observation: Any) -> Any:
+        if self._statistics is None:
+            return observation
+        mean, scale, _ = self._statistics
+        return ((np.asarray(observation, np.float32) - mean) / scale).astype(np.float32)

@@ -1,0 +1,153 @@
+"""The stage baselines: agents of a library as policies of ours, learning curves, and what the stage refuses."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from orrery.datasets.schema import Episode
+from orrery.datasets.tasks import make_environment, task_spec
+from orrery.pipeline.config.load import discover_stages, load_config
+from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.logging import ConsoleProgress
+from orrery.pipeline.stage import Context
+from orrery.stages.baselines.config import BaselinesConfig, SacConfig
+from orrery.stages.baselines.environment import LibraryEnv
+from orrery.stages.baselines.mlp_policy import MlpPolicy
+from orrery.stages.baselines.stage_baselines import Baselines
+from orrery.stages.policy.policy import load_policy
+from torch import nn
+
+from .stores import point_mass_episodes, point_mass_spec, write_store
+
+SMALL = SacConfig(learning_starts=20, batch_size=16, actor_units=[8], critic_units=[8])
+
+
+def context(folder, *stores):
+    folder.mkdir(exist_ok=True)
+    inputs = {"store": [store.folder for store in stores]}
+    return Context(folder, inputs, 1, 1, logging.getLogger("test"), ConsoleProgress())
+
+
+def test_a_policy_of_linear_layers_acts_like_them_and_is_loaded_again(tmp_path):
+    torch.manual_seed(0)
+    spec = point_mass_spec(action_dim=2)
+    linears = [nn.Linear(2, 8), nn.Linear(8, 4), nn.Linear(4, 2)]
+    agent = nn.Module()
+    agent.actor = nn.Module()
+    agent.actor.latent_pi = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU())
+    agent.actor.mu = linears[2]
+    mean, scale = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
+    policy = MlpPolicy.from_agent(agent, (mean, scale, 1.0), spec, {"algorithm": "sac", "seed": 0})
+    observation = torch.randn(5, 2)
+    x = (observation - mean) / scale
+    expected = torch.tanh(linears[2](torch.relu(linears[1](torch.relu(linears[0](x))))))
+    torch.testing.assert_close(policy.act(observation), expected)
+    policy.save(tmp_path / "policy")
+    torch.testing.assert_close(load_policy(tmp_path / "policy").act(observation), expected)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task"),
+    [("a2c", "gymnasium/CartPole-v1"), ("dqn", "gymnasium/CartPole-v1"), ("ppo", "gymnasium/Pendulum-v1"),
+     ("sac", "gymnasium/Pendulum-v1"), ("trpo", "gymnasium/CartPole-v1")],
+)  # fmt: skip
+def test_a_policy_chooses_as_its_agent_does(algorithm, task):
+    library = pytest.importorskip("sb3_contrib" if algorithm == "trpo" else "stable_baselines3")
+    spec = task_spec(task)
+    agent = getattr(library, algorithm.upper())("MlpPolicy", LibraryEnv(spec, None), seed=0)
+    policy = MlpPolicy.from_agent(agent.policy, None, spec, {"algorithm": algorithm, "seed": 0})
+    observation = 3 * torch.randn(64, spec.observation_dim, generator=torch.Generator().manual_seed(0))
+    chosen = torch.as_tensor(agent.predict(observation.numpy(), deterministic=True)[0])
+    acted = policy.act(observation)
+    if spec.action_kind == "discrete":
+        assert acted.shape == (64, 2)
+        assert set(acted.sum(-1).tolist()) == {1.0}
+        chosen, acted = chosen.long(), acted.argmax(-1)
+    torch.testing.assert_close(acted, chosen)
+
+
+def test_it_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sb3_contrib" else find("json"))
+    Baselines(BaselinesConfig(algorithms=["ppo", "sac"])).check()
+    with pytest.raises(ConfigError, match=r"needs the package sb3_contrib, .* pip install 'orrery\[baselines\]'"):
+        Baselines(BaselinesConfig(algorithms=["trpo"])).check()
+
+
+def test_it_refuses_what_it_cannot_learn(tmp_path):
+    with pytest.raises(ConfigError, match=r"sac.learning_starts must be less than baselines.steps \(10\), found 1000"):
+        BaselinesConfig(steps=10)
+    with pytest.raises(ConfigError, match=r"baselines.algorithms: expected some of a2c, .*, found bc"):
+        BaselinesConfig(algorithms=["bc"])
+    with pytest.raises(ConfigError, match=r"baselines has no tasks: set baselines.tasks"):
+        Baselines(BaselinesConfig()).run(context(tmp_path / "none"))
+    spec = point_mass_spec("toy/choice", action_dim=2, action_kind="discrete")
+    store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 4))])
+    with pytest.raises(ConfigError, match=r"sac cannot learn toy/choice, whose actions are discrete"):
+        Baselines(BaselinesConfig()).run(context(tmp_path / "sac", store))
+
+
+@pytest.mark.parametrize(
+    ("override", "now"),
+    [
+        ("stages=[sac]", "stages: 'sac' was renamed: use baselines"),
+        ("sac.decisions=10", "key 'sac.decisions' was renamed: use baselines.steps"),
+        ("powr_baselines.seeds=3", "key 'powr_baselines.seeds' was renamed: use baselines.seeds"),
+    ],
+)
+def test_earlier_names_are_told_their_new_one(override, now):
+    with pytest.raises(ConfigError, match=now):
+        load_config("powr_cartpole", [override], stages=discover_stages())
+
+
+def test_a_short_run_leaves_policies_and_keeps_what_is_finished(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    spec = task_spec("myriad/cancer@10")
+    environment = make_environment(spec)
+    episodes = []
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        observations, rewards, actions = [environment.reset(seed=seed)[0]], [], random.uniform(-1, 1, (10, 1))
+        for action in actions:
+            observation, reward, *_ = environment.step(action)
+            observations.append(observation)
+            rewards.append(reward)
+        actions, rewards = actions.astype(np.float32), np.array(rewards, np.float32)
+        episodes.append(Episode(np.stack(observations), actions, rewards, False))
+    store = write_store(tmp_path / "store", [(spec, episodes)])
+    stage = Baselines(BaselinesConfig(steps=60, sac=SMALL))
+    where = context(tmp_path / "sac", store)
+    assert stage.run(where) == "2 policies for 1 task, 60 steps each"
+    entries = json.loads((where.folder / "policies.json").read_text())["policies"]
+    assert [(entry["algorithm"], entry["task"], entry["seed"]) for entry in entries] == [
+        ("sac", spec.name, seed) for seed in (0, 1)
+    ]
+    paths = [where.folder / entry["path"] for entry in entries]
+    assert load_policy(paths[0]).act(torch.rand(5, 2)).shape == (5, 1)
+    weights = [(path / "policy.safetensors").read_bytes() for path in paths]
+    (paths[1] / "policy.json").unlink()
+    stage.run(where)
+    assert [(path / "policy.safetensors").read_bytes() for path in paths] == weights
+
+
+def test_curves_are_written_beside_the_policies(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    config = BaselinesConfig(
+        ["gymnasium/FrozenLake-v1"], {"is_slippery": False}, ["dqn", "a2c"], SMALL, 64, 32, 2, seeds=1
+    )
+    where = context(tmp_path / "out")
+    summary = Baselines(config).run(where)
+    assert summary.startswith("last greedy return dqn ")
+    curves = pd.read_csv(where.folder / "curves.csv")
+    assert curves.groupby("algorithm").transitions.apply(list).to_dict() == {"a2c": [32, 65], "dqn": [32, 64]}
+    assert (where.folder / "curves.svg").is_file()
+    index = json.loads((where.folder / "policies.json").read_text())
+    assert index["tasks"][0]["environment"]["kwargs"] == {"is_slippery": False}
+    assert load_policy(where.folder / index["policies"][0]["path"]).act(torch.eye(16)).sum() == 16
