@@ -13,28 +13,12 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 
-GUIDES = {
-    "Your own data": "data.md",
-    "Models": "models.md",
-    "Using a pretrained model": "pretrained.md",
-    "Tasks": "tasks.md",
-    "Scores and metrics": "scores.md",
-    "Results": "results.md",
-    "Results of the alternatives": "alternatives.md",
-    "Devices and jobs": "jobs.md",
-    "Adding algorithms, formats and executors": "extending.md",
-    "Differences from the released code": "differences.md",
-    "Python and TorchRL": "python.md",
-    "Notebooks": "notebooks.md",
-    "Gallery": "gallery.md",
-}
-
 
 @event_priority(100)  # before mkdocstrings reads its settings
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Complete the navigation, and show mkdocstrings where the code is."""
-    config.nav = [{"Orrery": "index.md"}, {"Guides": [{title: path} for title, path in GUIDES.items()]}]
-    config.nav += reference.navigation()
+    """Add the generated pages to the navigation after the guides, and show mkdocstrings where the code is."""
+    assert config.nav is not None
+    config.nav[2:2] = reference.navigation()
     # `orrery` is a namespace over folders of the repository; the parser needs it as a folder of that name.
     package = Path(tempfile.mkdtemp()) / "orrery"
     package.mkdir()

@@ -1,8 +1,8 @@
 """The reference pages of the documentation, generated from the code.
 
-`pages()` returns {path: Markdown} of stages, experiments, commands and modules, and needs no MkDocs. The
-files that a stage writes and its measured cost are in `stage_notes.yaml`; the page of a stage without an entry says
-that its cost was not measured.
+`pages()` returns {path: Markdown} of stages, experiments and commands, and needs no MkDocs. The files that a
+stage writes and its measured cost are in `stage_notes.yaml`; the page of a stage without an entry says that its cost was
+not measured.
 """
 
 from __future__ import annotations
@@ -29,72 +29,6 @@ from raised import Raised, raised_errors, used_modules
 
 NOTES = Path(__file__).with_name("stage_notes.yaml")
 
-API = {
-    "Runs and studies": ["pipeline.config.load", "pipeline.runner", "pipeline.study.study", "pipeline.artifact"],
-    "Writing a stage": [
-        "pipeline.stage",
-        "pipeline.jobs.fanout",
-        "pipeline.jobs.executor",
-        "pipeline.entry_points",
-        "pipeline.checkpoint",
-        "pipeline.command",
-        "pipeline.errors",
-    ],
-    "Tasks and data": [
-        "datasets.schema",
-        "datasets.tasks",
-        "datasets.formats.sources",
-        "datasets.formats.reader",
-        "datasets.formats.format",
-        "datasets.store",
-        "datasets.replay",
-        "datasets.windows",
-        "datasets.rollout",
-    ],
-    "World model": [
-        "stages.world_model.networks",
-        "stages.planning.task_model",
-        "stages.world_model.losses",
-        "stages.planning.planner",
-        "stages.world_model.tdmpc2_checkpoint",
-    ],
-    "Policies": [
-        "stages.policy.policy",
-        "stages.policy.torchrl_module",
-        "stages.world_model.torchrl_env",
-        "stages.extraction.policy",
-        "stages.extraction.first_order",
-        "stages.extraction.rollout",
-        "stages.extraction.returns",
-        "stages.evaluation.statistics",
-    ],
-    "Sharing and deployment": [
-        "pipeline.hub",
-        "stages.sharing.publish",
-        "stages.deployment.exporting",
-        "stages.deployment.equality",
-        "stages.deployment.latency",
-    ],
-    "Action world models": [
-        "stages.sequence_model.networks",
-        "stages.sequence_model.kinds",
-        "stages.sequence_model.dynamics",
-        "stages.diagnostics.gradients",
-        "stages.bpo.imagination",
-        "stages.bpo.bpo",
-    ],
-    "MR.Q and POWR": [
-        "stages.mrq.losses",
-        "stages.mrq.learner",
-        "stages.mrq.linear_theory",
-        "stages.powr.kernels",
-        "stages.powr.evaluation",
-        "stages.powr.improvement",
-        "stages.tabular.solve",
-    ],
-}
-"""Modules by page: what a user of the package or the author of a stage calls."""
-
 
 def pages() -> dict[str, str]:
     """Return {path: Markdown} of every generated page."""
@@ -112,7 +46,6 @@ def makers() -> dict[str, Callable[[], str]]:
     made |= {f"experiments/{name}.md": partial(experiment_page, name, stages) for name in experiments}
     made |= {f"studies/{name}.md": partial(study_page, name) for name in studies}
     made["command_line.md"] = command_line_page
-    made |= {f"api/{_slug(title)}.md": partial(api_page, title, modules) for title, modules in API.items()}
     return made
 
 
@@ -125,7 +58,6 @@ def navigation() -> list[dict[str, Any]]:
         {"Stages": of["stages"]},
         {"Experiments": [*of["experiments"], {"Studies": of["studies"]}]},
         {"Command line": "command_line.md"},
-        {"Python": of["api"]},
     ]
 
 
@@ -201,11 +133,6 @@ def command_line_page() -> str:
         parts += [f"## orrery {command}", _block(_printed(command, "--help"))]
     keys = list(config_keys(Settings, dataclasses.asdict(Settings())))
     return "\n\n".join([*parts, "## Keys of every run", _table(keys), ""])
-
-
-def api_page(title: str, modules: Sequence[str]) -> str:
-    """A page of directives that mkdocstrings replaces by the modules' docstrings."""
-    return "\n\n".join([f"# {title}", *(f"::: orrery.{module}" for module in modules), ""])
 
 
 # Parts of pages.
@@ -375,7 +302,3 @@ def _cell(code: str) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"\W+", "_", title.lower())

@@ -60,10 +60,13 @@ def test_the_help_of_every_command_is_shown(makers):
         assert part in page
 
 
-def test_modules_of_the_api_pages_exist(reference):
-    for modules in reference.API.values():
-        for module in modules:
-            assert importlib.util.find_spec(f"orrery.{module}"), module
+def test_modules_of_the_api_pages_exist_and_every_page_is_in_the_navigation():
+    pages = sorted((DOCS / "pages" / "api").glob("*.md"))
+    assert pages
+    for page in pages:
+        assert f"- api/{page.name}" in (DOCS / "mkdocs.yml").read_text()
+        for module in re.findall("^::: (.*)$", page.read_text(), flags=re.MULTILINE):
+            assert importlib.util.find_spec(module), module
 
 
 def test_notes_are_of_stages_that_exist():
