@@ -171,12 +171,12 @@ def open_loop_errors(model: WorldModel, data: JoinedWindowData, batches: int) ->
         found.add(model, batch)
     model.train(training)
     assert found is not None
-    r2_KH, latent_KH = found.result()
+    r2_KH, latent_KH = found.result().values()
     rows = [
         (name, horizon, float(r2_KH[k, h]), float(latent_KH[k, h]))
         for k, name in enumerate(model.table.names)
         for h, horizon in enumerate(found.horizons)
-        if found.sums_KHS[k, h, 0] > 0
+        if found.sums[k, h, 0] > 0
     ]
     return pd.DataFrame(rows, columns=columns)
 

@@ -14,10 +14,10 @@ from tensordict import TensorDict
 
 from ...datasets.schema import TaskSpec, TaskTable
 from ...datasets.tasks.myriad_dynamics import DifferentiableTask
+from ..training.module import check_finite
 from .config import SequenceLossConfig, SequenceModelConfig
 from .kinds import build_model
 from .losses import sequence_losses, set_task_statistics
-from .module import check_finite
 from .networks import SequenceModel
 
 CLIP_NORM = 20.0

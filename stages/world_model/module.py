@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import lightning
 import torch
 from tensordict import TensorDict
 from torch import distributed
 
-from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed
 from ..training.config import OptimizerConfig
+from ..training.module import ModelTraining
 from .config import LossConfig
 from .networks import WorldModel
 from .objective import Draws, prior_values, rollout_losses
@@ -23,7 +22,7 @@ from .open_loop import OpenLoopError
 from .values import percentile_range, prior_loss
 
 
-class WorldModelTraining(lightning.LightningModule):
+class WorldModelTraining(ModelTraining):
     """An update is TD-MPC2's: a step of the model, then one of the policy prior on the latents of the same batch, then
     one of the target values.
 
@@ -45,10 +44,8 @@ class WorldModelTraining(lightning.LightningModule):
         seed: int = 0,
         compiled: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self._loss, self._optimizer = loss, optimizer
-        self._total_steps, self._log_every, self._seed = total_steps, log_every, seed
+        super().__init__(optimizer, total_steps, log_every, seed)
+        self.model, self._loss = model, loss
         self.register_buffer("reward_weight_K", reward_weight_K, persistent=False)
         self.register_buffer("value_range", torch.ones(()))
         self._compiled = compiled
@@ -60,6 +57,9 @@ class WorldModelTraining(lightning.LightningModule):
         if self._has_values:
             # Ranks exchange the gradients of what requires one; those of the prior are exchanged where it learns.
             model.policy_prior.requires_grad_(False)
+
+    def new_open_loop(self, length: int) -> OpenLoopError:
+        return OpenLoopError(len(self.model.table), length, self.device)
 
     def setup(self, stage: str) -> None:
         if self.device.type == "cuda":
@@ -73,11 +73,8 @@ class WorldModelTraining(lightning.LightningModule):
         losses, z = self._losses(self.model, batch, self._loss, self.reward_weight_K, draws, count_T)
         if draws is not None:
             self._rollouts.append((z, batch, draws))
-        # Not at every step, since reading a loss waits for the device; at those that Lightning writes down at once.
-        if (self.global_step + 1) % self._log_every == 0:
-            shown = losses | self._prior_metrics
-            _check_finite(shown, self.global_step)
-            self.log_dict({f"train/{name}": value.detach() for name, value in shown.items()}, sync_dist=True)
+        if self.logs_now:
+            self.log_losses(losses | self._prior_metrics)
         return losses["total"]
 
     def _draw(self, batch: TensorDict) -> Draws:
@@ -147,11 +144,7 @@ class WorldModelTraining(lightning.LightningModule):
         ]
         if self._has_values:
             self._prior_optimizer = torch.optim.Adam(self.model.policy_prior.parameters(), lr=config.lr, eps=1e-5)
-        optimizer = torch.optim.Adam(groups, lr=config.lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(
-            optimizer, start_factor=1.0, end_factor=config.final_lr_scale, total_iters=self._total_steps
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.scheduled(torch.optim.Adam(groups, lr=config.lr))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._has_values:
@@ -165,25 +158,6 @@ class WorldModelTraining(lightning.LightningModule):
             self._prior_optimizer.load_state_dict(self._prior_state["optimizer"])
             self._prior_metrics = {name: value.to(self.device) for name, value in self._prior_state["metrics"].items()}
             self._prior_state = None
-
-    def on_validation_epoch_start(self) -> None:
-        self._open_loop: OpenLoopError | None = None
-
-    def validation_step(self, batch: TensorDict, batch_index: int) -> None:
-        if self._open_loop is None:
-            self._open_loop = OpenLoopError(len(self.model.table), batch["action"].shape[1], self.device)
-        self._open_loop.add(self.model, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        assert self._open_loop is not None
-        self._open_loop.sums_KHS = self.trainer.strategy.reduce(self._open_loop.sums_KHS, reduce_op="sum")
-        r2_KH, latent_KH = self._open_loop.result()
-        values = {}
-        for k, task in enumerate(self.model.table):
-            for h, horizon in enumerate(self._open_loop.horizons):
-                values[f"reward_r2/{horizon}/{task.name}"] = r2_KH[k, h].float()
-                values[f"latent_mse/{horizon}/{task.name}"] = latent_KH[k, h].float()
-        self.log_dict(values, sync_dist=True)  # equal on all ranks already: the sums were reduced
 
 
 def _of_every_rank(x_B: torch.Tensor) -> torch.Tensor:
@@ -204,12 +178,3 @@ def _mean_over_ranks(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     flat /= distributed.get_world_size()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def _check_finite(losses: dict[str, torch.Tensor], step: int) -> None:
-    broken = [name for name, value in losses.items() if not torch.isfinite(value)]
-    if broken:
-        raise StageError(
-            f"world model: loss not finite at step {step} ({', '.join(broken)}). "
-            "Lower pretrain.optimizer.lr, or look at the data with `orrery inspect RUN/pack`"
-        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
+from ..training.module import diagnosed_horizons
 from .networks import WorldModel
 
 DIAGNOSED_HORIZONS = (1, 4, 8, 16, 50, 100, 200)
@@ -23,19 +24,14 @@ def validation_length(horizon: int, longest_prediction: int | None) -> int:
     return length if longest_prediction is None else min(length, longest_prediction)
 
 
-def diagnosed_horizons(length: int) -> tuple[int, ...]:
-    """Those of `DIAGNOSED_HORIZONS` that lie below `length`, and `length`."""
-    return (*(horizon for horizon in DIAGNOSED_HORIZONS if horizon < length), length)
-
-
 class OpenLoopError:
     """Sums over held-out windows that give open-loop R^2 of the reward and the latent error, per task and horizon."""
 
     def __init__(self, num_tasks: int, length: int, device: torch.device) -> None:
         """`length`: steps of the windows."""
-        self.horizons = diagnosed_horizons(length)
-        # Per task and horizon: count, sum r, sum r^2, sum (r_hat - r)^2, sum latent MSE.
-        self.sums_KHS = torch.zeros(num_tasks, len(self.horizons), 5, dtype=torch.float64, device=device)
+        self.horizons = diagnosed_horizons(DIAGNOSED_HORIZONS, length)
+        # [K, H, S]: count, sum r, sum r^2, sum (r_hat - r)^2, sum latent MSE.
+        self.sums = torch.zeros(num_tasks, len(self.horizons), 5, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, model: WorldModel, batch: TensorDict) -> None:
@@ -49,11 +45,11 @@ class OpenLoopError:
             target = model.encode(batch["observation"][:, horizon], task)
             latent_error = (z_SBD[horizon] - target).square().mean(-1).double()
             terms = torch.stack([torch.ones_like(reward), reward, reward**2, error**2, latent_error], -1)
-            self.sums_KHS[:, h].index_add_(0, task, terms * valid[:, None])
+            self.sums[:, h].index_add_(0, task, terms * valid[:, None])
 
-    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def result(self) -> dict[str, torch.Tensor]:
         """R^2 of the reward [K, H] (NaN if the reward does not vary) and mean latent MSE [K, H]."""
-        count, total, squares, error, latent = self.sums_KHS.unbind(-1)
+        count, total, squares, error, latent = self.sums.unbind(-1)
         variance = squares - total**2 / count
         r2 = torch.where(variance > 1e-8 * count, 1 - error / variance, torch.nan)
-        return r2, latent / count
+        return {"reward_r2": r2, "latent_mse": latent / count}

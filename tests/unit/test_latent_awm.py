@@ -24,10 +24,11 @@ from orrery.stages.policy.policy import load_policy
 from orrery.stages.pretrain.config import PretrainConfig
 from orrery.stages.pretrain.stage_pretrain import Pretrain
 from orrery.stages.training.config import TrainerConfig
+from orrery.stages.training.module import diagnosed_horizons
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.objective import rollout_losses
-from orrery.stages.world_model.open_loop import diagnosed_horizons, validation_length
+from orrery.stages.world_model.open_loop import DIAGNOSED_HORIZONS, validation_length
 
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
@@ -215,10 +216,10 @@ def test_settings_that_do_not_go_together_are_refused():
 
 def test_validation_windows_reach_as_far_as_training_and_no_further_than_the_model():
     assert validation_length(5, None) == 16
-    assert diagnosed_horizons(16) == (1, 4, 8, 16)
+    assert diagnosed_horizons(DIAGNOSED_HORIZONS, 16) == (1, 4, 8, 16)
     assert validation_length(5, 5) == 5
-    assert diagnosed_horizons(5) == (1, 4, 5)
-    assert diagnosed_horizons(validation_length(100, 100)) == (1, 4, 8, 16, 50, 100)
+    assert diagnosed_horizons(DIAGNOSED_HORIZONS, 5) == (1, 4, 5)
+    assert diagnosed_horizons(DIAGNOSED_HORIZONS, validation_length(100, 100)) == (1, 4, 8, 16, 50, 100)
 
 
 def context(folder, **inputs):

@@ -12,8 +12,9 @@ from orrery.pipeline.errors import StageError
 from orrery.stages.sequence_model.config import KINDS, SequenceLossConfig, SequenceModelConfig
 from orrery.stages.sequence_model.kinds import build_model
 from orrery.stages.sequence_model.losses import masked_mean, prediction_error, sequence_losses, set_statistics
-from orrery.stages.sequence_model.module import OpenLoopSkill, SequenceModelTraining, check_finite, diagnosed_horizons
+from orrery.stages.sequence_model.module import DIAGNOSED_HORIZONS, OpenLoopSkill, SequenceModelTraining
 from orrery.stages.training.config import OptimizerConfig
+from orrery.stages.training.module import check_finite, diagnosed_horizons
 from orrery.stages.training.progress import quiet_lightning
 from tensordict import TensorDict
 from torch.utils.data import DataLoader
@@ -64,7 +65,7 @@ def skill(model, store, split):
     sampler = WindowSampler(store, length=LENGTH, batch_size=64, seed=0, split=split, held_out=0.1)
     for step in range(4):
         found.add(model, sampler.batch(step))
-    return found.result(model)
+    return tuple(found.result().values())
 
 
 def test_losses_by_hand():
@@ -157,7 +158,7 @@ def test_skill_of_a_perfect_and_of_a_mean_prediction(store):
         model.predict = predict
         found = OpenLoopSkill(model, LENGTH, torch.device("cpu"))
         found.add(model, batch)
-        return found.result(model)[0]
+        return found.result()["observation_r2"]
 
     perfect = skill_of(lambda first, action, task: batch["observation"][:, 1:])
     assert torch.allclose(perfect, torch.ones_like(perfect))
@@ -168,8 +169,8 @@ def test_skill_of_a_perfect_and_of_a_mean_prediction(store):
 
 
 def test_horizons_that_are_diagnosed():
-    assert diagnosed_horizons(10) == (1, 5, 10)
-    assert diagnosed_horizons(60) == (1, 5, 10, 20, 50, 60)
+    assert diagnosed_horizons(DIAGNOSED_HORIZONS, 10) == (1, 5, 10)
+    assert diagnosed_horizons(DIAGNOSED_HORIZONS, 60) == (1, 5, 10, 20, 50, 60)
 
 
 def test_a_loss_that_is_not_finite_is_named():

@@ -205,7 +205,7 @@ def test_open_loop_r2_of_a_perfect_and_of_a_constant_prediction(tmp_path):
 
     perfect = OpenLoopError(1, 16, torch.device("cpu"))
     perfect.add(Oracle(), batch)
-    r2, latent = perfect.result()
+    r2, latent = perfect.result().values()
     assert r2.tolist() == [[1.0] * 4]
     assert latent.tolist() == [[1.0, 16.0, 64.0, 256.0]]  # of the times 1, 4, 8, 16 against encodings of 0
 
@@ -215,7 +215,9 @@ def test_open_loop_r2_of_a_perfect_and_of_a_constant_prediction(tmp_path):
 
     constant = OpenLoopError(1, 16, torch.device("cpu"))
     constant.add(Mean(), batch)
-    torch.testing.assert_close(constant.result()[0], torch.zeros(1, 4, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        constant.result()["reward_r2"], torch.zeros(1, 4, dtype=torch.float64), atol=1e-6, rtol=0
+    )
 
 
 def test_reward_weights_raise_sparse_tasks(tmp_path):
