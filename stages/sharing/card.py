@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from ...datasets.schema import TaskSpec
 from .provenance import Provenance
@@ -34,29 +36,31 @@ def model_card(
         licence: an identifier of the Hub, such as mit or cc-by-4.0.
         frames: number of included start frames per task.
     """
-    parts = [
-        _front_matter(facts, licence),
-        f"# {name}\n",
-        f"{_what(facts)}, trained with Orrery. {_sentence(facts.summary)}\n",
-        "## Loading\n",
-        _loading(name, facts, config, sizes),
-        "## Tasks\n",
-        _task_table(facts.tasks),
-        _references(facts),
-        "## Data\n",
-        _data(facts, frames),
-        "## Network\n",
-        _network(config, parameters, sizes),
-        "## Results\n",
-        _measured(facts),
-        "## Limitations\n",
-        "".join(f"- {line}\n" for line in limitations(facts)),
-        "## Licence\n",
-        f"{licence}.\n" if licence != NOT_GIVEN else "The publisher stated no licence.\n",
-        "## Provenance\n",
-        _origin(facts),
-    ]
-    return "\n".join(part for part in parts if part)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": _number, "cell": lambda text: text.replace("|", "\\|")}
+    plain = {key: value for key, value in config.items() if not isinstance(value, dict | list)}
+    return environment.get_template("card.md").render(
+        name=name,
+        facts=facts,
+        config=config,
+        parameters=parameters,
+        licence=licence,
+        not_given=NOT_GIVEN,
+        frames=frames,
+        is_model=facts.kind == "world_model",
+        is_sequence=SEQUENCE_MODEL in sizes,
+        suites=sorted({str(task["name"]).split("/")[0] for task in facts.tasks}),
+        references=_references(facts),
+        settings=", ".join(f"{key} {value}" for key, value in plain.items()),
+        policies=sum(Path(file).name == "policy.json" for file in sizes),
+        limitations=limitations(facts),
+    )
 
 
 def limitations(facts: Provenance) -> list[str]:
@@ -85,69 +89,9 @@ def limitations(facts: Provenance) -> list[str]:
     return lines
 
 
-def _front_matter(facts: Provenance, licence: str) -> str:
-    tags = ["reinforcement-learning", "orrery", "world-model" if facts.kind == "world_model" else "policy"]
-    suites = sorted({str(task["name"]).split("/")[0] for task in facts.tasks})
-    lines = ["---", f"license: {licence}", "library_name: orrery", "pipeline_tag: reinforcement-learning", "tags:"]
-    return "\n".join([*lines, *(f"- {tag}" for tag in [*tags, *suites]), "---"]) + "\n"
-
-
-def _what(facts: Provenance) -> str:
-    count = f"{len(facts.tasks)} tasks" if len(facts.tasks) > 1 else facts.tasks[0]["name"]
-    return f"A world model of {count}" if facts.kind == "world_model" else f"Policies for {count}"
-
-
-def _sentence(summary: str) -> str:
-    return f"{summary[0].upper()}{summary[1:]}." if summary else ""
-
-
-def _loading(name: str, facts: Provenance, config: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
-    if SEQUENCE_MODEL in sizes:
-        return _code(
-            "python",
-            "from orrery.pipeline.hub import find_artifact",
-            "from orrery.stages.sequence_model.kinds import load_model",
-            f'model = load_model(find_artifact("{name}", "world_model"))',
-        )
-    if facts.kind == "world_model":
-        return _code(
-            "python",
-            "from orrery.stages.world_model.networks import WorldModel",
-            f'model = WorldModel.from_pretrained("{name}")',
-        ) + _code("", f"orrery run from_checkpoint world_model={name} tasks=[{facts.tasks[0]['name']}]")
-    task = config["task"]
-    algorithm = config["trained_by"].get("algorithm")
-    # One policy's folder has it under the name that its index gives it.
-    chosen = f', algorithm="{algorithm}"' if algorithm else ""
-    return _code(
-        "python",
-        "import torch",
-        "from orrery.stages.policy.policy import Policy",
-        f'policy = Policy.from_pretrained("{name}", task="{task["name"]}"{chosen})',
-        f"observation = torch.zeros(1, {task['observation_dim']})  # [B, O], in the environment's units",
-        "action = policy.act(observation)  # [B, A]",
-    )
-
-
-def _code(language: str, *lines: str) -> str:
-    return "\n".join([f"```{language}", *lines, "```"]) + "\n"
-
-
-def _task_table(tasks: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [
-            task["name"], task["observation_dim"], f"{task['action_dim']} {task['action_kind']}",
-            task["episode_length"], task["action_repeat"], f"{task['discount']:.4g}",
-            "yes" if task["terminates"] else "no", task["score_kind"],
-        ]
-        for task in tasks
-    ]  # fmt: skip
-    head = ["task", "observation", "action", "steps", "repeat", "discount", "terminates", "score"]
-    return _table(head, rows)
-
-
-def _references(facts: Provenance) -> str:
-    known: dict[str, Mapping[str, Any]] = {
+def _references(facts: Provenance) -> dict[str, Mapping[str, Any]]:
+    """What 0 and 1 of normalised scores are, by task: as the evaluation says, else as the task does."""
+    known = {
         task["name"]: {
             "random": task["score_random"],
             "expert": task["score_expert"],
@@ -156,70 +100,7 @@ def _references(facts: Provenance) -> str:
         for task in facts.tasks
         if task["score_kind"] == "normalised" and task["score_random"] is not None
     }
-    known |= facts.references
-    lines = [
-        f"- {name}: 0 is a return of {_number(one['random'])}, 1 is {_number(one['expert'])}"
-        + (f"; no score, because {one['problem']}" if one.get("problem") else "")
-        for name, one in known.items()
-    ]
-    return "References of normalised scores:\n\n" + "\n".join(lines) + "\n" if lines else ""
-
-
-def _data(facts: Provenance, frames: int) -> str:
-    rows = [
-        [
-            row["task"], row["behaviour"], f"{row['episodes']:,}", f"{row['transitions']:,}",
-            f"{_number(row['return_mean'])} ({_number(row['return_min'])} to {_number(row['return_max'])})",
-            _number(row["success_rate"]),
-        ]
-        for row in facts.data
-    ]  # fmt: skip
-    head = ["task", "behaviour", "episodes", "transitions", "return", "success"]
-    table = _table(head, rows) if rows else ""
-    digest = (
-        f"Hash of the packed data: `{facts.data_digest}`.\n" if facts.data_digest else "The data is not recorded.\n"
-    )
-    inside = (
-        f"\nstarts.safetensors holds {frames:,} frames (observation and action) of each task's data, so that policies "
-        "can be extracted without the data.\n"
-        if frames
-        else ""
-    )
-    return f"{table}\n{digest}{inside}" if table else f"{digest}{inside}"
-
-
-def _network(config: Mapping[str, Any], parameters: int, sizes: Mapping[str, int]) -> str:
-    plain = {key: value for key, value in config.items() if not isinstance(value, dict | list)}
-    settings = ", ".join(f"{key} {value}" for key, value in plain.items())
-    policies = sum(Path(file).name == "policy.json" for file in sizes)
-    each = f" in each of {policies} policies" if policies > 1 else ""
-    return f"{parameters:,} parameters{each}. {settings}.\n"
-
-
-def _measured(facts: Provenance) -> str:
-    parts = []
-    if facts.open_loop:
-        rows = [[task, _number(value)] for task, value in facts.open_loop.items()]
-        parts.append(_table(["task", f"open-loop R2 of {facts.open_loop_of}"], rows))
-    if facts.score_table:
-        protocol = ", ".join(f"{name}: {value}" for name, value in facts.protocol.items())
-        parts.append(f"Scores in the environments, over all seeds ({protocol}):\n\n{facts.score_table}")
-    return "\n".join(parts) or "No results are included.\n"
-
-
-def _origin(facts: Provenance) -> str:
-    if not facts.stage:
-        return "Unknown: the artifact has no manifest of a stage.\n"
-    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    return (
-        f"Stage {facts.stage}, {facts.created}, {facts.seconds:,.0f} s. Versions: {versions}. Artifact "
-        f"`{facts.digest}`. manifest.json holds the settings, provenance.json these numbers.\n"
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    return {**known, **facts.references}
 
 
 def _number(value: Any) -> str:
