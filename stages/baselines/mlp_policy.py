@@ -53,7 +53,7 @@ class MlpPolicy(StoredPolicy):
 
     @classmethod
     def from_agent(
-        cls, agent: nn.Module, statistics: tuple[Any, ...] | None, task: TaskSpec, trained_by: dict[str, Any]
+        cls, agent: Any, statistics: tuple[Any, ...] | None, task: TaskSpec, trained_by: dict[str, Any]
     ) -> MlpPolicy:
         """From the `policy` of an agent of Stable-Baselines3 or sb3-contrib, of which its actor's layers are copied.
 

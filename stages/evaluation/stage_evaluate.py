@@ -247,7 +247,7 @@ class Evaluate(Stage):
                 "success": "at any step",
                 "interval": INTERVAL_METHOD,
             },
-            references=dict(references),
+            references={name: dict(one) for name, one in references.items()},
             imagined=imagined,
             exploiting=exploiting(imagined),
             skipped=dict(skipped),

@@ -51,7 +51,7 @@ def _scores(results: StudyResults) -> dict[str, Any]:
         estimates = {}
         for name, runs in own.groupby("algorithm", sort=False):
             ends = runs.set_index("row")[["score", "low", "high"]]
-            values = {row: Estimate(*map(_none_if_nan, ends.loc[row])) for row in ends.index}
+            values: dict[Any, Any] = {row: Estimate(*map(_none_if_nan, ends.loc[row])) for row in ends.index}
             tasks = by_task[(by_task["group"] == group) & (by_task["algorithm"] == name)]
             returns = tasks.dropna(subset="return_mean").set_index("task")["return_mean"].to_dict()
             scored = int(tasks["score"].notna().sum())
