@@ -229,8 +229,8 @@ def test_failures_are_marked(full: SimpleNamespace) -> None:
     assert cell(full.page, CUP, 3) == "0.01"  # a baseline is not a failure
     assert cell(full.page, REACH, 3) == "–"
     assert "not evaluated: no environment is known" in full.page
-    returns = f"imagined return {number(2.0)}, real {number(0.1)}."
-    assert f"pwm exploits errors of the model on {REACH}: {returns}" in full.page
+    returns = f"imagined return {number(2.0)}, real return {number(0.1)}."
+    assert f"pwm exploits model errors on {REACH}: {returns}" in full.page
 
 
 def test_marks_count_as_failing_unless_only_below_the_data(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_damaged_inputs_name_the_file(tmp_path: Path) -> None:
     folder = inputs["scores"][0]
     scores = pd.read_csv(folder / "scores.csv").rename(columns={"score": "points"})
     scores.to_csv(folder / "scores.csv", index=False)
-    with pytest.raises(StageError, match=r"scores\.csv lacks the columns score; it has: .*points"):
+    with pytest.raises(StageError, match=r"scores\.csv lacks columns score; it has: .*points"):
         _ = ReportData(inputs).scores
     (folder / "scores.csv").unlink()
     (folder / "summary.json").write_text('{"algorithms": ')

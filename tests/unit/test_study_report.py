@@ -300,5 +300,5 @@ def test_returns_stand_where_no_task_has_a_score(tmp_path: Path) -> None:
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     write_scores(tmp_path / "a", {CUP: [0.5]})
     (tmp_path / "a" / "scores.csv").write_text("algorithm,task\npwm,x\n")
-    with pytest.raises(StageError, match=r"scores\.csv lacks the columns seed"):
+    with pytest.raises(StageError, match=r"scores\.csv lacks columns seed"):
         read_results({"a": variant("a", {"scores": ["a"]}, variant="a")}, tmp_path)
