@@ -48,11 +48,13 @@ def keep_artifact(final: Path, key: str) -> None:
             _move(final, _place(final, manifest.key))
 
 
-def forget_artifact(place: Path) -> None:
-    """Remove an artifact that is kept, once it is back in the run folder; an attempt that is kept beside it stays."""
+def forget_artifact(place: Path, final: Path) -> None:
+    """Remove a kept artifact that is back as `final`, where its jobs go too; an attempt beside it stays."""
     if place.parents[2].name == KEPT_FOLDER:
         artifact.remove(place)
         if not attempt_file(place).exists():
+            if jobs_folder(place).is_dir() and not jobs_folder(final).exists():
+                _move(jobs_folder(place), jobs_folder(final))
             _remove(place)
 
 

@@ -132,10 +132,12 @@ def run(
         elif decision.made is not None:
             with disk_errors(config.run_dir):
                 records = input_records(config, stages[name], name, sources[name])
-                _take_up(decision, config.run_dir / name)
-                keep_artifact(config.run_dir / name, decision.key)
-                manifest = artifact.take(decision.made, config.run_dir / name, records)
-                forget_artifact(decision.made)
+                final = config.run_dir / name
+                if (former := read_attempt(final)) is None or former.key == decision.key:
+                    _take_up(decision, final)
+                keep_artifact(final, decision.key)
+                manifest = artifact.take(decision.made, final, records)
+                forget_artifact(decision.made, final)
             outcomes[name] = replace(_outcome(manifest, "reused"), made_in=str(decision.made.parent))
         else:
             on_start(decision)
@@ -205,6 +207,7 @@ def _run_stage(
         attempt = _take_up(decision, final) or Attempt(
             key, MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"])
         )
+        _remove_oldest(final, log)
         # Named before its folder exists, so that no folder can be taken for one of another key.
         write_attempt(final, attempt, running=True)
         partial.mkdir(exist_ok=True)

@@ -310,6 +310,9 @@ def test_jobs_are_taken_over_when_a_setting_grows(tmp_path: Path, monkeypatch: p
     assert count("count.until=1", "count.jobs=4") == "done"
     assert attempts() == {"job0": 1, "job1": 1, "job2": 3, "job3": 1}
     assert count("count.until=1", "count.jobs=2") == "reused"
+    assert count("count.until=1", "count.jobs=4") == "reused"
+    assert count("count.until=1", "count.jobs=5") == "done"
+    assert attempts() == {"job0": 1, "job1": 1, "job2": 3, "job3": 1, "job4": 1}
     assert count("count.until=2", "count.jobs=2") == "done"
     assert attempts() == {"job0": 1, "job1": 1}
 

@@ -191,6 +191,12 @@ def test_an_attempt_with_other_settings_is_kept_and_continues_when_they_come_bac
     assert toy.run("add.scale=2")["add"].summary == "total 6 (continued)"
     assert toy.plan("make.size=4")[1] == ("run", "input from make")
 
+    monkeypatch.setenv("TOY_FAILURE", "bug")
+    for scale in range(4, 6 + KEPT_PER_STAGE):  # without bound, they would fill the disk
+        with pytest.raises(ZeroDivisionError):
+            toy.run(f"add.scale={scale}")
+    assert [toy.plan(f"add.scale={scale}")[1][0] for scale in (4, 5, 8, 9)] == ["run", "resume", "resume", "resume"]
+
 
 def test_a_replaced_artifact_is_kept_and_reused_when_its_settings_come_back(toy: ToyProject, caplog) -> None:
     def inode() -> int:
