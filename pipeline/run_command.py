@@ -203,7 +203,7 @@ def _print_plan(decisions: Sequence[Decision], holder: str | None, console: Cons
     """Args:
     holder: the process that runs in the folder now, which works on the stage that would continue.
     """
-    table = Table("stage", "would", "because", box=None, pad_edge=False)
+    table = Table("stage", "action", "reason", box=None, pad_edge=False)
     for decision in decisions:
         if holder is not None and decision.action == "resume":
             table.add_row(decision.stage, "running", Text(holder))
