@@ -143,15 +143,19 @@ class SvgConfig:
     """Longest imagined rollout in steps; 0 uses no gradient through the model (DDPG on its latents)."""
     lambda_: float = 0.5
     """Weight of a rollout of h steps in the objective: lambda^h, normalised."""
+    weights: str = "lambda"
+    """lambda: as above. trust: times R^2 of the model's h-step advantage on held-out windows of the task."""
     n_step: int = 3
     """Real steps in a critic's n-step target; fewer at the end of an episode."""
     updates: int = 4
     """Updates of critics and actor per iteration."""
-    batch_size: int = 192
+    batch_size: int = 128
     """Real windows per policy and update."""
-    starts: int = 96
+    starts: int = 64
     """Number of these windows from which the model is rolled out."""
-    target_rate: float = 0.02
+    priority: float = 0.5
+    """Exponent of prioritized replay by the critics' errors; 0 draws transitions uniformly."""
+    target_rate: float = 0.1
     """EMA rate of the target critics."""
     target_noise: float = 0.2
     """Standard deviation of the noise on a target's action, as a fraction of half the action range."""
@@ -163,7 +167,8 @@ class SvgConfig:
     def __post_init__(self) -> None:
         check_counts(self, "n_step", "updates", "batch_size", "starts", "frames_per_task")
         check_not_negative(self, "horizon", "target_noise")
-        check_shares(self, "lambda_", "target_rate")
+        check_shares(self, "lambda_", "target_rate", "priority")
+        check_choices(self, weights=("lambda", "trust"))
         if self.starts > self.batch_size:
             raise ConfigError(f"starts ({self.starts}) must not exceed batch_size ({self.batch_size})")
         if self.starts <= self.horizon:

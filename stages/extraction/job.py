@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...datasets.store import TaskStore
+from ...datasets.windows import Split
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
@@ -30,7 +31,7 @@ from .policy import LatentPolicy
 from .program import PolicySpec, Program
 from .starts import encode_starts
 from .svg import SvgExtraction
-from .transitions import encode_transitions
+from .transitions import LatentTransitions, encode_transitions
 
 IMAGINED_EPISODES = 16
 """Episodes, from first frames of the data, over which the imagined return of a policy is averaged."""
@@ -68,18 +69,16 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     with context.progress("encode start states", total=len(ids)) as progress:
         starts = encode_starts(model, ids, frames_of, lambda: progress.advance(1))
 
-    transitions = None
-    if any(member.objective == "svg" for member in members):
-        with context.progress("encode transitions", total=len(ids)) as progress:
-            transitions = encode_transitions(
-                model,
-                TaskStore.open(inputs["store"]),
-                ids,
-                config.svg.frames_per_task,
-                config.seed,
-                held_out_share(inputs["world_model"]) or 0.0,
-                lambda: progress.advance(1),
-            )
+    def encoded(split: Split) -> LatentTransitions:
+        held_out = held_out_share(inputs["world_model"]) or 0.0
+        store, frames = TaskStore.open(inputs["store"]), config.svg.frames_per_task
+        with context.progress(f"encode transitions, {split}", total=len(ids)) as progress:
+            advance = lambda: progress.advance(1)  # noqa: E731
+            return encode_transitions(model, store, ids, frames, config.seed, held_out, advance, split=split)
+
+    from_data = any(member.objective == "svg" for member in members)
+    transitions = encoded("train") if from_data else None
+    unseen = encoded("held_out") if from_data and config.svg.weights == "trust" else None
 
     def programs(part: list[PolicySpec]) -> list[Program]:
         svg = [member for member in part if member.objective == "svg"]
@@ -88,7 +87,9 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
         if others:
             built += [FirstOrderExtraction(model, starts, others, config.first_order, config.iterations, config.seed)]
         if svg and transitions is not None:
-            built += [SvgExtraction(model, starts, transitions, svg, config.svg, config.iterations, config.seed)]
+            built += [
+                SvgExtraction(model, starts, transitions, svg, config.svg, config.iterations, config.seed, unseen)
+            ]
         return built
 
     checkpoint = context.folder / CHECKPOINT

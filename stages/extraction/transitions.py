@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ...datasets.store import TaskRows, TaskStore
+from ...datasets.windows import Split
 from ...pipeline.seeding import derive_seed
 from ..world_model.networks import WorldModel
 from .starts import encode_frames
@@ -88,9 +89,11 @@ def encode_transitions(
     seed: int,
     held_out: float = 0.0,
     advance: Callable[[], None] = lambda: None,
+    *,
+    split: Split = "train",
 ) -> LatentTransitions:
-    """Encode the episodes of each task that its model's training did not hold out; of a task with more frames than
-    `frames_per_task`, a random choice of them.
+    """Encode the episodes of each task that its model's training did not hold out, or those that it did; of a task with
+    more frames than `frames_per_task`, a random choice of them.
 
     `advance` is called after each task.
     """
@@ -100,7 +103,7 @@ def encode_transitions(
     for k in task_ids:
         spec = model.table[k]
         rows = store.rows_of(spec.name)
-        episodes = _choose_episodes(rows, frames_per_task, seed, held_out)
+        episodes = _choose_episodes(rows, frames_per_task, seed, held_out, split)
         lengths = rows.lengths[episodes]
         frames = np.concatenate([np.arange(rows.offsets[e], rows.offsets[e + 1]) for e in episodes])
         left = np.concatenate([np.arange(length, -1, -1) for length in lengths])
@@ -128,10 +131,11 @@ def encode_transitions(
     )
 
 
-def _choose_episodes(rows: TaskRows, frames: int, seed: int, held_out: float) -> np.ndarray:
-    """Numbers of episodes, in order: all that are not held out, or a random choice with at most so many frames (one
-    episode at least). Depends on (seed, task name) alone."""
-    kept = np.flatnonzero(~rows.held_out(held_out))
+def _choose_episodes(rows: TaskRows, frames: int, seed: int, held_out: float, split: Split) -> np.ndarray:
+    """Numbers of episodes of a split, in order; a random choice with at most so many frames (one episode at least).
+    Depends on (seed, task name) alone. Where no episode is held out, all are of either split."""
+    chosen = rows.held_out(held_out)
+    kept = np.flatnonzero(chosen if split == "held_out" and chosen.any() else ~chosen)
     order = np.random.default_rng(derive_seed("transitions", rows.spec.name, seed)).permutation(kept)
     number = int(np.searchsorted(np.cumsum(rows.lengths[order] + 1), frames, side="right"))
     return np.sort(order[: max(number, 1)])

@@ -21,6 +21,7 @@ from orrery.pipeline.cli import main
 
 OVERRIDES = (
     "tasks=[dmc/cartpole-balance,metaworld/reach-v3]",
+    "algorithms=[pwm,bc]",
     "workers=1",
     "threads=1",
     "collect.episodes=6",

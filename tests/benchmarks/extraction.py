@@ -27,7 +27,7 @@ from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.program import PolicySpec, Program
 from orrery.stages.extraction.starts import StartLatents
 from orrery.stages.extraction.svg import SvgExtraction
-from orrery.stages.extraction.transitions import Transitions
+from orrery.stages.extraction.transitions import LatentTransitions
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
@@ -54,7 +54,7 @@ def programs(mode: str, size: str, members: int, device: str, arguments: argpars
     return [FirstOrderExtraction(model, starts, part, config, 1000, 0) for part in parts]
 
 
-def one_episode_each(latents: torch.Tensor, actions: torch.Tensor) -> Transitions:
+def one_episode_each(latents: torch.Tensor, actions: torch.Tensor) -> LatentTransitions:
     """An episode of each task, with random rewards."""
     device = latents.device
     left = torch.arange(STARTS - 1, -1, -1, device=device).repeat(TASKS)
@@ -62,7 +62,7 @@ def one_episode_each(latents: torch.Tensor, actions: torch.Tensor) -> Transition
     returns, ends = torch.rand(len(left), device=device).double(), torch.zeros(len(left), device=device).bool()
     frames = left.nonzero()[:, 0]
     count = torch.full((TASKS,), STARTS - 1, device=device)
-    return Transitions(latents.flatten(0, 1), actions.flatten(0, 1), returns, left, ends, frames, first, count)
+    return LatentTransitions(latents.flatten(0, 1), actions.flatten(0, 1), returns, left, ends, frames, first, count)
 
 
 def seconds(device: str, update: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -14,7 +15,7 @@ from orrery.stages.extraction.config import ActorCriticConfig, SvgConfig
 from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.extraction.svg import SvgExtraction, split_starts
-from orrery.stages.extraction.transitions import encode_transitions
+from orrery.stages.extraction.transitions import LatentTransitions, encode_transitions
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.start_frames import draw_frames
@@ -66,8 +67,8 @@ def make(setting, members, config=CONFIG, iterations=6):
     store, model = setting
     ids = sorted({model.table.id_of(member.task) for member in members})
     starts = encode_starts(model, ids, lambda name: draw_frames(store, name, 20, 4, 0))
-    transitions = encode_transitions(model, store, ids, 1000, seed=0)
-    return SvgExtraction(model, starts, transitions, members, config, iterations, seed=0)
+    transitions, unseen = (encode_transitions(model, store, ids, 1000, 0, 0.3, split=s) for s in ("train", "held_out"))
+    return SvgExtraction(model, starts, transitions, members, config, iterations, 0, unseen)
 
 
 def train(program, first=0, last=6):
@@ -136,7 +137,7 @@ def test_returns_are_of_as_many_model_steps_as_their_row(setting):
                 alive = alive * (torch.sigmoid(continue_logit[0]) if model.table[k].terminates else 1.0)
             torch.testing.assert_close(found[m, b], total, atol=1e-5, rtol=1e-4)
     # The weights of a horizon's rows add up to its share of the mixture, whatever their number.
-    shares = [float(program._weight_B[[h == horizon for h in horizons]].sum()) for horizon in (0, 1, 2)]
+    shares = [float(program._weight_MB[0, [h == horizon for h in horizons]].sum()) for horizon in (0, 1, 2)]
     assert shares == pytest.approx([4 / 7, 2 / 7, 1 / 7])
 
 
@@ -169,6 +170,57 @@ def test_members_together_equal_members_alone(setting):
             for name, value in getattr(alone, net).state_dict().items():
                 both = getattr(together, net).state_dict()[name].unflatten(0, (-1, 2))
                 torch.testing.assert_close(both[m], value, atol=2e-5, rtol=1e-3)
+
+
+def imagined_transitions(model, transitions):
+    """The same actions, with the latents and rewards that the model makes of them; of task 0, episodes of 9 steps."""
+    z, reward, action = [transitions.z_FD[:1]], [], transitions.action_FA[:9, None]
+    for step in action:
+        reward.append(model.decode_reward(model.reward_logits(z[-1], step, torch.zeros(1, dtype=torch.long))))
+        z.append(model.next_latent(z[-1], step, torch.zeros(1, dtype=torch.long)))
+    returns = torch.zeros(10, dtype=torch.float64)
+    for t in reversed(range(9)):
+        returns[t] = reward[t].double() + model.table[0].discount * returns[t + 1]
+    left, frames = torch.arange(9, -1, -1), torch.arange(9)
+    first, count = torch.tensor([0]), torch.tensor([9])
+    actions = torch.cat([transitions.action_FA[:9], torch.zeros(1, 3)])
+    return LatentTransitions(
+        torch.cat(z), actions, returns, left, torch.zeros(10, dtype=torch.bool), frames, first, count
+    )
+
+
+def test_a_model_is_trusted_as_far_as_it_explains_advantages(setting):
+    """Wholly where the data is what it predicts, not at all where rewards and latents are those of other states."""
+    members = members_of(["toy/small"])
+    program = make(setting, members, dataclasses.replace(CONFIG, weights="trust"))
+    torch.nn.init.normal_(program.target.mlp.weight[-1])
+    true = imagined_transitions(setting[1], program._transitions)
+    torch.testing.assert_close(program._trust(true, 0), torch.ones(2, 3), atol=1e-3, rtol=0)
+    wrong = dataclasses.replace(true, z_FD=true.z_FD.flip(0), return_F=-3 * true.return_F)
+    trust = program._trust(wrong, 0)
+    assert trust[:, 0].tolist() == [1.0, 1.0]
+    assert trust[:, 1:].max() < 0.5
+    program._set_weights(program._share_H * torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]))
+    counts = program._counts_H
+    assert program._weight_MB.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    assert program._weight_MB[1, : counts[2] + counts[1]].tolist() == [0.0] * (counts[2] + counts[1])
+    with pytest.raises(ConfigError, match=r"weights=trust needs held-out episodes of more than 2 steps.*toy/small"):
+        program._trust(dataclasses.replace(true, left_F=true.left_F.clamp(max=2)), 0)
+
+
+def test_transitions_whose_target_is_missed_are_drawn_more_often(setting):
+    program = make(setting, members_of(["toy/small", "toy/ends"], seeds=1))
+    count = int(program._transitions.count_K[0])
+    number = torch.arange(count).expand(2, count)
+    error = torch.ones(2, count)
+    error[0, 3] = 100.0
+    program._prioritise(number, error)
+    drawn = torch.cat([program._draw_block(block)[0] for block in range(100)], 0)  # [1000, 2, 12]
+    share = torch.stack([torch.bincount(drawn[:, m].flatten(), minlength=count) for m in (0, 1)]) / drawn[:, 0].numel()
+    mean = (100 + count - 1) / count
+    rest, high = (1 / mean + 0.1) ** 0.5, (100 / mean + 0.1) ** 0.5
+    assert float(share[0, 3]) == pytest.approx(high / (high + (count - 1) * rest), rel=0.1)
+    torch.testing.assert_close(share[1], torch.full((count,), 1 / count), atol=0.01, rtol=0)
 
 
 def test_resuming_equals_an_uninterrupted_run_bit_for_bit(setting):
