@@ -382,7 +382,7 @@ class Learner:
             if len(saved) != len(generator.get_state()):  # a GPU's generator is another one than a CPU's
                 raise CheckpointError(
                     f"the checkpoint was written on another kind of device than {self.device.type}, so its random "
-                    "numbers cannot continue here; resume on that device, or set `accelerator` to start from scratch"
+                    "numbers cannot continue here; resume on that device, or start the stage from scratch with --from"
                 )
             generator.set_state(saved.cpu())
         for name in _SAVED:
