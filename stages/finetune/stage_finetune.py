@@ -22,7 +22,7 @@ from ...pipeline.wording import counted
 from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.config import WorldModelConfig
 from ..world_model.facts import MODELS, ModelFacts, read_model_facts
-from ..world_model.reward_range import rewards_beyond_bins
+from ..world_model.reward_range import beyond_bins
 from .config import ADDED, FORGETTING, FinetuneConfig
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class Finetune(Stage):
         store = TaskStore.open(context.input("store"))
         new = list(store.table)
         model = self._check(new, context)
-        tasks = [task.summary for task in store.tasks]
-        if (said := rewards_beyond_bins(tasks, model.bin_limit, "pretrain.model.bin_limit")) is not None:
+        values = model.complete().num_q > 0
+        if (said := beyond_bins(store.tasks, model.bin_limit, "pretrain.model.bin_limit", values=values)) is not None:
             context.log.warning("finetune: %s, and pretrain again", said)
         inputs = {name: str(folders[0]) for name, folders in context.inputs.items() if folders}
         if not config.per_task:

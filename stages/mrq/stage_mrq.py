@@ -16,7 +16,7 @@ from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from ..world_model.facts import read_model_facts
-from ..world_model.reward_range import rewards_beyond_bins
+from ..world_model.reward_range import beyond_bins
 from .config import MrqConfig, algorithm_name
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Mrq(Stage):
         if self.config.start_from_world_model:
             self._check_world_model(context, store)
         learn = self.config.learn
-        learned = [store.rows_of(name).summary for name in self.config.tasks or store.table.names]
-        said = rewards_beyond_bins(learned, learn.networks.bin_limit, "mrq.learn.networks.bin_limit")
+        learned = [store.rows_of(name) for name in self.config.tasks or store.table.names]
+        said = beyond_bins(learned, learn.networks.bin_limit, "mrq.learn.networks.bin_limit", values=False)
         if said is not None and learn.design.two_hot_reward:
             context.log.warning("mrq: %s", said)
         programs = self._programs(store)

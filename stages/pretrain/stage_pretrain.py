@@ -14,7 +14,7 @@ from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
 from ..training.config import TRAINING_NOT_HASHED
 from ..world_model.facts import ModelFacts
-from ..world_model.reward_range import rewards_beyond_bins
+from ..world_model.reward_range import beyond_bins
 from .config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ class Pretrain(Stage):
 
     def _check_rewards(self, store: TaskStore, context: Context) -> None:
         if self.config.world_model == "latent":
-            tasks, limit = [task.summary for task in store.tasks], self.config.model.bin_limit
-            if (said := rewards_beyond_bins(tasks, limit, "pretrain.model.bin_limit")) is not None:
+            model = self.config.model.complete()
+            said = beyond_bins(store.tasks, model.bin_limit, "pretrain.model.bin_limit", values=model.num_q > 0)
+            if said is not None:
                 context.log.warning("pretrain: %s", said)
 
     def _latent(self, store: TaskStore) -> tuple[Any, int]:

@@ -1,4 +1,4 @@
-"""Check that a two-hot reward head can represent the rewards of a store."""
+"""Whether two-hot heads can show the rewards and values of a store."""
 
 from __future__ import annotations
 
@@ -7,30 +7,44 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...datasets.store import TaskSummary
+    from ...datasets.store import TaskRows
 
 
-def rewards_beyond_bins(tasks: Iterable[TaskSummary], bin_limit: float, key: str) -> str | None:
-    """What to warn of where rewards lie beyond symexp(bin_limit), the largest a head can predict; None if none do.
+def beyond_bins(tasks: Iterable[TaskRows], bin_limit: float, key: str, *, values: bool) -> str | None:
+    """What to warn of where rewards or values lie beyond symexp(bin_limit), the largest a head can predict; None if
+    none do.
 
     Args:
         tasks: of the store; those packed by versions that did not record their range are passed over.
         bin_limit: of the bins, in symlog units.
         key: the setting that decides it.
+        values: whether there are two-hot heads of values, too.
     """
     covered = math.expm1(bin_limit)
-    ranges = {
-        task.task: (task.reward_min, task.reward_max)
-        for task in tasks
-        if task.reward_min is not None and task.reward_max is not None
-    }
-    beyond = {name: found for name, found in ranges.items() if max(map(abs, found)) > covered}
-    if not beyond:
+    rewards, returns = {}, {}
+    for task in tasks:
+        low, high = task.summary.reward_min, task.summary.reward_max
+        if low is not None and high is not None:
+            rewards[task.spec.name] = (low, high)
+            returns[task.spec.name] = _largest_value(task, max(abs(low), abs(high))) if values else 0.0
+    largest = max([*returns.values(), *(abs(bound) for bounds in rewards.values() for bound in bounds)], default=0.0)
+    if largest <= covered:
         return None
-    largest = max(abs(bound) for found in beyond.values() for bound in found)
-    listed = "; ".join(f"{name} {low:,.6g} to {high:,.6g}" for name, (low, high) in list(beyond.items())[:5])
-    more = f" and {len(beyond) - 5} more tasks" if len(beyond) > 5 else ""
+    what, beyond = "rewards", {name: found for name, found in rewards.items() if max(map(abs, found)) > covered}
+    listed = [f"{name} {low:,.6g} to {high:,.6g}" for name, (low, high) in beyond.items()]
+    if not listed:
+        what, listed = "values", [f"{name} up to {value:,.6g}" for name, value in returns.items() if value > covered]
+    more = f" and {len(listed) - 5} more tasks" if len(listed) > 5 else ""
     return (
-        f"rewards exceed the reward bins, which end at {covered:,.0f}, and would be clipped: {listed}{more}"
-        f". Set {key}={math.ceil(math.log1p(largest))} (it is {bin_limit:g}), or scale the rewards"
+        f"{what} exceed the {what[:-1]} bins, which end at {covered:,.0f}, and would be clipped: "
+        f"{'; '.join(listed[:5])}{more}. "
+        f"Set {key}={math.ceil(math.log1p(largest))} (it is {bin_limit:g}), or scale the rewards"
     )
+
+
+def _largest_value(task: TaskRows, reward: float) -> float:
+    """Estimate of the largest |value|: that of an episode's return, or what the discounted sum of the largest |reward|
+    over an episode cannot exceed if that is less."""
+    discount = float(task.spec.discount or 0.0)
+    discounted = reward * (1 - discount**task.spec.episode_length) / (1 - discount)
+    return min(discounted, max(abs(task.summary.return_min), abs(task.summary.return_max)))
