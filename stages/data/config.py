@@ -46,11 +46,6 @@ class SourceConfig:
 
     def check(self, name: str) -> None:
         """Raise a ConfigError if settings of the source `name` contradict each other."""
-        if not self.path:
-            raise ConfigError(
-                f"pack.sources.{name}.path is empty. Set the path of the dataset (an HDF5 file, a Minari folder or id) "
-                "under a task name of your choice: tasks=[lab/arm] pack.sources.lab/arm.path=arm.hdf5"
-            )
         if self.behaviour not in ("", *BEHAVIOURS):
             raise ConfigError(
                 f"pack.sources.{name}.behaviour: expected {', '.join(BEHAVIOURS)}, found {self.behaviour!r}"
@@ -97,7 +92,8 @@ class PackConfig:
     """Tasks of the store, in order: collected tasks, names under `sources`, minari/<id>, or HDF5 files; mt30 and mt80
     are TD-MPC2's sets. Empty: all collected tasks, then all sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Datasets by task name; mt30 or mt80 provides every task of TD-MPC2's set."""
+    """Datasets by task name, or by the path or id that `tasks` has, whose `path` then stays empty; mt30 or mt80
+    provides every task of TD-MPC2's set."""
     window: int = 5
     """Training-window length in steps; fails if no episode is that long."""
     episodes: int = 0
@@ -114,7 +110,10 @@ class PackConfig:
             if self.tasks and name in SETS and not set(self.names) & set(SETS[name]):
                 raise ConfigError(f"pack.sources names {name!r}, of which no task is in tasks: {', '.join(self.tasks)}")
             if self.tasks and name not in SETS and name not in self.names:
-                raise ConfigError(f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}")
+                raise ConfigError(
+                    f"pack.sources names {name!r}, which is not in tasks: {', '.join(self.tasks)}; use a name as it "
+                    "stands there"
+                )
         if SETS.keys() <= self.sources.keys():
             raise ConfigError(f"pack.sources names {' and '.join(SETS)}, which share tasks; remove one of them")
 

@@ -52,8 +52,17 @@ class Pack(Stage):
     config: PackConfig
 
     def check(self) -> None:
+        from ...datasets.formats.sources import dataset_files
         from ...datasets.formats.tdmpc2 import chunk_files
 
+        for name in (name for name, source in self.config.sources.items() if not source.path):
+            try:
+                dataset_files(name)
+            except DatasetError as error:
+                raise ConfigError(
+                    f"pack.sources.{name}.path is empty, and {name!r} is not the path or id of a dataset. Set the path "
+                    f"of the dataset (an HDF5 file, a Minari folder or id): pack.sources.{name}.path=arm.hdf5"
+                ) from error
         sources: dict[str, list[str]] = {}
         for name in self._external_names():
             try:
@@ -217,9 +226,9 @@ def _external(config: PackConfig, name: str) -> Mapping[str, Any]:
         return {"source": name}
     source = config.sources[name]
     return {
-        "source": source.path,
+        "source": source.path or name,
         "columns": source.columns or None,
-        "name": name,
+        "name": name if source.path else None,
         "behaviour": source.behaviour or None,
         "overrides": source.overrides(),
     }
@@ -257,7 +266,8 @@ def pack_task(job: PackJob) -> None:
     from ...datasets.validate import Findings, validate
 
     reader = open_reader(**job.reader)
-    findings = Findings(warnings=[*reader.warnings, *_environment_warnings(reader.task)])
+    key = f"pack.sources.{job.reader.get('name') or job.reader['source']}.environment"
+    findings = Findings(warnings=[*reader.warnings, *_environment_warnings(reader.task, key)])
     taken = itertools.islice(reader, job.episodes)
     episodes = validate(taken, reader.task, job.window, findings, reader.source.get("columns", ()))
     TaskWriter(job.folder, reader.task, job.observation_dim, job.action_dim).write(
@@ -265,18 +275,19 @@ def pack_task(job: PackJob) -> None:
     )
 
 
-def _environment_warnings(task: TaskSpec) -> list[str]:
-    """Warn before training that policies cannot be evaluated: no environment is known, or the stated one is missing."""
+def _environment_warnings(task: TaskSpec, key: str) -> list[str]:
+    """Warn before training that policies cannot be evaluated: no environment is known, or the stated one is missing.
+
+    Args:
+        key: the setting that names another environment.
+    """
     from ...datasets.tasks import unplayable
 
+    reason: str | None = None
     if not task.environment:
-        return [
-            "policies will not be evaluated: no environment is known. Set "
-            f"pack.sources.{task.name}.environment to the environment of the data"
-        ]
-    if "spec_json" not in task.environment or (reason := unplayable(task)) is None:
+        reason = "no environment is known"
+    elif "spec_json" in task.environment:
+        reason = unplayable(task)
+    if reason is None:
         return []
-    return [
-        f"policies will not be evaluated: {reason}. Set pack.sources.NAME.environment, where pack.sources.NAME.path is "
-        "this dataset"
-    ]
+    return [f"policies will not be evaluated: {reason}. Set {key} to the environment of the data"]

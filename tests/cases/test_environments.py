@@ -91,7 +91,7 @@ def test_22_an_unknown_wrapper_is_said_before_training_and_leaves_a_report(run_c
     printed = run_case("22-minari-unknown-wrapper")
     before, _, after = printed[""].partition("pretrain")
     assert "stable_baselines3.common.monitor:Monitor" in before
-    assert "Set pack.sources.NAME.environment" in before
+    assert "Set pack.sources.minari/pend/medium-v0.environment" in before
     assert "rc=0" in after
     assert "is not evaluated: task 'minari/pend/medium-v0': its dataset was recorded with the wrapper" in after
     assert "rc=0" in printed["environment named"]

@@ -158,6 +158,25 @@ def test_two_files_of_the_same_name_are_refused_with_both_paths(tmp_path):
         Pack(PackConfig(window=2, tasks=[str(path) for path in paths])).check()
 
 
+def test_settings_of_a_file_that_is_named_by_its_path(packed, tmp_path, monkeypatch, capsys):
+    packed(np.linspace(-3, 3, 12).reshape(6, 2))
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "offline", "stages=[pack]", "run_dir=run", "pack.window=2", "tasks=[own.hdf5]"]
+    low, high = (f"pack.sources.own.hdf5.action_{end}=[{bound}]" for end, bound in (("low", -4), ("high", 4)))
+    assert main([*given, low, high]) == 0, capsys.readouterr().err
+    store = TaskStore.open(tmp_path / "run" / "pack")
+    assert store.table.names == ("hdf5/own",)
+    assert store.tasks[0].summary.source["actions"]["high"] == [4, 4]
+    said = store.tasks[0].summary.findings["warnings"]
+    assert any("evaluated: no environment is known. Set pack.sources.own.hdf5.environment" in text for text in said)
+    capsys.readouterr()
+    for name, message in (("hdf5/own", "'hdf5/own', which is not in tasks: own.hdf5"), ("own", "'own', which is not")):
+        assert main([*given, f"pack.sources.{name}.episode_length=3"]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert main([*given[:-1], "tasks=[lab/a]", "pack.sources.lab/a.episode_length=3"]) == 2
+    assert "pack.sources.lab/a.path is empty, and 'lab/a' is not the path" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_environment_says_how_long_an_episode_may_be(packed):
     (task,) = packed(np.zeros((6, 2)), environment="LimitedArm-v0").table
     assert (task.episode_length, task.discount) == (500, 0.99)
