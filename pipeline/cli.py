@@ -21,7 +21,7 @@ from rich.text import Text
 from . import clean_command
 from .command import Command
 from .entry_points import load, load_all, names
-from .errors import EXIT_USER_ERROR, ConfigError, Detached, OrreryError, StageInterrupted
+from .errors import EXIT_BUG, EXIT_USER_ERROR, ConfigError, Detached, OrreryError, StageInterrupted
 from .paths import CONFIG_DIR, user_path
 from .run_folder import disk_errors
 from .stage import Stage
@@ -33,7 +33,6 @@ COMMANDS = ("run", "plan", "resume", "study", "iterate", "status", "clean", "rep
 
 PIPE_WIDTH = 160
 
-EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
 
 

@@ -6,6 +6,7 @@ traceback. Any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 """Exit status of a command that ends with one of these."""
 

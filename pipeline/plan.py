@@ -304,7 +304,8 @@ def decide(
     # An attempt beside the artifact that it is to replace was asked for.
     if reason is None and not (begun and partial_folder(final).is_dir()):
         return Decision(name, "fresh", "", key, final)
-    found = find_made(stage, name, key, [*kept_places(final), *_elsewhere(config, name)]) if reason else None
+    elsewhere = () if stage.about_run else _elsewhere(config, name)
+    found = find_made(stage, name, key, [*kept_places(final), *elsewhere]) if reason else None
     if found is not None and worker.outdated(found, folders) is None:
         return Decision(name, "reuse", f"made in {found}", key, found)
     for place in (final, *kept_places(final)):

@@ -23,10 +23,7 @@ from .runner import Outcome, end_line, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file
 from .study import command as study_command
-from .study import iterate_command
-from .study.command import describe_study
-from .study.iterate import is_iteration, read_iteration_file
-from .study.study import is_study, read_study_file
+from .study.study import is_study, read_record
 
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
@@ -34,12 +31,7 @@ REPORT_PAGE = "index.html"
 
 def show_status(folder: Path, console: Console) -> int:
     """`orrery status`."""
-    if is_study(folder):
-        console.print(describe_study(folder))
-    elif is_iteration(folder):
-        console.print(iterate_command.describe_iteration(folder))
-    else:
-        console.print(describe_status(folder))
+    console.print(study_command.describe_study(folder) if is_study(folder) else describe_status(folder))
     return 0
 
 
@@ -54,20 +46,10 @@ def work(
     stages = discover_stages() if given is None else given
     if arguments.command == "resume":
         arguments = _recorded_command(arguments.path)
-    if arguments.command in ("study", "iterate") and launched() is not None:
-        raise ConfigError(f"orrery {arguments.command} runs in a single process; start it once")
-    if arguments.command == "study":
-        return _study(arguments, stages, config_dir, console)
-    if arguments.command == "iterate":
-        return _iterate(arguments, stages, config_dir, console)
+    if arguments.command in study_command.LOAD:
+        return _series(arguments, stages, config_dir, console)
     if arguments.command == "report" and is_study(arguments.run_dir):
         return study_command.report(arguments.run_dir, stages, config_dir, console)
-    if arguments.command == "report" and is_iteration(arguments.run_dir):
-        raise StageError(
-            f"{arguments.run_dir} is an iteration, whose comparison `orrery iterate` keeps up to date; for the report "
-            f"of a single round (if the experiment has the stage {REPORT_STAGE!r}): orrery report "
-            f"{arguments.run_dir / 'round_0'}"
-        )
     if arguments.command == "report":
         record = read_run_file(arguments.run_dir)
         # All stages of the experiment, also where the last command was about some of them.
@@ -102,39 +84,30 @@ def work(
 
 def _recorded_command(folder: Path) -> argparse.Namespace:
     """The command that was run last in a folder, as `_parser` would read it."""
-    command = "run"
     if is_study(folder):
-        command, record = "study", read_study_file(folder)
-        record = {**record, "experiment": record["source"]}
-    elif is_iteration(folder):
-        command, record = "iterate", dict(read_iteration_file(folder))
+        series = read_record(folder)
+        command, source, overrides = series.command, series.source, series.overrides
     else:
         record = read_run_file(folder)
-    overrides = [*record["overrides"], f"run_dir={folder}"]
+        command, source, overrides = "run", record["experiment"], record["overrides"]
     return argparse.Namespace(
-        command=command, experiment=record["experiment"], overrides=overrides, wants_help=False, plan=False,
+        command=command, experiment=source, overrides=[*overrides, f"run_dir={folder}"], wants_help=False, plan=False,
         first=None, force=False,
     )  # fmt: skip
 
 
-def _study(arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
-    name, overrides = arguments.experiment, arguments.overrides
-    if name is None or arguments.wants_help:
-        console.print(study_command.study_help(config_dir))
-        return 0 if arguments.wants_help else EXIT_USER_ERROR
-    command = study_command.plan_study if arguments.plan else study_command.run
-    return command(name, overrides, stages, config_dir, console)
-
-
-def _iterate(
+def _series(
     arguments: argparse.Namespace, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console
 ) -> int:
-    name, overrides = arguments.experiment, arguments.overrides
-    if name is None or arguments.wants_help:
-        console.print(iterate_command.iterate_help())
+    """`orrery study` and `orrery iterate`."""
+    if launched() is not None:
+        raise ConfigError(f"orrery {arguments.command} runs in a single process; start it once")
+    if arguments.experiment is None or arguments.wants_help:
+        console.print(study_command.series_help(arguments.command, config_dir))
         return 0 if arguments.wants_help else EXIT_USER_ERROR
-    command = iterate_command.plan if arguments.plan else iterate_command.run
-    return command(name, overrides, stages, config_dir, console)
+    series = study_command.LOAD[arguments.command](arguments.experiment, arguments.overrides, stages, config_dir)
+    command = study_command.show_plan if arguments.plan else study_command.run
+    return command(series, stages, console)
 
 
 def _run(

@@ -98,6 +98,8 @@ class Stage:
     run_keys: ClassVar[Sequence[str]] = RUN_KEYS
     """Fields of Config that take the run's value of the same name, unless the experiment or the command line sets them.
     A stage whose `tasks` selects among those of its input leaves out `tasks`."""
+    about_run: ClassVar[bool] = False
+    """The output depends on `context.run` too, which no key holds: one of another run is never reused."""
     not_hashed: ClassVar[Sequence[str]] = ()
     """Fields of Config, by dotted keys, that change speed, memory or how often something is logged, not the result:
     changing them neither makes an artifact stale nor discards an interrupted attempt. All others are hashed."""

@@ -35,6 +35,9 @@ from .algorithms import select_stages
 from .overrides import Override, read_overrides
 from .schema import build, describe_type, find_key, make_schema, nearest, plain_type, renamed, unknown_key
 
+PLURALS = {"experiment": "experiments", "study": "studies"}
+"""Folders of CONFIG_DIR."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -97,6 +100,35 @@ def discover_stages() -> dict[str, type[Stage]]:
 def list_experiments(config_dir: Path = CONFIG_DIR) -> dict[str, str]:
     """Return {name: description} of the built-in experiments."""
     return describe_files(config_dir / "experiments")
+
+
+def find_yaml(kind: str, source: str, config_dir: Path = CONFIG_DIR) -> Path:
+    """The file of an experiment or a study.
+
+    Args:
+        kind: "experiment" or "study".
+        source: name of a built-in one, or path of a YAML file.
+    Raises:
+        ConfigError: there is none.
+    """
+    if _is_path(source):
+        path = user_path(source)
+        if not path.exists() and not path.is_symlink():
+            raise ConfigError(f"there is no {kind} file {path.absolute()}")
+        return path
+    folder = config_dir / PLURALS[kind]
+    if source in (known := describe_files(folder)):
+        return folder / f"{source}.yaml"
+    if "=" in source:
+        raise ConfigError(
+            f"expected the name of the {kind}, for example {next(iter(known))}, before the settings; found {source!r}"
+        )
+    lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
+    raise ConfigError(
+        f"unknown {kind} {source!r}.{nearest(source, known)} Known {PLURALS[kind]}:\n"
+        + ("\n".join(lines) or "  (none)")
+        + f"\nFor your own {kind}, use the path of its .yaml file."
+    )
 
 
 def describe_files(folder: Path) -> dict[str, str]:
@@ -215,10 +247,8 @@ def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfi
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
     config_name = f"experiments/{experiment}"
+    path = find_yaml("experiment", experiment, config_dir)
     if _is_path(experiment):
-        path = user_path(experiment)
-        if not path.exists() and not path.is_symlink():
-            raise ConfigError(f"there is no experiment file {path.absolute()}")
         check_yaml(path, ConfigError)
         node: Any = OmegaConf.load(path)
         if not isinstance(node, DictConfig):
@@ -227,17 +257,6 @@ def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfi
             node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
         config_name = "experiment_file"
         store.store(name=config_name, node=node)
-    elif experiment not in (known := list_experiments(config_dir)):
-        if "=" in experiment:
-            raise ConfigError(
-                f"expected an experiment, for example quickstart, before the settings; found {experiment!r}"
-            )
-        lines = [f"  {name}  {description}".rstrip() for name, description in known.items()]
-        raise ConfigError(
-            f"unknown experiment {experiment!r}.{nearest(experiment, known)} Known experiments:\n"
-            + ("\n".join(lines) or "  (none)")
-            + "\nFor your own experiment, use the path of its .yaml file."
-        )
     with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
         return compose(config_name=config_name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from .schema import describe_type, find_key, plain_type, unknown_key
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_PLAIN = re.compile(r"[A-Za-z0-9_./@+-]+")
 _NEEDS_QUOTES = re.compile(r"[\[\]{}'\"]")
 """What an item of a list cannot hold without quotes; nor `=` beside a comma, which folders of sweeps have in a name."""
 
@@ -110,6 +111,30 @@ def read_text(value: str) -> str:
 def quoted(text: str) -> str:
     """Text as an item of a list."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def show(value: Any) -> str:
+    """A value from YAML as text; numbers as Python writes them."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{', '.join(map(show, value))}]" if isinstance(value, list) else str(value)
+
+
+def written(value: Any) -> str:
+    """A value from YAML in the syntax of an override."""
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {written(inner)}' for key, inner in value.items())}}}"
+    text = show(value)
+    if not isinstance(value, str) or _PLAIN.fullmatch(text):
+        return text
+    return quoted(text)
+
+
+def merge(overrides: Iterable[str]) -> list[str]:
+    """Overrides without those that a later one of the same key replaces."""
+    return list({override.partition("=")[0]: override for override in overrides}.values())
 
 
 def _read_value(key: str, value: str, hint: Any) -> Any:

@@ -1,221 +1,180 @@
-"""What `orrery study` prints: the list of studies, the tree of one, its progress, how far it is, and how it ended."""
+"""`orrery study` and `orrery iterate`: their help, plan, progress and status, and how they end."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
+from ..config.load import describe_files
+from ..errors import EXIT_BUG, EXIT_USER_ERROR
 from ..logging import duration
-from ..plan import Decision, start_line
 from ..run_folder import RUN_FILE, lock_holder
-from ..runner import Outcome, end_line
 from ..stage import Stage
 from ..status import read_run_file
 from ..termination import EXIT_UNFINISHED
-from .config import Study, list_studies
-from .plan import plan_branches
+from .config import Series, prepare_study
+from .rounds import load_rounds
 from .study import (
+    COMPARE_STAGE,
     PAGE,
+    SCORES,
     TABLE,
-    BranchResult,
-    StudyObserver,
+    WORDS,
+    Result,
     compare_again,
-    prepare_study,
-    read_study_file,
-    run_branches,
+    plan_series,
+    print_head,
+    read_record,
+    run_series,
 )
-from .tree import COMPARE_STAGE, Branch, Layout
 
-USAGE = "usage: orrery study STUDY [run_dir=PATH] [key=value ...] [grid.KEY=[value,...]] [--plan]\n"
-EXAMPLES = """\
-orrery study regularisation --plan
-orrery study regularisation run_dir=runs/regularisation seeds=3
-orrery study regularisation grid.extract.first_order.horizon=[4,16] grid.seed=[0,1,2]
-orrery study mine.yaml tasks=[dmc/cartpole-swingup]"""
+LOAD = {"study": prepare_study, "iterate": load_rounds}
 
-WIDTH = 10
-"""Of most stages' names."""
+HELP = {
+    "study": (
+        """\
+usage: orrery study STUDY [run_dir=PATH] [key=value ...] [grid.KEY=[value,...]] [--plan]
 
-EXIT_BUG = 1
-EXIT_USER_ERROR = 2
+Runs an experiment in several variants. Each is a run in STUDY_DIR/VARIANT; stages that variants share run once, and
+after an interruption the same command continues. key=value applies to all variants; grid.KEY=[value,...] sets the
+values of a key; grid.seed=[0,1,2] repeats everything, data and models included.
+
+STUDY is one of the following, or the path of your own .yaml file. Its keys: `experiment` (a name or a .yaml file),
+`overrides` (a list of key=value for all variants), and `grid` (lists of values by key: every combination) or
+`variants` (lists of key=value by name).
+""",
+        """
+  orrery study regularisation --plan
+  orrery study regularisation run_dir=runs/regularisation seeds=3
+  orrery study regularisation grid.extract.first_order.horizon=[4,16] grid.seed=[0,1,2]
+  orrery study mine.yaml tasks=[dmc/cartpole-swingup]""",
+    ),
+    "iterate": (
+        """\
+usage: orrery iterate EXPERIMENT [rounds=N] [run_dir=PATH] [key=value ...] [later.key=value ...] [--plan]
+
+Runs an experiment in rounds. Each round after the first collects with the policies of the previous one, adds the
+episodes to all data so far, and trains again. Rounds are runs in RUN_DIR/round_0, RUN_DIR/round_1 and so on; after an
+interruption the same command continues. The experiment has to collect data and train policies. key=value applies to
+all rounds. `orrery run --help` lists experiments.
+""",
+        """
+  orrery iterate iterate_cartpole
+  orrery iterate iterate_cartpole rounds=5 later.collect.episodes=20 later.pretrain.steps=500 warm_start=true
+  orrery iterate quickstart --plan
+  orrery iterate quickstart later.collect.policy_noise=[0,0.2] later.collect.policy_algorithm=pwm""",
+    ),
+}
+"""Usage and examples by command."""
+ITERATE_KEYS = {
+    "rounds": "Number of rounds, including the first. A larger number adds rounds. 3",
+    "later.KEY": "A key of the experiment in all rounds but the first, such as later.collect.episodes=20.",
+    "warm_start": "Start each round's pretraining from the model of the previous round. false",
+    "policies": "Stage whose policies collect; default: the first that trains policies.",
+    "run_dir": "Folder of all rounds. runs/EXPERIMENT_rounds",
+}
 
 
-def study_help(config_dir: Path) -> RenderableType:
-    """What can follow `orrery study`."""
+def series_help(command: str, config_dir: Path) -> RenderableType:
+    """What can follow `orrery study` or `orrery iterate`."""
+    usage, examples = HELP[command]
     table = Table.grid(padding=(0, 2))
-    for name, description in list_studies(config_dir).items():
-        table.add_row(f"  {name}", Text(description))
-    return Group(
-        Text(USAGE),
-        Text(
-            "Runs an experiment in several variants; what they share runs once. After an interruption the same\n"
-            "command continues. key=value counts for all variants; grid.KEY=[value,...] sets what they are made of,\n"
-            "and grid.seed=[0,1,2] repeats everything, data and model included.\n\n"
-            "STUDY is one of the following, or the path of your own .yaml file. In it `experiment` is what is varied\n"
-            "(a name or a .yaml file), `overrides` what all variants share (a list of key=value), and `grid` (lists\n"
-            "of values by key: every combination) or `variants` (lists of key=value by name) what they differ in.\n"
-        ),
-        Text("Studies", style="bold"),
-        table,
-        Text("\nExamples", style="bold"),
-        Text("\n".join(f"  {line}" for line in EXAMPLES.splitlines())),
-    )
+    for name, text in (describe_files(config_dir / "studies") if command == "study" else ITERATE_KEYS).items():
+        table.add_row(f"  {name}", Text(text))
+    title = "Studies" if command == "study" else "Keys of its own"
+    return Group(Text(usage), Text(title, style="bold"), table, Text("\nExamples", style="bold"), Text(examples[1:]))
 
 
-def plan_study(
-    source: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]], config_dir: Path, console: Console
-) -> int:
-    """Show the tree of a study and what is up to date in it."""
-    study, layout = prepare_study(source, overrides, stages, config_dir)
-    console.print(Text(_title(study, layout)), soft_wrap=True)
-    console.print(_tree(layout, plan_branches(study, layout, stages)), soft_wrap=True)
-    _print_same(layout, console)
+def show_plan(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> int:
+    """Print what each variant would do, and return the exit code of the command."""
+    plans = plan_series(series, stages)
+    print_head(series, plans, console)
+    table = Table(WORDS[series.command], "stages", "action", "reason", box=None, pad_edge=False)
+    for variant in series.variants:
+        label, decisions = variant.name, plans[variant.name]
+        if decisions is None:
+            table.add_row(Text(label), "", "", f"it waits for {variant.reads_from}")
+        for would, group in itertools.groupby(
+            decisions or (), key=lambda one: (one.would, one.reason.split(" from ")[0])
+        ):
+            own = list(group)
+            table.add_row(Text(label), ", ".join(one.stage for one in own), would[0], Text(own[0].reason))
+            label = ""
+    console.print(table)
     return 0
 
 
-def run(
-    source: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]], config_dir: Path, console: Console
-) -> int:
-    """Run a study and return the exit code of the command."""
-    study, layout = prepare_study(source, overrides, stages, config_dir)
-    console.print(Text(_title(study, layout)), soft_wrap=True)
-    _print_same(layout, console)
+def run(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> int:
+    """Run a series and return the exit code of the command."""
     started = time.monotonic()
-    results = run_branches(study, layout, stages, console, _Printer(console, len(layout.branches)))
+    results = run_series(series, stages, console)
     if all(result.status == "fresh" for result in results.values()):
-        console.print("nothing to do: every variant is up to date")
+        console.print(f"nothing to do: every {WORDS[series.command]} is up to date")
     else:
         console.print(f"ended after {duration(time.monotonic() - started)}")
-    return _conclude(study, results, console)
+    return _conclude(series, results, console)
 
 
 def report(folder: Path, stages: Mapping[str, type[Stage]], config_dir: Path, console: Console) -> int:
-    """Make the comparison of a study again, from what it has so far."""
-    record = read_study_file(folder)
-    study, layout = prepare_study(record["source"], [*record["overrides"], f"run_dir={folder}"], stages, config_dir)
-    result = compare_again(study, layout, stages, console, _Printer(console, len(layout.branches)))
-    return _conclude(study, {COMPARE_STAGE: result}, console)
+    """Make the comparison of a series again, from what it has so far."""
+    record = read_record(folder)
+    series = LOAD[record.command](record.source, [*record.overrides, f"run_dir={folder}"], stages, config_dir)
+    result = compare_again(series, stages, console)
+    return _conclude(series, {COMPARE_STAGE: result}, console)
 
 
 def describe_study(folder: Path) -> RenderableType:
-    """How far each branch of a study is, and what it found."""
-    record, holder = read_study_file(folder), lock_holder(folder)
+    """How far each variant or round is, and what came of it."""
+    record, holder = read_record(folder), lock_holder(folder)
+    word = WORDS[record.command]
+    table = Table(word, "status", "time", "result", box=None, pad_edge=False)
+    for name, result in record.variants.items():
+        table.add_row(Text(name), *_status(folder / name, result))
+    complete = sum(result.complete for result in record.variants.values())
     state = f"running, {holder}" if holder else "not running"
-    table = Table("run", "stages", "status", "time", "result", box=None, pad_edge=False)
-    for branch in record["branches"]:
-        table.add_row(*_status_row(folder, branch))
-    finished = {branch["name"] for branch in record["branches"] if branch["status"] in ("fresh", "done")}
-    complete = sum(finished.issuperset(variant["branches"]) for variant in record["variants"])
-    head = f"study {record['name']} in {folder}: {state}, {complete} of {len(record['variants'])} variants complete"
-    parts: list[RenderableType] = [Text(head), table]
-    if (page := folder / COMPARE_STAGE / PAGE).is_file():
-        parts.append(Text(f"comparison: {page}"))
-    return Group(*parts)
+    head = f"{record.name} in {folder}: {state}, {complete} of {len(record.variants)} {word}s complete"
+    return Group(Text(head), table, _results(folder))
 
 
-class _Printer(StudyObserver):
-    """A line for each branch that has something to do, and below it one for each stage that starts or ends."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
-        self._number = 0
-        self._branch: Branch | None = None
-
-    def on_branch(self, branch: Branch) -> None:
-        self._number += 1
-        self._branch = branch
-
-    def on_start(self, decision: Decision) -> None:
-        self._head()
-        if decision.stage == COMPARE_STAGE:  # what it has that it had not before is a list of all artifacts
-            decision = replace(decision, reason="")
-        self._print(Text.assemble("  ", start_line(decision)))
-
-    def on_end(self, outcome: Outcome) -> None:
-        if outcome.status != "fresh":
-            self._print(Text.assemble("  ", end_line(outcome)))
-
-    def on_result(self, branch: Branch, result: BranchResult) -> None:
-        if result.status not in ("fresh", "done"):
-            self._head()
-            self._print(Text(f"  {result.status}: {result.reason}", style="yellow" if not result.bug else "red"))
-        self._branch = None
-
-    def _head(self) -> None:
-        """Once per branch, when it turns out that there is something to say."""
-        if self._branch is not None:
-            self._print(Text(f"[{self._number}/{self._total}] {self._branch.name}", style="bold"))
-            self._branch = None
-
-    def _print(self, text: Text) -> None:
-        self._console.print(text, soft_wrap=True)
+def _results(folder: Path) -> Text:
+    """The scores, and where the comparison is."""
+    compared = folder / COMPARE_STAGE
+    if not (compared / TABLE).is_file():
+        return Text(f"folder: {folder}")
+    scores = (compared / SCORES).read_text(encoding="utf-8") if (compared / SCORES).is_file() else ""
+    return Text(f"{scores}table: {compared / TABLE}\ncomparison: {compared / PAGE}", no_wrap=True, overflow="ignore")
 
 
-def _title(study: Study, layout: Layout) -> str:
-    return (
-        f"study {study.name}: {len(layout.variants)} variants of {study.experiment} in {len(layout.branches)} runs, "
-        f"in {study.run_dir}"
-    )
+def _status(run_dir: Path, result: Result) -> tuple[str, str, Text]:
+    """Status, time and result of a variant."""
+    if not (run_dir / RUN_FILE).is_file():
+        return result.status, "", Text(result.reason)
+    outcomes, status = read_run_file(run_dir)["stages"], result.status
+    finished = [one for one in outcomes if one["status"] in ("fresh", "reused", "done")]
+    if lock_holder(run_dir):
+        status = "running"
+    elif status == "waiting" and any(one["status"] == "interrupted" for one in outcomes):
+        status = "interrupted"
+    seconds = duration(sum(one["seconds"] for one in finished if one["status"] != "reused"))
+    text = result.reason or (finished[-1]["summary"] if finished else "")
+    return f"{status} ({len(finished)} of {len(outcomes)} stages)", seconds, Text(text)
 
 
-def _print_same(layout: Layout, console: Console) -> None:
-    for names in layout.same:
-        console.print(Text(f"the same work: {' = '.join(names)}", style="yellow"), soft_wrap=True)
-
-
-def _tree(layout: Layout, decisions: Mapping[str, Sequence[Decision]]) -> Tree:
-    root = Tree("", hide_root=True)
-    nodes: dict[str | None, Tree] = {None: root}
-    for branch in layout.branches:
-        label = Text.assemble((branch.name, "bold"))
-        for action, group in itertools.groupby(decisions[branch.name], key=lambda decision: decision.action):
-            own = list(group)
-            word = own[0].would if action == "fresh" else f"would {own[0].would}"
-            reason = f" ({own[0].reason})" if own[0].reason else ""
-            stages = ", ".join(decision.stage for decision in own)
-            label.append(f"\n{stages}: {word}{reason}", style="dim" if action == "fresh" else "")
-        nodes[branch.name] = nodes[branch.parent].add(label)
-    return root
-
-
-def _conclude(study: Study, results: Mapping[str, BranchResult], console: Console) -> int:
+def _conclude(series: Series, results: Mapping[str, Result], console: Console) -> int:
     """List what is not finished and say where the results are; returns the exit code."""
-    unfinished = {name: result for name, result in results.items() if result.status not in ("fresh", "done")}
-    if unfinished:
-        console.print(Text(f"not finished: {len(unfinished)} of {len(results)} runs", style="bold yellow"))
-    for name, result in unfinished.items():
-        console.print(Text(f"  {name}: {result.status}, {result.reason}"), soft_wrap=True)
-    folder = study.run_dir / COMPARE_STAGE
-    if (folder / TABLE).is_file():
-        console.print(Text(f"table: {folder / TABLE}\ncomparison: {folder / PAGE}"), soft_wrap=True)
-    else:
-        console.print(Text(f"study folder: {study.run_dir}"), soft_wrap=True)
+    unfinished = {name: result for name, result in results.items() if not result.complete}
+    lines = [f"  {name}: {result.status}, {result.reason}" for name, result in unfinished.items()]
+    if lines:
+        console.print(Text(f"not finished: {len(lines)} of {len(results)}", style="bold yellow"))
+        console.print(Text("\n".join(lines)), soft_wrap=True)
+    console.print(_results(series.run_dir), soft_wrap=True)
     failed = [result for result in unfinished.values() if result.status == "failed"]
     if not failed:
         return EXIT_UNFINISHED if unfinished else 0
     return EXIT_BUG if any(result.bug for result in failed) else EXIT_USER_ERROR
-
-
-def _status_row(folder: Path, branch: Mapping[str, str | list[str]]) -> tuple[str | Text, ...]:
-    name, status = str(branch["name"]), str(branch["status"])
-    stages, run_dir = ", ".join(branch["stages"]), folder / name
-    if not (run_dir / RUN_FILE).is_file():
-        return Text(name), stages, status, "", Text(str(branch["reason"]))
-    outcomes = read_run_file(run_dir)["stages"]
-    finished = [one for one in outcomes if one["status"] in ("fresh", "done")]
-    if lock_holder(run_dir):
-        status = "running"
-    elif status == "waiting" and (last := next((one for one in outcomes if one not in finished), None)):
-        status = "interrupted" if last["status"] == "interrupted" else status
-    if len(finished) < len(outcomes):
-        status += f" ({len(finished)} of {len(outcomes)} stages)"
-    result = str(branch["reason"]) or (finished[-1]["summary"] if finished else "")
-    return Text(name), stages, status, duration(sum(one["seconds"] for one in finished)), Text(result)

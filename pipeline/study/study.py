@@ -1,138 +1,145 @@
-"""Runs a study: every branch in turn, then the comparison of its variants; and says how far it is.
+"""Runs a series of runs, the variants of a study or rounds, and their comparison; and says how far it is.
 
     from orrery.pipeline.study.study import read_study, run_study
     frame = run_study("regularisation", ["seeds=3"])
     frame = read_study("runs/regularisation")
 
-A branch is an ordinary run, so that the same call continues what was interrupted, and one that fails costs only what is
-made from it. The comparison is the stage `compare` in the study's own folder.
+Every variant is an ordinary run in a folder of its own, with the folder of the series in its `reuse_from`: a stage that
+an earlier variant has computed is linked, not computed again. The same call continues after an interruption. The
+comparison is the stage `compare` in the folder of the series.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from .. import artifact
-from ..config.load import CONFIG_DIR, RunConfig, discover_stages
+from ..config.load import RunConfig, discover_stages
 from ..config.schema import build
-from ..errors import OrreryError, StageError
-from ..jobs.fanout import Detached
-from ..paths import user_path
-from ..plan import Decision
+from ..errors import Detached, OrreryError, StageError
+from ..paths import CONFIG_DIR, user_path
+from ..plan import NOT_RUN, Decision, check_machine, plan, start_line
 from ..reading import decode, make_again, read_csv, read_json, reading
 from ..run_folder import disk_errors, locked
-from ..runner import Outcome, run_on_console
+from ..runner import Outcome, end_line, run_on_console
 from ..stage import Stage
 from ..termination import handled
-from .config import Study, compose_variants, load_study
-from .plan import plan_branches, take_over
-from .tree import COMPARE_STAGE, Branch, Layout, lay_out
+from .config import Series, Variant, labelled, prepare_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDY_FILE = "study.json"
+STUDY_FILE, FORMER_FILE = "study.json", "iteration.json"
+COMPARE_STAGE = "compare"
 TABLE = "study.csv"
+SCORES = "scores.txt"
 PAGE = "study.html"
+WORDS = {"study": "variant", "iterate": "round"}
 
 
 @dataclass(frozen=True)
-class BranchResult:
-    """How a branch ended."""
+class Result:
+    """How a variant ended."""
 
     status: str
-    """fresh, done, failed, detached, or blocked, which is by the failure of another one."""
+    """waiting, fresh, done, failed, detached, or blocked: a variant that it needs something of is not complete."""
     reason: str = ""
-    """Why it failed, or which branch it waits for."""
+    """Why it is not complete."""
     bug: bool = False
     """The failure was not one that a user is meant to read."""
 
-
-class StudyObserver:
-    """Is told what happens; does nothing itself."""
-
-    def on_branch(self, branch: Branch) -> None: ...
-    def on_start(self, decision: Decision) -> None: ...
-    def on_end(self, outcome: Outcome) -> None: ...
-    def on_result(self, branch: Branch, result: BranchResult) -> None: ...
+    @property
+    def complete(self) -> bool:
+        return self.status in ("fresh", "done")
 
 
-def is_study(folder: Path) -> bool:
-    """Return whether a folder holds a study."""
-    return (folder / STUDY_FILE).is_file()
+WAITING = Result("waiting")
 
 
-def prepare_study(
-    source: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]], config_dir: Path = CONFIG_DIR
-) -> tuple[Study, Layout]:
-    """Read a study, and compose and check all its variants. Writes nothing.
+class Blocked(OrreryError):
+    """A stage that failed in another variant, or whose jobs run, is not started again."""
+
+
+def plan_series(series: Series, stages: Mapping[str, type[Stage]]) -> dict[str, list[Decision] | None]:
+    """What each variant would do, by its name; None where that is known only when the one before is complete.
 
     Raises:
-        OrreryError: for whatever is wrong with any of them.
+        OrreryError: what `orrery run` would raise for a variant before its first stage.
     """
-    study = load_study(source, overrides, config_dir=config_dir)
-    return study, lay_out(study, compose_variants(study, stages, config_dir), stages, config_dir)
+    plans: dict[str, list[Decision] | None] = {}
+    makers: dict[str, str] = {}
+
+    def shared(decision: Decision, name: str) -> Decision:
+        maker = (
+            makers.setdefault(decision.key, name) if decision.made is None else sibling(series, decision.made.parent)
+        )
+        if stages[decision.stage].about_run or maker in ("", name):
+            return decision
+        return replace(decision, action="reuse", reason=f"shared with {maker}")
+
+    for variant in series.variants:
+        before = plans[variant.reads_from] if variant.reads_from else []
+        ready = before is not None and all(one.action == "fresh" for one in before)
+        config = variant.config if ready else variant.preview
+        # The previews of a series differ in nothing that is checked.
+        if config is not None and (ready or None not in plans.values()):
+            with labelled(variant.label):
+                decisions = [shared(one, variant.name) for one in plan(config, stages)]
+                check_machine(config, stages, [one for one in decisions if one.action != "reuse"])
+        plans[variant.name] = decisions if ready else None
+    return plans
 
 
-def run_branches(
-    study: Study,
-    layout: Layout,
-    stages: Mapping[str, type[Stage]],
-    console: Console,
-    observer: StudyObserver | None = None,
-) -> dict[str, BranchResult]:
-    """Bring every branch up to date, then the comparison.
+def print_head(series: Series, plans: Mapping[str, Sequence[Decision] | None], console: Console) -> None:
+    """Say what the series is, and which variants are the same."""
+    count = f"{len(series.variants)} {WORDS[series.command]}s of {series.variants[0].config.experiment}"
+    console.print(Text(f"{series.name}: {count} in {series.run_dir}"), soft_wrap=True)
+    same: dict[tuple[str, ...], list[str]] = {}
+    for name, decisions in plans.items():
+        same.setdefault(tuple(one.key for one in decisions or ()), []).append(name)
+    for names in (names for keys, names in same.items() if keys and len(names) > 1):
+        console.print(Text(f"the same work: {' = '.join(names)}", style="yellow"), soft_wrap=True)
+
+
+def sibling(series: Series, run_dir: Path) -> str:
+    """The name of a run of the series by its folder; empty for other folders."""
+    return run_dir.name if run_dir.absolute().parent == series.run_dir.absolute() else ""
+
+
+def run_series(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> dict[str, Result]:
+    """Bring every variant up to date in turn, then the comparison.
 
     Raises:
-        OrreryError: this machine cannot do what a stage needs (before anything runs), the study's folder cannot be
-            written, or another process runs the study.
+        OrreryError: something is wrong with a variant, or this machine cannot do what a stage needs (before anything
+            runs); the folder cannot be written, or another process runs the series.
         StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
     """
-    observer = observer or StudyObserver()
-    plan_branches(study, layout, stages)  # raises for what is wrong before anything is written
-    with handled(), locked(study.run_dir):
-        results: dict[str, BranchResult] = {}
-        made: set[str] = set()
-        take_over(study, layout, stages)
-        _write_study_file(study, layout, results)
-        for branch in layout.branches:
-            observer.on_branch(branch)
-            missing = [layout.branch_of[key].name for key in branch.reads if key not in made]
-            if missing:
-                results[branch.name] = BranchResult("blocked", f"it waits for {missing[0]}")
-            else:
-                results[branch.name] = _run_branch(branch, stages, console, observer, made)
-            observer.on_result(branch, results[branch.name])
-            _write_study_file(study, layout, results)
-        if (config := _comparison(study, layout, stages, results, made)) is not None:
-            results[COMPARE_STAGE] = _run(config, stages, console, observer, observer.on_end)
-        return results
+    print_head(series, plan_series(series, stages), console)  # raises for what is wrong before anything is written
+    with handled(), locked(series.run_dir):
+        return _Loop(series, stages, console).run()
 
 
-def compare_again(
-    study: Study, layout: Layout, stages: Mapping[str, type[Stage]], console: Console, observer: StudyObserver
-) -> BranchResult:
+def compare_again(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> Result:
     """Make the comparison anew from what there is, up to date or not, and run nothing else.
 
     Raises:
         StageError: nothing is there to compare.
     """
-    with handled(), locked(study.run_dir):
-        made: set[str] = set()
-        results: dict[str, BranchResult] = {}
-        take_over(study, layout, stages)
-        for branch in layout.branches:
-            made |= {step.key for step in branch.steps if (branch.folder_of(step.key) / artifact.MANIFEST).is_file()}
-            results[branch.name] = BranchResult("waiting")
-        if (config := _comparison(study, layout, stages, results, made)) is None:
-            raise StageError(f"no variant of study {study.name} in {study.run_dir} is far enough to be compared")
-        return _run(config, stages, console, observer, observer.on_end, only=COMPARE_STAGE)
+    with handled(), locked(series.run_dir):
+        loop = _Loop(series, stages, console)
+        for one in series.variants:
+            own = one.config.settings.stages
+            loop.made[one.name] = [stage for stage in own if (one.config.run_dir / stage / artifact.MANIFEST).is_file()]
+        if (result := loop.compare(only=COMPARE_STAGE)) is None:
+            raise StageError(f"no variant of {series.name} in {series.run_dir} is far enough to be compared")
+        return result
 
 
 def run_study(
@@ -157,12 +164,12 @@ def run_study(
             others are there, and `read_study` returns them.
     """
     stages = discover_stages() if stages is None else stages
-    study, layout = prepare_study(str(source), overrides, stages, config_dir)
-    results = run_branches(study, layout, stages, console or Console(highlight=False))
-    if unfinished := {name: one for name, one in results.items() if one.status not in ("fresh", "done")}:
+    series = prepare_study(str(source), overrides, stages, config_dir)
+    results = run_series(series, stages, console or Console(highlight=False))
+    if unfinished := {name: one for name, one in results.items() if not one.complete}:
         lines = [f"  {name}: {one.status}, {one.reason}" for name, one in unfinished.items()]
-        raise StageError(f"parts of study {study.name} are not finished:\n" + "\n".join(lines))
-    return read_study(study.run_dir)
+        raise StageError(f"parts of study {series.name} are not finished:\n" + "\n".join(lines))
+    return read_study(series.run_dir)
 
 
 def read_study(folder: str | Path) -> pd.DataFrame:
@@ -185,178 +192,177 @@ def read_study(folder: str | Path) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _VariantRecord:
-    name: str
-    branches: list[str]
+class Record:
+    """study.json: enough to show a series, and to compare it again."""
 
-
-@dataclass(frozen=True)
-class _BranchRecord:
-    name: str
-    stages: list[str]
-    parent: str | None
-    status: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class _StudyRecord:
-    """What study.json must hold to be shown or compared again."""
-
+    command: str
     name: str
     source: str
-    overrides: list[str]
-    variants: list[_VariantRecord]
-    branches: list[_BranchRecord]
+    overrides: Sequence[str]
+    variants: Mapping[str, Result]
 
 
-def read_study_file(folder: Path) -> dict[str, Any]:
+def is_study(folder: Path) -> bool:
+    """Whether a folder holds variants or rounds."""
+    return any((folder / name).is_file() for name in (STUDY_FILE, FORMER_FILE))
+
+
+def read_record(folder: Path) -> Record:
     """Return what study.json says.
 
     Raises:
-        StageError: there is none, or it is damaged.
+        StageError: there is none, it is damaged, or an earlier version wrote it.
     """
-    path, remedy = folder / STUDY_FILE, "`orrery study` writes it again"
+    path = folder / STUDY_FILE if (folder / STUDY_FILE).is_file() else folder / FORMER_FILE
+    remedy = f"run the same `orrery study` or `orrery iterate` command with run_dir={folder}; nothing is lost"
     with reading(path, StageError, remedy):
-        record: dict[str, Any] = read_json(path, StageError, remedy)
-        decode(_StudyRecord, record)
-    return record
+        values = read_json(path, StageError, remedy)
+        if isinstance(values, dict) and "command" not in values:
+            raise StageError(f"an earlier version wrote {path}; {remedy}")
+        return decode(Record, values)
 
 
-def _run(
-    config: RunConfig,
-    stages: Mapping[str, type[Stage]],
-    console: Console,
-    observer: StudyObserver,
-    on_end: Callable[[Outcome], None],
-    only: str | None = None,
-) -> BranchResult:
-    """Run the stages of one run; what goes wrong with it is its result."""
-    try:
-        outcomes = run_on_console(config, stages, console, on_start=observer.on_start, on_end=on_end, only=only)
-    except Detached as error:
-        return BranchResult("detached", str(error))
-    except OrreryError as error:
-        return BranchResult("failed", str(error))
-    except Exception as error:  # a bug in one variant must not cost the others; its traceback is in log.txt
-        return BranchResult("failed", f"{type(error).__name__}: {error}; see {config.run_dir / 'log.txt'}", bug=True)
-    fresh = all(outcome.status == "fresh" for outcome in outcomes)
-    return BranchResult("fresh" if fresh else "done")
+class _Loop:
+    """One pass over the variants of a series, with a line for each that has something to do, and below it one for each
+    stage that starts or ends."""
 
+    def __init__(self, series: Series, stages: Mapping[str, type[Stage]], console: Console) -> None:
+        self._series, self._stages, self._console = series, stages, console
+        self._results: dict[str, Result] = {}
+        self.made: dict[str, list[str]] = {one.name: [] for one in series.variants}
+        """Stages that are up to date, by variant."""
+        self._stopped: dict[str, str] = {}
+        """Variants by the keys of stages that failed in them, or whose jobs still run."""
+        self._working = ""
+        """Key of the stage that has started last."""
+        self._head = ""
+        """Printed before the first line about the variant."""
+        self._reused: dict[str, list[str]] = {}
+        """Stages in a row that were reused, by where they come from."""
 
-def _run_branch(
-    branch: Branch,
-    stages: Mapping[str, type[Stage]],
-    console: Console,
-    observer: StudyObserver,
-    made: set[str],
-) -> BranchResult:
-    """Run a branch, and add to `made` the steps whose artifacts are there."""
-    keys = {step.stage: step.key for step in branch.steps}
+    def run(self) -> dict[str, Result]:
+        variants = self._series.variants
+        self._write_record()
+        for number, variant in enumerate(variants):
+            self._head = f"[{number + 1}/{len(variants)}] {variant.name}{variant.note}"
+            self._results[variant.name] = result = self._run_variant(variant)
+            if not result.complete:
+                self._print(Text(f"{result.status}: {result.reason}", style="red" if result.bug else "yellow"))
+            elif self._reused:
+                self._print()
+            self._write_record()
+            # Rounds take long, and the curve so far is worth a look.
+            if self._series.command == "iterate" and result.status == "done" and variant is not variants[-1]:
+                self.compare()
+        compared = self.compare()
+        return self._results if compared is None else {**self._results, COMPARE_STAGE: compared}
 
-    def on_end(outcome: Outcome) -> None:
-        made.add(keys[outcome.stage])
-        observer.on_end(outcome)
+    def _run_variant(self, variant: Variant) -> Result:
+        if variant.reads_from and not self._results[variant.reads_from].complete:
+            return Result("blocked", f"waits for {variant.reads_from}")
+        self._working = ""
 
-    try:
-        with locked(branch.config.run_dir):
-            return _run(branch.config, stages, console, observer, on_end)
-    except StageError as error:  # its folder is in use, or cannot be written
-        return BranchResult("failed", str(error))
+        def on_start(decision: Decision) -> None:
+            if decision.key in self._stopped:
+                raise Blocked(f"{decision.stage} waits for {self._stopped[decision.key]}")
+            self._working = decision.key
+            self._print(start_line(decision))
 
+        def on_end(outcome: Outcome) -> None:
+            self.made[variant.name].append(outcome.stage)
+            if outcome.status == "reused":
+                maker = sibling(self._series, Path(outcome.made_in))
+                origin = f"shared with {maker}" if maker else f"reused from {outcome.made_in}"
+                self._reused.setdefault(origin, []).append(outcome.stage)
+            else:
+                self._print_end(outcome)
 
-def _comparison(
-    study: Study,
-    layout: Layout,
-    stages: Mapping[str, type[Stage]],
-    results: Mapping[str, BranchResult],
-    made: Container[str],
-) -> RunConfig | None:
-    """The run of the stage `compare` on what there is; None where there is nothing or no such stage."""
-    if COMPARE_STAGE not in stages:
-        return None
-    wanted = stages[COMPARE_STAGE].inputs
-    inputs: dict[str, list[str]] = {name: [] for name in wanted}
-    variants = {}
-    for variant in layout.variants:
-        artifacts: dict[str, list[str]] = {name: [] for name in wanted}
-        problem = ""
-        for step in layout.steps[variant.name]:
-            branch = layout.branch_of[step.key]
-            if step.key not in made:
-                problem = problem or f"{step.stage}: {results[branch.name].reason or 'it has not run yet'}"
-                continue
-            for name, one in wanted.items():
-                if one.kind == stages[step.stage].output_kind:
-                    artifacts[name].append(f"{branch.name}/{step.stage}")
-                    inputs[name].append(str(branch.folder_of(step.key)))
-        variants[variant.name] = {
-            "group": variant.group,
-            "parameters": dict(variant.parameters),
-            "artifacts": artifacts,
-            "problem": problem,
-        }
-    values = {"title": study.name, "description": study.description}
-    config = layout.variants[0].config
-    return comparison_run(config, study.run_dir, study.overrides, values, variants, inputs, stages)
+        try:
+            with locked(variant.config.run_dir):
+                result = self._run(variant.config, on_start, on_end)
+        except StageError as error:  # its folder is in use, or cannot be written
+            return Result("failed", str(error))
+        if result.status in ("failed", "detached"):
+            self._stopped[self._working] = variant.name
+        return result
 
+    def _run(
+        self,
+        config: RunConfig,
+        on_start: Callable[[Decision], None],
+        on_end: Callable[[Outcome], None],
+        only: str | None = None,
+    ) -> Result:
+        """Run the stages of one run; what goes wrong with it is its result."""
+        try:
+            outcomes = run_on_console(config, self._stages, self._console, on_start=on_start, on_end=on_end, only=only)
+        except (Blocked, Detached) as error:
+            return Result("blocked" if isinstance(error, Blocked) else "detached", str(error))
+        except OrreryError as error:
+            return Result("failed", str(error))
+        except Exception as error:  # a bug in one variant must not cost the others; its traceback is in log.txt
+            return Result("failed", f"{type(error).__name__}: {error}; see {config.run_dir / 'log.txt'}", bug=True)
+        return Result("fresh" if all(outcome.status == "fresh" for outcome in outcomes) else "done")
 
-def comparison_run(
-    config: RunConfig,
-    run_dir: Path,
-    overrides: Sequence[str],
-    values: Mapping[str, str],
-    variants: Mapping[str, Mapping[str, Any]],
-    inputs: Mapping[str, Sequence[str]],
-    stages: Mapping[str, type[Stage]],
-) -> RunConfig | None:
-    """The run of the stage `compare` alone; None where there is nothing to compare.
-
-    Args:
-        config: what its other settings are taken from.
-        values: title and description.
-        variants: fields of VariantConfig by name.
-        inputs: folders of artifacts by input name.
-    """
-    given = {name: os.pathsep.join(dict.fromkeys(paths)) for name, paths in inputs.items() if paths}
-    if not given:
-        return None
-    own: dict[str, Any] = {"stages": [COMPARE_STAGE], "inputs": given}
-    whole = {**config.resolved[COMPARE_STAGE], **values, "variants": variants}
-    return replace(
-        config,
-        overrides=tuple(overrides),
-        run_dir=run_dir,
-        settings=replace(config.settings, **own),
-        stage_configs={COMPARE_STAGE: build(stages[COMPARE_STAGE].Config, whole, COMPARE_STAGE)},
-        resolved={**config.resolved, **own, COMPARE_STAGE: whole},
-    )
-
-
-def _write_study_file(study: Study, layout: Layout, results: Mapping[str, BranchResult]) -> None:
-    waiting = BranchResult("waiting")
-    record = {
-        "name": study.name,
-        "description": study.description,
-        "source": study.source,
-        "overrides": list(study.typed),
-        "variants": [
-            {
-                "name": variant.name,
+    def compare(self, only: str | None = None) -> Result | None:
+        """Run the stage `compare` on what is up to date; None where there is nothing, or no such stage."""
+        if COMPARE_STAGE not in self._stages:
+            return None
+        series, stage = self._series, self._stages[COMPARE_STAGE]
+        inputs: dict[str, dict[str, None]] = {name: {} for name in stage.inputs}
+        places: dict[tuple[str, str], str] = {}
+        variants = {}
+        for variant in series.variants:
+            artifacts: dict[str, list[str]] = {name: [] for name in inputs}
+            for made in self.made[variant.name]:
+                # Variants that share an artifact are given it in the same place, so that it counts once.
+                digest = artifact.digest_of(variant.config.run_dir / made)
+                place = places.setdefault((made, digest), f"{variant.name}/{made}")
+                for name in (name for name, one in stage.inputs.items() if one.kind == self._stages[made].output_kind):
+                    artifacts[name].append(place)
+                    inputs[name][str(series.run_dir.absolute() / place)] = None
+            missing = next((one for one in variant.config.settings.stages if one not in self.made[variant.name]), None)
+            reason = self._results.get(variant.name, WAITING).reason or NOT_RUN
+            variants[variant.name] = {
+                "group": variant.group,
                 "parameters": dict(variant.parameters),
-                "branches": list(dict.fromkeys(layout.branch_of[one.key].name for one in layout.steps[variant.name])),
+                "artifacts": artifacts,
+                "problem": f"{missing}: {reason}" if missing else "",
             }
-            for variant in layout.variants
-        ],
-        "branches": [
-            {
-                "name": branch.name,
-                "stages": list(branch.config.settings.stages),
-                "parent": branch.parent,
-                **asdict(results.get(branch.name, waiting)),
-            }
-            for branch in layout.branches
-        ],
-    }
-    with disk_errors(study.run_dir):
-        artifact.write_json(study.run_dir / STUDY_FILE, record)
+        given = {name: os.pathsep.join(paths) for name, paths in inputs.items() if paths}
+        if not given:
+            return None
+        config = series.variants[0].config
+        settings: dict[str, Any] = {"stages": [COMPARE_STAGE], "inputs": given}
+        values = {"title": series.name, "description": series.description, "variants": variants}
+        values = {**config.resolved[COMPARE_STAGE], **values}
+        config = replace(
+            config,
+            overrides=series.overrides,
+            run_dir=series.run_dir,
+            settings=replace(config.settings, **settings),
+            stage_configs={COMPARE_STAGE: build(stage.Config, values, COMPARE_STAGE)},
+            resolved={**config.resolved, **settings, COMPARE_STAGE: values},
+        )
+        # Why it runs is a list of all artifacts that are new.
+        return self._run(config, lambda one: self._print(start_line(replace(one, reason=""))), self._print_end, only)
+
+    def _write_record(self) -> None:
+        series = self._series
+        variants = {one.name: self._results.get(one.name, WAITING) for one in series.variants}
+        record = Record(series.command, series.name, series.source, series.overrides, variants)
+        with disk_errors(series.run_dir):
+            artifact.write_json(series.run_dir / STUDY_FILE, asdict(record))
+
+    def _print_end(self, outcome: Outcome) -> None:
+        if outcome.status != "fresh":
+            self._print(end_line(outcome))
+
+    def _print(self, *lines: Text) -> None:
+        if self._head:
+            self._console.print(Text(self._head, style="bold"), soft_wrap=True)
+        reused = [Text(f"{', '.join(names)}: {origin}") for origin, names in self._reused.items()]
+        for line in (*reused, *lines):
+            self._console.print(Text.assemble("  ", line), soft_wrap=True)
+        self._head = ""
+        self._reused.clear()

@@ -20,12 +20,13 @@ class Compare(Stage):
         "scores": Input("scores", optional=True, many=True),
     }
     output_kind = "comparison"
+    about_run = True
     config: CompareConfig
 
     def run(self, context: Context) -> str:
         from .study_figures import draw_png
         from .study_page import render_study
-        from .study_results import read_results
+        from .study_results import read_results, score_text
 
         config = self.config
         with context.progress("compare", total=2) as progress:
@@ -34,6 +35,7 @@ class Compare(Stage):
                 table.to_csv(context.folder / f"{name}.csv", index=False)
             progress.advance()
             if not results.scores.empty:
+                (context.folder / "scores.txt").write_text(score_text(results, context.run.folder), encoding="utf-8")
                 draw_png(results, context.folder / "study.png")
             page = render_study(results, config.title, config.description)
             (context.folder / "study.html").write_text(page, encoding="utf-8")

@@ -20,6 +20,7 @@ class Report(Stage):
         "scores": Input("scores", optional=True),
     }
     output_kind = "report"
+    about_run = True
     config: ReportConfig
 
     def run(self, context: Context) -> str:

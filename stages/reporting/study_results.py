@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+from ...pipeline.artifact import MANIFEST, read_manifest
 from ...pipeline.reading import reading_made
 from ...pipeline.study.config import NAMED, SEED, short_names
 from ..evaluation.config import BASELINES
@@ -207,6 +208,38 @@ def _pool(runs: pd.DataFrame) -> dict[str, Any]:
     low, high = (mean_interval({"": scores}) if len(scores) else None) or (None, None)
     means = {name: runs[name].mean() for name in ("score", "return_mean", "success_rate")}
     return means | {"low": low, "high": high, "episodes": runs["episodes"].sum()}
+
+
+def score_text(results: StudyResults, folder: Path) -> str:
+    """Mean scores over tasks with their 95% intervals, by variant and algorithm, and each variant's data, as lines for
+    a terminal.
+
+    Args:
+        folder: holds the run of each variant.
+    """
+    scores, algorithms = results.scores, results.algorithms
+    lines = [["mean score", *algorithms, "data"]]
+    for (variant, group), rows in scores.groupby(["variant", "group"], sort=False):
+        own = dict(list(rows.groupby("algorithm")))
+        cells = [_score_cell(own[one]) if one in own else "" for one in algorithms]
+        lines.append([variant or f"all of {group}", *cells, _data_summary(folder / variant) if variant else ""])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
+
+
+def _score_cell(runs: pd.DataFrame) -> str:
+    """Score with interval; without a score the return, or the range of returns over tasks."""
+    score, low, high = runs.loc[runs["row"] == "mean", ["score", "low", "high"]].iloc[0]
+    if not math.isnan(score):
+        return f"{score:.3f}" if math.isnan(low) else f"{score:.3f} [{low:.3f}, {high:.3f}]"
+    returns = runs.loc[runs["row"] == "task", "return_mean"].dropna()
+    ends = dict.fromkeys(f"{end:.4g}" for end in (returns.min(), returns.max())) if len(returns) else ()
+    return f"no score, return {' to '.join(ends)}" if ends else "no score"
+
+
+def _data_summary(run_dir: Path) -> str:
+    made = [read_manifest(one.parent) for one in sorted(run_dir.glob(f"*/{MANIFEST}"))]
+    return next((one.summary for one in made if one is not None and one.kind == "store"), "")
 
 
 def _pooled(scores: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:

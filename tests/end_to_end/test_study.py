@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,13 +47,18 @@ def finished(tmp_path_factory):
 
 
 def test_what_variants_share_runs_once(finished):
-    made = {path.parent.relative_to(finished).as_posix() for path in finished.glob("*/*/manifest.json")}
-    expected = {f"shared/{stage}" for stage in ("collect", "pack")}
-    for latent in ("simnorm", "mish"):
-        expected |= {f"latent={latent}/{stage}" for stage in ("pretrain", "gradients")}
-        for horizon in (2, 4):
-            expected |= {f"latent={latent},horizon={horizon}/{stage}" for stage in ("extract", "evaluate")}
-    assert made == expected
+    runs = {}
+    for name in (f"latent={latent},horizon={horizon}" for latent in ("simnorm", "mish") for horizon in (2, 4)):
+        stages = json.loads((finished / name / "run.json").read_text())["stages"]
+        runs[name] = {one["stage"]: Path(one["made_in"]).name for one in stages if one["status"] == "reused"}
+        assert len(stages) == 6
+    first = dict.fromkeys(("collect", "pack"), "latent=simnorm,horizon=2")
+    assert runs == {
+        "latent=simnorm,horizon=2": {},
+        "latent=simnorm,horizon=4": first | dict.fromkeys(("pretrain", "gradients"), "latent=simnorm,horizon=2"),
+        "latent=mish,horizon=2": first,
+        "latent=mish,horizon=4": dict.fromkeys(("collect", "pack", "pretrain", "gradients"), "latent=mish,horizon=2"),
+    }
 
 
 def test_variants_stand_side_by_side(finished):
@@ -76,10 +83,14 @@ def test_the_same_command_again_does_nothing_and_a_new_value_only_what_it_needs(
     result = orrery("study", "latents.yaml", cwd=parent)
     assert "nothing to do: every variant is up to date" in result.stdout
     result = orrery("study", "latents.yaml", "--plan", "grid.extract.first_order.horizon=[4,8]", cwd=parent)
-    lines = [line.strip("│├└─ ") for line in result.stdout.splitlines()]
-    assert lines[lines.index("latent=mish") + 1] == "pretrain, gradients: up to date"
-    assert lines[lines.index("latent=mish,horizon=4") + 1] == "extract, evaluate: up to date"
-    assert lines[lines.index("latent=mish,horizon=8") + 1] == "extract, evaluate: would run (not run yet)"
+    rows = [re.split("  +", line.strip()) for line in result.stdout.splitlines()]
+    assert ["latent=mish,horizon=4", "collect, pack, pretrain, gradients, extract, evaluate", "up to date"] in rows
+    at = next(number for number, row in enumerate(rows) if row[0] == "latent=mish,horizon=8")
+    assert rows[at : at + 3] == [
+        [rows[at][0], "collect, pack, pretrain, gradients", "reuse", "shared with latent=mish,horizon=2"],
+        ["extract", "run", "not run yet"],
+        ["evaluate", "run", "input from extract"],
+    ]
     status = orrery("status", finished).stdout
     assert "not running, 4 of 4 variants complete" in status
     assert "comparison: " in status

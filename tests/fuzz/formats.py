@@ -45,8 +45,6 @@ from orrery.pipeline.run_folder import Attempt, attempt_file, read_attempt, writ
 from orrery.pipeline.status import describe_status
 from orrery.pipeline.study.command import describe_study
 from orrery.pipeline.study.config import load_study
-from orrery.pipeline.study.iterate import folder_of
-from orrery.pipeline.study.iterate_command import describe_iteration
 from orrery.stages.data import inspect
 from orrery.stages.evaluation.scores import EpisodeRow, ImaginedReturn, ScoreRow, Summary, summarise, write_csv
 from orrery.stages.policy.policy import Policy, load_policy
@@ -272,22 +270,15 @@ def _read_run(folder: Path) -> Any:
     return [found and found.key, vars(read_status(job)), read_progress(job), attempt_file(run / "extract").name]
 
 
-def _make_study_record(folder: Path) -> None:
-    branches = [
-        {"name": "one", "stages": ["pretrain"], "parent": None, "status": "done", "seconds": 2.0, "reason": "tiny"},
-        {"name": "two", "stages": ["extract"], "parent": "one", "status": "waiting", "seconds": 0.0, "reason": ""},
-    ]
-    variants = [{"name": "two", "parameters": {"steps": "1"}, "branches": ["one", "two"]}]
-    record = {"name": "mine", "description": "", "source": "mine.yaml", "overrides": [], "variants": variants}
-    artifact.write_json(folder / "study.json", record | {"branches": branches})
-
-
-def _make_iteration(folder: Path) -> None:
-    artifact.write_json(folder / "iteration.json", {"experiment": "quickstart", "overrides": ["seeds=1"], "rounds": 2})
+def _make_series(folder: Path, command: str) -> None:
+    """Of a study or of rounds, with one run."""
     stages = [{"stage": "pretrain", "status": "done", "seconds": 3.0, "summary": "tiny"}]
     record = {"experiment": "quickstart", "overrides": [], "config": {}, "versions": {}, "stages": stages}
-    (folder / folder_of(0)).mkdir()
-    artifact.write_json(folder / folder_of(0) / "run.json", record)
+    (folder / "one").mkdir()
+    artifact.write_json(folder / "one" / "run.json", record)
+    variants = {"one": {"status": "done", "reason": "", "bug": False}, "two": {"status": "failed", "reason": "tiny"}}
+    values = {"command": command, "name": "mine", "source": "mine.yaml", "overrides": [], "variants": variants}
+    artifact.write_json(folder / "study.json", values)
 
 
 def _shown(describe: Callable[[Path], Any]) -> Callable[[Path], str]:
@@ -374,8 +365,8 @@ FORMATS = {
     "experiment": Format(_make_experiment, _read_experiment),
     "study": Format(_make_study, _read_study),
     "run": Format(_make_run, _read_run),
-    "study record": Format(_make_study_record, _shown(describe_study)),
-    "iteration record": Format(_make_iteration, _shown(describe_iteration)),
+    "study record": Format(lambda folder: _make_series(folder, "study"), _shown(describe_study)),
+    "iteration record": Format(lambda folder: _make_series(folder, "iterate"), _shown(describe_study)),
     "results": Format(_make_results, _read_results),
     "job": Format(_make_job, _read_job),
 }

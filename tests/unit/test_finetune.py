@@ -21,9 +21,9 @@ from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.jobs.fanout import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.plan import check_all, hashed
+from orrery.pipeline.plan import check_all, find_sources, hashed
 from orrery.pipeline.stage import Context
-from orrery.pipeline.study.study import prepare_study
+from orrery.pipeline.study.config import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.finetune.config import FinetuneConfig
@@ -351,17 +351,19 @@ def test_the_experiment_starts_from_the_model_and_extracts_from_what_it_makes(pr
 
 
 def test_the_few_shot_study_gives_the_model_to_finetune_alone(pretrained, tmp_path):
-    _, layout = prepare_study("few_shot", [f"world_model={pretrained}", f"run_dir={tmp_path}"], discover_stages())
+    stages = discover_stages()
+    series = prepare_study("few_shot", [f"world_model={pretrained}", f"run_dir={tmp_path}"], stages)
     makers = {}
-    for variant in layout.variants:
-        steps = {step.stage: step for step in layout.steps[variant.name]}
-        makers[variant.name] = next(name for name in ("finetune", "pretrain", "mrq") if name in steps)
-        reads = [path for step in steps.values() for paths in step.sources.values() for path in paths]
-        assert (str(pretrained) in reads) == ("finetune" in steps), variant.name
+    for variant in series.variants:
+        listed = variant.config.settings.stages
+        makers[variant.name] = next(name for name in ("finetune", "pretrain", "mrq") if name in listed)
+        sources = [find_sources(variant.config, stages, stage) for stage in listed]
+        reads = [source.folder for found in sources for many in found.values() for source in many]
+        assert (pretrained in reads) == ("finetune" in listed), variant.name
     assert makers == {
         f"{name},episodes={n}": stage
         for name, stage in (("finetuned", "finetune"), ("scratch", "pretrain"), ("mrq", "mrq"))
         for n in (1, 5, 20, 100)
     }
-    collects = {step.key for steps in layout.steps.values() for step in steps if step.stage == "collect"}
-    assert len(collects) == 1  # fewer episodes are the first ones of the same data
+    # Fewer episodes are the first ones of the same data.
+    assert len({str(one.config.resolved["collect"]) for one in series.variants}) == 1

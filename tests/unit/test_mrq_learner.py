@@ -76,7 +76,7 @@ def test_every_variant_of_the_design_study_trains(variant, plain):
 
 def test_the_study_of_the_design_takes_away_what_its_variants_do():
     expected = {name: overrides_of(changes) for name, changes in DESIGN_STUDY.items()}
-    assert load_study("mrq_design").named == {"mrq": [], **expected}
+    assert load_study("mrq_design").variants == {"mrq": [], **expected}
 
 
 def overrides_of(changes, prefix="mrq_online.learn"):

@@ -14,7 +14,7 @@ from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import discover_stages
 from orrery.pipeline.errors import CheckpointError, OrreryError
 from orrery.pipeline.study.config import load_study
-from orrery.pipeline.study.iterate import load_iteration
+from orrery.pipeline.study.rounds import load_rounds
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.sequence_model.kinds import load_model
 from orrery.stages.world_model.networks import WorldModel
@@ -103,8 +103,7 @@ def test_studies_and_iterations(home: Path) -> None:
     (home / "study.yaml").write_text("experiment: ~/mine.yaml\ngrid: {seed: [0, 1]}\n")
     study = load_study("~/study.yaml", ["run_dir=~/study"])
     assert (study.run_dir, study.experiment) == (home / "study", str(home / "mine.yaml"))
-    iteration = load_iteration("quickstart", ["run_dir=~/rounds", "rounds=1"], discover_stages())
-    assert iteration.run_dir == home / "rounds"
+    assert load_rounds("quickstart", ["run_dir=~/rounds", "rounds=1"], discover_stages()).run_dir == home / "rounds"
 
 
 def test_python_functions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Studies of toy stages that count how often they run: what is shared, what continues, and what a failure costs."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.fanout import Detached
 from orrery.pipeline.run_folder import locked
 from orrery.pipeline.stage import Context, Input, Stage
-from orrery.pipeline.study.config import load_study, short_names
-from orrery.pipeline.study.study import prepare_study, run_study
+from orrery.pipeline.study.config import load_study, prepare_study, short_names
+from orrery.pipeline.study.study import run_study
 from rich.console import Console
 
 from .toy_stages import STAGES, Add, write_configs
@@ -104,11 +105,11 @@ class ToyStudy:
     def counts(self) -> dict[str, int]:
         return {name: self.ran.count(name) for name in dict.fromkeys(self.ran)}
 
-    def total(self, branch: str, stage: str = "add") -> str:
-        return (self.study_dir / branch / stage / "total.txt").read_text()
+    def total(self, variant: str) -> str:
+        return (self.study_dir / variant / "add" / "total.txt").read_text()
 
-    def page(self, branch: str) -> str:
-        return (self.study_dir / branch / "report" / "index.html").read_text()
+    def page(self, variant: str) -> str:
+        return (self.study_dir / variant / "report" / "index.html").read_text()
 
 
 @pytest.fixture
@@ -127,7 +128,8 @@ def test_what_variants_share_runs_once(toy: ToyStudy) -> None:
     for factor in (1, 2):
         for scale in (1, 10):
             assert toy.total(f"factor={factor},scale={scale}") == str(3 * factor * scale)  # 0 + 1 + 2
-    assert sorted(path.name for path in toy.study_dir.glob("*/make")) == ["make"]
+    assert len({path.stat().st_ino for path in toy.study_dir.glob("*/make/numbers.txt")}) == 1  # takes space once
+    assert "make, tune: shared with factor=1,scale=1" in out
 
     code, out = toy.study(path)
     assert (code, toy.ran) == (0, [])
@@ -146,15 +148,13 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(toy: ToyStudy) -> None
 
 
 def test_a_stage_that_reads_and_makes_the_same_kind_hands_on_its_own(toy: ToyStudy) -> None:
-    """`inputs.numbers` counts for a whole run: in one run with `tune`, `add` would be given the numbers of `make`."""
     code, out = toy.study(toy.write("grid: {tune.factor: [2, 5]}\n"))
     assert code == 0, out
     assert toy.counts() == {"make": 1, "tune": 2, "add": 2, "report": 2}
-    assert [toy.total(f"factor={factor},add") for factor in (2, 5)] == ["6", "15"]
+    assert [toy.total(f"factor={factor}") for factor in (2, 5)] == ["6", "15"]
 
 
 def test_what_does_not_depend_on_the_varied_stage_is_shared_although_it_comes_later(toy: ToyStudy) -> None:
-    path = toy.write("overrides: ['stages=[make,add,other,report]']\ngrid: {add.scale: [1, 2], other.total: [7, 8]}\n")
     path = toy.write("grid: {add.scale: [1, 2], other.total: [7, 8]}\n")
     code, out = toy.study(path, "stages=[make,add,other,report]")
     assert code == 0, out
@@ -175,9 +175,9 @@ def test_named_variants_meet_every_combination_of_the_grid(toy: ToyStudy) -> Non
     code, out = toy.study(path)
     assert code == 0, out
     assert toy.counts() == {"make": 2, "tune": 4, "add": 4, "report": 4}
-    assert [toy.total(name) for name in ("plain,factor=2,add", "large,factor=2,add")] == ["6", "60"]
-    record = json.loads((toy.study_dir / "study.json").read_text())
-    assert record["variants"][3]["parameters"] == {"variant": "large", "tune.factor": "2"}
+    assert [toy.total(name) for name in ("plain,factor=2", "large,factor=2")] == ["6", "60"]
+    series = prepare_study(path, [], toy.stages, toy.config_dir)
+    assert series.variants[3].parameters == {"variant": "large", "tune.factor": "2"}
 
 
 def test_a_grid_over_the_seed_makes_everything_anew_that_uses_it(toy: ToyStudy) -> None:
@@ -186,25 +186,40 @@ def test_a_grid_over_the_seed_makes_everything_anew_that_uses_it(toy: ToyStudy) 
     assert code == 0, out
     assert toy.counts() == {"make": 2, "other": 1, "add": 4, "report": 4}
     assert toy.total("seed=10,scale=2") == "66"  # 2 (10 + 11 + 12)
-    _, layout = prepare_study(path, [], toy.stages, toy.config_dir)
-    assert [variant.group for variant in layout.variants] == ["scale=1", "scale=2"] * 2
+    series = prepare_study(path, [], toy.stages, toy.config_dir)
+    assert [variant.group for variant in series.variants] == ["scale=1", "scale=2"] * 2
 
 
 def test_a_study_that_grows_by_a_key_keeps_what_it_has(toy: ToyStudy) -> None:
     path = toy.write("grid: {add.scale: [1, 2]}\n")
     toy.study(path)
-    before = (toy.study_dir / "scale=2" / "add" / "manifest.json").read_text()
     code, out = toy.study(path, "grid.seed=[0,5]", "--plan")
     assert code == 0
-    assert "make, tune: up to date (as shared left it)" in out
-    assert (toy.study_dir / "shared" / "make").is_dir()
+    assert ["scale=2,seed=0", "make, tune", "reuse", "shared with scale=1"] in rows(out)
+    assert ["add", "reuse", "shared with scale=2"] in rows(out)
 
     code, out = toy.study(path, "grid.seed=[0,5]")
     assert code == 0, out
-    assert toy.counts() == {"make": 1, "tune": 1, "add": 2, "report": 2}
-    assert (toy.study_dir / "scale=2,seed=0" / "add" / "manifest.json").read_text() == before
+    assert toy.counts() == {"make": 1, "tune": 1, "add": 2, "report": 4}  # which names its variant
     toy.study(path)
     assert toy.ran == []
+
+
+def test_a_study_of_an_earlier_version_continues(toy: ToyStudy) -> None:
+    """It had a run for the stages that several variants share, and gave its artifacts to the others as inputs."""
+    path = toy.write("grid: {add.scale: [1, 2]}\n")
+    shared, given = toy.study_dir / "shared", f"inputs.numbers={toy.study_dir}/shared/tune"
+    toy.call("run", "toy", "stages=[make,tune]", f"run_dir={shared}")
+    for scale in (1, 2):
+        own = [f"add.scale={scale}", given, f"run_dir={toy.study_dir}/scale={scale}"]
+        toy.call("run", "toy", "stages=[add,report]", *own)
+    (toy.study_dir / "study.json").write_text('{"name": "scales", "source": "scales.yaml", "branches": []}')
+    code, out = toy.call("status", str(toy.study_dir))
+    assert code == 2
+    assert f"an earlier version wrote {toy.study_dir}/study.json; run the same `orrery study`" in out
+    code, out = toy.study(path)
+    assert (code, toy.ran) == (0, []), out
+    assert toy.call("status", str(toy.study_dir))[0] == 0
 
 
 def test_one_variant_that_fails_costs_only_what_is_made_from_it(toy: ToyStudy) -> None:
@@ -213,17 +228,18 @@ def test_one_variant_that_fails_costs_only_what_is_made_from_it(toy: ToyStudy) -
     assert code == 1  # a bug among them
     assert toy.counts() == {"make": 1, "tune": 4, "add": 2, "report": 2}
     tail = out.partition("not finished: ")[2]
-    assert "  factor=13: failed, thirteen is not a factor\n" in tail
-    assert "  factor=13,scale=2: blocked, it waits for factor=13\n" in tail
-    assert "  factor=14: failed, ZeroDivisionError: a bug; see " in tail
-    assert "  factor=15: detached, 15 goes on elsewhere\n" in tail
+    assert "  factor=13,scale=1: failed, thirteen is not a factor\n" in tail
+    assert "  factor=13,scale=2: blocked, tune waits for factor=13,scale=1\n" in tail
+    assert "  factor=14,scale=1: failed, ZeroDivisionError: a bug; see " in tail
+    assert "  factor=15,scale=1: detached, 15 goes on elsewhere\n" in tail
+    assert "  factor=15,scale=2: blocked, tune waits for factor=15,scale=1\n" in tail
     assert "factor=1," not in tail
-    assert "ZeroDivisionError: a bug" in (toy.study_dir / "factor=14" / "log.txt").read_text()
+    assert "ZeroDivisionError: a bug" in (toy.study_dir / "factor=14,scale=1" / "log.txt").read_text()
 
     code, out = toy.call("status", str(toy.study_dir))
     assert code == 0
     assert "not running, 2 of 8 variants complete" in out
-    assert "it waits for factor=13" in out
+    assert "tune waits for factor=13,scale=1" in out
 
     assert toy.study(path, "grid.tune.factor=[13]", "grid.add.scale=[1]")[0] == 2
     assert toy.study(path, "grid.tune.factor=[15]", "grid.add.scale=[1]")[0] == 75
@@ -257,11 +273,11 @@ def test_ctrl_c_stops_the_whole_study(toy: ToyStudy, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "interrupt")
     code, out = toy.study(path)
     assert code == 130
-    assert "interrupted in stage add; the same command continues it" in out
+    assert "interrupted in stage add; rerun the command to continue" in out
     assert toy.counts() == {"make": 1, "tune": 1, "add": 1}
 
 
-def test_a_branch_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
+def test_a_variant_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
     path = toy.write("grid: {add.scale: [1, 2]}\n")
     with locked(toy.study_dir / "scale=1"):
         code, out = toy.study(path)
@@ -277,7 +293,7 @@ def test_a_branch_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
-        ("grid: {add.scael: [1, 2]}", [], "scael=1 of study scales: there is no config key 'add.scael'. Did you mean"),
+        ("grid: {add.scael: [1, 2]}", [], "scael=1 of study scales: unknown key 'add.scael'. Did you mean"),
         ("variants: {a: [], b: [add.scale=x]}", [], "variant b of study scales: add.scale: expected a whole number"),
         ("variants: {a: [], b: [make.size=0]}", [], "b of study scales: make.size must be at least 1"),
         ("variants: {a: [], b: [add.scale=0]}", [], "variant b of study scales: add.scale must not be 0"),
@@ -326,14 +342,19 @@ def test_a_world_model_that_no_variant_would_read_is_refused(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     words = ["study", "regularisation", "world_model=elsewhere", f"run_dir={tmp_path}/study", *flag]
     assert main(words) == 2
-    assert "world_model=elsewhere would not be used: stage pretrain makes the one that" in capsys.readouterr().err
+    assert (
+        "world_model=elsewhere would not be used: gradients, extract, report would use the model of stage pretrain"
+        in capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_study_names_the_nearest(toy: ToyStudy) -> None:
     (toy.config_dir / "studies").mkdir()
     (toy.config_dir / "studies" / "scales.yaml").write_text(Path(toy.write(GRID)).read_text())
-    with pytest.raises(ConfigError, match=r"no study 'scalse'. Did you mean 'scales'\?.*\n  scales  Scales of a sum"):
+    with pytest.raises(
+        ConfigError, match=r"unknown study 'scalse'. Did you mean 'scales'\?.*\n  scales  Scales of a sum"
+    ):
         load_study("scalse", config_dir=toy.config_dir)
     with pytest.raises(ConfigError, match=r"there is no study file .*none\.yaml"):
         load_study("none.yaml", config_dir=toy.config_dir)
@@ -344,33 +365,41 @@ def test_an_unknown_study_names_the_nearest(toy: ToyStudy) -> None:
     assert toy.call("study", "--help")[0] == 0
 
 
-def test_the_plan_shows_the_tree_and_writes_nothing(toy: ToyStudy) -> None:
+def rows(out: str) -> list[list[str]]:
+    """Cells of a printed table."""
+    return [re.split(r"  +", line.strip()) for line in out.splitlines()]
+
+
+def test_the_plan_shows_what_is_shared_and_writes_nothing(toy: ToyStudy) -> None:
     path = toy.write(GRID)
     code, out = toy.call("study", path, "--plan", f"run_dir={toy.study_dir}")
     assert code == 0, out
-    assert "study scales: 4 variants of toy in 7 runs" in out
+    assert f"scales: 4 variants of toy in {toy.study_dir}" in out
     assert not toy.study_dir.exists()
-    assert "├── factor=1\n│   tune: would run (input from shared)\n" in out
-    assert "│   └── factor=1,scale=10\n│       add, report: would run (input from factor=1)\n" in out
+    shown = rows(out)
+    assert ["factor=1,scale=1", "make", "run", "not run yet"] in shown
+    at = shown.index(["factor=1,scale=10", "make, tune", "reuse", "shared with factor=1,scale=1"])
+    assert shown[at + 1] == ["add, report", "run", "input from tune"]
+    assert ["factor=2,scale=1", "make", "reuse", "shared with factor=1,scale=1"] in shown
     toy.study(path)
-    _, out = toy.study(path, "--plan", "grid.add.scale=[1,5]")
-    assert "│   ├── factor=1,scale=1\n│   │   add, report: up to date\n" in out
-    assert "│   └── factor=1,scale=5\n│       add, report: would run (not run yet)\n" in out
+    shown = rows(toy.study(path, "--plan", "grid.add.scale=[1,5]")[1])
+    assert ["factor=1,scale=1", "make, tune, add, report", "up to date"] in shown
+    at = shown.index(["factor=2,scale=5", "make", "reuse", "shared with factor=1,scale=1"])
+    assert shown[at + 1] == ["tune", "reuse", "shared with factor=2,scale=1"]
+    assert shown[at + 2] == ["add", "run", "not run yet"]
 
 
 def test_variants_that_are_the_same_work_are_named_and_share_it(toy: ToyStudy) -> None:
     code, out = toy.study(toy.write("variants: {default: [], one: [add.scale=1], two: [add.scale=2]}\n"))
     assert code == 0
     assert "the same work: default = one" in out
-    assert toy.total("default+one") == "3"
-    assert toy.counts() == {"make": 1, "tune": 1, "add": 2, "report": 2}
+    assert toy.total("default") == toy.total("one") == "3"
+    assert toy.counts() == {"make": 1, "tune": 1, "add": 2, "report": 3}
 
 
-def test_a_branch_is_an_ordinary_run(toy: ToyStudy) -> None:
-    """Its overrides describe it to the other commands; shared ones are free of what tells the variants apart."""
+def test_a_variant_is_an_ordinary_run(toy: ToyStudy) -> None:
+    """Its overrides describe it to the other commands, and it holds all that it is made from."""
     toy.study(toy.write("grid: {add.scale: [1, 2]}\n"))
-    shared = json.loads((toy.study_dir / "shared" / "run.json").read_text())
-    assert shared["overrides"] == ["stages=[make,tune]"]
     leaf = toy.study_dir / "scale=2"
     record = json.loads((leaf / "run.json").read_text())
     config = load_config(record["experiment"], record["overrides"], stages=toy.stages, config_dir=toy.config_dir)
@@ -378,20 +407,22 @@ def test_a_branch_is_an_ordinary_run(toy: ToyStudy) -> None:
     assert config.settings.name == "scales: scale=2"
     (leaf / "report" / "index.html").write_text("edited")
     assert toy.call("report", str(leaf))[0] == 0
-    assert toy.page("scale=2") == "toy ['6'] ['add']"
+    assert toy.page("scale=2") == "toy ['6'] ['add', 'make']"
     assert "add" in toy.call("status", str(leaf))[1]
+    assert toy.call("run", record["experiment"], *record["overrides"], f"run_dir={leaf}")[0] == 0
+    assert toy.ran == []
 
 
 def test_values_reach_the_config_as_they_are(toy: ToyStudy) -> None:
     path = toy.write(
         "grid: {report.frame.sides: [[1, 2], [3]], report.title: ['a b', \"c='d'\"], report.limit: [null, 1e-3]}"
     )
-    _, layout = prepare_study(path, [], toy.stages, toy.config_dir)
-    frames = [variant.config.stage_configs["report"] for variant in layout.variants]
+    variants = prepare_study(path, [], toy.stages, toy.config_dir).variants
+    frames = [variant.config.stage_configs["report"] for variant in variants]
     assert {tuple(one.frame.sides) for one in frames} == {(1, 2), (3,)}
     assert {one.title for one in frames} == {"a b", "c='d'"}
     assert {one.limit for one in frames} == {None, 0.001}
-    assert layout.variants[0].name == "sides=1_2,title=a_b,limit=null"
+    assert variants[0].name == "sides=1_2,title=a_b,limit=null"
 
 
 def test_short_names_are_as_short_as_they_can_be() -> None:
@@ -406,6 +437,6 @@ def test_run_study_from_python_says_what_failed(toy: ToyStudy) -> None:
     options = {"stages": toy.stages, "config_dir": toy.config_dir, "console": Console(quiet=True)}
     with pytest.raises(StageError, match=r"(?s)study scales are not finished.*factor=13: failed, thirteen"):
         run_study(path, [f"run_dir={toy.study_dir}"], **options)
-    assert toy.total("factor=1,add") == "3"
+    assert toy.total("factor=1") == "3"
     with pytest.raises(StageError, match=r"has no compare/study\.csv"):
         run_study(path, [f"run_dir={toy.study_dir}", "grid.tune.factor=[1]"], **options)

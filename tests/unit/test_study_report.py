@@ -291,9 +291,11 @@ def test_returns_stand_where_no_task_has_a_score(tmp_path: Path) -> None:
         variants[name] = variant(name, {"scores": [name]}, variant=name)
     _, page = compare(tmp_path, variants)
     assert page.count("no score, return 812") == 2 * 3  # mean, IQM and by task
+    assert (tmp_path / "compare" / "scores.txt").read_text().count("no score, return 812") == 2
     write_scores(tmp_path / "c", {CUP: [np.nan], REACH: [0.5]}, return_mean=812.0)
     _, page = compare(tmp_path, {"c": variant("c", {"scores": ["c"]}, variant="c")})
     assert "0.50 on 1 of 2 tasks" in page
+    assert (tmp_path / "compare" / "scores.txt").read_text().splitlines()[1].split()[:2] == ["c", "0.500"]
     assert page.count("no score, return 812") == 1
 
 

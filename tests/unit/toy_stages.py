@@ -109,6 +109,7 @@ class Show(Stage):
 
     Config = ShowConfig
     output_kind = "report"
+    about_run = True
     inputs = {"totals": Input("total", optional=True, many=True)}
     not_hashed = ("frame.width",)
 
