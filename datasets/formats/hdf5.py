@@ -27,7 +27,7 @@ from .columns import ColumnMap, columns_of, detect_columns
 from .episode_ends import END_PARTS, as_flags, find_ends, sounds_like_ends
 from .format import Format
 from .hdf5_file import Columns, is_hdf5, open_hdf5
-from .minari import is_minari_folder
+from .minari_folder import is_minari_folder
 
 _CHUNK = 65536
 """Rows of actions that are looked at together when fitting their scale."""

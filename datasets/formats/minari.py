@@ -1,29 +1,26 @@
 """Minari datasets as episodes: any dataset whose observations can be flattened, with or without a task of ours in it.
 
-Decides how a dataset is found, what its TaskSpec is where it carries none, and how its spaces become flat float32
-observations and actions in [-1, 1]. Nothing is ever downloaded.
+Decides what the TaskSpec of a dataset is where it carries none, and how its spaces become flat float32 observations and
+actions in [-1, 1]; `minari_folder.py` decides where it is. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium.spaces as gs
 import h5py
 import numpy as np
 
 from ...pipeline.errors import DatasetError, OrreryError, TaskError
-from ...pipeline.paths import user_path
-from ...pipeline.reading import check_file, read_json, reading
+from ...pipeline.reading import read_json, reading
 from ..actions import (
     ACTION_BOUNDS,
     CHOICES_START,
@@ -50,10 +47,17 @@ from ..spaces import (
 from ..task_from_data import limit_warnings, split_overrides, success_flags
 from ..tasks import recorded_in
 from .format import Format
-from .hdf5_file import check_size, is_hdf5
-
-if TYPE_CHECKING:
-    from minari.dataset.minari_storage import MinariStorage
+from .hdf5_file import is_hdf5
+from .minari_folder import (
+    check_episodes,
+    check_sizes,
+    environment_spec,
+    find_minari,
+    id_of,
+    is_minari_folder,
+    open_storage,
+    time_limit,
+)
 
 TASK_KEY = "orrery_task"
 """Metadata entry that holds our TaskSpec as a JSON string."""
@@ -124,9 +128,9 @@ class MinariReader:
         return reading(self._folder, DatasetError, "download or write it again")
 
     def _open(self, name: str | None, behaviour: Behaviour | None, overrides: Mapping[str, Any] | None) -> None:
-        self._storage = _open_storage(self._folder)
+        self._storage = open_storage(self._folder)
         self._metadata = read_json(self._folder / "data" / "metadata.json", DatasetError)
-        self._id = _id_of(self._folder, str(self._metadata.get("dataset_id", self._folder.name)))
+        self._id = id_of(self._folder, str(self._metadata.get("dataset_id", self._folder.name)))
         self._observation_space: Space = self._storage.observation_space
         self._action_space: Space = self._storage.action_space
         self._refuse_images(self._observation_space)
@@ -136,7 +140,7 @@ class MinariReader:
             raise DatasetError(f"Minari dataset {self._id}: {error}") from error
         self._fields, self._settings = split_overrides(overrides, f"Minari dataset {self._id}")
         self._check_actions()
-        self._said = self._check_episodes()
+        self._said = check_episodes(self._folder, len(self))
         named = self._fields.pop("environment", None)
         self._environment = recorded_in(named) if named else None
         self._order: list[int] | None = None
@@ -214,7 +218,7 @@ class MinariReader:
             for index in range(len(self)):
                 try:
                     if file is not None:
-                        _check_sizes(file, f"episode_{index}")
+                        check_sizes(file, f"episode_{index}")
                     yield next(episodes)
                 except OrreryError:
                     raise
@@ -321,12 +325,12 @@ class MinariReader:
     def _described(self) -> dict[str, Any]:
         """Fields of a TaskSpec as the data shows them."""
         seen = self._seen
-        spec = _environment_spec(self._metadata)
+        spec = environment_spec(self._metadata)
         return {
             "observation_dim": len(self._columns),
             "action_dim": self._action_dim,
             "action_kind": "continuous" if isinstance(self._action_space, gs.Box) else "discrete",
-            "episode_length": _time_limit(spec) or seen.longest,
+            "episode_length": time_limit(spec) or seen.longest,
             "terminates": seen.terminates,
             "reports_success": seen.reports_success,
             "score_kind": "normalised",
@@ -372,38 +376,6 @@ class MinariReader:
                 "apply; remove that setting"
             )
 
-    def _check_episodes(self) -> list[str]:
-        """What to warn of where the file holds other episodes than the metadata counts.
-
-        Raises:
-            DatasetError: an episode is missing.
-        """
-        path = self._folder / "data" / "main_data.hdf5"
-        if not path.exists():
-            return []
-        check_file(path, DatasetError)
-        try:
-            with h5py.File(path) as file:
-                found = {key for key in file if key.startswith("episode_")}
-        except OSError as error:
-            raise DatasetError(f"{path}: cannot be opened as HDF5 ({error}); download or write it again") from error
-        counted = len(self)
-        names = (f"episode_{index}" for index in range(counted))
-        if (missing := next((name for name in names if name not in found), None)) is not None:
-            there = sum(1 for name in found if name[8:].isdecimal() and int(name[8:]) < counted)
-            raise DatasetError(
-                f"{path}: {missing} is missing, the first of {counted - there} out of the {counted} episodes that "
-                "total_episodes in metadata.json counts; the dataset is damaged or incomplete, download or write it "
-                "again"
-            )
-        if further := len(found) - counted:
-            episodes = "1 more episode" if further == 1 else f"{further} more episodes"
-            return [
-                f"{path} holds {episodes} than the {counted} that total_episodes in metadata.json counts; the rest is "
-                "skipped"
-            ]
-        return []
-
 
 @dataclass(frozen=True)
 class _Seen:
@@ -415,104 +387,8 @@ class _Seen:
     reports_success: bool
 
 
-def minari_root() -> Path:
-    """Where Minari keeps its datasets: `MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
-    # Minari's own get_dataset_path also creates the folder, which reading should not do.
-    given = os.environ.get("MINARI_DATASETS_PATH")
-    return user_path(given) if given else Path.home() / ".minari" / "datasets"
-
-
-def _id_of(folder: Path, stated: str) -> str:
-    """The id under which a dataset lies in `minari_root()`; elsewhere the one it states, unless it was renamed."""
-    root, place = minari_root().absolute(), folder.absolute()
-    if place.is_relative_to(root):
-        return place.relative_to(root).as_posix()
-    return stated if stated.rsplit("/", 1)[-1] == folder.name else folder.name
-
-
-def is_minari_folder(folder: Path) -> bool:
-    """Return whether a folder holds a Minari dataset."""
-    return (folder / "data" / "metadata.json").is_file()
-
-
-def find_minari(dataset: str | Path) -> Path:
-    """The folder of a dataset given by id, by folder, or by the `data` folder inside it.
-
-    Raises:
-        DatasetError: there is none; names the nearest ids that are there, and how to fetch one.
-    """
-    given = user_path(dataset)
-    if given.name == "data" and is_minari_folder(given.parent):
-        given = given.parent
-    for folder in (given, minari_root() / dataset):
-        if is_minari_folder(folder):
-            return folder
-    root = minari_root()
-    local = sorted(path.parents[1].relative_to(root).as_posix() for path in root.glob("**/data/metadata.json"))
-    nearest = difflib.get_close_matches(str(dataset), local, n=3, cutoff=0.3)
-    hint = (
-        f"nearest there: {', '.join(nearest)}" if nearest else f"{len(local)} datasets there, none with a similar name"
-    )
-    raise DatasetError(
-        f"no Minari dataset {str(dataset)!r}: expected a folder with data/metadata.json, or an id under {root} "
-        f"({hint}). To fetch a published one: minari download {dataset}; for a simulated task, run the stage collect"
-    )
-
-
-def _open_storage(folder: Path) -> MinariStorage:
-    # The storage, not MinariDataset: that one refuses a dataset for an environment spec it cannot parse, though the
-    # data needs none.
-    from minari.dataset.minari_storage import MinariStorage
-
-    try:
-        return MinariStorage.read(folder / "data")
-    except ImportError as error:
-        raise DatasetError(f"{folder}: {error}") from error
-    except Exception as error:  # likewise
-        raise DatasetError(
-            f"{folder}: cannot be opened as a Minari dataset ({error!r}); it is damaged or of an unsupported version, "
-            "download or write it again"
-        ) from error
-
-
-def _check_sizes(file: h5py.File, group: str) -> None:
-    def check(_: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            check_size(item, file_bytes)
-
-    file_bytes = file.id.get_filesize()
-    file[group].visititems(check)
-
-
 def _first_termination(raw: Mapping[str, Any]) -> int:
     """Steps up to and including the first termination; all of them if there is none."""
     terminations = np.asarray(raw["terminations"])
     found = np.flatnonzero(terminations)
     return int(found[0]) + 1 if found.size else len(terminations)
-
-
-def _environment_spec(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The gymnasium EnvSpec as a dict, preferring the one meant for evaluation; None if it cannot be recovered."""
-    from gymnasium.envs.registration import EnvSpec
-
-    text = metadata.get("eval_env_spec") or metadata.get("env_spec")
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-        # Fields of older gymnasium versions, which today's EnvSpec refuses.
-        for old in ("apply_api_compatibility", "autoreset"):
-            values.pop(old, None)
-        return dict(json.loads(EnvSpec.from_json(json.dumps(values)).to_json()))
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _time_limit(spec: Mapping[str, Any] | None) -> int | None:
-    """Steps after which a recorded environment ends an episode; its own limit goes before that of its registered id."""
-    from gymnasium.envs.registration import registry
-
-    if spec is None:
-        return None
-    registered = registry.get(str(spec["id"]))
-    return spec.get("max_episode_steps") or (None if registered is None else registered.max_episode_steps)

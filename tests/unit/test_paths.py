@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from orrery.datasets.datamodule import WindowData, WindowSettings
 from orrery.datasets.formats.columns import ColumnMap
-from orrery.datasets.formats.minari import minari_root
+from orrery.datasets.formats.minari_folder import minari_root
 from orrery.datasets.store import TaskStore
 from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import discover_stages
