@@ -124,8 +124,9 @@ def _take_over(wanted: Mapping[str, Path], context: Context) -> None:
     context.jobs.mkdir(exist_ok=True)
     for key, folder in wanted.items():
         if folder.exists() and (former := read_job(folder)[0]) != key:
-            if (folder / RESULT).is_dir():
-                folder.rename(folder.with_name(f"{folder.name}.{former[:8]}"))
+            aside = folder.with_name(f"{folder.name}.{former[:8]}")
+            if (folder / RESULT).is_dir() and not aside.exists():
+                folder.rename(aside)
             else:
                 _discard(folder)
     found = {read_job(path)[0]: path for path in reversed(_all_job_folders(context))}
