@@ -117,6 +117,8 @@ def check_episodes(folder: Path, counted: int) -> list[str]:
 
 
 def check_sizes(file: h5py.File, group: str) -> None:
+    """Raise a DatasetError if a column below a group states more data than the file can hold."""
+
     def check(_: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
             check_size(item, file_bytes)
