@@ -108,13 +108,13 @@ def test_a_broken_package_is_one_line_and_stops_only_what_names_it(
 
 
 def test_a_name_taken_twice(install, caplog) -> None:
-    install("mine", {"stages": {"good": "Good", "sac": "Good"}}, GOOD)
+    install("mine", {"stages": {"good": "Good", "tabular": "Good"}}, GOOD)
     install("yours", {"stages": {"good": "Good"}}, GOOD)
     assert "good" not in load_all("stages", Stage)
-    assert load("stages", "sac", Stage).__module__ == "orrery.stages.baselines.stage_sac"
+    assert load("stages", "tabular", Stage).__module__ == "orrery.stages.tabular.stage_tabular"
     twice, taken = sorted(record.getMessage() for record in caplog.records)
     assert "stage 'good' of package 'mine' (mine:Good) has the same name in package 'yours'" in twice
-    assert taken == "warning: stage 'sac' of package 'mine' is ignored: orrery has one of that name"
+    assert taken == "warning: stage 'tabular' of package 'mine' is ignored: orrery has one of that name"
 
 
 def test_a_broken_command_stops_only_itself(install, capsys) -> None:
