@@ -106,6 +106,7 @@ def load_rounds(
 
 
 def folder_of(number: int) -> str:
+    """Folder of a round below that of the iteration."""
     return f"round_{number}"
 
 

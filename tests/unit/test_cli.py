@@ -99,7 +99,7 @@ def test_an_option_of_hydra_is_answered_with_what_serves_its_purpose(orrery, cap
 def test_overrides_without_an_experiment(orrery) -> None:
     code, _, err = orrery("run", "tasks=[a]")
     assert code == 2
-    assert "expected the name of the experiment, for example quickstart, before the settings; found 'tasks=[a]'" in err
+    assert "expected the name of the experiment, for example toy, before the settings; found 'tasks=[a]'" in err
 
 
 def only_line(err: str) -> str:
