@@ -227,7 +227,7 @@ def test_an_attempt_whose_folder_is_gone_or_whose_file_is_damaged_starts_anew(to
     monkeypatch.delenv("TOY_FAILURE")
     shutil.rmtree(toy.run_dir / "add.partial")
     action, reason = toy.plan()[1]
-    assert (action, reason.endswith("add.partial, from which it would continue, is gone")) == ("run", True)
+    assert (action, reason.endswith("add.partial of the interrupted attempt is missing")) == ("run", True)
     (toy.run_dir / "add.partial.json").write_text('{"key": "x"')
     assert toy.plan()[1] == ("run", "not run yet")
     assert toy.run()["add"].summary == "total 3 (from the start)"
@@ -270,7 +270,7 @@ def test_a_killed_run_continues(toy: ToyProject) -> None:
 
 def test_a_full_disk_is_said_and_survived(toy: ToyProject, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "disk full")
-    with pytest.raises(StageError, match=r"disk of .*run is full.*MiB free.*continues"):
+    with pytest.raises(StageError, match=r"disk of .*run is full.*MiB free.*rerun the command to continue"):
         toy.run()
     monkeypatch.delenv("TOY_FAILURE")
     assert toy.run()["add"].summary == "total 3 (continued)"
@@ -329,7 +329,7 @@ def test_a_file_outside_the_run_counts_as_an_input(toy: ToyProject, tmp_path: Pa
     picture.write_text("another")
     assert toy.plan(setting)[2] == ("run", f"{picture} changed")
     picture.unlink()
-    with pytest.raises(StageError, match=r"picture\.png is not there any more"):
+    with pytest.raises(StageError, match=r"picture\.png no longer exists"):
         toy.run(setting)
 
 
