@@ -69,6 +69,7 @@ def find_minari(dataset: str | Path) -> Path:
 
 
 def open_storage(folder: Path) -> MinariStorage:
+    """Open the storage of a Minari dataset; raises a DatasetError if it is damaged."""
     # The storage, not MinariDataset: that one refuses a dataset for an environment spec it cannot parse, though the
     # data needs none.
     from minari.dataset.minari_storage import MinariStorage
