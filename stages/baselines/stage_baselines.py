@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,10 @@ class Baselines(Stage):
                     "or remove its algorithms from baselines.algorithms"
                 )
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
+        if not inputs["store"]:
+            self._tasks(())
+
     def run(self, context: Context) -> str:
         config = self.config
         jobs = [
@@ -123,12 +127,13 @@ class Baselines(Stage):
         Raises:
             ConfigError: there is none, or an algorithm cannot choose a task's actions.
         """
-        from ...datasets.store import TaskStore
         from ...datasets.tasks import task_spec
-        from ..sequence_model.losses import observation_statistics
 
         tasks: list[tuple[TaskSpec, tuple[Any, Any, float] | None]] = []
         for folder in stores:
+            from ...datasets.store import TaskStore
+            from ..sequence_model.losses import observation_statistics
+
             store = TaskStore.open(folder)
             for name in self.config.tasks or store.table.names:
                 rows = store.rows_of(name)

@@ -87,7 +87,10 @@ def test_it_refuses_what_it_cannot_learn(tmp_path):
     with pytest.raises(ConfigError, match=r"baselines.algorithms: expected some of a2c, .*, found bc"):
         BaselinesConfig(algorithms=["bc"])
     with pytest.raises(ConfigError, match=r"baselines has no tasks: set baselines.tasks"):
-        Baselines(BaselinesConfig()).run(context(tmp_path / "none"))
+        Baselines(BaselinesConfig()).check_inputs({"store": []})
+    with pytest.raises(ConfigError, match=r"sac cannot learn gymnasium/CartPole-v1, whose actions are discrete"):
+        Baselines(BaselinesConfig(["gymnasium/CartPole-v1"])).check_inputs({"store": []})
+    Baselines(BaselinesConfig()).check_inputs({"store": [None]})
     spec = point_mass_spec("toy/choice", action_dim=2, action_kind="discrete")
     store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 4))])
     with pytest.raises(ConfigError, match=r"sac cannot learn toy/choice, whose actions are discrete"):
