@@ -78,21 +78,6 @@ def first_action_jacobian(predict: Predict, first: torch.Tensor, action_BTA: tor
     return torch.stack(columns, -1)
 
 
-def first_action_jacobian_backward(
-    predict: Predict, first: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
-) -> torch.Tensor:
-    """The same at the given horizons alone, [B, H, X, A], for models without a forward derivative (the latent model's
-    activations have none): one backward pass per horizon and predicted quantity."""
-    action_BTA = action_BTA.detach().clone().requires_grad_()
-    predicted_BTX = predict(first, action_BTA)
-    rows = []
-    for horizon in horizons:
-        for x in range(predicted_BTX.shape[-1]):
-            total = predicted_BTX[:, horizon - 1, x].sum()
-            rows.append(torch.autograd.grad(total, action_BTA, retain_graph=True)[0][:, 0])
-    return torch.stack(rows, 1).unflatten(1, (len(horizons), -1))
-
-
 def jacobian_norm(jacobian_BTXA: torch.Tensor) -> torch.Tensor:
     """Frobenius norm, [B, T]."""
     return jacobian_BTXA.flatten(2).norm(dim=-1)

@@ -16,7 +16,6 @@ from orrery.stages.diagnostics.gradients import (
     climb,
     final_reward,
     first_action_jacobian,
-    first_action_jacobian_backward,
     first_actions,
     gradient_noise,
     growth,
@@ -53,6 +52,18 @@ def test_the_jacobian_of_a_linear_system_is_a_matrix_power():
         torch.testing.assert_close(jacobian[:, t], expected.expand(3, 2, 2))
     torch.testing.assert_close(jacobian_norm(jacobian)[:, 0], torch.full((3,), math.sqrt(1.25)))
     torch.testing.assert_close(jacobian_cosine(jacobian, -2 * jacobian), -torch.ones(3, 6, dtype=torch.float64))
+
+
+def first_action_jacobian_backward(predict, first, action_BTA, horizons):
+    """`first_action_jacobian` at these horizons, [B, H, X, A]: one backward pass per horizon and predicted quantity."""
+    action_BTA = action_BTA.detach().clone().requires_grad_()
+    predicted_BTX = predict(first, action_BTA)
+    rows = []
+    for horizon in horizons:
+        for x in range(predicted_BTX.shape[-1]):
+            total = predicted_BTX[:, horizon - 1, x].sum()
+            rows.append(torch.autograd.grad(total, action_BTA, retain_graph=True)[0][:, 0])
+    return torch.stack(rows, 1).unflatten(1, (len(horizons), -1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
