@@ -20,7 +20,7 @@ from .test_hdf5 import flat_columns, write
     [
         (
             b"<!DOCTYPE html>\n<html>",
-            r"cannot be opened as HDF5: it is not HDF5 (it starts with b'<!DOCTYPE html>')",
+            r"cannot be opened as HDF5: it is not HDF5 .it starts with b'<!DOCTYPE html>'. but another",
         ),
         (b"", r"a\.hdf5: cannot be opened as HDF5: it is empty \(0 bytes\)"),
         (

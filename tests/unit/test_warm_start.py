@@ -34,7 +34,7 @@ def test_what_differs_is_named(tmp_path):
     WorldModel(LATENT, TABLE).save(tmp_path / "latent")
     build_model(SEQUENCE, TABLE).save(tmp_path / "sequence")
     wider = WorldModelConfig(latent_dim=24, encoder_dim=24, mlp_dim=24, task_dim=4)
-    with pytest.raises(CheckpointError, match="other settings than this run asks for: latent_dim 16 -> 24;"):
+    with pytest.raises(CheckpointError, match="other settings than this run: latent_dim 16 -> 24;"):
         take_weights(WorldModel(wider, TABLE), tmp_path / "latent", "model")
     other = TaskTable([point_mass_spec("toy/other")])
     with pytest.raises(CheckpointError, match="knows the tasks toy/point, the store has toy/other"):
