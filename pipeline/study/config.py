@@ -130,10 +130,11 @@ def load_study(source: str, overrides: Sequence[str] = (), *, config_dir: Path =
         else:
             shared.append(override)
     for key, values in grid.items():
+        where = f"grid.{key}" if any(one.startswith(f"grid.{key}=") for one in typed) else f"{path}: grid.{key}"
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: grid.{key} must be a list of values, found {values!r}")
+            raise ConfigError(f"{where} must be a list of values, found {values!r}")
         if repeated := [text for text, count in Counter(map(show, values)).items() if count > 1]:
-            raise ConfigError(f"{path}: grid.{key} repeats {', '.join(repeated)}")
+            raise ConfigError(f"{where} repeats {', '.join(repeated)}")
     experiment = study.experiment
     if experiment.endswith((".yaml", ".yml")):
         experiment = str(path.parent / user_path(experiment))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..config.load import RunConfig, load_config
 from ..config.overrides import merge
+from ..config.schema import nearest
 from ..errors import ConfigError
 from ..paths import CONFIG_DIR, user_path
 from ..seeding import derive_seed
@@ -77,6 +78,8 @@ def load_rounds(
         )
     judge = next((name for name in first.settings.stages if REFERENCES in stages[name].inputs), None)
     preview = compose(1, [*EXPLORATION, *shared, *later]) if int(own["rounds"]) > 1 else None
+    if preview is not None:
+        _check_algorithm(first, preview, maker, stages[maker].algorithms)
     rounds = [_round(0, first, "")]
     for number in range(1, int(own["rounds"])):
         before = run_dir / folder_of(number - 1)
@@ -116,6 +119,17 @@ def _round(number: int, config: RunConfig, policies: str, preview: RunConfig | N
     note = f": {episodes} episodes per task{policies}" if episodes is not None else ""
     # The first round is the experiment itself: an error needs no label.
     return Variant(name, name, {"round": str(number)}, config, name if number else "", note, before, preview)
+
+
+def _check_algorithm(before: RunConfig, config: RunConfig, maker: str, known: Sequence[str]) -> None:
+    """Raise a ConfigError if a round collects with an algorithm that the previous round trains no policies with."""
+    asked = getattr(config.stage_configs[COLLECT], "policy_algorithm", "")
+    trained = getattr(before.stage_configs[maker], "algorithms", known)
+    # What follows the @ tells policies of one algorithm apart, pwm@0 and pwm@1 by their anchors for instance.
+    if asked and trained and asked.partition("@")[0] not in trained:
+        raise ConfigError(
+            f"collect.policy_algorithm={asked}: stage {maker!r} trains {', '.join(trained)}.{nearest(asked, trained)}"
+        )
 
 
 def _policy_stage(config: RunConfig, stages: Mapping[str, type[Stage]], asked: str) -> str:

@@ -59,6 +59,14 @@ def test_what_the_command_says_wins_over_how_policies_explore_by_default(tmp_pat
     assert second.stage_configs["collect"].policy_random_share == 0
 
 
+def test_policies_that_the_round_before_trains_may_collect(tmp_path):
+    for algorithm in ("bc", "pwm@1"):
+        _, second = load(
+            "rounds=2", f"run_dir={tmp_path}", "algorithms=[pwm,bc]", f"later.collect.policy_algorithm={algorithm}"
+        )
+        assert second.stage_configs["collect"].policy_algorithm == algorithm
+
+
 def test_a_warm_start_goes_on_from_the_model_of_the_round_before(tmp_path):
     first, second = load("rounds=2", f"run_dir={tmp_path}/it's here", "warm_start=true")
     assert first.stage_configs["pretrain"].start_from == ""
@@ -101,6 +109,10 @@ def test_rounds_of_an_earlier_version_are_named(tmp_path, capsys):
         (["later.colect.episodes=3"], r"unknown key 'colect.episodes'. Did you mean 'collect.episodes'"),
         (["stages=[pack,pretrain,extract]"], "but iterate_cartpole has no stage 'collect'"),
         (["stages=[collect,pack,pretrain]"], "has no stage that makes policies; its stages: collect, pack, pretrain"),
+        (
+            ["later.collect.policy_algorithm=pmw"],
+            "collect.policy_algorithm=pmw: stage 'extract' trains pwm. Did you mean 'pwm'",
+        ),
         (["run_dir=a:b"], "must not have ':' in its path"),
     ],
 )

@@ -306,7 +306,7 @@ def test_a_variant_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
         ("", [], "a study needs a `grid`, or `variants`"),
         ("grid: {add.scale: 3}", [], "grid.add.scale must be a list of values, found 3"),
         ("grid: {add.scale: [1, 1]}", [], "grid.add.scale repeats 1"),
-        ("grid: {add.scale: [1, 2]}", ["grid.add.scale=5"], "grid.add.scale must be a list of values, found 5"),
+        ("grid: {add.scale: [1, 2]}", ["grid.add.scale=5"], "error: grid.add.scale must be a list of values, found 5"),
         ("grid: {add.scale: [1, 2]}", ["add.scale=5"], "every variant of study scales sets add.scale itself"),
         ("grid: {report.title: [a/b, a_b]}", [], "several variants are called title=a_b"),
         ("grid: {add.scale: [1]}", ["run_dir=a:b"], "must not have ':' in its path"),
