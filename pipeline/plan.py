@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -368,7 +369,8 @@ def _elsewhere(config: RunConfig, name: str) -> Iterator[Path]:
 
 def key_of(stage: type[Stage], name: str, made_from: MadeFrom) -> str:
     """Hash of everything that decides a stage's result: artifacts with the same key are the same, wherever they are."""
-    digests = {input_name: [record.digest for record in many] for input_name, many in made_from.inputs.items()}
+    # Without inputs that are not given, so that a stage can get a new optional one.
+    digests = {input_name: [record.digest for record in many] for input_name, many in made_from.inputs.items() if many}
     return artifact.hash_json([name, stage.output_kind, hashed(made_from.config, stage), digests, made_from.version])
 
 
@@ -387,8 +389,23 @@ def find_made(stage: type[Stage], name: str, key: str, folders: Iterable[Path]) 
 
 
 def hashed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
-    """The part of a stage's config that decides its result: everything except `Stage.not_hashed`."""
-    return artifact.without(config, stage.not_hashed)
+    """The part of a stage's config that decides its result: everything except `Stage.not_hashed`.
+
+    A config that an earlier version recorded is brought up to date: settings that it lacks have their defaults, and
+    renamed ones their new names.
+    """
+    return artifact.without(_complete(config, stage.Config()), stage.not_hashed)
+
+
+def _complete(recorded: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
+    config, plain = dict(recorded), json.loads(json.dumps(asdict(defaults)))
+    for one in fields(defaults):
+        former, value = one.metadata.get("renamed_from", ""), getattr(defaults, one.name)
+        if one.name not in config:
+            config[one.name] = config.pop(former) if former in config else plain[one.name]
+        if is_dataclass(value) and isinstance(config[one.name], Mapping):
+            config[one.name] = _complete(config[one.name], value)
+    return config
 
 
 def _what_changed(name: str, former: MadeFrom, now: MadeFrom, stage: type[Stage]) -> str:

@@ -97,7 +97,7 @@ class FrameConfig:
 
 @dataclass(frozen=True)
 class ShowConfig:
-    title: str = "toy"
+    title: str = field(default="toy", metadata={"renamed_from": "heading"})
     frame: FrameConfig = field(default_factory=FrameConfig)
     frames: dict[str, FrameConfig] = field(default_factory=dict)
     limit: float | None = None
