@@ -132,7 +132,7 @@ class ImaginedReturn:
 
 
 EXPLOITED = 0.3
-"""Share of an imagined return that the environment may withhold before a policy is said to exploit its model."""
+"""By which share of a task's largest return an imagined return may exceed the real one without being reported."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Exploiting:
     imagined: float
     real: float
     share: float
-    """Of the larger of the two in size, by which the imagined return exceeds the real one."""
+    """Of the task's largest return in size, by which the imagined return exceeds the real one."""
 
 
 @dataclass(frozen=True)
@@ -277,9 +277,13 @@ def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int
     return 2**31 + derive_seed("evaluate", seed, task, policy_seed, episode) % 2**31
 
 
-def exploiting(imagined: Iterable[ImaginedReturn]) -> list[Exploiting]:
-    """Where policies exploit errors of their world model: an imagined return more than EXPLOITED above the real one,
-    largest excess first. Rows that lack either return are left out."""
+def exploiting(imagined: Iterable[ImaginedReturn], scores: Iterable[ScoreRow]) -> list[Exploiting]:
+    """Where policies exploit errors of their world model: an imagined return that exceeds the real one by more than
+    EXPLOITED of the task's largest return in size, imagined or real, by whatever algorithm or baseline of `scores`.
+    Largest excess first; rows that lack either return are left out."""
+    largest: dict[str, float] = {}
+    for score in scores:
+        largest[score.task] = max(largest.get(score.task, 0), abs(np.nan_to_num(score.return_mean)))
     runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in imagined:
         if row.imagined_return is not None and row.real_return is not None:
@@ -287,6 +291,6 @@ def exploiting(imagined: Iterable[ImaginedReturn]) -> list[Exploiting]:
     found = []
     for run, pairs in runs.items():
         promised, real = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-        share = (promised - real) / (max(abs(promised), abs(real)) or 1)
+        share = (promised - real) / (max(abs(promised), abs(real), largest.get(run[1], 0)) or 1)
         found.append(Exploiting(*run, promised, real, share))
     return sorted((one for one in found if one.share > EXPLOITED), key=lambda one: -one.share)

@@ -53,8 +53,8 @@ Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
 
 EXPLOITS = (
-    "evaluate: %(algorithm)s exploits errors of the world model on %(task)s: imagined return %(imagined).4g, real "
-    "%(real).4g. Critics that learn from data (algorithms=[svg]) or a behaviour anchor (extract.anchor) help"
+    "evaluate: %(algorithm)s exploits errors of the world model on %(task)s: imagined return %(imagined).4g, "
+    "real return %(real).4g"
 )
 
 
@@ -249,7 +249,7 @@ class Evaluate(Stage):
             },
             references={name: dict(one) for name, one in references.items()},
             imagined=imagined,
-            exploiting=exploiting(imagined),
+            exploiting=exploiting(imagined, scores),
             skipped=dict(skipped),
             failures=[
                 Failure(row.algorithm, row.task, row.seed, row.episode, row.error)

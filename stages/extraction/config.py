@@ -172,7 +172,9 @@ class SvgConfig:
         if self.starts > self.batch_size:
             raise ConfigError(f"starts ({self.starts}) must not exceed batch_size ({self.batch_size})")
         if self.starts <= self.horizon:
-            raise ConfigError(f"starts ({self.starts}) must exceed horizon ({self.horizon}): one state each at least")
+            raise ConfigError(
+                f"starts ({self.starts}) must exceed horizon ({self.horizon}): every horizon from 0 needs a state"
+            )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation import stage_evaluate
 from orrery.stages.evaluation.config import EvaluateConfig
-from orrery.stages.evaluation.scores import EpisodeRow, ImaginedReturn, evaluation_seed, exploiting
+from orrery.stages.evaluation.scores import EpisodeRow, ImaginedReturn, ScoreRow, evaluation_seed, exploiting
 from orrery.stages.evaluation.stage_evaluate import Evaluate, _imagined
 
 
@@ -157,14 +157,15 @@ def test_policies_that_exploit_their_model_are_named():
     """By the mean over seeds, also where returns are negative; not where one of both is missing, or for a small gap."""
     returns = {
         "far": [(900.0, 500.0), (900.0, 300.0)], "close": [(700.0, 500.0)], "modest": [(400.0, 900.0)],
-        "costs": [(-150.0, -900.0)], "none": [(None, 5.0), (5.0, None)], "zero": [(0.0, 0.0)],
+        "costs": [(-150.0, -900.0)], "none": [(None, 5.0), (5.0, None)], "little": [(12.0, 0.0)], "zero": [(0.0, 0.0)],
     }  # fmt: skip
     rows = [
         ImaginedReturn("pwm", task, seed, imagined, real)
         for task, pairs in returns.items()
         for seed, (imagined, real) in enumerate(pairs)
     ]
-    found = exploiting(rows)
+    best = ScoreRow("behaviour", "little", 0, 20, 500.0, 0.0, None, 0.5)
+    found = exploiting(rows, [best])
     assert [(one.task, one.imagined, one.real) for one in found] == [
         ("costs", -150.0, -900.0),
         ("far", 900.0, 400.0),
