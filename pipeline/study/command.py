@@ -68,7 +68,7 @@ all rounds. `orrery run --help` lists experiments.
   orrery iterate iterate_cartpole
   orrery iterate iterate_cartpole rounds=5 later.collect.episodes=20 later.pretrain.steps=500 warm_start=true
   orrery iterate quickstart --plan
-  orrery iterate quickstart later.collect.policy_noise=[0,0.2] later.collect.policy_algorithm=pwm""",
+  orrery iterate quickstart later.collect.policy_noise=[0,0.2] later.collect.policy_algorithm=svg""",
     ),
 }
 """Usage and examples by command."""

@@ -145,7 +145,7 @@ def test_an_algorithm_takes_the_place_of_extraction_and_changes_nothing_else(alg
     (stage,) = (name for name, one in stages.items() if algorithm in one.algorithms)
     before, alone, beside = (
         load_config("quickstart", overrides, stages=stages)
-        for overrides in ([], [f"algorithms=[{algorithm}]"], [f"algorithms=[pwm,{algorithm},bc]"])
+        for overrides in ([], [f"algorithms=[{algorithm}]"], [f"algorithms=[svg,{algorithm},bc]"])
     )
     assert before.settings.stages == ["collect", "pack", "pretrain", "extract", "evaluate", "report"]
     assert alone.settings.stages == ["collect", "pack", "pretrain", stage, "evaluate", "report"]
