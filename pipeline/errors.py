@@ -6,6 +6,9 @@ traceback. Any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 """Exit status of a command that ends with one of these."""
@@ -49,3 +52,14 @@ class StageInterrupted(KeyboardInterrupt):
     def __init__(self, stage: str) -> None:
         super().__init__(stage)
         self.stage = stage
+
+
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Start the message of an OrreryError with a label, which says what it is about; none if the label is empty."""
+    try:
+        yield
+    except OrreryError as error:
+        if not label:
+            raise
+        raise type(error)(f"{label}: {error}") from error

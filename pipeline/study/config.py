@@ -14,12 +14,11 @@ on new data and with new models: they are variants too, and form one group.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ import yaml
 from ..config.load import RunConfig, describe_file, find_yaml, load_config
 from ..config.overrides import merge, quoted, show, written
 from ..config.schema import nearest
-from ..errors import ConfigError, OrreryError
+from ..errors import ConfigError, labelled
 from ..paths import CONFIG_DIR, user_path
 from ..reading import check_yaml, decode, reading
 from ..stage import Stage
@@ -150,6 +149,7 @@ def prepare_study(
         ConfigError: something is wrong with the file, or with the keys or values of a variant, which it names.
     """
     study = load_study(source, overrides, config_dir=config_dir)
+    of_study = f"study {study.path.stem}"
     keys = list(study.grid)
     short = short_names(keys)
     found: list[tuple[str, str, dict[str, str], list[str]]] = []
@@ -165,10 +165,19 @@ def prepare_study(
                 ({NAMED: name} if name else {}) | shown,
                 overrides,
             ))  # fmt: skip
-    _check_variants(study, found)
+    if repeated := [one for one, count in Counter(one for one, *_ in found).items() if count > 1]:
+        raise ConfigError(f"{of_study}: several variants are called {', '.join(repeated)}; name them yourself")
+    of_variants = [{one.partition("=")[0] for one in own} for *_, own in found]
+    if "run_dir" in set().union(*of_variants):
+        raise ConfigError(f"{of_study}: variants have folders of their own; run_dir= is for the whole study")
+    for override in study.typed:
+        key = override.partition("=")[0]
+        if all(key in keys for keys in of_variants):
+            hint = f"; write grid.{key}=[...]" if key in study.grid else ""
+            raise ConfigError(f"{override}: every variant of {of_study} sets {key} itself{hint}")
     variants = []
     for name, group, parameters, own_overrides in found:
-        label = f"variant {name} of study {study.path.stem}"
+        label = f"variant {name} of {of_study}"
         overrides = merge([f"name={quoted(f'{study.path.stem}: {name}')}", *study.overrides, *own_overrides])
         with labelled(label):
             config = load_config(study.experiment, overrides, stages=stages, config_dir=config_dir)
@@ -182,15 +191,6 @@ def prepare_study(
         overrides=study.typed,
         variants=tuple(variants),
     )
-
-
-@contextlib.contextmanager
-def labelled(label: str) -> Iterator[None]:
-    """Say of an error which variant has it."""
-    try:
-        yield
-    except OrreryError as error:
-        raise type(error)(f"{label}: {error}" if label else str(error)) from error
 
 
 def in_series(config: RunConfig, folder: Path, name: str) -> RunConfig:
@@ -239,20 +239,6 @@ def _read(path: Path) -> Study:
         if "=" not in override:
             raise ConfigError(f"expected key=value, found {override!r}")
     return study
-
-
-def _check_variants(study: Study, found: Sequence[tuple[str, str, dict[str, str], list[str]]]) -> None:
-    name = study.path.stem
-    if repeated := [one for one, count in Counter(one for one, *_ in found).items() if count > 1]:
-        raise ConfigError(f"study {name}: several variants are called {', '.join(repeated)}; name them yourself")
-    of_variants = [{one.partition("=")[0] for one in overrides} for *_, overrides in found]
-    if "run_dir" in set().union(*of_variants):
-        raise ConfigError(f"study {name}: variants have folders of their own; run_dir= is for the whole study")
-    for override in study.typed:
-        key = override.partition("=")[0]
-        if all(key in keys for keys in of_variants):
-            hint = f"; write grid.{key}=[...]" if key in study.grid else ""
-            raise ConfigError(f"{override}: every variant of study {name} sets {key} itself{hint}")
 
 
 def _in_folder(text: str) -> str:

@@ -23,7 +23,7 @@ from rich.text import Text
 from .. import artifact
 from ..config.load import RunConfig, discover_stages
 from ..config.schema import build
-from ..errors import Detached, OrreryError, StageError
+from ..errors import Detached, OrreryError, StageError, labelled
 from ..paths import CONFIG_DIR, user_path
 from ..plan import NOT_RUN, Decision, check_machine, plan, start_line
 from ..reading import decode, make_again, read_csv, read_json, reading
@@ -31,7 +31,7 @@ from ..run_folder import disk_errors, locked
 from ..runner import Outcome, end_line, run_on_console
 from ..stage import Stage
 from ..termination import handled
-from .config import Series, Variant, labelled, prepare_study
+from .config import Series, Variant, prepare_study
 
 if TYPE_CHECKING:
     import pandas as pd
