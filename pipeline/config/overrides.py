@@ -137,6 +137,19 @@ def merge(overrides: Iterable[str]) -> list[str]:
     return list({override.partition("=")[0]: override for override in overrides}.values())
 
 
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last parts of dotted keys: as few as tell them apart."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            names[key] = ".".join(parts[-count:])
+            if sum(f".{other}".endswith(f".{names[key]}") for other in keys) == 1:
+                break
+    return names
+
+
 def _read_value(key: str, value: str, hint: Any) -> Any:
     plain = plain_type(hint)
     if plain is str and value != "null":

@@ -20,19 +20,7 @@ from ..status import read_run_file
 from ..termination import EXIT_UNFINISHED
 from .config import Series, prepare_study
 from .rounds import load_rounds
-from .study import (
-    COMPARE_STAGE,
-    PAGE,
-    SCORES,
-    TABLE,
-    WORDS,
-    Result,
-    compare_again,
-    plan_series,
-    print_head,
-    read_record,
-    run_series,
-)
+from .study import WORDS, Result, compare_again, plan_series, print_head, read_record, results_text, run_series
 
 LOAD = {"study": prepare_study, "iterate": load_rounds}
 
@@ -63,6 +51,12 @@ Runs an experiment in rounds. Each round after the first collects with the polic
 episodes to all data so far, and trains again. Rounds are runs in RUN_DIR/round_0, RUN_DIR/round_1 and so on; after an
 interruption the same command continues. The experiment has to collect data and train policies. key=value applies to
 all rounds. `orrery run --help` lists experiments.
+
+  rounds      Number of rounds, including the first; a larger number adds rounds. Default: 3.
+  later.KEY   A key of the experiment in all rounds but the first, such as later.collect.episodes=20.
+  warm_start  Start each round's pretraining from the model of the previous round. Default: false.
+  policies    Stage whose policies collect. Default: the first that trains policies.
+  run_dir     Folder of all rounds. Default: runs/EXPERIMENT_rounds.
 """,
         """
   orrery iterate iterate_cartpole
@@ -72,23 +66,17 @@ all rounds. `orrery run --help` lists experiments.
     ),
 }
 """Usage and examples by command."""
-ITERATE_KEYS = {
-    "rounds": "Number of rounds, including the first. A larger number adds rounds. 3",
-    "later.KEY": "A key of the experiment in all rounds but the first, such as later.collect.episodes=20.",
-    "warm_start": "Start each round's pretraining from the model of the previous round. false",
-    "policies": "Stage whose policies collect; default: the first that trains policies.",
-    "run_dir": "Folder of all rounds. runs/EXPERIMENT_rounds",
-}
 
 
 def series_help(command: str, config_dir: Path) -> RenderableType:
     """What can follow `orrery study` or `orrery iterate`."""
     usage, examples = HELP[command]
+    studies = describe_files(config_dir / "studies") if command == "study" else {}
     table = Table.grid(padding=(0, 2))
-    for name, text in (describe_files(config_dir / "studies") if command == "study" else ITERATE_KEYS).items():
+    for name, text in studies.items():
         table.add_row(f"  {name}", Text(text))
-    title = "Studies" if command == "study" else "Keys of its own"
-    return Group(Text(usage), Text(title, style="bold"), table, Text("\nExamples", style="bold"), Text(examples[1:]))
+    listed = [Text("Studies", style="bold"), table, Text("")] if studies else []
+    return Group(Text(usage), *listed, Text("Examples", style="bold"), Text(examples[1:]))
 
 
 def show_plan(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> int:
@@ -125,8 +113,7 @@ def report(folder: Path, stages: Mapping[str, type[Stage]], config_dir: Path, co
     """Make the comparison of a series again, from what it has so far."""
     record = read_record(folder)
     series = LOAD[record.command](record.source, [*record.overrides, f"run_dir={folder}"], stages, config_dir)
-    result = compare_again(series, stages, console)
-    return _conclude(series, {COMPARE_STAGE: result}, console)
+    return _conclude(series, compare_again(series, stages, console), console)
 
 
 def describe_study(folder: Path) -> RenderableType:
@@ -139,16 +126,7 @@ def describe_study(folder: Path) -> RenderableType:
     complete = sum(result.complete for result in record.variants.values())
     state = f"running, {holder}" if holder else "not running"
     head = f"{record.name} in {folder}: {state}, {complete} of {len(record.variants)} {word}s complete"
-    return Group(Text(head), table, _results(folder))
-
-
-def _results(folder: Path) -> Text:
-    """The scores, and where the comparison is."""
-    compared = folder / COMPARE_STAGE
-    if not (compared / TABLE).is_file():
-        return Text(f"folder: {folder}")
-    scores = (compared / SCORES).read_text(encoding="utf-8") if (compared / SCORES).is_file() else ""
-    return Text(f"{scores}table: {compared / TABLE}\ncomparison: {compared / PAGE}", no_wrap=True, overflow="ignore")
+    return Group(Text(head), table, results_text(folder))
 
 
 def _status(run_dir: Path, result: Result) -> tuple[str, str, Text]:
@@ -173,7 +151,7 @@ def _conclude(series: Series, results: Mapping[str, Result], console: Console) -
     if lines:
         console.print(Text(f"not finished: {len(lines)} of {len(results)}", style="bold yellow"))
         console.print(Text("\n".join(lines)), soft_wrap=True)
-    console.print(_results(series.run_dir), soft_wrap=True)
+    console.print(results_text(series.run_dir), soft_wrap=True)
     failed = [result for result in unfinished.values() if result.status == "failed"]
     if not failed:
         return EXIT_UNFINISHED if unfinished else 0

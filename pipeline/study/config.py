@@ -18,7 +18,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from typing import Any, Literal
 import yaml
 
 from ..config.load import RunConfig, describe_file, find_yaml, load_config
-from ..config.overrides import merge, quoted, show, written
+from ..config.overrides import merge, quoted, short_names, show, written
 from ..config.schema import nearest
 from ..errors import ConfigError, labelled
 from ..paths import CONFIG_DIR, user_path
@@ -80,8 +80,7 @@ class Series:
 
     def __post_init__(self) -> None:
         if os.pathsep in str(self.run_dir.absolute()):
-            kind = {"study": "a study", "iterate": "an iteration"}[self.command]
-            raise ConfigError(f"the folder of {kind} must not have {os.pathsep!r} in its path, found {self.run_dir}")
+            raise ConfigError(f"run_dir must not have {os.pathsep!r} in its path, found {self.run_dir}")
 
 
 @dataclass(frozen=True)
@@ -204,19 +203,6 @@ def in_series(config: RunConfig, folder: Path, name: str) -> RunConfig:
         settings=replace(config.settings, reuse_from=reuse_from),
         resolved={**config.resolved, "reuse_from": reuse_from},
     )
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last parts of dotted keys: as few as tell them apart."""
-    keys = list(keys)
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        for count in range(1, len(parts) + 1):
-            names[key] = ".".join(parts[-count:])
-            if sum(f".{other}".endswith(f".{names[key]}") for other in keys) == 1:
-                break
-    return names
 
 
 def _read(path: Path) -> Study:

@@ -126,7 +126,7 @@ def run_series(series: Series, stages: Mapping[str, type[Stage]], console: Conso
         return _Loop(series, stages, console).run()
 
 
-def compare_again(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> Result:
+def compare_again(series: Series, stages: Mapping[str, type[Stage]], console: Console) -> dict[str, Result]:
     """Make the comparison anew from what there is, up to date or not, and run nothing else.
 
     Raises:
@@ -139,7 +139,7 @@ def compare_again(series: Series, stages: Mapping[str, type[Stage]], console: Co
             loop.made[one.name] = [stage for stage in own if (one.config.run_dir / stage / artifact.MANIFEST).is_file()]
         if (result := loop.compare(only=COMPARE_STAGE)) is None:
             raise StageError(f"no variant of {series.name} in {series.run_dir} is far enough to be compared")
-        return result
+        return {COMPARE_STAGE: result}
 
 
 def run_study(
@@ -189,6 +189,15 @@ def read_study(folder: str | Path) -> pd.DataFrame:
     if missing := {"variant", "task"} - set(frame):
         raise StageError(f"{path} lacks the columns {', '.join(sorted(missing))}; {make_again(path)}")
     return frame.fillna({"variant": "", "task": ""})
+
+
+def results_text(folder: Path) -> Text:
+    """The scores, and where the comparison is."""
+    compared = folder / COMPARE_STAGE
+    if not (compared / TABLE).is_file():
+        return Text(f"folder: {folder}")
+    scores = (compared / SCORES).read_text(encoding="utf-8") if (compared / SCORES).is_file() else ""
+    return Text(f"{scores}table: {compared / TABLE}\ncomparison: {compared / PAGE}", no_wrap=True, overflow="ignore")
 
 
 @dataclass(frozen=True)

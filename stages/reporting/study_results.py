@@ -27,8 +27,9 @@ from typing import Any
 import pandas as pd
 
 from ...pipeline.artifact import MANIFEST, read_manifest
+from ...pipeline.config.overrides import short_names
 from ...pipeline.reading import reading_made
-from ...pipeline.study.config import NAMED, SEED, short_names
+from ...pipeline.study.config import NAMED, SEED
 from ..evaluation.config import BASELINES
 from ..evaluation.statistics import mean_interval
 from ..policy.policy_index import POLICIES_FILE
