@@ -75,7 +75,7 @@ def series_help(command: str, config_dir: Path) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for name, text in studies.items():
         table.add_row(f"  {name}", Text(text))
-    listed = [Text("Studies", style="bold"), table, Text("")] if studies else []
+    listed: list[RenderableType] = [Text("Studies", style="bold"), table, Text("")] if studies else []
     return Group(Text(usage), *listed, Text("Examples", style="bold"), Text(examples[1:]))
 
 
