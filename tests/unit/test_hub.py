@@ -178,7 +178,7 @@ def test_damaged_and_foreign_files_are_named(run: Path, tmp_path: Path) -> None:
     assert "does not fit WorldModel" in message
     assert "missing task_embedding.weight [2, 4]" in message
     message = broken(bare(pickled))
-    assert "model.safetensors is missing; model.pt there may run code when opened and is not read" in message
+    assert "model.safetensors is missing; model.pt may run code when opened and is not read" in message
     assert "cannot be read as safetensors" in broken(bare(pickle_in_disguise))
     assert not (tmp_path / "executed").exists()
     assert "expected model.json" in broken(bare(lambda folder: (folder / "model.json").unlink()))
@@ -276,7 +276,7 @@ def test_policies_and_objects_go_to_the_hub(run: Path, fake: FakeHub) -> None:
 
 
 def test_the_hub_refuses(run: Path, fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"no/such: the Hugging Face Hub has no such repository"):
+    with pytest.raises(CheckpointError, match=r"no/such: no such repository on the Hugging Face Hub"):
         WorldModel.from_pretrained("no/such")
     push_to_hub(run / "pretrain", "me/model")
     with pytest.raises(CheckpointError, match="no revision 'v9'"):
@@ -338,7 +338,7 @@ def test_world_model_is_for_the_first_stage_that_reads_one(run: Path, tmp_path: 
         return [one.stage for one in plan(load_config("from_checkpoint", settings, stages=stages), stages)]
 
     assert planned() == ["starts", "extract", "evaluate", "report"]
-    with pytest.raises(ConfigError, match="would not be used: stage pretrain makes the one that extract read"):
+    with pytest.raises(ConfigError, match="would not be used: extract would use the model of stage pretrain"):
         planned("stages=[collect,pack,pretrain,extract]", "tasks=[gymnasium/Pendulum-v1]")
     with pytest.raises(StageError, match=r"^world_model: there is no folder .*nowhere"):
         planned("world_model=nowhere")

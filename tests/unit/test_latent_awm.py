@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from orrery.pipeline.errors import CheckpointError, ConfigError
+from orrery.pipeline.jobs.fanout import FanoutFailed
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.diagnostics.config import GradientsConfig
@@ -253,5 +254,5 @@ def test_the_stages_run_on_it(store, tmp_path):
     assert set(table.horizon) == {2, LENGTH}
     assert (table.norm > 0).all()
     too_far = ExtractConfig(first_order=FirstOrderConfig(horizon=LENGTH + 1))
-    with pytest.raises(ConfigError, match="learned only 6 positions"):
+    with pytest.raises(FanoutFailed, match="learned only 6 positions"):
         Extract(too_far).run(context(tmp_path / "refused", **inputs))
