@@ -37,7 +37,7 @@ def test_what_differs_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="other settings than this run: latent_dim 16 -> 24;"):
         take_weights(WorldModel(wider, TABLE), tmp_path / "latent", "model")
     other = TaskTable([point_mass_spec("toy/other")])
-    with pytest.raises(CheckpointError, match="knows the tasks toy/point, the store has toy/other"):
+    with pytest.raises(CheckpointError, match="has the tasks toy/point, the store has toy/other"):
         take_weights(WorldModel(LATENT, other), tmp_path / "latent", "model")
-    with pytest.raises(CheckpointError, match=r"expected model.json in .*sequence, which holds a sequence model"):
+    with pytest.raises(CheckpointError, match=r"expected model.json in .*sequence, which has a sequence model"):
         take_weights(WorldModel(LATENT, TABLE), tmp_path / "sequence", "model")
