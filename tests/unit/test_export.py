@@ -221,7 +221,7 @@ def test_the_command_writes_and_says_what_it_wrote(tmp_path, capsys):
         (["{run}/nothing"], "expected policies.json, the index of policies"),
         (["{run}/extract"], "policies of several tasks; set task= to one of: test/arm, test/grid"),
         (["{run}", "taks=test/arm"], "'taks=test/arm': expected task=..., algorithm=..., seed=..."),
-        (["{run}", "task=test/arm", "task=test/grid"], "task is given twice"),
+        (["{run}", "task=test/arm", "task=test/grid"], "task is set twice"),
     ],
 )
 def test_bad_input_is_one_message(words, message, tmp_path, capsys):

@@ -105,7 +105,7 @@ def test_a_run_ends_with_one_line_and_continues(small_disk, tmp_path: Path) -> N
     assert line.startswith("error: the disk of ")
     assert "Free some space and rerun the command to continue" in line
     assert "rc 2" in ended.stdout
-    assert "4,000 transitions in 20 episodes of 1 tasks" in ended.stdout
+    assert "4,000 transitions in 20 episodes of 1 task" in ended.stdout
 
 
 LOG = "epoch,reward_r2/4/a,step,train/total\n0,,4,2.5\n0,0.5,4,\n0,,9,1.5\n"

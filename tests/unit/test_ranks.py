@@ -144,7 +144,7 @@ def test_the_others_end_when_the_first_has_ended(load) -> None:
         assert follower.is_alive()
     follower.end()
     assert isinstance(follower.error, StageError)
-    assert "has ended before add was done" in str(follower.error)
+    assert "ended before add was done" in str(follower.error)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_how_processes_know_which_one_they_are(monkeypatch, variables, expected)
 
 
 def test_a_number_of_processes_that_no_stage_asks_for(load, monkeypatch, capsys) -> None:
-    with pytest.raises(ConfigError, match=r"add is to be done by 3 processes .* but 2 were started"):
+    with pytest.raises(ConfigError, match=r"add needs 3 processes .* but 2 were started"):
         check_launch(load("add.nodes=3"), STAGES, SECOND)
     with pytest.raises(ConfigError, match=r"started 2 times .* start it once"):
         check_launch(load("add.nodes=1"), STAGES, SECOND)

@@ -108,7 +108,7 @@ def test_a_list_of_tasks_may_name_a_set():
 
 
 def test_collect_expands_a_set_before_it_looks_for_repetitions():
-    with pytest.raises(ConfigError, match="names a task twice: dmc/walker-walk"):
+    with pytest.raises(ConfigError, match="repeats a task: dmc/walker-walk"):
         Collect(CollectConfig(tasks=["mt30", "walker-walk"])).check()
     Collect(CollectConfig(tasks=["mt80"])).check()
 
