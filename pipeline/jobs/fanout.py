@@ -167,7 +167,7 @@ def fan_out_members(
     context.jobs.mkdir(exist_ok=True)
     keys = JobKeys.of(function, _inputs(context))
     jobs: list[FolderJob] = []
-    found: list[dict[str, Path]] = []
+    found: list[tuple[dict[str, Path], dict[str, str]]] = []
     for program in programs:
         left = {artifact.hash_json(member): member for member in program.members}
         done: dict[str, Path] = {}
@@ -190,12 +190,12 @@ def fan_out_members(
             FolderJob(name, {**program.payload, "members": list(group)}, program.not_hashed)
             for name, group in groups.items()
         ]
-        found.append(done)
+        # By program: two may have the same members, such as the variants of an algorithm.
+        found.append((done, {artifact.hash_json(one): name for name, group in groups.items() for one in group}))
     results = fan_out(jobs, function, context, config, cpus=cpus, accelerator=accelerator)
-    made = {artifact.hash_json(one): results[job.name] for job in jobs for one in job.payload["members"]}
     return [
-        [{**made, **done}[artifact.hash_json(member)] for member in program.members]
-        for program, done in zip(programs, found, strict=True)
+        [done[one] if one in done else results[job_of[one]] for one in map(artifact.hash_json, program.members)]
+        for program, (done, job_of) in zip(programs, found, strict=True)
     ]
 
 

@@ -342,9 +342,7 @@ def test_world_model_is_for_the_first_stage_that_reads_one(run: Path, tmp_path: 
         planned("stages=[collect,pack,pretrain,extract]", "tasks=[gymnasium/Pendulum-v1]")
     with pytest.raises(StageError, match=r"^world_model: there is no folder .*nowhere"):
         planned("world_model=nowhere")
-    with pytest.raises(
-        StageError, match=r"needs an input 'world_model'.*give an artifact made elsewhere: world_model="
-    ):
+    with pytest.raises(StageError, match=r"needs an input 'world_model'.*use an external artifact: world_model="):
         planned("world_model=")
 
 
