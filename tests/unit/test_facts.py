@@ -61,10 +61,10 @@ LONG = ExtractConfig(first_order=FirstOrderConfig(horizon=17))
 @pytest.mark.parametrize(
     ("stage", "facts", "message"),
     [
-        (Extract(LONG), AWM, "extract.first_order.horizon is 17, .* later .*has learned only 16 positions"),
+        (Extract(LONG), AWM, "extract.first_order.horizon is 17, .* later .*has learned 16 positions"),
         (Extract(ExtractConfig(tasks=["toy/z"])), AWM, "toy/z: not in the task table .* toy/a, toy/b, toy/new"),
         (Extract(ExtractConfig(tasks=["toy/a"])), PER_TASK, "toy/a: not in the task table .* holds: toy/new"),
-        (Finetune(FinetuneConfig(horizon=17)), AWM, "finetune.horizon is 17, .*has learned only 16 positions"),
+        (Finetune(FinetuneConfig(horizon=17)), AWM, "finetune.horizon is 17, .*has learned 16 positions"),
         (
             Finetune(FinetuneConfig()),
             PER_TASK,
