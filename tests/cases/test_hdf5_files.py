@@ -39,7 +39,7 @@ def test_17_a_file_that_is_being_written(run_case) -> None:
 def test_18_a_damaged_chunk_in_any_column(run_case) -> None:
     printed = run_case("18-damaged-chunk")
     for part, column in (("a", "observations"), ("b", "timeouts"), ("c", "actions")):
-        refused(printed[part], f"work/{part}.hdf5: column '{column}' cannot be read", "fetch")
+        refused(printed[part], f"work/{part}.hdf5: column '{column}' cannot be read", "download")
 
 
 def test_19_what_is_not_hdf5(run_case) -> None:
