@@ -84,6 +84,7 @@ def work(
 
 def _recorded_command(folder: Path) -> argparse.Namespace:
     """The command that was run last in a folder, as `_parser` would read it."""
+    command: str
     if is_study(folder):
         series = read_record(folder)
         command, source, overrides = series.command, series.source, series.overrides

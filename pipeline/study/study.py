@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -204,7 +204,7 @@ def results_text(folder: Path) -> Text:
 class Record:
     """study.json: enough to show a series, and to compare it again."""
 
-    command: str
+    command: Literal["study", "iterate"]
     name: str
     source: str
     overrides: Sequence[str]

@@ -93,9 +93,11 @@ def check(count: int, first_seed: int) -> None:
     assert not bad, f"{len(bad)} of {count} inputs:\n" + "\n".join(bad[:30])
 
 
-@pytest.mark.parametrize(("name", "seed"), [("flat", 1005688), ("run", 1022448), ("run", 1025323)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [("flat", 1005688), ("run", 1022448), ("run", 1025323), ("iteration record", 679)]
+)
 def test_what_was_unclear_once_is_not(name: str, seed: int) -> None:
-    """A column without numbers, a link to itself, and a time without end."""
+    """A column without numbers, a link to itself, a time without end, and a command that is none."""
     ((_, _, answer),) = outcomes([(name, seed)], workers=1)
     assert answer["outcome"] in GOOD, answer
 
