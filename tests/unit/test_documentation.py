@@ -123,3 +123,12 @@ def test_notebooks_are_saved_as_they_ran_from_top_to_bottom(path):
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert outputs
     assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_notebooks_import_is_there(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines() if not line.startswith("%")]
+    for module, names in re.findall(r"from (orrery[\w.]*) import (\([^)]*\)|.*)", "\n".join(lines)):
+        for name in re.findall(r"\w+", names):
+            assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
