@@ -352,8 +352,8 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
                     f"two policies of algorithm {run[0]!r} on {run[1]} with seed {run[2]}: {policies[run]['folder']} "
                     f"and {artifact / entry['path']}; evaluate them separately"
                 )
-            # Files beside these say how long training took, which changes no action.
-            own = {name: file.sha256 for name, file in files.items() if name.startswith(f"{entry['path']}/policy.")}
+            own = {name: file.sha256 for name, file in files.items() if name.startswith(f"{entry['path']}/")}
+            own.pop(f"{entry['path']}/fit.json", None)  # POWR's record of its fit, which says how long it took
             content = hash_json(own) if own else ""
             policies[run] = {**entry, "folder": artifact / entry["path"], "content": content}
     return policies, specs
