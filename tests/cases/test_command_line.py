@@ -64,6 +64,6 @@ def test_46_sweeps_and_lists_are_answered_with_the_right_spelling(run_case) -> N
     for title in ("action_low=[-4], one number for two components", "env of the shell"):
         assert "rc=0" in sections[title], title
     touched = sections["touch"]
-    assert "1/2 pack" in touched
+    assert "[1/2] pack" in touched
     assert "work/arm.hdf5 changed" in touched
-    assert "2/2" not in touched, "an equal store costs no training"
+    assert "[2/2]" not in touched, "an equal store costs no training"
