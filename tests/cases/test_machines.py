@@ -7,7 +7,7 @@ import pytest
 def test_49_missing_machinery_is_said_before_anything_runs(run_case) -> None:
     sections = run_case("49-missing-machinery")
     expected = {
-        "slurm executor, no SLURM": ["extract.fanout.executor=slurm: there is no srun on this machine"],
+        "slurm executor, no SLURM": ["extract.fanout.executor=slurm: srun is not available on this machine"],
         "ray executor, no ray": ["extract.fanout.executor=ray needs Ray, which is not installed: pip install 'orrery[ray]'"],
         "accelerator=gpu, no GPU": ["pretrain.trainer.accelerator is gpu, but there is no GPU to use"],
         "accelerator=cuda in extract and evaluate": [
