@@ -9,10 +9,10 @@ def test_49_missing_machinery_is_said_before_anything_runs(run_case) -> None:
     expected = {
         "slurm executor, no SLURM": ["extract.fanout.executor=slurm: srun is not available on this machine"],
         "ray executor, no ray": ["extract.fanout.executor=ray needs Ray, which is not installed: pip install 'orrery[ray]'"],
-        "accelerator=gpu, no GPU": ["pretrain.trainer.accelerator is gpu, but there is no GPU to use"],
+        "accelerator=gpu, no GPU": ["pretrain.trainer.accelerator is gpu, but no GPU is available"],
         "accelerator=cuda in extract and evaluate": [
-            "extract.accelerator is cuda, but there is no GPU to use",
-            "evaluate.accelerator is cuda, but there is no GPU to use",
+            "extract.accelerator is cuda, but no GPU is available",
+            "evaluate.accelerator is cuda, but no GPU is available",
         ],
     }
     for title, messages in expected.items():
