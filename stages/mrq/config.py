@@ -110,7 +110,7 @@ class LearnConfig:
     batch_size: int = 256
     """Windows per update of values and encoder."""
     discount: float = 0.99
-    """Discount per step, one constant as published; 0 = each task's own."""
+    """Discount per step, one constant as published; 0 = each task's own, the default on stored data."""
     period: int = 250
     """Training steps between hard target updates, and number of encoder updates after each."""
     encoder_horizon: int = 5
@@ -220,6 +220,10 @@ def algorithm_name(stage: str, variant: str) -> str:
     return stage if variant == "mrq" else f"{stage}@{variant}"
 
 
+BEHAVIOUR_WEIGHT = {"exploration": 0.0, "expert": 0.1, "policy": 0.1, "unknown": 0.1}
+"""Default weight of the behaviour term by the behaviour that made the data; 0.1 is that of TD7 (arXiv 2306.02451)."""
+
+
 @dataclass(frozen=True)
 class MrqConfig:
     """Policies to learn from the store, and how."""
@@ -238,12 +242,13 @@ class MrqConfig:
     """Freeze the encoder after `encoder_updates`."""
     start_from_world_model: bool = False
     """Learn on latents of the run's world model, whose encoder stays frozen, instead of on observations."""
-    behaviour_weight: float = 0.1
+    behaviour_weight: float | None = None
     """lambda of the behaviour term lambda * mean|Q| * distance(policy, data's action) in the policy loss: mean squared
-    distance, or cross-entropy for discrete actions. 0 = off."""
+    distance, or cross-entropy for discrete actions. null: 0 for tasks with exploration data, 0.1 for data of experts,
+    policies or unknown origin."""
     clamp_targets: bool = True
     """Clamp bootstrapped values to the range of the targets of the last 250 steps, against extrapolation."""
-    learn: LearnConfig = field(default_factory=LearnConfig)
+    learn: LearnConfig = field(default_factory=lambda: LearnConfig(discount=0.0))
     """Training step."""
     load_up_to_gb: float = 2.0
     """Load a store up to this size in GB into memory; memory-map a larger one."""
@@ -261,7 +266,9 @@ class MrqConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "updates", "log_every", "checkpoint_every")
-        check_not_negative(self, "encoder_updates", "behaviour_weight")
+        check_not_negative(self, "encoder_updates")
+        if (self.behaviour_weight or 0) < 0:
+            raise ConfigError(f"behaviour_weight must not be negative, found {self.behaviour_weight}")
         if self.freeze_encoder and not self.encoder_updates:
             raise ConfigError("mrq.freeze_encoder would leave the encoder untrained: set mrq.encoder_updates")
         check_accelerator(self)

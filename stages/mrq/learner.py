@@ -62,7 +62,7 @@ class Shapes:
 class OfflineTerms:
     """What learning from fixed data adds."""
 
-    behaviour_weight: float
+    behaviour_weight_M: torch.Tensor
     """lambda in lambda * mean|Q| * distance to the data's action, added to the policy loss."""
     clamp_targets: bool
     """Keep the bootstrap within the range of the targets of the previous period; 0 in the first."""
@@ -179,14 +179,12 @@ class Learner:
     def _train_encoder(self, sources: Sequence[WindowSource], updates: int) -> dict[str, torch.Tensor]:
         self._check_windows(sources, self.config.encoder_horizon)
         starts = self._starts(sources, self.config.encoder_horizon, updates)
-        done_weight_M = self.config.done_weight * torch.tensor(
-            [float(source.has_terminated) for source in sources], device=self.device
-        )
+        has_terminated_M = torch.tensor([float(source.has_terminated) for source in sources], device=self.device)
         shared = self._shared_targets(sources, starts)
         sums: dict[str, torch.Tensor] = {}
         for number, start_MB in enumerate(starts):
             target = None if shared is None else shared.of_update(number)
-            for name, value in self._update_encoder(sources, start_MB, done_weight_M, target).items():
+            for name, value in self._update_encoder(sources, start_MB, has_terminated_M, target).items():
                 sums[name] = sums.get(name, 0) + value / updates
         return sums
 
@@ -202,7 +200,7 @@ class Learner:
         self,
         sources: Sequence[WindowSource],
         start_MB: torch.Tensor,
-        done_weight_M: torch.Tensor,
+        has_terminated_M: torch.Tensor,
         target: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         """One update, towards `target` [M, T, B, D] or, without one, embeddings of the windows' next observations."""
@@ -218,10 +216,12 @@ class Learner:
         prediction = self.encoder.unroll(self.encoder.encode(observation[:, 0]), action)
         terms = losses.encoder_losses(prediction, target, reward, not_done, self._bins_K)
         sums = {name: value.sum(1) for name, value in terms.items()}
+        # Untrained until a terminal state occurs: what it says before drifts with the latents, and is not logged.
+        sums["done"] = has_terminated_M * sums["done"]
         total_M = (
             config.dynamics_weight * sums["dynamics"]
             + config.reward_weight * sums["reward"]
-            + done_weight_M * sums["done"]
+            + config.done_weight * sums["done"]
         )
         self._step("encoder", total_M)
         return {f"model_{name}": value.detach() for name, value in sums.items()}
@@ -298,7 +298,7 @@ class Learner:
             values = self.values(self.encoder.with_action(state_part, self.actions.squash(pre)))
             loss_M = losses.policy_loss(values, pre, self.actions.mask_MA, self.config.pre_activation_weight)
             if self._offline is not None and data_action_MBA is not None:
-                weight_M = self._offline.behaviour_weight * values.detach().abs().mean((1, 2))
+                weight_M = self._offline.behaviour_weight_M.to(self.device) * values.detach().abs().mean((1, 2))
                 distance_M = losses.behaviour_loss(pre, data_action_MBA, self.actions.mask_MA, self.shapes.discrete)
                 loss_M = loss_M + weight_M * distance_M
             self._step("policy", loss_M)

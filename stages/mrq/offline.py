@@ -26,7 +26,7 @@ from ...pipeline.seeding import derive_seed
 from ..policy.policy_index import policy_entry
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
-from .config import MrqConfig, vary
+from .config import BEHAVIOUR_WEIGHT, MrqConfig, vary
 from .learner import Learner, OfflineTerms, Shapes
 from .policy import policy_of_member
 from .stored import StoredTask
@@ -125,7 +125,9 @@ class OfflineTraining:
             torch.from_numpy(store.table.action_mask()[ids]),
             torch.tensor([learn.discount or store.table[k].discount for k in ids]),
         )
-        offline = OfflineTerms(config.behaviour_weight, config.clamp_targets)
+        weight = config.behaviour_weight
+        weights = [BEHAVIOUR_WEIGHT[store.tasks[k].summary.behaviour] if weight is None else weight for k in ids]
+        offline = OfflineTerms(torch.tensor(weights), config.clamp_targets)
         seeds = [derive_seed("mrq", config.seed, member.task, variant, member.seed) for member in members]
         self.learner = Learner(shapes, learn, seeds, device, offline)
         self.encoder_periods = -(-config.encoder_updates // learn.period) if learn.design.model_based else 0

@@ -68,11 +68,11 @@ ENOUGH = RANDOM + 0.75 * (BEST - RANDOM)
 def test_offline_from_random_actions(tmp_path):
     spec = point_mass_spec()
     store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 80))])
-    # Random data: the policy has to leave it, so the behaviour term is small.
+    # Random data: the policy has to leave it, and by default nothing ties it to such data.
     learn = LearnConfig(
         networks=SMALL, batch_size=32, period=50, encoder_lr=1e-3, value_lr=1e-3, policy_lr=1e-3, discount=0.9
     )
-    config = MrqConfig(learn=learn, encoder_updates=200, updates=600, behaviour_weight=0.01, log_every=100)
+    config = MrqConfig(learn=learn, encoder_updates=200, updates=600, log_every=100)
     members = [OfflineMember(spec.name, seed) for seed in (0, 1)]
     training = OfflineTraining(store, members, config, "mrq")
     while training.done < training.encoder_periods + config.updates:

@@ -10,7 +10,7 @@ import torch
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.study.config import load_study
-from orrery.stages.mrq.config import DESIGN_STUDY
+from orrery.stages.mrq.config import DESIGN_STUDY, MrqConfig
 from orrery.stages.mrq.learner import Learner, Shapes
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
@@ -127,6 +127,18 @@ def test_progress_counts_updates_of_the_encoder_alone_and_of_everything(tmp_path
     assert found == [period * (i + 1) for i in range(training.encoder_periods)] + [
         period * training.encoder_periods + i + 1 for i in range(updates)
     ]
+
+
+@pytest.mark.parametrize(("behaviour", "weight"), [("exploration", 0), ("expert", 0.1), ("unknown", 0.1)])
+def test_each_task_has_its_own_discount_and_a_behaviour_weight_by_how_its_data_was_made(tmp_path, behaviour, weight):
+    spec = point_mass_spec(discount=0.97)
+    store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 2))], behaviour)
+    members = [OfflineMember(spec.name, 0)]
+    small = dataclasses.replace(MrqConfig().learn, networks=OFFLINE.learn.networks)
+    for given, expected in ((None, weight), (0.3, 0.3)):
+        learner = OfflineTraining(store, members, MrqConfig(behaviour_weight=given, learn=small), "mrq").learner
+        assert learner._offline.behaviour_weight_M.tolist() == pytest.approx([expected])
+        assert learner._discount_M.tolist() == pytest.approx([0.97])
 
 
 def test_clamped_targets_stay_in_the_range_of_the_period_before(tmp_path):
