@@ -35,6 +35,9 @@ OUTSIDE = "outside the run"
 SOURCE = "source"
 """Entry of `Manifest.versions` that holds digests of our own source."""
 SOURCE_FOLDERS = ("pipeline", "datasets", "stages")
+OF_ATTEMPTS = ("checkpoints", "logs", "tensorboard")
+"""Folders in an artifact that say how it was made, when, where and in how many attempts. Its digest leaves them out:
+nothing else in an artifact may depend on that."""
 RECORDED_PACKAGES = (
     "orrery", "torch", "lightning", "numpy", "mujoco", "dm-control", "metaworld", "gymnasium", "minari",
     "tensordict", "torchrl", "hydra-core",
@@ -80,7 +83,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     """Files by path relative to the folder, with forward slashes."""
     digest: str
-    """Hash over `files`, which artifacts made from this one record."""
+    """Hash over `files` without those of attempts, which artifacts made from this one record."""
     versions: Mapping[str, str]
     created: str
     """ISO 8601, UTC."""
@@ -99,7 +102,8 @@ class Manifest:
         manifest = decode(cls, values)
         for path in manifest.files:
             check_inside(path)
-        if manifest.digest != _digest(manifest.files):
+        # Artifacts from before OF_ATTEMPTS count all files.
+        if manifest.digest not in (_digest(manifest.files), _digest_of_all(manifest.files)):
             raise ValueError("the digest does not match the listed files; the list was changed after it was written")
         return manifest
 
@@ -112,6 +116,11 @@ def check_inside(path: str) -> None:
 
 
 def _digest(files: Mapping[str, FileRecord]) -> str:
+    own = {path: one for path, one in files.items() if not set(PurePosixPath(path).parts) & {*OF_ATTEMPTS}}
+    return _digest_of_all(own)
+
+
+def _digest_of_all(files: Mapping[str, FileRecord]) -> str:
     return hash_json({path: asdict(record) for path, record in files.items()})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +77,13 @@ class Collect(Stage):
         policies: Mapping[str, Sequence[Path | None]] = _policy_folders(config, names)
         turns = {name: _in_turn(policies.get(name, [None]), config.episodes) for name in names}
         played: dict[str, dict[int, EpisodeResult]] = {name: {} for name in names}
-        worked: dict[str, float] = {}
         for folder, manifest in self.earlier(context, ["tasks", "episodes"]):
             for name in names:
                 if not played[name] and read_record(root, name) is None:
-                    played[name], worked[name] = self._take_over(folder / "minari", root, name, manifest, turns[name])
+                    played[name] = self._take_over(folder / "minari", root, name, manifest, turns[name])
         for name, own in played.items():
             if len(own) == config.episodes:
-                self._write(root, task_spec(name), own, worked[name])
+                self._write(root, task_spec(name), own)
                 own.clear()
         records = {name: record for name in names if (record := read_record(root, name)) is not None}
         jobs = [
@@ -98,40 +96,39 @@ class Collect(Stage):
         total = config.episodes * len(names)
         done = config.episodes * len(records) + sum(map(len, played.values()))
         with context.progress("collect", total=total, completed=done) as progress:
-            for job, (spec, seconds, results) in run_all(_play, jobs, workers=context.workers, kept="finished tasks"):
+            for job, (spec, results) in run_all(_play, jobs, workers=context.workers, kept="finished tasks"):
                 own = played[job.task]
                 own.update(zip(job.numbers, results, strict=True))
-                worked[job.task] = worked.get(job.task, 0.0) + seconds
                 progress.advance(len(results))
                 if len(own) < config.episodes:
                     continue
-                self._write(root, spec, own, worked[job.task])
+                self._write(root, spec, own)
                 del played[job.task]
                 records[job.task] = read_record(root, job.task) or {}
                 progress.note(job.task)
         return self._finish(context, names, records)
 
-    def _write(self, root: Path, spec: TaskSpec, played: Mapping[int, EpisodeResult], seconds: float) -> None:
+    def _write(self, root: Path, spec: TaskSpec, played: Mapping[int, EpisodeResult]) -> None:
         from ...datasets.collect import write_dataset
 
         episodes = [played[number] for number in range(self.config.episodes)]
         _refuse_if_all_failed(spec, episodes)
-        settings = {**without(dataclasses.asdict(self.config), ["tasks"]), "seconds": round(seconds, 3)}
+        settings = without(dataclasses.asdict(self.config), ["tasks", *self.not_hashed])
         write_dataset(root, spec, _behaviour(spec, self.config), episodes, settings)
 
     def _take_over(
         self, source: Path, root: Path, name: str, manifest: Manifest, turns: Sequence[tuple[Path | None, range]]
-    ) -> tuple[dict[int, EpisodeResult], float]:
+    ) -> dict[int, EpisodeResult]:
         """What an earlier artifact has of a task, where only `tasks` and `episodes` were others: all of its dataset, or
-        episodes by their numbers, with the seconds that they took."""
+        episodes by their numbers."""
         from ...datasets.collect import episode_seed, read_record, read_results, take_dataset
 
         config = self.config
-        if (record := read_record(source, name)) is None:
-            return {}, 0.0
+        if read_record(source, name) is None:
+            return {}
         if manifest.config["episodes"] == config.episodes:
             take_dataset(source, root, name)
-            return {}, 0.0
+            return {}
         spec = task_spec(name)
         results = read_results(source, spec, [episode_seed(config.seed, name, n) for n in range(config.episodes)])
         known: dict[int, EpisodeResult] = {}
@@ -140,14 +137,13 @@ class Collect(Stage):
             # What a policy's episodes are played with in one batch may change the last bit of its actions.
             whole = len(own) if policy is None else len(own) // CHUNK * CHUNK
             known |= {number: results[number] for number in own[:whole]}
-        return known, record["settings"]["seconds"] if known else 0.0
+        return known
 
     def _finish(self, context: Context, names: Sequence[str], records: dict[str, dict[str, Any]]) -> str:
         tasks = {}
         for name in names:
-            record = dict(records[name])
-            seconds = record.pop("settings")["seconds"]
-            tasks[name] = {"path": f"minari/{record['dataset_id']}", **record, "seconds": seconds}
+            record = without(records[name], ["settings"])
+            tasks[name] = {"path": f"minari/{record['dataset_id']}", **record}
             if record["failed_episodes"]:
                 context.log.warning(
                     "%s: episodes that failed and were skipped: %d (%s)",
@@ -167,12 +163,11 @@ def _names(config: CollectConfig) -> list[str]:
     return [resolve_name(name) for name in expand_names(config.tasks)]
 
 
-def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
+def _play(job: _Job) -> tuple[TaskSpec, list[EpisodeResult]]:
     """Play one chunk of a task's episodes, in order of their numbers. Runs in a worker process."""
     from ...datasets.collect import Variation, behaviour_act, episode_seed, noisy
     from ...datasets.rollout import play_episodes, policy_act
 
-    start = time.perf_counter()
     spec, config, numbers = task_spec(job.task), job.config, job.numbers
     seeds = [episode_seed(config.seed, spec.name, number) for number in numbers]
     if job.policy is None:
@@ -188,7 +183,7 @@ def _play(job: _Job) -> tuple[TaskSpec, float, list[EpisodeResult]]:
         if high or config.policy_random_share:
             act = noisy(act, spec, numbers, config.seed, (low, high), config.policy_random_share)
     results = dict(play_episodes(spec, act, seeds, record=True, lanes=lanes))
-    return spec, time.perf_counter() - start, [results[index] for index in range(len(seeds))]
+    return spec, [results[index] for index in range(len(seeds))]
 
 
 def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:

@@ -43,6 +43,7 @@ class Gradients(Stage):
 
         from ...datasets.store import TaskStore
         from ...datasets.tables import check_same_tables
+        from ..figures.drawing import save_svg
         from ..sequence_model.kinds import load_model
         from ..world_model.facts import held_out_share
         from ..world_model.networks import WorldModel
@@ -77,7 +78,7 @@ class Gradients(Stage):
                     horizons,
                     {name: torch.tensor([row["r2"] for row in found])},
                 )
-                figure.savefig(context.folder / f"{store.table[k].slug}.svg")
+                save_svg(figure, context.folder / f"{store.table[k].slug}.svg")
                 progress.advance(1)
         table = pd.DataFrame(rows)
         table.to_csv(context.folder / "gradients.csv", index=False)

@@ -353,7 +353,6 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
                     f"and {artifact / entry['path']}; evaluate them separately"
                 )
             own = {name: file.sha256 for name, file in files.items() if name.startswith(f"{entry['path']}/")}
-            own.pop(f"{entry['path']}/fit.json", None)  # POWR's record of its fit, which says how long it took
             content = hash_json(own) if own else ""
             policies[run] = {**entry, "folder": artifact / entry["path"], "content": content}
     return policies, specs

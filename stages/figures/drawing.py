@@ -12,6 +12,7 @@ import html
 import io
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -123,6 +124,12 @@ def new_row(
         panels.append(figure.add_axes(box, sharex=first, sharey=first))
         panels[-1].tick_params(labelleft=number == 0)
     return figure, panels
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write the figure as a file of its own, the same bytes for the same figure: without date and random ids."""
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        FigureCanvasSVG(figure).print_svg(path, metadata=NO_METADATA)
 
 
 def to_svg(figure: Figure, description: str) -> Markup:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,14 +130,13 @@ class OnlineTraining:
         self.curve: list[dict[str, Any]] = []
         """One row per evaluation."""
         self._evaluation: list[TaskEnv] = []
-        self._seconds = 0.0
         self._metrics: dict[str, torch.Tensor] = {}
 
     def advance(self) -> None:
         """One step of every environment with the training steps that follow, and an evaluation when it is due."""
         if self.steps == 0 and not self.curve:
             self._begin()
-        before, started = self.steps, time.process_time()
+        before = self.steps
         actions = self._choose()
         for index, (lane, action) in enumerate(zip(self._lanes, actions, strict=True)):
             self._step(index, lane, action)
@@ -146,7 +144,6 @@ class OnlineTraining:
             self.steps += 1
             if self.steps > self.config.warmup:
                 self._metrics |= self.learner.train([self.replay])
-        self._seconds += time.process_time() - started
         if _passed(before, self.steps, self.config.evaluate_every) or self.steps >= self.config.steps:
             self._evaluate()
 
@@ -222,7 +219,6 @@ class OnlineTraining:
                 "iteration": self.steps,
                 "return_mean": float(np.mean(returns)),
                 "return_std": float(np.std(returns)),
-                "training_seconds": round(self._seconds, 2),
                 **{name: float(value[0]) for name, value in self._metrics.items()},
             }
         )
@@ -257,7 +253,6 @@ class OnlineTraining:
             ],
             "steps": self.steps,
             "curve": self.curve,
-            "seconds": self._seconds,
             "metrics": self._metrics,
         }
 
@@ -275,7 +270,7 @@ class OnlineTraining:
             )
         self.replay.load_state_dict(state["replay"])
         self.learner.load_state_dict(state["learner"])
-        self.steps, self.curve, self._seconds = state["steps"], state["curve"], state["seconds"]
+        self.steps, self.curve = state["steps"], state["curve"]
         self._metrics = state["metrics"]
         for index, (lane, saved) in enumerate(zip(self._lanes, state["lanes"], strict=True)):
             lane.number = saved["number"] - 1

@@ -43,12 +43,12 @@ class MrqDatasets(Stage):
                 record = read_record(root, name)
                 if record is None:
                     results = [result for entry in entries for result in _episodes(artifact, entry, specs[name])]
-                    settings = {"policies": str(artifact), "algorithm": self.config.algorithm, "seconds": 0.0}
+                    settings = {"policies": str(artifact), "algorithm": self.config.algorithm}
                     behaviour: Any = self.config.behaviour
                     write_dataset(root, specs[name], behaviour, results, settings)
                     record = read_record(root, name) or {}
                 record.pop("settings")
-                tasks[name] = {"path": f"minari/{record['dataset_id']}", **record, "seconds": 0.0}
+                tasks[name] = {"path": f"minari/{record['dataset_id']}", **record}
                 progress.advance(1)
                 progress.note(name)
         (context.folder / "datasets.json").write_text(json.dumps({"tasks": tasks}, indent=1))

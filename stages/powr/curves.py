@@ -48,8 +48,6 @@ class CurveRow:
     """Mean of evaluation episodes with actions drawn from the policy; NaN if it is deterministic."""
     centres: int = 0
     spectral_radius: float = float("nan")
-    seconds: float = 0.0
-    """Wall clock of learning alone since the last row."""
 
 
 def completed_returns(results: Iterable[EpisodeResult], task: str, failed: list[str]) -> list[float]:
@@ -126,7 +124,7 @@ def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -
     """
     from matplotlib.ticker import MaxNLocator
 
-    from ..figures.drawing import GREY, PALETTE, drawing_style, new_row
+    from ..figures.drawing import GREY, PALETTE, drawing_style, new_row, save_svg
 
     curves: Mapping[str, list[list[CurveRow]]] = by_seed(rows)
     grid = np.linspace(0, max(row.transitions for row in rows), GRID_POINTS)
@@ -149,4 +147,4 @@ def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -
         panels[0].set(xlim=(0, None), ylabel="return, greedy")
         if len(bands) > 1 or threshold is not None:
             panels[-1].legend(frameon=False, fontsize=9)
-        figure.savefig(path, format=path.suffix[1:])
+        save_svg(figure, path)

@@ -9,7 +9,6 @@ Source: POWR (arXiv 2406.19861) algorithm 1.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ class Epoch:
     num_rows: int
     num_centres: int
     radius: float
-    seconds: float
-    """Of fit and improvement, wall clock."""
 
 
 class OnlineLearner:
@@ -90,7 +87,7 @@ class OnlineLearner:
     def improve(self) -> Epoch:
         """Choose centres, fit to all rows, and take this epoch's steps of mirror descent."""
         assert self.rows is not None
-        start, config = time.perf_counter(), self.config
+        config = self.config
         self._forget()
         index_M = choose_centres(
             self.rows,
@@ -109,7 +106,7 @@ class OnlineLearner:
         self._next_logits_NU = found.next_logits_NU
         self._kept.append((index_M, found.weight_M))
         self._epochs += 1
-        return Epoch(len(self.rows), len(index_M), found.radius, time.perf_counter() - start)
+        return Epoch(len(self.rows), len(index_M), found.radius)
 
     def _forget(self) -> None:
         """Take the weights of epochs beyond the memory back out."""

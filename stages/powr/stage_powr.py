@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,7 @@ class Powr(Stage):
                 self._warn(context, name, seed, found)
                 facts.append({"task": name, "seed": seed, **found})
                 progress.advance(1)
-                progress.note(f"{name} {found['seconds']:.1f} s")
+                progress.note(name)
         write_index(context.folder, store.table, entries)
         pd.DataFrame(facts).to_csv(context.folder / "fit.csv", index=False)
         largest, steps = max(found["centres"] for found in facts), config.offline.planner.steps
@@ -108,7 +107,7 @@ class Powr(Stage):
         from .offline import make_actions, plan, read_rows
         from .policy import KernelPolicy
 
-        config, start = self.config, time.perf_counter()
+        config = self.config
         own = derive_seed(config.seed, "powr", name, seed) % 2**31
         task = store.rows_of(name)
         assert task.spec.discount is not None
@@ -134,7 +133,7 @@ class Powr(Stage):
             penalty=made.penalty,
         )
         policy.save(folder)
-        return {**made.facts, "kernel": kind, "scale": scale, "seconds": time.perf_counter() - start}
+        return {**made.facts, "kernel": kind, "scale": scale}
 
     def _features(self, store: TaskStore, model: WorldModel | None, name: str) -> tuple[Features, bool]:
         """The map from observations to states, and whether those are indices."""

@@ -186,5 +186,4 @@ def _row(
         sampled_return=math.fsum(sampled) / len(sampled),
         centres=planned[-1].num_centres,
         spectral_radius=planned[-1].radius,
-        seconds=math.fsum(one.seconds for one in planned),
     )

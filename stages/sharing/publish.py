@@ -27,7 +27,7 @@ from .provenance import Provenance, trace
 CARD = "README.md"
 PROVENANCE = "provenance.json"
 _ENDINGS = {".json", ".safetensors", ".csv"}
-_TRAINING = {"checkpoints", "logs", "tensorboard", "jobs"}
+_TRAINING = {*artifact.OF_ATTEMPTS, "jobs"}
 """Folders that serve only to continue or monitor training."""
 
 

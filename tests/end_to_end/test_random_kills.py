@@ -25,13 +25,9 @@ from orrery.pipeline import artifact
 EXPERIMENT = Path(__file__).with_name("kills.yaml")
 KILLS = Path(__file__).parents[1] / "unit" / "kills.py"
 
-# What holds a time, and so is another in every run; it has to be there all the same.
-TIMED = (
-    "collect/datasets.json", "collect/*/metadata.json", "pack/store.json", "pack/*/task.json", "powr/fit.csv",
-    "powr/*/fit.json", "gradients/*.svg", "report/index.html",
-)  # fmt: skip
-# What there is one of for each attempt.
-OF_ATTEMPTS = ("pretrain/logs/*", "pretrain/tensorboard/*", "pretrain/checkpoints/*")
+# What names its run folder, and the report, which says when the run was made; they have to be there all the same.
+OF_THIS_RUN = ("pack/store.json", "pack/*/task.json", "report/index.html")
+OF_ATTEMPTS = tuple(f"pretrain/{name}/*" for name in artifact.OF_ATTEMPTS)
 
 FIRST_SECONDS, LAST_SECONDS = 1.0, 15.0
 """Of a kill at a random time; a command needs the first second to load."""
@@ -91,7 +87,7 @@ class Victim:
             for path, record in json.loads(manifest.read_text())["files"].items():
                 name = f"{stage.name}/{path}"
                 if not _matches(name, OF_ATTEMPTS):
-                    found[name] = "" if _matches(name, TIMED) else record["sha256"]
+                    found[name] = "" if _matches(name, OF_THIS_RUN) else record["sha256"]
         return found | {path.name: "" for path in self.folder.iterdir()}
 
 

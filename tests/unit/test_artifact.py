@@ -39,6 +39,23 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     assert make(tmp_path / "c", "012345678x").digest != same.digest
 
 
+def test_the_digest_leaves_out_what_tells_one_attempt_from_another(tmp_path: Path) -> None:
+    """Artifacts of earlier versions count these files; they stay valid."""
+    plain, logged = make(tmp_path / "a"), tmp_path / "b"
+    (logged / "deep" / "tensorboard").mkdir(parents=True)
+    (logged / "deep" / "tensorboard" / "events.1795907540.host").write_text("now")
+    manifest = make(logged)
+    assert manifest.digest == plain.digest
+    (record,) = [path for path in manifest.files if "tensorboard" in path]
+    values = json.loads((logged / artifact.MANIFEST).read_text())
+    of_all = artifact.hash_json(values["files"])
+    (logged / artifact.MANIFEST).write_text(json.dumps(values | {"digest": of_all}))
+    assert artifact.digest_of(logged) == of_all != plain.digest
+    (logged / record).write_text("no!")
+    with pytest.raises(StageError, match="was changed after"):
+        artifact.verify(logged, "store")
+
+
 def test_a_truncated_file_is_named_with_its_sizes(tmp_path: Path) -> None:
     make(tmp_path / "a")
     (tmp_path / "a" / "deep" / "rows.bin").write_text("01234")
