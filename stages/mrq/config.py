@@ -290,7 +290,10 @@ class MrqOnlineConfig:
     warmup: int = 10_000
     """Random steps before the first update."""
     environments: int = 1
-    """Parallel environments per policy; one update per step of each."""
+    """Parallel environments per policy."""
+    update_every: int = 1
+    """Environment steps per training step, over all environments; 1 as published. More give a larger replay buffer for
+    the same computation."""
     replay_size: int = 1_000_000
     """Capacity of the replay buffer in steps, plus one slot per episode."""
     pixels: bool = False
@@ -319,6 +322,7 @@ class MrqOnlineConfig:
             "seeds",
             "steps",
             "environments",
+            "update_every",
             "frames",
             "evaluate_every",
             "evaluation_episodes",

@@ -1,8 +1,8 @@
 """One policy learned while it plays: environments, replay, training steps, evaluation, and a state to continue from.
 
-Every step of every environment is followed by one training step, once the warm-up of random actions is over. The
-state holds everything, so that an interrupted run ends with the same numbers as an uninterrupted one: an episode under
-way is brought back by playing its actions again from its seed.
+Once the warm-up of random actions is over, a training step follows every `update_every` steps. The state holds
+everything, so that an interrupted run ends with the same numbers as an uninterrupted one: an episode under way is
+brought back by playing its actions again from its seed.
 
 Dimension letters: B environments, O observation, A action.
 """
@@ -142,7 +142,7 @@ class OnlineTraining:
             self._step(index, lane, action)
         for _ in range(self.config.environments):
             self.steps += 1
-            if self.steps > self.config.warmup:
+            if self.steps > self.config.warmup and self.steps % self.config.update_every == 0:
                 self._metrics |= self.learner.train([self.replay])
         if _passed(before, self.steps, self.config.evaluate_every) or self.steps >= self.config.steps:
             self._evaluate()

@@ -47,10 +47,13 @@ def assert_same(left, right):
 # Continuing
 
 
-@pytest.mark.parametrize(("task", "environments"), [(PENDULUM, 1), (CARTPOLE, 3)])
-def test_an_interrupted_run_continues_in_the_middle_of_an_episode_bit_for_bit(tmp_path, task, environments):
-    config = dataclasses.replace(ONLINE, environments=environments, evaluate_every=30)
+@pytest.mark.parametrize(("task", "environments", "update_every"), [(PENDULUM, 1, 4), (CARTPOLE, 3, 1)])
+def test_an_interrupted_run_continues_in_the_middle_of_an_episode_bit_for_bit(
+    tmp_path, task, environments, update_every
+):
+    config = dataclasses.replace(ONLINE, environments=environments, update_every=update_every, evaluate_every=30)
     whole = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), 60)
+    assert whole.learner.steps == 60 // update_every - config.warmup // update_every
     first = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), 43)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     # Settings that are not hashed may change meanwhile.
