@@ -39,6 +39,8 @@ class WindowSettings:
     """Mixture weights by task; uniform where empty."""
     tasks: tuple[str, ...] = ()
     """Only windows of these tasks; of all where empty."""
+    reward_windows: float = 0.0
+    """Share of a sparse task's training windows that hold reward."""
     stage: str = ""
     """Stage whose settings these are, for error messages."""
     load_up_to_gb: float = 0.0
@@ -176,6 +178,7 @@ class WindowData(lightning.LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             split=split,
             held_out=settings.held_out,
+            reward_windows=settings.reward_windows if split == "train" else 0.0,
             stage=settings.stage,
         )
 

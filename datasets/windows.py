@@ -9,6 +9,9 @@ and m slots, the windows are cut into m strata of n // m or n // m + 1 after a r
 drawn from each: every window is equally likely, none is drawn twice in a global batch, and batches spread over all
 episodes. Rank r takes slots r, r + world_size, ...
 
+With `reward_windows` > 0, that share of a sparse task's slots is drawn instead from its windows that hold reward, again
+one from each stratum. This changes which states are seen, not what the model learns of them.
+
 Dimension letters: B batch, L steps of a window, O observation, A action, K tasks.
 """
 
@@ -88,6 +91,52 @@ class WindowIndex:
         return self.first_row[position] + within, self.episode_length[position] - within, self.terminated[position]
 
 
+@dataclass(frozen=True)
+class RewardWindows:
+    """Windows of sparse tasks that hold a reward above half the task's maximum, as runs of consecutive windows."""
+
+    share: float
+    """Of a task's slots that are drawn from them."""
+    first_window: np.ndarray
+    """[Q] int64, where a run begins; runs of a task are consecutive."""
+    before: np.ndarray
+    """[Q + 1] int64, windows in the runs before."""
+    task_window: np.ndarray
+    """[K + 1] int64, position of the first of each task; a task that is not sparse has none."""
+
+    @classmethod
+    def find(
+        cls, tasks: Sequence[TaskRows], index: WindowIndex, length: int, share: float, *, joined: bool = False
+    ) -> RewardWindows | None:
+        """Those of the tasks of which fewer than `share` of the windows hold reward; None if no such task has any.
+
+        Reads all rewards. `index` is of windows of `length` steps, `joined` as it was built.
+        """
+        firsts, counts, per_task = [], [], []
+        row_before = 0
+        for task, begin, count in zip(tasks, index.task_window[:-1], index.counts, strict=True):
+            reward = task.rows[:, -1].cpu().numpy()
+            seen = np.concatenate([[0], np.cumsum(reward > max(float(reward.max()) / 2, 0))])
+            first_row, left, _ = index.locate(np.arange(begin, begin + count))
+            first_row -= row_before
+            row_before += len(task.rows) if joined else 0
+            holds = seen[first_row + np.minimum(left, length)] > seen[first_row]
+            sparse = 0 < holds.sum() < share * len(holds)
+            change = np.diff(holds & sparse, prepend=False, append=False).nonzero()[0]
+            firsts.append(begin + change[::2])
+            counts.append(change[1::2] - change[::2])
+            per_task.append(counts[-1].sum())
+        if not any(per_task):
+            return None
+        before, task_window = (np.cumsum([0, *parts]) for parts in (np.concatenate(counts), per_task))
+        return cls(share, np.concatenate(firsts), before, task_window)
+
+    def locate(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers of the windows at `positions`."""
+        run = np.searchsorted(self.before, positions, side="right") - 1
+        return self.first_window[run] + positions - self.before[run]
+
+
 class WindowSampler:
     """Batches of windows over the tasks of a store."""
 
@@ -103,12 +152,15 @@ class WindowSampler:
         world_size: int = 1,
         split: Split = "train",
         held_out: float = 0.0,
+        reward_windows: float = 0.0,
         stage: str = "",
     ) -> None:
         """Args:
             length: L, steps per window; a batch carries L + 1 observations.
             batch_size: B, windows per rank and batch.
             weights: share of each task by name, any positive scale; a task not named gets 1. None is uniform.
+            reward_windows: share of a task's windows that are drawn from those that hold reward, where fewer of them
+                do; the rest are drawn from all, and one may be drawn twice in a batch.
             held_out: fraction of the episodes of each task that `split="train"` leaves out. Of a task with fewer
                 held-out windows than slots, some are drawn twice.
             stage: whose settings errors name.
@@ -126,6 +178,9 @@ class WindowSampler:
         self._windows = [_overlapping(rows, length + 1) for rows in self._sources]
         self._device = self._sources[0].device
         self._index = WindowIndex.build(store.tasks, length, split, held_out, joined=self._joined)
+        self._rewarded: RewardWindows | None = None
+        if reward_windows:
+            self._rewarded = RewardWindows.find(store.tasks, self._index, length, reward_windows, joined=self._joined)
         self._terminates = bool(self._index.terminated.any())
         self._drawn_block = -1
         self._drawn: tuple[np.ndarray, ...] = ()
@@ -206,6 +261,14 @@ class WindowSampler:
         drawn += of_slot((random.random((_BLOCK, len(counts))) * counts).astype(np.int64))
         count = of_slot(counts)
         windows = of_slot(self._index.task_window[:-1]) + np.where(drawn < count, drawn, drawn - count)
+        if (rewarded := self._rewarded) is not None:
+            own = np.diff(rewarded.task_window)
+            # So many of each task's slots, the first ones; on average exactly its share.
+            strata = (rewarded.share * slots_of_task + random.random(slots_of_task.shape)).astype(np.int64) * (own > 0)
+            chosen = stratum < of_slot(strata)
+            within = (stratum + random.random(stratum.shape))[chosen] / of_slot(strata)[chosen]
+            at = of_slot(rewarded.task_window[:-1])[chosen] + (within * of_slot(own)[chosen]).astype(np.int64)
+            windows[chosen] = rewarded.locate(at)
         mine = slice(self._rank, None, self._world_size)
         task = of_slot(np.arange(len(counts)))
         return np.ascontiguousarray(task[:, mine]), *self._index.locate(windows[:, mine])

@@ -47,6 +47,9 @@ class PretrainConfig:
     """Relative share of each task in a batch. Tasks without an entry use `behaviour_mixture`, or 1."""
     behaviour_mixture: dict[str, float] = field(default_factory=dict)
     """Relative share of tasks by how their data was collected: exploration, expert, policy or unknown."""
+    reward_windows: float = 0.0
+    """Fraction of a sparse task's training windows drawn from those with a reward above half its maximum; applies to
+    tasks of which fewer windows hold one. 0 = draw all windows uniformly."""
     reward_balance: float = 30.0
     """Maximum factor on the reward loss of sparse tasks; 1 = off (see world_model/balance.py)."""
     held_out: float = 0.05
@@ -67,6 +70,8 @@ class PretrainConfig:
         check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")
+        if not 0 <= self.reward_windows < 1:
+            raise ConfigError(f"pretrain.reward_windows must lie in [0, 1), found {self.reward_windows}")
         if unknown := sorted(set(self.behaviour_mixture) - set(BEHAVIOURS)):
             raise ConfigError(f"pretrain.behaviour_mixture: expected {', '.join(BEHAVIOURS)}, found {unknown}")
         for key in ("mixture", "behaviour_mixture"):

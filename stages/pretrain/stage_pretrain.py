@@ -158,6 +158,7 @@ class Pretrain(Stage):
             validation_length=validation_length,
             validation_batches=config.validation_batches,
             weights=weights,
+            reward_windows=config.reward_windows,
             stage="pretrain",
             load_up_to_gb=config.load_up_to_gb,
         )

@@ -117,6 +117,55 @@ def test_mixture_weights_are_the_expected_shares(make_store):
     torch.testing.assert_close(share, torch.tensor([2 / 3, 0, 1 / 3]), atol=0.01, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def sparse_store(tmp_path_factory):
+    """toy/a: one rewarded step in each of 2 of 20 episodes. toy/b: every step of half of them. toy/c: costs."""
+    tasks = []
+    for spec in SPECS:
+        episodes = [numbered_episode(spec, e, 30, e % 2 == 0) for e in range(20)]
+        for number, episode in enumerate(episodes):
+            sparse = np.arange(30) == (29 if number == 4 else 10 if number == 7 else -1)
+            rewards = {"toy/a": sparse, "toy/b": np.full(30, number < 10), "toy/c": -1.0 - sparse}[spec.name]
+            object.__setattr__(episode, "rewards", rewards.astype(np.float32))
+        tasks.append((spec, episodes))
+    return write_store(tmp_path_factory.mktemp("sparse"), tasks)
+
+
+def test_reward_windows_are_drawn_more_often_where_they_are_rare(sparse_store):
+    sampler = WindowSampler(sparse_store, length=4, batch_size=21, seed=0, reward_windows=0.3)
+    drawn = [sampler.batch(step) for step in range(1000)]
+    task, reward = (torch.cat([batch[name] for batch in drawn]) for name in ("task", "reward"))
+    holds = (reward == 1).any(1)
+    # 4 windows hold either reward of toy/a, the last of them padded: 8 of its 570 windows.
+    assert holds[task == 0].double().mean().item() == pytest.approx(0.3 + 0.7 * 8 / 570, abs=0.01)
+    assert holds[task == 1].double().mean().item() == pytest.approx(0.5, abs=0.03)
+    first = torch.cat([batch["observation"][:, 0, :2] for batch in drawn])[holds & (task == 0)].long()
+    counts = torch.bincount(first[:, 0] * 30 + first[:, 1])
+    expected = [4 * 30 + t for t in (26, 27, 28, 29)] + [7 * 30 + t for t in (7, 8, 9, 10)]
+    assert counts.nonzero().flatten().tolist() == expected
+    # 7,000 windows of toy/a: 275 of each expected, with a standard deviation of 15 if they were independent.
+    assert (counts[expected] - 7000 * (0.3 / 8 + 0.7 / 570)).abs().max() < 5 * 17
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+def test_reward_windows_depend_on_neither_ranks_nor_loading_nor_earlier_batches(sparse_store, held_out):
+    common = {"length": 4, "seed": 1, "held_out": held_out, "reward_windows": 0.3}
+    whole = WindowSampler(sparse_store, batch_size=24, **common)
+    before = [whole.batch(step) for step in range(20)]
+    for rank in range(2):
+        part = WindowSampler(sparse_store.load(), batch_size=12, rank=rank, world_size=2, **common).batch(18)
+        for name in part.keys():  # noqa: SIM118 (a TensorDict iterates over its rows)
+            assert torch.equal(part[name], before[18][name][rank::2]), name
+    held = sparse_store.tasks[0].held_out(held_out)
+    assert not any(held[int(e)] for batch in before for e in batch["observation"][batch["task"] == 0, 0, 0])
+
+
+def test_without_sparse_tasks_reward_windows_change_nothing(make_store):
+    store = make_store([20] * 5, [False] * 5)  # half of all steps have more than half the reward of the last
+    plain, more = (WindowSampler(store, length=4, batch_size=12, seed=3, reward_windows=r) for r in (0.0, 0.3))
+    assert (plain.batch(5) == more.batch(5)).all()
+
+
 def test_held_out_episodes_are_never_trained_on(make_store):
     store = make_store([20] * 10, [False] * 10)
     common = {"length": 4, "batch_size": 12, "seed": 0, "held_out": 0.2}
