@@ -25,6 +25,7 @@ from .errors import EXIT_BUG, EXIT_USER_ERROR, ConfigError, Detached, OrreryErro
 from .paths import CONFIG_DIR, user_path
 from .run_folder import disk_errors
 from .stage import Stage
+from .tables import add_json
 from .termination import EXIT_UNFINISHED, Terminated, handled, ignore
 from .wording import sentence
 
@@ -146,7 +147,7 @@ def _command(
     from .run_command import show_status, work
 
     if arguments.command == "status":
-        return show_status(arguments.path, console)
+        return show_status(arguments, console)
     return work(arguments, stages, config_dir, console)
 
 
@@ -168,9 +169,12 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         command.add_argument("-h", "--help", action="store_true", dest="wants_help")
         command.add_argument("experiment", nargs="?", metavar="EXPERIMENT")
         command.add_argument("overrides", nargs="*", metavar="key=value")
-        if name in ("study", "iterate"):
-            command.add_argument("--plan", action="store_true", help="show what would run, and why; run nothing")
+        command.set_defaults(plan=name == "plan", json=False)
+        if name == "plan":
+            add_json(command)
         else:
+            command.add_argument("--plan", action="store_true", help="show what would run, and why; run nothing")
+        if name in ("run", "plan"):
             again = command.add_mutually_exclusive_group()
             again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all later ones")
             again.add_argument("--force", action="store_true", help="rerun all stages")
@@ -180,6 +184,8 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
     ]:
         command = commands.add_parser(name, help=text, description=sentence(text))
         command.add_argument("path", type=Path, metavar="RUN_DIR", help="folder of a run, a study or an iteration")
+        if name == "status":
+            add_json(command)
     clean_command.add_parser(commands)
     text = "rewrite the report of a run from its current artifacts"
     command = commands.add_parser("report", help=text, description=sentence(text))

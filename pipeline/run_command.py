@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from .config.help import experiment_help, run_help
@@ -21,17 +20,23 @@ from .ranks import Launch, check_launch, follow, launched
 from .run_folder import lock_holder, locked
 from .runner import Outcome, end_line, run_on_console
 from .stage import Stage
-from .status import describe_status, read_run_file
+from .status import describe_status, read_run_file, read_run_status
 from .study import command as study_command
 from .study.study import is_study, read_record
+from .tables import print_json, rows_table
 
 REPORT_STAGE = "report"
 REPORT_PAGE = "index.html"
 
 
-def show_status(folder: Path, console: Console) -> int:
+def show_status(arguments: argparse.Namespace, console: Console) -> int:
     """`orrery status`."""
-    console.print(study_command.describe_study(folder) if is_study(folder) else describe_status(folder))
+    study = is_study(arguments.path)
+    status = (study_command.read_study_status if study else read_run_status)(arguments.path)
+    if arguments.json:
+        print_json(status, console)
+    else:
+        console.print((study_command.describe_study if study else describe_status)(status))
     return 0
 
 
@@ -69,17 +74,37 @@ def work(
     anew = (
         config.settings.stages if arguments.force else stages_from(config, arguments.first) if arguments.first else []
     )
-    if arguments.command == "plan":
-        decisions = plan(config, stages, anew)
-        check_machine(config, stages, decisions)
-        _print_plan(decisions, lock_holder(config.run_dir), console)
-        replaced = [d.stage for d in decisions if d.action != "fresh" and (config.run_dir / d.stage).is_dir()]
-        notes = [f"artifacts of other settings, which will be kept: {', '.join(replaced)}"] if replaced else []
-        notes += code_notes(config, [decision.stage for decision in decisions if decision.action == "fresh"])
-        for note in filter(None, [*notes, kept_note(config.run_dir)]):
-            console.print(Text(note), soft_wrap=True)
-        return 0
+    if arguments.plan:
+        return _show_plan(config, stages, anew, console, as_json=arguments.json)
     return _run(config, stages, console, anew=anew)
+
+
+def _show_plan(
+    config: RunConfig, stages: Mapping[str, type[Stage]], anew: Collection[str], console: Console, *, as_json: bool
+) -> int:
+    decisions, holder = plan(config, stages, anew), lock_holder(config.run_dir)
+    check_machine(config, stages, decisions)
+    replaced = [d.stage for d in decisions if d.action != "fresh" and (config.run_dir / d.stage).is_dir()]
+    notes = [f"artifacts of other settings, which will be kept: {', '.join(replaced)}"] if replaced else []
+    notes += code_notes(config, [decision.stage for decision in decisions if decision.action == "fresh"])
+    notes += filter(None, [kept_note(config.run_dir)])
+    # The process that runs in the folder works on the stage that would continue.
+    rows = [
+        {"stage": one.stage, "action": "running", "reason": holder}
+        if holder is not None and one.action == "resume"
+        else {"stage": one.stage, "action": one.would, "reason": one.reason}
+        for one in decisions
+    ]
+    if as_json:
+        made = {one.stage: str(one.made) if one.made else None for one in decisions}
+        found = [{**row, "artifact": made[row["stage"]]} for row in rows]
+        folder = str(config.run_dir)
+        print_json({"experiment": config.experiment, "folder": folder, "stages": found, "notes": notes}, console)
+        return 0
+    console.print(rows_table(rows))
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
+    return 0
 
 
 def _recorded_command(folder: Path) -> argparse.Namespace:
@@ -93,7 +118,7 @@ def _recorded_command(folder: Path) -> argparse.Namespace:
         command, source, overrides = "run", record["experiment"], record["overrides"]
     return argparse.Namespace(
         command=command, experiment=source, overrides=[*overrides, f"run_dir={folder}"], wants_help=False, plan=False,
-        first=None, force=False,
+        json=False, first=None, force=False,
     )  # fmt: skip
 
 
@@ -171,16 +196,3 @@ class _Printer:
     def _print(self, stage: str, line: Text) -> None:
         number = f"[{self._stages.index(stage) + 1}/{len(self._stages)}] "
         self._console.print(Text.assemble(number, line), soft_wrap=True)
-
-
-def _print_plan(decisions: Sequence[Decision], holder: str | None, console: Console) -> None:
-    """Args:
-    holder: the process that runs in the folder now, which works on the stage that would continue.
-    """
-    table = Table("stage", "action", "reason", box=None, pad_edge=False)
-    for decision in decisions:
-        if holder is not None and decision.action == "resume":
-            table.add_row(decision.stage, "running", Text(holder))
-        else:
-            table.add_row(decision.stage, decision.would, Text(decision.reason))
-    console.print(table)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from . import artifact
@@ -16,9 +16,9 @@ from .errors import StageError
 from .jobs.executor import alive_jobs
 from .jobs.job import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
 from .kept import kept_note
-from .logging import duration
 from .reading import decode, read_json, reading
 from .run_folder import RUN_FILE, jobs_folder, lock_holder, read_attempt
+from .tables import rows_table
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,38 @@ class _RunRecord:
     stages: list[_StageRecord]
 
 
-def describe_status(run_dir: Path) -> RenderableType:
-    """Return how far each stage of a run is, and each job.
+def read_run_status(run_dir: Path) -> dict[str, Any]:
+    """Experiment, and how far each stage of a run is and each job.
 
     Raises:
         StageError: there is no run in `run_dir`.
     """
     record, holder = read_run_file(run_dir), lock_holder(run_dir)
-    state = f"running, {holder}" if holder else "not running"
+    names = [stage["stage"] for stage in record["stages"]]
+    jobs = {name: sorted(path.parent for path in jobs_folder(run_dir / name).glob(f"*/{SPEC}")) for name in names}
+    return {
+        "folder": str(run_dir),
+        "experiment": record["experiment"],
+        "overrides": record["overrides"],
+        "running": holder,
+        "stages": stage_rows(run_dir),
+        "jobs": [row for stage, own in jobs.items() for row in _job_rows(stage, own, running=holder is not None)],
+        "note": kept_note(run_dir),
+    }
+
+
+def describe_status(status: Mapping[str, Any]) -> RenderableType:
+    """What `read_run_status` returns, for people."""
+    state = f"running, {status['running']}" if status["running"] else "not running"
     parts: list[RenderableType] = [
-        Text(f"{record['experiment']} in {run_dir}: {state}", no_wrap=True, overflow="ignore")
+        Text(f"{status['experiment']} in {status['folder']}: {state}", no_wrap=True, overflow="ignore"),
+        rows_table(status["stages"]),
     ]
-    stages = Table("stage", "status", "time", "result", box=None, pad_edge=False)
-    parts.append(stages)
-    for row in stage_rows(run_dir):
-        stages.add_row(*row)
-    for stage in record["stages"]:
-        folder = jobs_folder(run_dir / stage["stage"])
-        if jobs := sorted(path for path in folder.glob("*") if (path / SPEC).is_file()):
-            parts += [Text(""), _describe_jobs(stage["stage"], jobs, running=holder is not None)]
-    if note := kept_note(run_dir):
-        parts += [Text(""), Text(note)]
+    for stage, jobs in itertools.groupby(status["jobs"], key=lambda row: row["stage"]):
+        own = [{f"job of {stage}" if key == "job" else key: value for key, value in row.items()} for row in jobs]
+        parts += [Text(""), rows_table(own, [key for key in own[0] if key != "stage"])]
+    if status["note"]:
+        parts += [Text(""), Text(status["note"])]
     return Group(*parts)
 
 
@@ -79,8 +90,8 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-def stage_rows(run_dir: Path) -> list[tuple[str, str, str, Text]]:
-    """Name, status, time and result of each stage of a run, as they are now.
+def stage_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Stage, status, seconds and result of each stage of a run, as they are now.
 
     Raises:
         StageError: there is no run in `run_dir`.
@@ -89,7 +100,7 @@ def stage_rows(run_dir: Path) -> list[tuple[str, str, str, Text]]:
     return [_stage_row(run_dir, stage, running=running) for stage in read_run_file(run_dir)["stages"]]
 
 
-def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tuple[str, str, str, Text]:
+def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> dict[str, Any]:
     name, status, seconds, summary = stage["stage"], stage["status"], stage["seconds"], stage["summary"]
     attempt = read_attempt(run_dir / name)
     if status in ("interrupted", "failed", "detached"):
@@ -102,23 +113,24 @@ def _stage_row(run_dir: Path, stage: Mapping[str, Any], *, running: bool) -> tup
         if made is None and not damage:
             damage = "its folder was deleted" if status in ("fresh", "reused", "done") else ""
         status, summary = ("damaged", damage) if damage else (status, summary)
-    words = {"fresh": "up to date", "failed": "failed, see log.txt", "detached": "detached"}
-    return name, words.get(status, status), duration(seconds) if seconds else "", Text(summary)
+    words = {"fresh": "up to date", "failed": "failed, see log.txt"}
+    return {"stage": name, "status": words.get(status, status), "seconds": seconds, "result": summary}
 
 
-def _describe_jobs(stage: str, folders: list[Path], *, running: bool) -> Table:
+def _job_rows(stage: str, folders: list[Path], *, running: bool) -> Iterator[dict[str, Any]]:
     alive = alive_jobs(folders)
-    table = Table(f"job of {stage}", "state", "attempts", "time", "log", "", box=None, pad_edge=False)
-    for column in (0, 4, 5):
-        table.columns[column].overflow = "fold"
     for folder in folders:
         status = read_status(folder)
         state = _job_state(folder, status, alive=running or folder in alive)
-        text = read_progress(folder) if state in ("running", "interrupted") else status.error
-        seconds = duration(seconds_spent(folder, status)) if status.attempts else ""
-        log = str(folder / LOG) if (folder / LOG).is_file() else ""
-        table.add_row(folder.name, state, str(status.attempts), seconds, Text(log), Text(text))
-    return table
+        yield {
+            "stage": stage,
+            "job": folder.name,
+            "state": state,
+            "attempts": status.attempts,
+            "seconds": seconds_spent(folder, status) if status.attempts else 0.0,
+            "log": str(folder / LOG) if (folder / LOG).is_file() else "",
+            "note": read_progress(folder) if state in ("running", "interrupted") else status.error,
+        }
 
 
 def _job_state(folder: Path, status: JobStatus, *, alive: bool) -> str:

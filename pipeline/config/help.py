@@ -54,10 +54,11 @@ PURPOSE = {
 def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]], command: str = "run") -> RenderableType:
     """Render the help of `orrery run` and `orrery plan`."""
     return Group(
-        Text(f"usage: orrery {command} EXPERIMENT [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
+        Text(_usage(command, "EXPERIMENT")),
         Text(
             f"{PURPOSE[command]} EXPERIMENT is one of the following, or the path of a .yaml file.\n"
-            "--from STAGE reruns that stage and all later ones; --force reruns all stages.\n"
+            "--from STAGE reruns that stage and all later ones; --force reruns all stages."
+            f"{' --json prints JSON.' if command == 'plan' else ' --plan only shows what would run.'}\n"
         ),
         Text("Experiments", style="bold"),
         _columns([(name, Text(description)) for name, description in experiments.items()]),
@@ -76,10 +77,15 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]], 
     )
 
 
+def _usage(command: str, experiment: str) -> str:
+    option = "--json" if command == "plan" else "--plan"
+    return f"usage: orrery {command} {experiment} [run_dir=PATH] [key=value ...] [--from STAGE | --force] [{option}]\n"
+
+
 def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> RenderableType:
     """Render the keys of one experiment with value, type and meaning."""
     parts: list[RenderableType] = [
-        Text(f"usage: orrery run {config.experiment} [run_dir=PATH] [key=value ...] [--from STAGE | --force]\n"),
+        Text(_usage("run", config.experiment)),
         Text("Keys of the run", style="bold"),
         _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(config_keys(Settings, config.resolved))]),
     ]

@@ -34,7 +34,8 @@ _OTHER_FLAGS = {
     ("-c", "--cfg", "-p", "--package", "--resolve", "--info", "-hh", "--hydra-help"): (
         "To list all keys and values: orrery run EXPERIMENT --help"
     ),
-    ("--plan", "--dry-run", "-n"): "What would run, and why: orrery plan EXPERIMENT [key=value ...]",
+    ("--dry-run", "-n"): "What would run, and why: orrery plan EXPERIMENT [key=value ...]",
+    ("--json",): "Before a run: orrery plan EXPERIMENT --json. During and after it: orrery status RUN_DIR --json",
     ("--resume", "--continue"): "The same command continues; so does orrery resume RUN_DIR",
 }
 """What serves here the purpose of an option of Hydra's."""

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -17,10 +18,22 @@ from ..logging import duration
 from ..run_folder import RUN_FILE, lock_holder
 from ..stage import Stage
 from ..status import read_run_file
+from ..tables import rows_table
 from ..termination import EXIT_UNFINISHED
 from .config import Series, prepare_study
 from .rounds import load_rounds
-from .study import WORDS, Result, compare_again, plan_series, print_head, read_record, results_text, run_series
+from .study import (
+    COMPARE_STAGE,
+    TABLE,
+    WORDS,
+    Result,
+    compare_again,
+    plan_series,
+    print_head,
+    read_record,
+    results_text,
+    run_series,
+)
 
 LOAD = {"study": prepare_study, "iterate": load_rounds}
 
@@ -116,32 +129,45 @@ def report(folder: Path, stages: Mapping[str, type[Stage]], config_dir: Path, co
     return _conclude(series, compare_again(series, stages, console), console)
 
 
-def describe_study(folder: Path) -> RenderableType:
+def read_study_status(folder: Path) -> dict[str, Any]:
     """How far each variant or round is, and what came of it."""
-    record, holder = read_record(folder), lock_holder(folder)
-    word = WORDS[record.command]
-    table = Table(word, "status", "time", "result", box=None, pad_edge=False)
-    for name, result in record.variants.items():
-        table.add_row(Text(name), *_status(folder / name, result))
-    complete = sum(result.complete for result in record.variants.values())
-    state = f"running, {holder}" if holder else "not running"
-    head = f"{record.name} in {folder}: {state}, {complete} of {len(record.variants)} {word}s complete"
-    return Group(Text(head), table, results_text(folder))
+    record = read_record(folder)
+    return {
+        "folder": str(folder),
+        "name": record.name,
+        "command": record.command,
+        "running": lock_holder(folder),
+        "variants": [{"name": name} | _status(folder / name, one) for name, one in record.variants.items()],
+        "complete": sum(result.complete for result in record.variants.values()),
+        "table": str(table) if (table := folder / COMPARE_STAGE / TABLE).is_file() else None,
+    }
 
 
-def _status(run_dir: Path, result: Result) -> tuple[str, str, Text]:
-    """Status, time and result of a variant."""
+def describe_study(status: Mapping[str, Any]) -> RenderableType:
+    """What `read_study_status` returns, for people."""
+    word, rows = WORDS[status["command"]], status["variants"]
+    state = f"running, {status['running']}" if status["running"] else "not running"
+    complete = f"{status['complete']} of {len(rows)} {word}s complete"
+    shown = [{word: row["name"]} | {key: value for key, value in row.items() if key != "name"} for row in rows]
+    head = Text(f"{status['name']} in {status['folder']}: {state}, {complete}")
+    return Group(head, rows_table(shown), results_text(Path(status["folder"])))
+
+
+def _status(run_dir: Path, result: Result) -> dict[str, Any]:
+    """Status, seconds and result of a variant."""
     if not (run_dir / RUN_FILE).is_file():
-        return result.status, "", Text(result.reason)
+        return {"status": result.status, "seconds": 0.0, "result": result.reason}
     outcomes, status = read_run_file(run_dir)["stages"], result.status
     finished = [one for one in outcomes if one["status"] in ("fresh", "reused", "done")]
     if lock_holder(run_dir):
         status = "running"
     elif status == "waiting" and any(one["status"] == "interrupted" for one in outcomes):
         status = "interrupted"
-    seconds = duration(sum(one["seconds"] for one in finished if one["status"] != "reused"))
-    text = result.reason or (finished[-1]["summary"] if finished else "")
-    return f"{status} ({len(finished)} of {len(outcomes)} stages)", seconds, Text(text)
+    return {
+        "status": f"{status} ({len(finished)} of {len(outcomes)} stages)",
+        "seconds": sum(one["seconds"] for one in finished if one["status"] != "reused"),
+        "result": result.reason or (finished[-1]["summary"] if finished else ""),
+    }
 
 
 def _conclude(series: Series, results: Mapping[str, Result], console: Console) -> int:

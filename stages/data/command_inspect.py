@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ...pipeline.command import Command
+from ...pipeline.tables import add_json, print_json
 
 
 class Inspect(Command):
@@ -17,9 +18,14 @@ class Inspect(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("path", type=Path, metavar="PATH")
+        add_json(parser)
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
-        from .inspect import describe
+        from .inspect import describe, render
 
-        console.print(describe(arguments.path))
+        contents = describe(arguments.path)
+        if arguments.json:
+            print_json(contents, console)
+        else:
+            console.print(render(contents))
         return 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 
 from rich.console import Console
 from rich.table import Table
 
 from ...pipeline.command import Command
 from ...pipeline.errors import TaskError
+from ...pipeline.tables import print_json
 
 
 class Tasks(Command):
@@ -32,7 +32,10 @@ class Tasks(Command):
     def run(self, arguments: argparse.Namespace, console: Console) -> int:
         names = _matching(arguments.pattern)
         if not arguments.long:
-            console.print(json.dumps(names) if arguments.json else "\n".join(names), soft_wrap=True, highlight=False)
+            if arguments.json:
+                print_json(names, console)
+            else:
+                console.print("\n".join(names), soft_wrap=True, markup=False)
             return 0
         from ...datasets.tasks import task_spec
 
@@ -43,7 +46,7 @@ class Tasks(Command):
             except TaskError as error:  # an environment of gymnasium that needs an extra, say
                 console.print(f"{name}: {error}", style="yellow", soft_wrap=True, markup=False)
         if arguments.json:
-            console.print(json.dumps([spec.to_dict() for spec in specs]), soft_wrap=True, highlight=False)
+            print_json([spec.to_dict() for spec in specs], console)
             return 0
         table = Table("task", "observation", "action", "steps", "score", box=None, pad_edge=False)
         for spec in specs:

@@ -1,4 +1,7 @@
-"""What `orrery inspect PATH` prints: whatever the path is, what it holds, in one screen."""
+"""What `orrery inspect PATH` prints: whatever the path is, what it holds, in one screen.
+
+Contents are plain values, which `render` draws and `--json` prints whole: a list is a table, everything else a fact.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ...pipeline import artifact
 from ...pipeline.artifact import Manifest
 from ...pipeline.errors import DatasetError, StageError
-from ...pipeline.logging import duration
-from ...pipeline.reading import read_json, reading
+from ...pipeline.reading import decode, read_json, reading
 from ...pipeline.run_folder import RUN_FILE, read_attempt
 from ...pipeline.status import read_run_file, stage_rows
-from ...pipeline.study.command import describe_study
+from ...pipeline.study.command import read_study_status
 from ...pipeline.study.study import is_study
+from ...pipeline.tables import facts_table, rows_table
+from ...pipeline.wording import counted
+from ..evaluation.scores import SUMMARY_FILE, Summary
 
 if TYPE_CHECKING:
     from ...datasets.formats.reader import EpisodeReader
     from ...datasets.schema import Episode
 
-SHOWN_FILES = 12
-"""The largest files of an artifact; the others are counted."""
-SHOWN_TENSORS = 60
+SHOWN_ROWS = 8
+"""Of a table; the others are counted."""
 SHOWN_STEPS = 3
 SHOWN_NUMBERS = 4
 """Of an observation or action."""
 
+Contents = dict[str, Any]
 
-def describe(path: Path) -> RenderableType:
+
+def describe(path: Path) -> Contents:
     """Return what a run, a study, an artifact, a dataset or a file of weights holds.
 
     Args:
@@ -46,7 +51,7 @@ def describe(path: Path) -> RenderableType:
         DatasetError: it is a dataset that cannot be read.
     """
     if is_study(path):
-        return describe_study(path)
+        return read_study_status(path)
     if (path / RUN_FILE).is_file():
         return _describe_run(path)
     if (path / artifact.MANIFEST).is_file():
@@ -54,10 +59,7 @@ def describe(path: Path) -> RenderableType:
     if path.suffix == ".safetensors" and path.is_file():
         return _describe_weights([path])
     if path.is_dir() and (weights := sorted(path.glob("*.safetensors"))):
-        policy = path / "policy.json"
-        with reading(policy, StageError):
-            facts = [_describe_policy(read_json(policy, StageError))] if policy.is_file() else []
-        return Group(*facts, _describe_weights(weights))
+        return _describe_files(path) | _describe_weights(weights)
     if (path.parent / RUN_FILE).is_file():
         return _describe_unfinished(path)
     from ...datasets.formats.sources import open_reader
@@ -71,112 +73,141 @@ def describe(path: Path) -> RenderableType:
         ) from error
 
 
-def _describe_unfinished(path: Path) -> RenderableType:
+def render(contents: Mapping[str, Any]) -> RenderableType:
+    """The facts, then each table with its first rows."""
+    facts = {name: value for name, value in contents.items() if not _is_table(value)}
+    parts: list[RenderableType] = [facts_table(facts)]
+    for rows in (value for value in contents.values() if _is_table(value)):
+        parts += [Text(""), rows_table(rows, most=SHOWN_ROWS)]
+    if any(len(value) > SHOWN_ROWS for value in contents.values() if _is_table(value)):
+        parts.append(Text("--json prints all rows"))
+    return Group(*parts)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _describe_unfinished(path: Path) -> Contents:
     """A stage of a run that has no artifact, or a folder beside its stages."""
     run_dir, name = path.parent, path.name.partition(".")[0]
-    for stage, status, seconds, result in stage_rows(run_dir):
-        if stage == name:
-            kept = " Its checkpoints are kept; the same command continues it." if read_attempt(run_dir / name) else ""
-            text = f"stage {name} of the run in {run_dir} has no artifact: {status} {seconds} {result}".rstrip()
-            return Text(f"{text}.{kept} See orrery status {run_dir} and {run_dir / 'log.txt'}")
-    raise StageError(f"{path}: the run in {run_dir} has no stage {name!r}; orrery status {run_dir} lists its stages")
+    row = next((row for row in stage_rows(run_dir) if row["stage"] == name), None)
+    if row is None:
+        listed = f"orrery status {run_dir} lists its stages"
+        raise StageError(f"{path}: the run in {run_dir} has no stage {name!r}; {listed}")
+    found: Contents = {"artifact": f"stage {name} of the run in {run_dir} has no artifact: {row['status']}"}
+    if row["seconds"]:
+        found["seconds"] = row["seconds"]
+    if row["result"]:
+        found["result"] = row["result"]
+    if read_attempt(run_dir / name):
+        found["checkpoints"] = "kept; the same command continues it"
+    return found | {"see": f"orrery status {run_dir} and {run_dir / 'log.txt'}"}
 
 
-def _describe_run(folder: Path) -> RenderableType:
-    record = read_run_file(folder)
-    table = _table("stage", "status", "kind", "size", "time", "result")
-    for name, status, seconds, result in stage_rows(folder):
-        made = folder / name
+def _describe_run(folder: Path) -> Contents:
+    record, stages = read_run_file(folder), []
+    for row in stage_rows(folder):
+        made = folder / row["stage"]
         manifest = artifact.read_manifest(made) if made.is_dir() else None
-        size = f"{_size(manifest)}" if manifest else ""
-        kind = manifest.kind if manifest else ""
-        table.add_row(name, status, kind, size, seconds, result)
-    overrides = " ".join(record["overrides"])
-    return Group(Text(f"run of {record['experiment']} {overrides}".rstrip()), table)
+        more = {"kind": manifest.kind, "bytes": _bytes(manifest)} if manifest else {"kind": "", "bytes": 0}
+        stages.append({"stage": row["stage"], "status": row["status"], **more, **row})
+    return {"experiment": record["experiment"], "settings": " ".join(record["overrides"]) or "-", "stages": stages}
 
 
-def _describe_artifact(folder: Path) -> RenderableType:
+def _describe_artifact(folder: Path) -> Contents:
     manifest = artifact.read_manifest(folder)
     if manifest is None:
         raise StageError(f"{folder} has no {artifact.MANIFEST}")
     artifact.verify_quick(folder, manifest.kind)
-    facts = _table("", "")
-    facts.show_header = False
-    facts.add_row("kind", manifest.kind)
-    facts.add_row("made by", f"stage {manifest.stage}, {manifest.created}, in {duration(manifest.seconds)}")
-    facts.add_row("result", Text(manifest.summary))
-    for name, records in manifest.inputs.items():
-        for record in records:
-            facts.add_row(f"input {name}", Text(f"{record.path}  ({record.digest[:12]})"))
-    facts.add_row("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items() if k != artifact.SOURCE))
-    parts: list[RenderableType] = [facts, Text("")]
-    for file, show in _CONTENTS.items():
+    found: Contents = {
+        "kind": manifest.kind,
+        "stage": manifest.stage,
+        "created": manifest.created,
+        "seconds": manifest.seconds,
+        "result": manifest.summary,
+    }
+    for name, records in ((name, many) for name, many in manifest.inputs.items() if many):
+        found[f"input {name}"] = [f"{record.path} ({record.digest[:12]})" for record in records]
+    found["versions"] = {name: one for name, one in manifest.versions.items() if name != artifact.SOURCE}
+    found |= _describe_files(folder)
+    if weights := sorted(folder.glob("*.safetensors")):
+        found |= _describe_weights(weights)
+    largest = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)
+    return found | {"files": [{"file": path, "bytes": record.bytes} for path, record in largest]}
+
+
+def _describe_files(folder: Path) -> Contents:
+    """What the files say by which stages describe their artifacts."""
+    found: Contents = {}
+    for file, describe_file in _CONTENTS.items():
         if (folder / file).is_file():
             with reading(folder / file, StageError):
-                parts += [show(read_json(folder / file, StageError)), Text("")]
-    if weights := sorted(folder.glob("*.safetensors")):
-        parts += [_describe_weights(weights), Text("")]
-    return Group(*parts, _files(manifest))
+                found |= describe_file(read_json(folder / file, StageError))
+    return found
 
 
-def _describe_tasks(specs: Sequence[Mapping[str, Any]]) -> RenderableType:
-    columns = ("name", "observation_dim", "action_dim", "action_kind", "episode_length", "discount", "terminates")
-    return _rows_table(specs, columns)
+def _describe_collected(datasets: Mapping[str, Any]) -> Contents:
+    rows = [{"task": name, **entry} for name, entry in datasets["tasks"].items()]
+    return {"datasets": _rows(rows, ("task", "behaviour", "episodes", "transitions", "failed_episodes", "path"))}
 
 
-def _describe_store(store: Mapping[str, Any]) -> RenderableType:
+def _describe_store(store: Mapping[str, Any]) -> Contents:
     columns = (
         "task", "behaviour", "episodes", "transitions", "terminated", "return_mean", "return_min", "return_max",
         "success_rate",
     )  # fmt: skip
-    return _rows_table(store["tasks"], columns)
+    return {"data": _rows(store["tasks"], columns)}
 
 
-def _describe_collected(datasets: Mapping[str, Any]) -> RenderableType:
-    rows = [{"task": name, **entry} for name, entry in datasets["tasks"].items()]
-    return _rows_table(rows, ("task", "behaviour", "episodes", "transitions", "failed_episodes", "path"))
+def _describe_tasks(specs: Sequence[Mapping[str, Any]]) -> Contents:
+    columns = ("name", "observation_dim", "action_dim", "action_kind", "episode_length", "discount", "terminates")
+    return {"tasks": _rows(specs, columns)}
 
 
-def _describe_policies(policies: Mapping[str, Any]) -> RenderableType:
-    return _rows_table(policies["policies"], ("algorithm", "task", "seed", "path"))
+def _describe_policies(policies: Mapping[str, Any]) -> Contents:
+    return {"policies": _rows(policies["policies"], ("algorithm", "task", "seed", "path"))}
 
 
-def _describe_policy(policy: Mapping[str, Any]) -> RenderableType:
+def _describe_policy(policy: Mapping[str, Any]) -> Contents:
     """One policy, by its policy.json."""
-    task, trained_by = policy.get("task", {}), policy.get("trained_by", {})
-    row = {**trained_by, "kind": policy.get("kind"), "task": task.get("name")}
-    columns = ("kind", "task", *trained_by)
+    task = policy.get("task", {})
     sizes = {name: task.get(name) for name in ("observation_dim", "action_dim", "action_kind")}
-    return _rows_table([{**row, **sizes}], (*columns, *sizes))
+    return {"kind": policy.get("kind"), "task": task.get("name"), **policy.get("trained_by", {}), **sizes}
 
 
-def _describe_starts(starts: Mapping[str, Any]) -> RenderableType:
-    rows = [{"start frames of": name, **entry} for name, entry in starts["tasks"].items()]
-    return Group(Text(f"start frames: {starts['source']}"), _rows_table(rows, ("start frames of", "behaviour")))
+def _describe_starts(starts: Mapping[str, Any]) -> Contents:
+    return {"start frames": f"{starts['source']}, of {counted(len(starts['tasks']), 'task')}"}
 
 
-def _describe_provenance(facts: Mapping[str, Any]) -> RenderableType:
+def _describe_provenance(facts: Mapping[str, Any]) -> Contents:
     """What a published artifact says of its data and how well it did."""
     rows = [{**row, "open_loop_r2": facts["open_loop"].get(row["task"])} for row in facts["data"]]
     columns = ("task", "behaviour", "episodes", "transitions", "return_mean", "success_rate", "open_loop_r2")
-    parts: list[RenderableType] = [
-        Text(f"trained on data {str(facts['data_digest'])[:12]}"),
-        _rows_table(rows, columns),
+    found: Contents = {"data digest": str(facts["data_digest"])[:12], "trained on": _rows(rows, columns)}
+    return found | {"scores": facts["score_table"]} if facts["score_table"] else found
+
+
+def _describe_scores(values: Any) -> Contents:
+    """An evaluation, by its summary.json."""
+    summary = decode(Summary, values)
+    scores = [
+        {
+            "algorithm": name,
+            "mean [95%]": one.text(),
+            "IQM [95%]": one.text("iqm"),
+            "tasks": one.tasks,
+            "seeds": one.seeds,
+            "failed_episodes": one.failed_episodes,
+        }
+        for name, one in summary.algorithms.items()
     ]
-    return Group(*parts, Text(facts["score_table"])) if facts["score_table"] else Group(*parts)
+    exploiting = [f"{one.algorithm} on {one.task}" for one in summary.exploiting]
+    notes = {"exploits model errors": exploiting, "not evaluated": summary.skipped}
+    return {"protocol": summary.protocol, **{name: one for name, one in notes.items() if one}, "scores": scores}
 
 
-def _describe_scores(summary: Mapping[str, Any]) -> RenderableType:
-    """Key numbers of `summary.json`, whatever their nesting."""
-    from ...pipeline.config.load import dotted_keys
-
-    table = _table("number", "value")
-    for key, value in dotted_keys(summary):
-        table.add_row(key, _cell(value))
-    return table
-
-
-_CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
+_CONTENTS: Mapping[str, Callable[[Any], Contents]] = {
     "datasets.json": _describe_collected,
     "store.json": _describe_store,
     "tasks.json": _describe_tasks,
@@ -184,12 +215,12 @@ _CONTENTS: Mapping[str, Callable[[Any], RenderableType]] = {
     "policy.json": _describe_policy,
     "starts.json": _describe_starts,
     "provenance.json": _describe_provenance,
-    "summary.json": _describe_scores,
+    SUMMARY_FILE: _describe_scores,
 }
-"""The files by which stages say what they made, and how each is shown."""
+"""The files by which stages say what they made, and what each of them says."""
 
 
-def _describe_dataset(reader: EpisodeReader) -> RenderableType:
+def _describe_dataset(reader: EpisodeReader) -> Contents:
     from ...datasets.validate import check_episode, time_limit_warnings
 
     task, columns = reader.task, reader.source.get("columns", ())
@@ -208,44 +239,44 @@ def _describe_dataset(reader: EpisodeReader) -> RenderableType:
         ended[len(episode), episode.terminated] += 1
         if episode.success is not None:
             success.append(bool(episode.success.any()))
-    facts = _table("", "")
-    facts.show_header = False
-    facts.add_row("task", task.name)
-    for name, value in reader.source.items():
-        facts.add_row(name, Text(_cell(value)))
-    facts.add_row("behaviour", reader.behaviour)
-    facts.add_row("observation", f"{task.observation_dim} numbers")
     choices = "choices" if task.action_kind == "discrete" else "numbers in [-1, 1]"
-    facts.add_row("action", f"{task.action_kind}, {task.action_dim} {choices}")
-    facts.add_row("episodes", f"{len(lengths):,}")
-    facts.add_row("transitions", f"{sum(lengths):,}")
+    found: Contents = {
+        "task": task.name,
+        **reader.source,
+        "behaviour": reader.behaviour,
+        "observation": f"{task.observation_dim} numbers",
+        "action": f"{task.action_kind}, {task.action_dim} {choices}",
+        "episodes": len(lengths),
+        "transitions": sum(lengths),
+    }
     if lengths:
-        facts.add_row("length", _range(lengths))
-        facts.add_row("return", _range(returns))
+        found["length"] = _range(lengths)
+        found["return"] = _range(returns)
         terminated = sum(number for (_, by_termination), number in ended.items() if by_termination)
-        facts.add_row("terminated", f"{terminated:,} of {len(lengths):,} episodes")
+        found["terminated"] = f"{terminated:,} of {len(lengths):,} episodes"
     if success:
-        facts.add_row("success", f"{np.mean(success):.1%} of episodes")
+        found["success"] = f"{np.mean(success):.1%} of episodes"
     if refused:
         refused = [f"pack refuses {len(refused):,} of the {len(lengths):,} episodes; the first: {refused[0]}"]
-    for warning in [*refused, *reader.warnings, *time_limit_warnings(ended)]:
-        facts.add_row("warning", Text(warning))
-    return Group(facts, Text(""), _describe_steps(first)) if first else facts
+    for number, warning in enumerate([*refused, *reader.warnings, *time_limit_warnings(ended)], 1):
+        found[f"warning {number}"] = warning
+    return found | _describe_steps(first) if first else found
 
 
-def _describe_steps(episode: Episode) -> RenderableType:
+def _describe_steps(episode: Episode) -> Contents:
     """Which reward follows which action, in the first steps of an episode and its last."""
-    table = _table("step", "observation", "action", "reward", "next observation")
     steps = range(len(episode))
-    for step in [*steps[:SHOWN_STEPS], *steps[SHOWN_STEPS:][-1:]]:
-        table.add_row(
-            f"{step}",
-            _numbers(episode.observations[step]),
-            _numbers(episode.actions[step]),
-            f"{episode.rewards[step]:.4g}",
-            _numbers(episode.observations[step + 1]),
-        )
-    return Group(Text(f"first and last steps of {episode.label}"), table)
+    rows = [
+        {
+            "step": step,
+            "observation": _numbers(episode.observations[step]),
+            "action": _numbers(episode.actions[step]),
+            "reward": float(episode.rewards[step]),
+            "next observation": _numbers(episode.observations[step + 1]),
+        }
+        for step in [*steps[:SHOWN_STEPS], *steps[SHOWN_STEPS:][-1:]]
+    ]
+    return {"steps of": f"{episode.label}, first and last", "steps": rows}
 
 
 def _numbers(values: np.ndarray) -> str:
@@ -254,61 +285,31 @@ def _numbers(values: np.ndarray) -> str:
     )
 
 
-def _describe_weights(paths: Sequence[Path]) -> RenderableType:
+def _describe_weights(paths: Sequence[Path]) -> Contents:
     from safetensors import safe_open
 
-    table = _table("tensor", "shape", "type", "count")
-    counts = []
+    rows = []
     for path in paths:
         with reading(path, StageError), safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                 tensor = file.get_slice(name)
-                counts.append(math.prod(tensor.get_shape()))
-                if len(counts) <= SHOWN_TENSORS:
-                    table.add_row(Text(name), str(tensor.get_shape()), tensor.get_dtype(), f"{counts[-1]:,}")
-    more = f", the first {SHOWN_TENSORS} shown" if len(counts) > SHOWN_TENSORS else ""
+                shape, dtype = tensor.get_shape(), tensor.get_dtype()
+                rows.append({"tensor": name, "shape": str(shape), "type": dtype, "count": math.prod(shape)})
     files = ", ".join(path.name for path in paths)
-    return Group(table, Text(f"{sum(counts):,} numbers in {len(counts)} tensors of {files}{more}"))
+    total = f"{sum(row['count'] for row in rows):,} numbers in {len(rows)} tensors of {files}"
+    return {"weights": total, "tensors": rows}
 
 
-def _files(manifest: Manifest) -> RenderableType:
-    largest = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)
-    table = _table("file", "bytes")
-    for path, record in largest[:SHOWN_FILES]:
-        table.add_row(Text(path), f"{record.bytes:,}")
-    if len(largest) > SHOWN_FILES:
-        rest = sum(record.bytes for _, record in largest[SHOWN_FILES:])
-        table.add_row(f"{len(largest) - SHOWN_FILES} more", f"{rest:,}")
-    return table
-
-
-def _rows_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+def _rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of the rows; those that no row has are left out."""
     rows = list(rows)
     present = [column for column in columns if any(column in row for row in rows)]
-    table = _table(*(column.replace("_", " ") for column in present))
-    for row in rows:
-        table.add_row(*(Text(_cell(row.get(column))) for column in present))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return [{column: row.get(column) for column in present} for row in rows]
 
 
 def _range(values: Sequence[float]) -> str:
     return f"mean {np.mean(values):.4g}, {min(values):.4g} to {max(values):.4g}"
 
 
-def _size(manifest: Manifest) -> str:
-    return f"{sum(record.bytes for record in manifest.files.values()) / 2**20:,.1f} MiB"
+def _bytes(manifest: Manifest) -> int:
+    return sum(record.bytes for record in manifest.files.values())

@@ -42,8 +42,8 @@ from orrery.pipeline.jobs.job import (
     write_status,
 )
 from orrery.pipeline.run_folder import Attempt, attempt_file, read_attempt, write_attempt
-from orrery.pipeline.status import describe_status
-from orrery.pipeline.study.command import describe_study
+from orrery.pipeline.status import describe_status, read_run_status
+from orrery.pipeline.study.command import describe_study, read_study_status
 from orrery.pipeline.study.config import load_study
 from orrery.stages.data import inspect
 from orrery.stages.evaluation.scores import EpisodeRow, ImaginedReturn, ScoreRow, Summary, summarise, write_csv
@@ -262,9 +262,9 @@ def _make_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> Any:
     console, run = Console(width=120, file=io.StringIO()), folder / "run"
-    console.print(describe_status(run))
-    console.print(inspect.describe(run))
-    console.print(inspect.describe(run / "pretrain"))
+    console.print(describe_status(read_run_status(run)))
+    console.print(inspect.render(inspect.describe(run)))
+    console.print(inspect.render(inspect.describe(run / "pretrain")))
     job = run / "extract.jobs" / "one"
     found = read_attempt(run / "extract")
     return [found and found.key, vars(read_status(job)), read_progress(job), attempt_file(run / "extract").name]
@@ -281,13 +281,10 @@ def _make_series(folder: Path, command: str) -> None:
     artifact.write_json(folder / "study.json", values)
 
 
-def _shown(describe: Callable[[Path], Any]) -> Callable[[Path], str]:
-    def show(folder: Path) -> str:
-        console = Console(width=120, file=io.StringIO(), record=True)
-        console.print(describe(folder))
-        return console.export_text()
-
-    return show
+def _read_series(folder: Path) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(describe_study(read_study_status(folder)))
+    return console.export_text()
 
 
 def _make_results(folder: Path) -> None:
@@ -365,8 +362,8 @@ FORMATS = {
     "experiment": Format(_make_experiment, _read_experiment),
     "study": Format(_make_study, _read_study),
     "run": Format(_make_run, _read_run),
-    "study record": Format(lambda folder: _make_series(folder, "study"), _shown(describe_study)),
-    "iteration record": Format(lambda folder: _make_series(folder, "iterate"), _shown(describe_study)),
+    "study record": Format(lambda folder: _make_series(folder, "study"), _read_series),
+    "iteration record": Format(lambda folder: _make_series(folder, "iterate"), _read_series),
     "results": Format(_make_results, _read_results),
     "job": Format(_make_job, _read_job),
 }

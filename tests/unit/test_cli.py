@@ -57,6 +57,35 @@ def test_plan_writes_nothing(orrery, run_dir: Path) -> None:
     assert not run_dir.exists()
 
 
+def test_run_with_plan_shows_the_plan_and_runs_nothing(orrery, run_dir: Path, capsys) -> None:
+    shown = orrery("run", "toy", f"run_dir={run_dir}", "--plan", "add.scale=2")
+    assert shown == orrery("plan", "toy", f"run_dir={run_dir}", "add.scale=2")
+    assert not run_dir.exists()
+    for flag, hint in (("--json", "orrery plan EXPERIMENT --json"), ("--dry-run", "orrery plan EXPERIMENT")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", "toy", flag])
+        assert hint in capsys.readouterr().err
+
+
+def test_plan_and_status_as_json(orrery, run_dir: Path, monkeypatch) -> None:
+    planned = json.loads(orrery("plan", "toy", f"run_dir={run_dir}", "--json")[1])
+    assert planned["stages"][0] == {"stage": "make", "action": "run", "reason": "not run yet", "artifact": None}
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    orrery("run", "toy", f"run_dir={run_dir}", "add.scale=2")
+    status = json.loads(orrery("status", str(run_dir), "--json")[1])
+    assert (status["experiment"], status["overrides"], status["running"]) == ("toy", ["add.scale=2"], None)
+    assert [(one["stage"], one["status"]) for one in status["stages"]] == [
+        ("make", "done"),
+        ("add", "interrupted"),
+        ("report", "waiting"),
+    ]
+    assert status["stages"][1]["seconds"] > 0
+    planned = json.loads(orrery("plan", "toy", f"run_dir={run_dir}", "add.scale=2", "--json")[1])
+    assert planned["stages"][0]["artifact"] == str(run_dir / "make")
+    with locked(run_dir):
+        assert json.loads(orrery("status", str(run_dir), "--json")[1])["running"].startswith("process")
+
+
 def test_plan_refuses_what_run_would(orrery, run_dir: Path, monkeypatch) -> None:
     monkeypatch.setenv("TOY_FAILURE", "machine")
     for command in ("plan", "run"):

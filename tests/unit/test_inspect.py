@@ -27,17 +27,24 @@ def test_a_run_and_an_artifact_of_it(inspect, tmp_path: Path, capsys) -> None:
 
     assert "total 3 (from the start)" in inspect(run_dir)
     shown = inspect(run_dir / "add")
-    for part in ("kind", "total", "stage add", "input numbers", str(run_dir / "make"), "half.txt"):
+    for part in ("kind", "total", "stage", "add", "input numbers", str(run_dir / "make"), "half.txt"):
         assert part in shown
 
 
-def test_a_store_shows_its_tasks(inspect, tmp_path: Path) -> None:
+def test_a_store_shows_its_tasks(inspect, tmp_path: Path, capsys) -> None:
     task = {"task": "dmc/walker-run", "behaviour": "exploration", "episodes": 12, "transitions": 6000}
-    (tmp_path / "store.json").write_text(json.dumps({"tasks": [task]}))
+    others = [{**task, "task": f"dmc/task-{number}"} for number in range(20)]
+    (tmp_path / "store.json").write_text(json.dumps({"tasks": [task, *others]}))
     artifact.finish(tmp_path, kind="store", stage="pack", key="", config={}, inputs={}, seconds=1, summary="")
     rows = [line.split() for line in inspect(tmp_path).splitlines()]
     assert ["task", "behaviour", "episodes", "transitions"] in rows
     assert ["dmc/walker-run", "exploration", "12", "6,000"] in rows
+    assert ["13", "more"] in rows, "one screen, however many tasks"
+
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    contents = json.loads(capsys.readouterr().out)
+    assert contents["kind"] == "store"
+    assert [row["task"] for row in contents["data"]] == [one["task"] for one in (task, *others)]
 
 
 @pytest.mark.parametrize("name", ["run.json", "policy.json"])
