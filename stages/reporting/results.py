@@ -18,6 +18,7 @@ from ...datasets.schema import TaskSpec, read_table
 from ...datasets.store import TaskSummary, read_summaries
 from ...pipeline import reading
 from ...pipeline.artifact import read_manifest
+from ...pipeline.status import read_run_file
 from ..evaluation.config import BASELINES
 from ..evaluation.scores import SUMMARY_FILE, ScoreRow, Summary
 from ..finetune.config import ADDED, FORGETTING
@@ -49,6 +50,19 @@ class ReportData:
     the others the last."""
     run: Any = None
     """The `run` of a stage's Context."""
+
+    @classmethod
+    def of_run(cls, folder: Path) -> ReportData:
+        """The artifacts in a run folder, in the order of its stages.
+
+        Raises:
+            StageError: it is no run folder, or a manifest is damaged.
+        """
+        inputs: dict[str, list[Path]] = {}
+        for made in (folder / one["stage"] for one in read_run_file(folder)["stages"]):
+            if made.is_dir() and (manifest := read_manifest(made)) is not None:
+                inputs.setdefault(manifest.kind, []).append(made)
+        return cls(inputs)
 
     @cached_property
     def data(self) -> list[TaskSummary]:

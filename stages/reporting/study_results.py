@@ -193,7 +193,7 @@ def _score_rows(data: ReportData) -> Iterator[dict[str, Any]]:
     own: dict[str, Any] = {"interval": POLICY_SEEDS, "pipelines": 1}
     for (algorithm, task), runs in data.scores.groupby(["algorithm", "task"], sort=False):
         seeds = {"seeds": int(runs["score"].notna().sum())}
-        yield own | {"row": "task", "algorithm": algorithm, "task": task} | _pool(runs) | seeds
+        yield own | {"row": "task", "algorithm": algorithm, "task": task} | pool(runs) | seeds
     episodes = data.scores.groupby("algorithm")["episodes"].sum()
     for algorithm, found in data.summary.algorithms.items():
         for statistic in ("mean", "iqm"):
@@ -203,7 +203,7 @@ def _score_rows(data: ReportData) -> Iterator[dict[str, Any]]:
             yield own | named | estimate
 
 
-def _pool(runs: pd.DataFrame) -> dict[str, Any]:
+def pool(runs: pd.DataFrame) -> dict[str, Any]:
     """The mean of the rows' scores with Student's t interval, and means and sums of the rest."""
     scores = runs["score"].dropna().to_numpy()
     low, high = (mean_interval({"": scores}) if len(scores) else None) or (None, None)
@@ -254,7 +254,7 @@ def _pooled(scores: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
             named = {"variant": "", "group": group, "interval": PIPELINES} | dict(zip(KEY, key, strict=True))
             named |= {column: runs.iloc[0][column] for column in parameters}
             counts = {"seeds": runs["seeds"].sum(), "pipelines": int(runs["score"].notna().sum())}
-            records.append(named | _pool(runs) | counts)
+            records.append(named | pool(runs) | counts)
     frame = _frame(records, list(scores.columns))
     # Seeds stay whole beside pooled rows, which have none.
     return frame.astype({SEED: "Int64"}) if SEED in frame else frame
