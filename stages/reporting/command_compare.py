@@ -11,7 +11,7 @@ from ...pipeline.command import Command
 from ...pipeline.tables import add_json, print_json
 
 
-class Compare(Command):
+class CompareRuns(Command):
     """Compare runs: scores by task and algorithm, and settings that differ."""
 
     help = "compare the scores and settings of runs"
