@@ -32,6 +32,7 @@ from ..pipeline.artifact import unfinished
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
 from ..pipeline.reading import decode, read_json, read_made, read_npz, reading
+from .facts import EPISODES_FILE
 from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class TaskWriter:
             raise DatasetError(f"task {self._spec.name!r}: the dataset {dict(source)} holds no episode")
         offsets = np.concatenate([[0], np.cumsum(np.array(lengths) + 1)])
         np.savez(
-            self._partial / "episodes.npz",
+            self._partial / EPISODES_FILE,
             offsets=offsets,
             terminated=np.array(terminated),
             returns=np.array(returns),
@@ -355,7 +356,7 @@ def _map_task(folder: Path, spec: TaskSpec, summary: TaskSummary, table: TaskTab
     import torch  # not at the top: packing runs in several processes, which start in a tenth of the time without it
 
     path = folder / "rows.f32"
-    offsets, terminated, returns = _read_episodes(folder / "episodes.npz", summary)
+    offsets, terminated, returns = _read_episodes(folder / EPISODES_FILE, summary)
     width = table.observation_dim + table.action_dim + 1
     expected = int(offsets[-1]) * width * 4
     found = path.stat().st_size if path.is_file() else 0

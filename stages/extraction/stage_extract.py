@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import DataFacts, read_store_facts
 from ...datasets.tables import check_common_tasks
-from ...datasets.tasks import find_names
+from ...datasets.tasks import expand_names, find_names
 from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
@@ -24,7 +25,6 @@ from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 
 if TYPE_CHECKING:
     from ...datasets.schema import TaskTable
-    from ...datasets.store import TaskRows
     from .program import PolicySpec
 
 
@@ -51,7 +51,7 @@ class Extract(Stage):
     Config = ExtractConfig
     inputs = {
         "world_model": Input("world_model", facts=read_model_facts),
-        "store": Input("store", optional=True),
+        "store": Input("store", optional=True, facts=read_store_facts),
         "starts": Input("starts", optional=True),
     }
     output_kind = "policies"
@@ -69,20 +69,34 @@ class Extract(Stage):
                 f"executor={fanout.executor} is not known here"
             )
 
-    def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:
-        if name != "world_model" or facts is None:
+    def check_input(self, name: str, folder: Path, facts: ModelFacts | DataFacts | None) -> None:
+        if isinstance(facts, DataFacts):
+            self._check_windows(facts, expand_names(self.config.tasks, keep=facts.tasks), folder)
+        if not isinstance(facts, ModelFacts):
             return
         facts.check_predicts("latents", "extract", folder)
         facts.check_horizon(self.config.first_order.horizon, "extract.first_order.horizon", folder)
         if facts.tasks is not None:
             find_names(facts.tasks, self.config.tasks, folder)
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
+        needy = [name for name in self.config.algorithms if name in NEED_DATA]
+        if needy and not inputs["store"]:
+            raise ConfigError(
+                f"extract.algorithms has {' and '.join(needy)}: {'; '.join(NEED_DATA[name] for name in needy)}. This "
+                "run has no store, only start frames, from which pwm can learn: algorithms=[pwm]. Or give the data: "
+                "inputs.store=PATH"
+            )
+
+    def _check_windows(self, data: DataFacts, tasks: Sequence[str], folder: Path) -> None:
+        if "svg" in self.config.algorithms:
+            data.check_windows(self.config.svg.n_step, "extract.svg.n_step", tasks, folder)
+
     def check_machine(self) -> None:
         self.config.fanout.check_machine(self.config.accelerator, "extract.accelerator")
 
     def run(self, context: Context) -> str:
         from ...datasets.schema import TaskTable, read_table
-        from ...datasets.tasks import expand_names
         from .job import payload_of, train_members
 
         config, root = self.config, context.input("world_model")
@@ -149,15 +163,8 @@ class Extract(Stage):
         for folder in context.inputs.get("store", ()):
             store = TaskStore.open(folder)
             names = check_common_tasks(table, store.table, wanted, context)
-            if "svg" in self.config.algorithms:
-                _check_windows([store.rows_of(name) for name in names], self.config.svg.n_step, folder)
+            self._check_windows(read_store_facts(folder), names, folder)
             return {name: store.rows_of(name).summary.behaviour for name in names}
-        if needy := [name for name in self.config.algorithms if name in NEED_DATA]:
-            raise ConfigError(
-                f"extract.algorithms has {' and '.join(needy)}: {'; '.join(NEED_DATA[name] for name in needy)}. This "
-                "run has no store, only start frames, from which pwm can learn: algorithms=[pwm]. Or give the data: "
-                "inputs.store=PATH"
-            )
         given = {name: folders[0] for name, folders in context.inputs.items() if folders} | {"world_model": model}
         saved = saved_behaviours(saved_folder(given))
         names = list(wanted) or [name for name in table.names if name in saved]
@@ -188,17 +195,6 @@ NEED_DATA = {
     "bc": "bc clones the actions of a store",
 }
 """Algorithms that start frames are not enough for, with the reason."""
-
-
-def _check_windows(tasks: Sequence[TaskRows], n_step: int, folder: Path) -> None:
-    """Raise a ConfigError if a task has no episode of `n_step` steps."""
-    short = {one.spec.name: int(one.lengths.max()) for one in tasks if one.lengths.max() < n_step}
-    if short:
-        named = ", ".join(f"{name} {length}" for name, length in short.items())
-        raise ConfigError(
-            f"extract.svg.n_step is {n_step}, but the longest episodes in {folder} have fewer steps: {named}. Set "
-            f"extract.svg.n_step={min(short.values())} or less"
-        )
 
 
 def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[PolicySpec]:

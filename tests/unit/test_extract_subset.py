@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from orrery.datasets.facts import DataFacts, read_store_facts
 from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.datasets.tasks import find_tasks
-from orrery.pipeline.errors import CheckpointError, ConfigError, StageError, TaskError
+from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, StageError, TaskError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, StartsConfig, SvgConfig
@@ -116,11 +117,21 @@ def test_tables_that_do_not_match_are_both_shown(model: Path, tmp_path: Path) ->
 
 
 def test_windows_longer_than_every_episode_are_refused(model: Path, tmp_path: Path) -> None:
-    store = store_of(tmp_path / "store", "toy/a", "toy/c")
+    """Before anything runs where the store is there already, else at the start of extract."""
+    store = store_of(tmp_path / "store", "toy/a", "toy/b", "toy/c")
     settings = config(tasks=["toy/a", "toy/c"], algorithms=["svg"], svg=SvgConfig(n_step=26))
-    expected = r"extract\.svg\.n_step is 26.*toy/a 25, toy/c 25\. Set extract\.svg\.n_step=25 or less"
+    expected = r"extract\.svg\.n_step is 26.*: toy/a 25, toy/c 25\. Set extract\.svg\.n_step=25 or less"
+    facts = read_store_facts(store)
+    assert facts == DataFacts(("toy/a", "toy/b", "toy/c"), (25, 25, 25))
+    with pytest.raises(ConfigError, match=expected):
+        Extract(settings).check_input("store", store, facts)
     with pytest.raises(ConfigError, match=expected):
         extract(tmp_path / "out", settings, world_model=model, store=store)
+    Extract(settings).check_input("store", store, DataFacts(("toy/a", "toy/b", "toy/c")))  # not known yet
+    Extract(config(algorithms=["pwm"], svg=SvgConfig(n_step=26))).check_input("store", store, facts)
+    (store / SPECS["toy/b"].slug / "episodes.npz").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"episodes\.npz.*is damaged"):
+        read_store_facts(store)
 
 
 def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) -> None:
@@ -152,7 +163,7 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
         extract(tmp_path / "other", config(tasks=["toy/a"]), world_model=model, starts=tmp_path / "starts")
     for needy, reason in {"bc": "bc clones the actions of a store", "svg": "svg learns its critics from the"}.items():
         with pytest.raises(ConfigError, match=rf"{reason}.*algorithms=\[pwm\].*inputs\.store=PATH"):
-            extract(tmp_path / needy, config(algorithms=["pwm", needy]), world_model=with_frames)
+            Extract(config(algorithms=["pwm", needy])).check_inputs({"world_model": [None], "store": [], "starts": []})
     with pytest.raises(TaskError, match="'toy/x' is not in this table"):
         extract(tmp_path / "unknown", config(tasks=["toy/x"]), world_model=with_frames)
 
