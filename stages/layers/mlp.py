@@ -39,12 +39,17 @@ class StackedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor, members: slice = slice(None)) -> torch.Tensor:
         """[M, B, in] -> [M, B, out]; `members` selects those that x holds."""
-        last = len(self.weight) - 1
+        M, last = len(self.weight[0]), len(self.weight) - 1
+        every = members.indices(M) == (0, M, 1)
+
+        def own(parameter: torch.Tensor) -> torch.Tensor:
+            return parameter if every else parameter[members]  # the gradient of a slice is a copy of the whole
+
         for i, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-            x = torch.baddbmm(bias[members], x, weight[members])
+            x = torch.baddbmm(own(bias), x, own(weight))
             if i < last:
                 normed = F.layer_norm(self._activation(x), x.shape[-1:])
-                x = torch.addcmul(self.norm_bias[i][members], normed, self.norm_weight[i][members])
+                x = torch.addcmul(own(self.norm_bias[i]), normed, own(self.norm_weight[i]))
         return x
 
     @torch.no_grad()
