@@ -151,6 +151,12 @@ def _command(
     return work(arguments, stages, config_dir, console)
 
 
+def all_commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command, by name."""
+    (found,) = (one for one in _parser(_other_commands([]))._actions if isinstance(one, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
 def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orrery",
