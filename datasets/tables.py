@@ -1,4 +1,4 @@
-"""What two task tables, of a model and of a store, have to share: one error that shows both."""
+"""Which tasks of a table a config names, and what the tables of a model and of a store must share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,40 @@ from pathlib import Path
 
 from ..pipeline.errors import CheckpointError
 from ..pipeline.stage import Context
+from .formats.sources import dataset_task
 from .schema import TaskSpec, TaskTable
+from .tasks import expand_names
 
 MATCHED = (
     "observation_dim", "action_dim", "action_kind", "episode_length", "action_repeat", "discount", "terminates"
 )  # fmt: skip
 """What of a TaskSpec decides what a model of it has learned."""
+
+
+def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[TaskSpec]:
+    """Return the tasks that a config names among those of the world model in `folder`; all of its `table` if `names` is
+    empty.
+
+    Raises:
+        CheckpointError: the model does not know one of them.
+    """
+    return [table.spec_of(name) for name in find_names(table.names, names, folder)]
+
+
+def find_names(known: Sequence[str], names: Sequence[str], folder: Path) -> list[str]:
+    """Return the same by name, out of `known`, the tasks of the model."""
+    wanted = names_in_tables(names, known) or list(known)
+    if unknown := [name for name in wanted if name not in known]:
+        raise CheckpointError(
+            f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
+            f"{', '.join(known)}. Name tasks of the model; the stage finetune adds tasks"
+        )
+    return wanted
+
+
+def names_in_tables(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Expand names of tasks, of which a table has those in `known`; a path or id of a dataset becomes its task's name."""
+    return [name if name in known else dataset_task(name) for name in expand_names(names, keep=known)]
 
 
 def check_same_tables(model: TaskTable, store: TaskTable, context: Context) -> None:

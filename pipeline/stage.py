@@ -97,7 +97,7 @@ class Stage:
     stage, it runs whenever it is listed."""
     run_keys: ClassVar[Sequence[str]] = RUN_KEYS
     """Fields of Config that take the run's value of the same name, unless the experiment or the command line sets them.
-    A stage whose `tasks` selects among those of its input leaves out `tasks`."""
+    A stage whose `tasks` selects among those of its store leaves out `tasks`."""
     about_run: ClassVar[bool] = False
     """The output depends on `context.run` too, which no key holds: one of another run is never reused."""
     not_hashed: ClassVar[Sequence[str]] = ()

@@ -29,6 +29,11 @@ class Format(ABC):
 
     @staticmethod
     @abstractmethod
+    def task_name(source: str, path: Path) -> str:
+        """The name of the task, unless the user gives one. Reads as little as possible."""
+
+    @staticmethod
+    @abstractmethod
     def files(source: str, path: Path) -> list[Path]:
         """The files that hold the episodes; when one changes, the dataset is packed again."""
 
@@ -47,7 +52,7 @@ class Format(ABC):
 
         Args:
             columns: None unless `has_columns`; see `columns.ColumnMap.load`.
-            name: of the task; None takes the dataset's.
+            name: of the task; None is `task_name`.
             behaviour: how the data was made; None takes what the dataset states, else `unknown`.
             overrides: fields of TaskSpec, and `action_low`, `action_high` and `choices_start`, that replace the
                 dataset's.

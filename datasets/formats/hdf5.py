@@ -80,6 +80,10 @@ class Hdf5Format(Format):
         return is_hdf5(path) and not is_minari_folder(path.parent.parent)
 
     @staticmethod
+    def task_name(source: str, path: Path) -> str:
+        return f"hdf5/{path.stem}"
+
+    @staticmethod
     def files(source: str, path: Path) -> list[Path]:
         return [path]
 
@@ -159,7 +163,7 @@ class Hdf5Reader:
         action_dim = self._actions.count if isinstance(self._actions, Choices) else width
         longest = max(len(span) for span in self._spans)
         derived: dict[str, Any] = {
-            "name": name or f"hdf5/{self._path.stem}",
+            "name": name or Hdf5Format.task_name(str(path), self._path),
             "observation_dim": len(names),
             "action_dim": action_dim,
             "action_kind": "discrete" if isinstance(self._actions, Choices) else "continuous",

@@ -77,6 +77,10 @@ class MinariFormat(Format):
         return source.startswith("minari/") or re.search(r"-v\d+$", source) is not None
 
     @staticmethod
+    def task_name(source: str, path: Path) -> str:
+        return MinariReader(_folder(source, path)).name
+
+    @staticmethod
     def files(source: str, path: Path) -> list[Path]:
         return sorted(file for file in (_folder(source, path) / "data").iterdir() if file.is_file())
 

@@ -13,6 +13,7 @@ from ...pipeline.entry_points import load_each
 from ...pipeline.errors import DatasetError
 from ...pipeline.paths import user_path
 from ..schema import Behaviour
+from ..tasks import SIMULATED
 from .chain import ChainReader
 from .format import Format
 from .reader import EpisodeReader
@@ -56,6 +57,15 @@ def open_reader(
     if columns is not None and not found.has_columns:
         raise DatasetError(f"{source}: a column map does not apply to datasets of this format; remove it")
     return found.open(source, path, columns=columns, name=name, behaviour=behaviour, overrides=overrides)
+
+
+def dataset_task(source: str) -> str:
+    """Return the name of the task that a dataset becomes unless the user gives one; `source` itself if it is none."""
+    path = user_path(source)
+    try:
+        return source if source.startswith(SIMULATED) else find_format(source, path).task_name(source, path)
+    except DatasetError:
+        return source
 
 
 def dataset_files(source: str | Path) -> list[Path]:

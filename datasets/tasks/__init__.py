@@ -2,7 +2,7 @@
 
 One file per suite: `names()` lists its tasks without importing a simulator, `resolve(name)` gives the canonical
 spelling or None, `spec(name)` describes one, `make(spec)` builds the suite's own environment. This file dispatches on
-the part of the name before the first slash, and puts every environment behind the same contract ((see `task_env`)).
+the part of the name before the first slash, and puts every environment behind the same contract (see `task_env`).
 Names as TD-MPC2 spells them are understood (`cup-spin`, `mw-reach`), and its sets of tasks have a name each (`tdmpc2`).
 """
 
@@ -15,13 +15,12 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import gymnasium
 
-from ...pipeline.errors import CheckpointError, TaskError
-from ..schema import TaskSpec, TaskTable
+from ...pipeline.errors import TaskError
+from ..schema import TaskSpec
 from ..spaces import Space, flat_parts, flatten_observation
 from .task_env import NativeEnv, TaskEnv
 from .tdmpc2 import SETS, with_suite
@@ -95,26 +94,6 @@ def expand_names(names: Iterable[str], keep: Container[str] = ()) -> list[str]:
         else:
             expanded += SETS.get(name) or [_find(name) or name]
     return expanded
-
-
-def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[TaskSpec]:
-    """The tasks that a config names among those of the world model in `folder`; all of its `table` where it names none.
-
-    Raises:
-        CheckpointError: the model does not know one of them.
-    """
-    return [table.spec_of(name) for name in find_names(table.names, names, folder)]
-
-
-def find_names(known: Sequence[str], names: Sequence[str], folder: Path) -> list[str]:
-    """The same by name: those of `known`, the tasks of the model."""
-    wanted = expand_names(names, keep=known) or list(known)
-    if unknown := [name for name in wanted if name not in known]:
-        raise CheckpointError(
-            f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
-            f"{', '.join(known)}. Name tasks of the model; the stage finetune adds tasks"
-        )
-    return wanted
 
 
 def mt_set(name: str) -> list[TaskSpec]:

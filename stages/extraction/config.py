@@ -189,8 +189,8 @@ class ExtractConfig:
     """pwm (first-order extraction), svg (stochastic value gradients on real transitions) and bc (behaviour cloning with
     the same number of updates)."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks to extract policies for, out of those that model and store share. Empty: all; the store must then hold
-    exactly the model's tasks."""
+    """Tasks of the world model to extract policies for; a store must hold them, too. Empty: all; the store must then
+    hold exactly these."""
     seeds: int = 2
     """Policies per task and algorithm."""
     iterations: int = 500

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import DataFacts, read_store_facts
-from ...datasets.tables import check_common_tasks
-from ...datasets.tasks import expand_names, find_names
+from ...datasets.tables import check_common_tasks, find_names, names_in_tables
 from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
@@ -56,7 +55,6 @@ class Extract(Stage):
     }
     output_kind = "policies"
     algorithms = ALGORITHMS
-    run_keys = ("seeds", "seed", "algorithms")
     not_hashed = ("first_order.compile", "log_every", "checkpoint_every", "groups", "accelerator", "fanout")
     config: ExtractConfig
 
@@ -71,7 +69,7 @@ class Extract(Stage):
 
     def check_input(self, name: str, folder: Path, facts: ModelFacts | DataFacts | None) -> None:
         if isinstance(facts, DataFacts):
-            self._check_windows(facts, expand_names(self.config.tasks, keep=facts.tasks), folder)
+            self._check_windows(facts, names_in_tables(self.config.tasks, facts.tasks), folder)
         if not isinstance(facts, ModelFacts):
             return
         facts.check_predicts("latents", "extract", folder)
@@ -101,13 +99,12 @@ class Extract(Stage):
 
         config, root = self.config, context.input("world_model")
         if models := models_by_task(root):  # each new task has a model of its own; the members of a job share one
-            wanted = expand_names(config.tasks, keep=models) or list(models)
-            if unknown := [task for task in wanted if task not in models]:
-                raise CheckpointError(f"{root} holds models of {', '.join(models)}, not of {', '.join(unknown)}")
+            wanted = find_names(list(models), config.tasks, root)
             plans = [self._plan(models[task], [task], context) for task in wanted]
             table = TaskTable([plan.table.spec_of(task) for plan, task in zip(plans, wanted, strict=True)])
         else:
-            plans = [self._plan(root, expand_names(config.tasks, keep=read_table(root).names), context)]
+            names = config.tasks and find_names(read_table(root).names, config.tasks, root)
+            plans = [self._plan(root, names, context)]
             table = plans[0].table
         slugs = {task.name: task.slug for task in table}
         programs = [
@@ -168,8 +165,6 @@ class Extract(Stage):
         given = {name: folders[0] for name, folders in context.inputs.items() if folders} | {"world_model": model}
         saved = saved_behaviours(saved_folder(given))
         names = list(wanted) or [name for name in table.names if name in saved]
-        for name in names:
-            table.id_of(name)
         if missing := [name for name in names if name not in saved]:
             raise CheckpointError(
                 f"{saved_folder(given)} has no start frames of {', '.join(missing)}, only of {', '.join(saved)}"

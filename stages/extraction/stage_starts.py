@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...datasets.tasks import find_names
+from ...datasets.tables import find_names
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.stage import Context, Input, Stage
@@ -53,7 +53,7 @@ class Starts(Stage):
 
     def _tasks(self, folder: Path) -> list[TaskSpec]:
         from ...datasets.schema import read_table
-        from ...datasets.tasks import find_tasks
+        from ...datasets.tables import find_tasks
 
         return find_tasks(read_table(folder), self.config.tasks, folder)
 

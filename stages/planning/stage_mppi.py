@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from ...datasets.tasks import find_names, find_tasks
+from ...datasets.tables import find_names, find_tasks
 from ...pipeline.errors import CheckpointError
 from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
@@ -28,7 +28,6 @@ class Mppi(Stage):
     inputs = {"world_model": Input("world_model", facts=read_model_facts)}
     output_kind = "policies"
     algorithms = ALGORITHMS
-    run_keys = ("seeds", "seed", "algorithms")
     config: MppiConfig
 
     def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:

@@ -6,12 +6,14 @@ import json
 import logging
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 from orrery.datasets.facts import DataFacts, read_store_facts
 from orrery.datasets.schema import TaskSpec, TaskTable
-from orrery.datasets.tasks import find_tasks
-from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, StageError, TaskError
+from orrery.datasets.tables import find_tasks
+from orrery.pipeline.config.load import discover_stages, load_config
+from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, StageError
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, StartsConfig, SvgConfig
@@ -111,7 +113,7 @@ def test_tables_that_do_not_match_are_both_shown(model: Path, tmp_path: Path) ->
     message = refusal(config(tasks=["toy/a"]), store_of(tmp_path / "wider", "toy/a", observation_dim=3))
     assert "toy/a: observation_dim 2 of the model, 3 of the store" in message
     assert "They share no task" in message
-    assert "toy/x is not a task of the model" in refusal(
+    assert "toy/x: not in the task table" in refusal(
         config(tasks=["toy/x"]), store_of(tmp_path / "whole", "toy/a", "toy/b", "toy/c")
     )
 
@@ -164,7 +166,7 @@ def test_saved_frames_take_the_place_of_the_data(model: Path, tmp_path: Path) ->
     for needy, reason in {"bc": "bc clones the actions of a store", "svg": "svg learns its critics from the"}.items():
         with pytest.raises(ConfigError, match=rf"{reason}.*algorithms=\[pwm\].*inputs\.store=PATH"):
             Extract(config(algorithms=["pwm", needy])).check_inputs({"world_model": [None], "store": [], "starts": []})
-    with pytest.raises(TaskError, match="'toy/x' is not in this table"):
+    with pytest.raises(CheckpointError, match="toy/x: not in the task table"):
         extract(tmp_path / "unknown", config(tasks=["toy/x"]), world_model=with_frames)
 
 
@@ -202,6 +204,21 @@ def test_tasks_of_a_model_are_found_as_a_config_spells_them(tmp_path):
     table = TaskTable([TaskSpec("dmc/ball_in_cup-catch", 8, 2, 500), TaskSpec("toy/b", 3, 1, 50)])
     assert [task.name for task in find_tasks(table, ["cup-catch"], tmp_path)] == ["dmc/ball_in_cup-catch"]
     assert find_tasks(table, [], tmp_path) == list(table)
+
+
+def test_a_model_knows_the_task_of_a_file_that_a_run_names_by_its_path(tmp_path):
+    table = TaskTable([point_mass_spec("hdf5/arm")])
+    with h5py.File(file := tmp_path / "arm.hdf5", "w"):
+        pass
+    assert [task.name for task in find_tasks(table, [str(file)], tmp_path)] == ["hdf5/arm"]
+    with pytest.raises(CheckpointError, match="hdf5/none: not in the task table"):
+        find_tasks(table, ["none.hdf5"], tmp_path)
+
+
+def test_the_tasks_of_a_run_are_those_that_policies_are_made_for():
+    overrides = ["tasks=[metaworld/reach-v3]", "algorithms=[pwm,tdmpc2_plan]", "world_model=runs/quickstart/pretrain"]
+    read = load_config("quickstart", overrides, stages=discover_stages())
+    assert [read.stage_configs[name].tasks for name in ("extract", "mppi")] == [["metaworld/reach-v3"]] * 2
 
 
 @pytest.mark.parametrize("stage", [Extract(config(tasks=["toy/z"])), Starts(StartsConfig(tasks=["toy/z"]))])

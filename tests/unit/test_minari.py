@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 from orrery.datasets.formats.minari import BEHAVIOUR_KEY, TASK_KEY, MinariReader
-from orrery.datasets.formats.sources import open_reader
+from orrery.datasets.formats.sources import dataset_task, open_reader
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.tasks import make_environment
 from orrery.pipeline.errors import DatasetError, TaskError
@@ -255,6 +255,7 @@ def test_open_reader_knows_each_way_to_name_a_dataset(write):
         folder / "data" / "main_data.hdf5",
     ]
     assert {open_reader(way).task.name for way in ways} == {"minari/point/random-v0"}
+    assert {dataset_task(str(way)) for way in ways} == {"minari/point/random-v0"}
 
 
 def test_open_reader_says_what_it_was_looking_for(write, tmp_path):

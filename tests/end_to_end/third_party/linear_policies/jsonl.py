@@ -20,7 +20,7 @@ class JsonLinesReader:
     def __init__(self, path: Path, name: str | None, behaviour: Behaviour | None) -> None:
         self._path = path
         self._lines = path.read_text().splitlines()
-        self.name = name or f"jsonl/{path.stem}"
+        self.name = name or JsonLines.task_name("", path)
         self.behaviour: Behaviour = behaviour or "unknown"
         self.warnings: list[str] = []
 
@@ -48,6 +48,10 @@ class JsonLines(Format):
     @staticmethod
     def detect(source: str, path: Path) -> bool:
         return path.suffix == ".jsonl"
+
+    @staticmethod
+    def task_name(source: str, path: Path) -> str:
+        return f"jsonl/{path.stem}"
 
     @staticmethod
     def files(source: str, path: Path) -> list[Path]:
