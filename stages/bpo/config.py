@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_shares
 from ...pipeline.errors import ConfigError
-from ..sequence_model.config import SequenceModelConfig
+from ..sequence_model.config import REWARDS, SequenceModelConfig
 
 GRADIENTS = ("model", "simulator")
-REWARDS = ("auto", "simulator", "learned")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ...pipeline.config.checks import check_choices, check_counts, check_positive
 from ...pipeline.errors import ConfigError
+from ..sequence_model.config import REWARDS
 
 ACTIONS = ("auto", "policies", "data", "uniform")
 
@@ -26,13 +27,14 @@ class DynaConfig:
     noise: list[float] = field(default_factory=lambda: [0.0, 0.3])
     """Minimum and maximum noise level on actions, drawn once per episode, as in `collect.policy_noise`."""
     reward: str = "auto"
-    """true: from the task's simulator. learned: the model's reward head. auto: true if there is a simulator."""
+    """simulator: the true reward, from the task's simulator. learned: the model's reward head. auto: simulator if there
+    is one."""
     seed: int = 0
     """Random seed."""
 
     def __post_init__(self) -> None:
         check_positive(self, "share")
         check_counts(self, "length")
-        check_choices(self, actions=ACTIONS)
+        check_choices(self, actions=ACTIONS, reward=REWARDS)
         if len(self.noise) != 2 or not 0 <= self.noise[0] <= self.noise[1]:
             raise ConfigError(f"noise must be two numbers 0 <= low <= high, found {self.noise}")

@@ -21,6 +21,8 @@ NOISY_KINDS = ("awm", "rnn", "ssm")
 
 TARGETS = ("difference", "next_state")
 LIKELIHOODS = ("mse", "gaussian")
+REWARDS = ("auto", "simulator", "learned")
+"""Where rewards of imagined steps come from."""
 
 
 @dataclass(frozen=True)

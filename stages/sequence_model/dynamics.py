@@ -134,8 +134,7 @@ def _true_reward(spec: TaskSpec, reward: str) -> DifferentiableTask | None:
     except TaskError as error:
         if reward == "simulator":
             raise ConfigError(
-                f"the simulator's reward was asked for, but {error}; use bpo.bpo.reward=learned with a model that has "
-                "a reward head"
+                f"reward is simulator, but {error}; use reward=learned with a model that has a reward head"
             ) from error
         return None
 

@@ -179,6 +179,8 @@ def test_refuses(tmp_path):
         Dyna(DynaConfig()).check_input("world_model", tmp_path, ModelFacts())
     with pytest.raises(ConfigError, match="share must be positive, found 0"):
         DynaConfig(share=0)
+    with pytest.raises(ConfigError, match="reward: expected auto, simulator, learned, found 'true'"):
+        DynaConfig(reward="true")  # what the help named, and what was silently read as auto
     ends = tmp_path / "ends"
     ends.mkdir()
     make(ends, [dataclasses.replace(NARROW, terminates=True)])
