@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = "delete artifacts and interrupted attempts of earlier settings"
     command = commands.add_parser("clean", help=text, description=sentence(text))
     command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, a study or an iteration")
-    command.add_argument("--plan", action="store_true", help="list them with their size; delete nothing")
+    command.add_argument("--plan", action="store_true", help="list what would be deleted, with sizes; delete nothing")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:

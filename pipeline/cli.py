@@ -193,9 +193,9 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
         if name == "status":
             add_json(command)
     clean_command.add_parser(commands)
-    text = "rewrite the report of a run from its current artifacts"
+    text = "rewrite the report of a run, a study or an iteration from its current artifacts"
     command = commands.add_parser("report", help=text, description=sentence(text))
-    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run or a study")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, a study or an iteration")
     for name, other in others.items():
         other.add_arguments(commands.add_parser(name, help=other.help, description=sentence(other.help)))
     return parser

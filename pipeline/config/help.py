@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
@@ -70,7 +71,7 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]], 
             ]
         ),
         Text("\nStages", style="bold"),
-        _columns([(name, Text(first_paragraph(stage))) for name, stage in stages.items()]),
+        _columns([(name, Text(_described(stage))) for name, stage in stages.items()]),
         Text("\n`orrery run EXPERIMENT --help` lists all keys of an experiment with their values.\n"),
         Text("Examples", style="bold"),
         Text(textwrap.indent(EXAMPLES.replace("orrery run", f"orrery {command}"), "  ")),
@@ -118,7 +119,8 @@ def config_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterat
             yield from config_keys(hint, value, f"{prefix}{setting.name}.")
             continue
         entry = get_args(hint)[-1] if get_origin(hint) is dict else None
-        spelled = hint.__name__ if hint in (int, float, bool, str) else str(hint)
+        spelled = hint.__name__ if hint in (int, float, bool, str) else str(hint).replace("typing.", "")
+        spelled = re.sub(r"tuple\[(.*), \.\.\.\]", r"list[\1]", spelled)
         if isinstance(entry, type) and dataclasses.is_dataclass(entry):
             spelled = f"dict[str, {entry.__name__}]"
         yield Key(f"{prefix}{setting.name}", value, spelled, docs.get(setting.name, ""))
@@ -148,7 +150,9 @@ def shortened(value: Any) -> str:
         return f"[{', '.join(map(str, value[:2]))}, ... {len(value)} in total]"
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
-    return "null" if value is None else str(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {shortened(one)}' for key, one in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _columns(rows: list[tuple[str, Text]]) -> Table:
@@ -158,6 +162,11 @@ def _columns(rows: list[tuple[str, Text]]) -> Table:
     for name, text in rows:
         table.add_row(f"  {name}", text)
     return table
+
+
+def _described(stage: type[Stage]) -> str:
+    own = f" Algorithms: {', '.join(stage.algorithms)}." if stage.algorithms else ""
+    return first_paragraph(stage) + own
 
 
 def first_paragraph(stage: type[Stage]) -> str:

@@ -48,18 +48,17 @@ class Settings:
     stages: list[str] = field(default_factory=list)
     """Stages to run, in order."""
     tasks: list[str] = field(default_factory=list)
-    """Task names, for example dmc/walker-run; a task's id is its position."""
+    """Task names, for example dmc/walker-run, or datasets: minari/<id>, an HDF5 file."""
     seeds: int = 2
     """Policies per task and algorithm, each with its own random seed."""
     seed: int = 0
     """Random seed of the whole run."""
     algorithms: list[str] = field(default_factory=list)
-    """Algorithms to train policies with, for example pwm, bc, mrq. Policy stages of other algorithms are skipped, and
-    the stage of an algorithm that the experiment does not list is added. Empty: every listed stage runs, with its own
-    default."""
+    """Algorithms to train policies with; `orrery run --help` lists them. Of the policy stages, exactly those of these
+    algorithms run. Empty: every listed stage runs, with its default algorithms."""
     world_model: str = ""
     """Pretrained world model: an artifact folder (RUN/pretrain), a run folder with one model, or a Hugging Face Hub id
-    (user/name, user/name@revision). Not used by stages after one that trains a model."""
+    (user/name, user/name@revision). Stages after one that makes a model use that model instead."""
     inputs: dict[str, str] = field(default_factory=dict)
     """External artifacts by input name, as folders or Hub ids; they take precedence over this run's own:
     inputs.store=other/run/pack. For several artifacts: inputs.policies=one/extract:other/extract."""

@@ -17,7 +17,9 @@ class Inspect(Command):
     help = "show the contents of a run, an artifact, a dataset or a weight file"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("path", type=Path, metavar="PATH")
+        parser.add_argument(
+            "path", type=Path, metavar="PATH", help="such as RUN, RUN/pack, arm.hdf5, a Minari id, or mt30-48M.pt"
+        )
         add_json(parser)
 
     def run(self, arguments: argparse.Namespace, console: Console) -> int:

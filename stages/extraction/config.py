@@ -144,7 +144,8 @@ class SvgConfig:
     lambda_: float = 0.5
     """Weight of a rollout of h steps in the objective: lambda^h, normalised."""
     weights: str = "lambda"
-    """lambda: as above. trust: times R^2 of the model's h-step advantage on held-out windows of the task."""
+    """lambda: weights by `lambda_` alone. trust: these times R^2 of the model's h-step advantage on the task's held-out
+    windows."""
     n_step: int = 3
     """Real steps in a critic's n-step target; fewer at the end of an episode."""
     updates: int = 4
@@ -152,7 +153,7 @@ class SvgConfig:
     batch_size: int = 128
     """Real windows per policy and update."""
     starts: int = 64
-    """Number of these windows from which the model is rolled out."""
+    """Windows of a batch from which the model is rolled out."""
     priority: float = 0.5
     """Exponent of prioritized replay by the critics' errors; 0 draws transitions uniformly."""
     target_rate: float = 0.1

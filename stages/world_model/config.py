@@ -39,7 +39,7 @@ class WorldModelConfig:
     """Latent world model. Widths follow TD-MPC2 (arXiv 2310.16828, table 8); -1 takes the width from `size`."""
 
     size: str = "small"
-    """Default widths: small, 1, 5, 19, 48 or 317 (million parameters)."""
+    """Sets the widths that are -1: small, 1, 5, 19, 48 or 317 (million parameters)."""
     latent_dim: int = -1
     """Width of the latent z; a multiple of `simnorm_dim`."""
     encoder_dim: int = -1
