@@ -222,7 +222,7 @@ def test_what_bpo_cannot_do_is_refused():
     blind = build_model(SequenceModelConfig(horizon=8, reward_head=False), toy)
     with pytest.raises(ConfigError, match="no differentiable reward and the sequence model no reward head"):
         ModelDynamics(blind, "toy/plain", "auto")
-    with pytest.raises(ConfigError, match=r"no differentiable simulator.*bpo.bpo.reward=learned with a model"):
+    with pytest.raises(ConfigError, match=r"no differentiable simulator.*reward=learned with a model"):
         ModelDynamics(blind, "toy/plain", "simulator")
     with pytest.raises(TaskError, match="no differentiable simulator"):
         SimulatorDynamics(toy[0])
