@@ -39,7 +39,7 @@ def find_names(known: Sequence[str], names: Sequence[str], folder: Path) -> list
 
 
 def names_in_tables(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Expand names of tasks, of which a table has those in `known`; a path or id of a dataset becomes its task's name."""
+    """Expand names of tasks; the path or id of a dataset becomes the name of its task. A table has those in `known`."""
     return [name if name in known else dataset_task(name) for name in expand_names(names, keep=known)]
 
 
