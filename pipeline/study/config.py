@@ -165,7 +165,9 @@ def prepare_study(
                 overrides,
             ))  # fmt: skip
     if repeated := [one for one, count in Counter(one for one, *_ in found).items() if count > 1]:
-        raise ConfigError(f"{of_study}: several variants are called {', '.join(repeated)}; name them yourself")
+        raise ConfigError(
+            f"{of_study}: variants with the same name: {', '.join(repeated)}; give each a name under `variants`"
+        )
     of_variants = [{one.partition("=")[0] for one in own} for *_, own in found]
     if "run_dir" in set().union(*of_variants):
         raise ConfigError(f"{of_study}: variants have folders of their own; run_dir= is for the whole study")

@@ -105,7 +105,7 @@ def print_head(series: Series, plans: Mapping[str, Sequence[Decision] | None], c
     for name, decisions in plans.items():
         same.setdefault(tuple(one.key for one in decisions or ()), []).append(name)
     for names in (names for keys, names in same.items() if keys and len(names) > 1):
-        console.print(Text(f"the same work: {' = '.join(names)}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"identical variants: {' = '.join(names)}", style="yellow"), soft_wrap=True)
 
 
 def sibling(series: Series, run_dir: Path) -> str:
@@ -138,7 +138,10 @@ def compare_again(series: Series, stages: Mapping[str, type[Stage]], console: Co
             own = one.config.settings.stages
             loop.made[one.name] = [stage for stage in own if (one.config.run_dir / stage / artifact.MANIFEST).is_file()]
         if (result := loop.compare(only=COMPARE_STAGE)) is None:
-            raise StageError(f"no variant of {series.name} in {series.run_dir} is far enough to be compared")
+            raise StageError(
+                f"nothing to compare: no variant of {series.name} in {series.run_dir} has results yet; continue with "
+                f"orrery resume {series.run_dir}"
+            )
         return {COMPARE_STAGE: result}
 
 

@@ -24,6 +24,22 @@ LIKELIHOODS = ("mse", "gaussian")
 REWARDS = ("auto", "simulator", "learned")
 """Where rewards of imagined steps come from."""
 
+SETTINGS = ("pretrain.horizon", "pretrain.sequence.horizon")
+"""Keys that set how many positions a sequence model learns."""
+
+
+def check_horizon(horizon: int, limit: int | None, key: str, model: str, *settings: str) -> None:
+    """Raise a ConfigError that names `key` if `horizon` exceeds the positions that `model` has learned.
+
+    Args:
+        settings: keys that give the model more positions.
+    """
+    if limit is not None and horizon > limit:
+        raise ConfigError(
+            f"{key} is {horizon}, but {model} has learned {limit} positions; use at most {limit}, or pretrain with "
+            + " ".join(f"{setting}={horizon}" for setting in settings)
+        )
+
 
 @dataclass(frozen=True)
 class SequenceModelConfig:

@@ -29,7 +29,7 @@ from ...pipeline.checkpoint import save_weights
 from ...pipeline.errors import ConfigError
 from ..layers.gradients import scale_gradient
 from ..layers.mlp import mlp
-from .config import SequenceModelConfig
+from .config import SETTINGS, SequenceModelConfig, check_horizon
 
 LOG_STD = (-3.0, 1.0)
 """Bounds of ln(standard deviation) that a Markov model predicts, relative to the size of what it predicts. Columns that
@@ -219,13 +219,8 @@ class SequenceModel(nn.Module, ABC):
 
     def check_horizon(self, steps: int) -> None:
         """Raise a ConfigError if the model cannot look this far ahead."""
-        limit = self.config.longest_prediction()
-        if limit is not None and steps > limit:
-            raise ConfigError(
-                f"cannot predict {steps} steps with a {self.config.kind} model that has learned "
-                f"{limit} positions; use a horizon of at most {limit}, or pretrain with a larger "
-                "pretrain.sequence.horizon"
-            )
+        limit, model = self.config.longest_prediction(), f"the sequence model ({self.config.kind})"
+        check_horizon(steps, limit, "the horizon of a prediction", model, *SETTINGS)
 
     def save(self, folder: Path) -> None:
         """Write sequence_model.safetensors, sequence_model.json and tasks.json."""

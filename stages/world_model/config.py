@@ -15,6 +15,7 @@ from ...pipeline.config.checks import (
     check_shares,
 )
 from ...pipeline.errors import ConfigError
+from ..sequence_model.config import check_horizon
 
 ACTIVATION_NAMES = ("mish", "silu", "relu")
 LATENT_NAMES = ("simnorm", "mish", "relu")
@@ -131,12 +132,7 @@ class WorldModelConfig:
 
     def check_horizon(self, horizon: int, setting: str) -> None:
         """Raise a ConfigError that names `setting` if the dynamics cannot predict `horizon` steps ahead."""
-        limit = self.longest_prediction()
-        if limit is not None and horizon > limit:
-            raise ConfigError(
-                f"{setting} is {horizon}, but the world model (dynamics=awm) has learned only {limit} positions; use "
-                f"at most {limit}, or pretrain with pretrain.horizon={horizon}"
-            )
+        check_horizon(horizon, self.longest_prediction(), setting, "the world model (awm)", "pretrain.horizon")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Literal
 
 from ...datasets.schema import read_table
 from ...pipeline.artifact import MANIFEST, read_manifest
-from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.errors import CheckpointError
 from ...pipeline.reading import read_made, reading
 from ...pipeline.saved_config import read_config
-from ..sequence_model.config import SequenceModelConfig
+from ..sequence_model.config import SETTINGS, SequenceModelConfig, check_horizon
 from .config import WorldModelConfig
 
 MODELS = "models.json"
@@ -54,13 +54,9 @@ class ModelFacts:
 
     def check_horizon(self, horizon: int, key: str, folder: Path) -> None:
         """Raise a ConfigError that names `key` unless the model can look `horizon` steps ahead."""
-        if self.longest_prediction is not None and horizon > self.longest_prediction:
-            also = f" pretrain.sequence.horizon={horizon}" if self.predicts == "observations" else ""
-            raise ConfigError(
-                f"{key} is {horizon}, but the world model in {folder} is an action model ({self.dynamics}) that has "
-                f"learned {self.longest_prediction} positions; use at most {self.longest_prediction}, or pretrain with "
-                f"pretrain.horizon={horizon}{also}"
-            )
+        settings = SETTINGS if self.predicts == "observations" else SETTINGS[:1]
+        model = f"the world model in {folder} ({self.dynamics})"
+        check_horizon(horizon, self.longest_prediction, key, model, *settings)
 
     def check_single(self, stage: str, folder: Path) -> None:
         """Raise a CheckpointError that names `stage` if the artifact holds a model for each task."""

@@ -213,7 +213,7 @@ def test_a_horizon_beyond_the_learned_positions_is_refused(kind):
     observation, action, task = inputs()
     longer = torch.cat([action, action[:, :1]], 1)
     built = model(kind)
-    with pytest.raises(ConfigError, match=f"13 steps with a {kind} model that has learned 12 positions"):
+    with pytest.raises(ConfigError, match=rf"is 13, but the sequence model \({kind}\) has learned 12 positions"):
         built.predict(observation[:, 0], longer, task)
     carry = built.start(observation[:, 0], task)
     for action_t in action.unbind(1):

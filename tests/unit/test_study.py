@@ -309,7 +309,7 @@ def test_a_variant_in_use_elsewhere_is_left_alone(toy: ToyStudy) -> None:
         ("grid: {add.scale: [1, 1]}", [], "grid.add.scale repeats 1"),
         ("grid: {add.scale: [1, 2]}", ["grid.add.scale=5"], "error: grid.add.scale must be a list of values, found 5"),
         ("grid: {add.scale: [1, 2]}", ["add.scale=5"], "every variant of study scales sets add.scale itself"),
-        ("grid: {report.title: [a/b, a_b]}", [], "several variants are called title=a_b"),
+        ("grid: {report.title: [a/b, a_b]}", [], "variants with the same name: title=a_b"),
         ("grid: {add.scale: [1]}", ["run_dir=a:b"], "must not have ':' in its path"),
     ],
 )  # fmt: skip
@@ -393,7 +393,7 @@ def test_the_plan_shows_what_is_shared_and_writes_nothing(toy: ToyStudy) -> None
 def test_variants_that_are_the_same_work_are_named_and_share_it(toy: ToyStudy) -> None:
     code, out = toy.study(toy.write("variants: {default: [], one: [add.scale=1], two: [add.scale=2]}\n"))
     assert code == 0
-    assert "the same work: default = one" in out
+    assert "identical variants: default = one" in out
     assert toy.total("default") == toy.total("one") == "3"
     assert toy.counts() == {"make": 1, "tune": 1, "add": 2, "report": 3}
 
