@@ -84,7 +84,7 @@ class Baselines(Stage):
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(
                     f"baselines needs the package {package}, which is not installed: pip install 'orrery[baselines]', "
-                    "or remove its algorithms from baselines.algorithms"
+                    "or remove its algorithms from `algorithms`"
                 )
 
     def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
