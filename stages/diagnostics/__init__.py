@@ -1,1 +1,1 @@
-"""What gradients through a world model are like."""
+"""Diagnostics of gradients through world models."""

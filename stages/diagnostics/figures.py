@@ -14,7 +14,7 @@ from .gradients import Landscape
 def draw_growth(
     norms: Mapping[str, torch.Tensor], horizons: Sequence[int], skill: Mapping[str, torch.Tensor]
 ) -> Figure:
-    """Median norm of d s_t / d a_1 over the horizon, and beside it the skill without which it says little.
+    """Draw the median norm of d s_t / d a_1 over the horizon, next to the model's skill.
 
     Args:
         norms: by model, medians at `horizons` [H].
@@ -36,7 +36,7 @@ def draw_growth(
 
 
 def draw_landscapes(landscapes: Mapping[str, Landscape], xlabel: str = "first action") -> Figure:
-    """The value along the line, and below it the gradient, a column per model and all on the first one's axis."""
+    """Draw the value along the line and its gradient below, one column per model, with shared axes."""
     figure = Figure(figsize=(3 * len(landscapes), 4), layout="constrained")
     axes = figure.subplots(2, len(landscapes), squeeze=False, sharex=True, sharey="row")
     reference = next(iter(landscapes.values()))

@@ -148,9 +148,9 @@ def return_norms(
 def return_sign_changes(
     rewards: Rewards, first_BO: torch.Tensor, action_BTA: torch.Tensor, horizons: tuple[int, ...]
 ) -> torch.Tensor:
-    """How often the derivative of r_1 + ... + r_t turns round along a line, for each trajectory, [B, H].
+    """Count the sign changes of the derivative of r_1 + ... + r_t along a line, for each trajectory, [B, H].
 
-    The line is the first action's, from all components at -1 to all at 1 in `POINTS` steps; the later actions stay.
+    Along the line, the first action moves from -1 to 1 in all components, in `POINTS` steps; later actions are fixed.
     """
     point_G = torch.linspace(-1, 1, POINTS)
     counts = []
@@ -173,7 +173,7 @@ def _of_returns(
     valid_BT: torch.Tensor,
     horizons: tuple[int, ...],
 ) -> dict[str, torch.Tensor]:
-    """The columns that are of the return, [H] each, over the trajectories that have not ended there."""
+    """Columns about the return, [H] each, over the trajectories that have not ended."""
     valid_BH = valid_BT[:, [horizon - 1 for horizon in horizons]]
     changes_LH = return_sign_changes(rewards, first_BO[:LINES], action_BTA[:LINES], horizons)
     return {
@@ -183,7 +183,7 @@ def _of_returns(
 
 
 def _sequence_rewards(model: SequenceModel, task: int) -> Rewards:
-    """Rewards of imagined transitions: true where the task has a simulator, else learned."""
+    """Rewards of imagined transitions: true if the task has a simulator, else learned."""
     world = ModelDynamics(model, model.table[task].name, "auto")
     spec = model.table[task]
 
@@ -196,7 +196,7 @@ def _sequence_rewards(model: SequenceModel, task: int) -> Rewards:
 
 
 def _simulator_of_observations(spec: TaskSpec) -> DifferentiableTask | None:
-    """The task's simulator, if its states are its observations, so that it can start from the data's."""
+    """Return the task's simulator if its states are its observations, so that it can start from the data."""
     try:
         world = simulator(spec)
     except TaskError:

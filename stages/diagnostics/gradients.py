@@ -1,10 +1,11 @@
-"""What gradients through a world model are like: how they grow with the horizon, whether they point the right way, how
-rough the landscape is that they belong to, how noisy the actor's are. Pure functions for any model of the project.
+"""Diagnostics of gradients through a world model: growth with the horizon, direction, roughness, and noise.
 
-A model comes in as a function of a first observation and actions, both batched, to what it predicts after each action:
+Pure functions for any model.
+
+A model is given as a function from a batch of first observations and actions to the predictions after each action:
 `predict(first [B, O], action [B, T, A]) -> [B, T, X]`, where X are observations, or latents of a latent model
-(`latent_predictor`). Norms are only worth reading beside a measure of skill: a model that predicts a constant has
-small gradients too.
+(`latent_predictor`). Read norms only together with a measure of skill: a model that predicts a constant
+also has small gradients.
 
 Dimension letters: B trajectories, T steps, O observation, X predicted quantities, A action, G points of a line,
 N draws, P parameters.
@@ -104,8 +105,8 @@ def open_loop_r2(
     """Share of the variance over trajectories that predictions explain, mean over columns that vary: [T].
 
     Args:
-        valid_BT: bool, False after the end of an episode: what a trajectory holds there does not count. None is all
-            True. Where fewer than two trajectories are left, the share is NaN.
+        valid_BT: bool, False after the end of an episode: later entries of a trajectory are ignored. None is all
+            True. With fewer than two trajectories left, the share is NaN.
     """
     valid = torch.ones_like(real_BTX[..., :1]) if valid_BT is None else valid_BT[..., None].to(real_BTX)
     count = valid.sum(0)
@@ -116,7 +117,7 @@ def open_loop_r2(
 
 
 def count_sign_changes(gradient_XG: torch.Tensor) -> torch.Tensor:
-    """How often gradients [..., G] turn round from one point of a line to the next, [...]."""
+    """Count the sign changes of gradients [..., G] along a line, [...]."""
     signs = torch.sign(gradient_XG)
     return (signs[..., 1:] * signs[..., :-1] < 0).sum(-1)
 
@@ -131,7 +132,7 @@ class Landscape:
 
     @property
     def sign_changes(self) -> int:
-        """The hills and valleys on the line."""
+        """Number of sign changes of the gradient on the line."""
         return int(count_sign_changes(self.gradient_G))
 
     @property
@@ -196,7 +197,7 @@ def climb(
 ) -> torch.Tensor:
     """True values [G] of the points that Adam reaches from `start_G` in [-1, 1] along the gradient of `value`.
 
-    Each point climbs alone; its gradient is clamped to 100 in size.
+    Points are independent; gradients are clamped to [-100, 100].
     """
     point = start_G.clone().requires_grad_()
     optimizer = torch.optim.Adam([point], lr=lr)
@@ -227,7 +228,7 @@ class GradientNoise:
 
 
 def gradient_noise(gradient_NP: torch.Tensor, true_P: torch.Tensor | None = None) -> GradientNoise:
-    """Spread of policy-gradient estimates, and how far they point the right way.
+    """Spread of policy-gradient estimates, and their agreement with the true gradient.
 
     Args:
         gradient_NP: [N, P], one flattened gradient per independent draw of starts and noise.

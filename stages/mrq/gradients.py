@@ -1,4 +1,4 @@
-"""What happens to gradients besides autograd: which are not computed, and how long they may be.
+"""Gradients: freezing parameters, and clipping norms.
 
 Dimension letters: M members.
 """
@@ -14,7 +14,7 @@ from torch import nn
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters of these modules: only what enters them is differentiated, at half the cost."""
+    """Freeze the parameters of these modules; gradients with respect to their inputs then cost half as much."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(False)

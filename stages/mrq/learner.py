@@ -5,7 +5,7 @@ updates in a row, each on windows of its own; every step then updates the values
 windows that the values saw.
 
 Dimension letters: M members, B batch, T steps of a window, O observation, A action, D latent.
-Source: MR.Q (arXiv 2501.16142), algorithm 1. What was decided differently is in `config.ReleasedMrqConfig`.
+Source: MR.Q (arXiv 2501.16142), algorithm 1. Deviations are in `config.ReleasedMrqConfig`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WindowSource(Protocol):
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the networks of all members have in common, and what is each one's own."""
+    """Sizes that all members share, and masks and discounts per member."""
 
     observation: tuple[int, ...]
     """(O,) of vectors, (C, 84, 84) of images."""
@@ -60,7 +60,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class OfflineTerms:
-    """What learning from fixed data adds."""
+    """Settings for learning from fixed data."""
 
     behaviour_weight_M: torch.Tensor
     """lambda in lambda * mean|Q| * distance to the data's action, added to the policy loss."""
@@ -80,7 +80,7 @@ class Learner:
         offline: OfflineTerms | None = None,
     ) -> None:
         """Args:
-        seeds: of each member; decides its initial weights, windows and noise, whoever its neighbours are.
+        seeds: of each member; sets its initial weights, windows and noise, independent of the other members.
         offline: None while an environment keeps adding data.
         """
         self.shapes, self.config, self._offline = shapes, config, offline
@@ -150,7 +150,7 @@ class Learner:
         return metrics
 
     def pretrain_encoder(self, sources: Sequence[WindowSource]) -> dict[str, torch.Tensor]:
-        """One period of encoder updates against targets copied at its start. Needs no policy and no values."""
+        """Train the encoder for one period against targets copied at its start; no policy or values are needed."""
         self._copy_targets()
         return self._train_encoder(sources, self.config.period)
 
@@ -166,7 +166,7 @@ class Learner:
                     old.copy_(new)
 
     def _update_scales(self, sources: Sequence[WindowSource]) -> None:
-        """rbar' <- rbar, rbar <- mean |r|; from fixed data both are its mean from the start."""
+        """rbar' <- rbar, rbar <- mean |r|; with fixed data, both are its mean from the start."""
         self._clamp_M2, self._seen_M2 = self._seen_M2, torch.zeros_like(self._seen_M2)
         if not self.config.design.scale_rewards:
             self._target_scale_M = torch.ones_like(self._scale_M)
@@ -189,7 +189,7 @@ class Learner:
         return sums
 
     def _shared_targets(self, sources: Sequence[WindowSource], start_KMB: torch.Tensor) -> SharedTargets | None:
-        """Targets of all updates of a burst, where they do not change from update to update or from draw to draw."""
+        """Return the targets of all updates of a burst if they are the same for every update and draw, else None."""
         if not self.config.design.target_encoder or len(self.shapes.observation) > 1:
             return None
         config, widths = self.config, self.config.networks
@@ -203,7 +203,7 @@ class Learner:
         has_terminated_M: torch.Tensor,
         target: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """One update, towards `target` [M, T, B, D] or, without one, embeddings of the windows' next observations."""
+        """Make one update towards `target` [M, T, B, D]; by default, embeddings of the windows' next observations."""
         config, horizon = self.config, self.config.encoder_horizon
         windows = [s.windows(start_B, horizon) for s, start_B in zip(sources, start_MB, strict=True)]
         action, reward, not_done = (
@@ -228,7 +228,7 @@ class Learner:
 
     @torch.no_grad()
     def _dynamics_target(self, observation: torch.Tensor) -> torch.Tensor:
-        """Embeddings [M, B, D] that the model has to predict, of next observations [M, B, ...]."""
+        """Return the embeddings [M, B, D] of next observations [M, B, ...], which the model learns to predict."""
         encoder = self.target_encoder if self.config.design.target_encoder else self.encoder
         target = encoder.encode(observation)
         if self.config.design.state_action_target:
@@ -365,7 +365,7 @@ class Learner:
     # Saving
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, apart from the data."""
+        """Return everything that the next step depends on, except the data."""
         return {
             "networks": {name: module.state_dict() for name, module in self._modules().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
@@ -394,7 +394,7 @@ class Learner:
         return {name: getattr(self, name) for name in names}
 
     def check_finite(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Raise a StageError that names the first loss that is not a number."""
+        """Raise a StageError that names the first loss that is not finite."""
         for name, value in metrics.items():
             if not bool(value.isfinite().all()):
                 raise StageError(

@@ -1,4 +1,4 @@
-"""Why MR.Q learns a linear model: with linear values, learning from values and planning in the model end in the same.
+"""Why MR.Q learns a linear model: with linear values, model-free learning and planning in it have the same solution.
 
 Features Z of all N state-action pairs, their expected successors Z' under the policy, rewards r:
 
@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """A finite decision process under a policy, seen through linear features."""
+    """A finite Markov decision process under a policy, with linear features."""
 
     features: np.ndarray
     """Z [N, d]."""

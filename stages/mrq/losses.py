@@ -22,7 +22,7 @@ def reward_bins(num_bins: int, limit: float) -> torch.Tensor:
 def bin_position(value: torch.Tensor, bins_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of the bin below each value, and the weight in [0, 1] of the bin above; both [...].
 
-    Values beyond the outer bins count as those; the released code fails there.
+    Values beyond the outer bins are clamped to them; the released code fails there.
     """
     value = value.clamp(bins_K[0], bins_K[-1])
     lower = (torch.searchsorted(bins_K, value.contiguous(), right=True) - 1).clamp(0, len(bins_K) - 2)
@@ -163,7 +163,7 @@ def search_cumulative(cumulative_N: torch.Tensor, uniform: torch.Tensor) -> torc
 def reward_scale(reward_N: torch.Tensor, count: int, *, floor: float | None = None) -> float:
     """rbar, the mean absolute reward over `count` steps.
 
-    It stays 1 until a reward other than zero was seen: a scale near 0 would blow the targets up, and LAP never forgets
+    It stays 1 until a reward other than zero was seen: targets would explode with a scale near 0, and LAP never forgets
     the largest priority. With `floor` it is max(mean, floor) instead, 1e-8 as released.
     """
     mean = float(reward_N.abs().sum(dtype=torch.float64)) / max(count, 1)
@@ -173,12 +173,12 @@ def reward_scale(reward_N: torch.Tensor, count: int, *, floor: float | None = No
 
 
 def squash(pre: torch.Tensor, gumbel: torch.Tensor | None, temperature: float) -> torch.Tensor:
-    """pi's action [..., A] from its output: tanh, or softmax((logits + gumbel) / temperature) where it is a choice."""
+    """Return the action [..., A] for a policy output: tanh, or softmax((logits + gumbel) / temperature) if discrete."""
     return torch.tanh(pre) if gumbel is None else torch.softmax((pre + gumbel) / temperature, -1)
 
 
 def perturb(action: torch.Tensor, noise: torch.Tensor, discrete: bool) -> torch.Tensor:
-    """action + noise, back among the actions: clipped to [-1, 1], or one-hot of the largest component."""
+    """Return action + noise as a valid action: clipped to [-1, 1], or one-hot of the largest component."""
     noisy = action + noise
     if discrete:
         return F.one_hot(noisy.argmax(-1), noisy.shape[-1]).to(noisy)
@@ -198,7 +198,7 @@ def policy_loss(value_MBN: torch.Tensor, pre_MBA: torch.Tensor, mask_MA: torch.T
 def behaviour_loss(
     pre_MBA: torch.Tensor, action_MBA: torch.Tensor, mask_MA: torch.Tensor, discrete: bool
 ) -> torch.Tensor:
-    """[M]: how far the policy is from the data's action: mean squared distance of tanh(output), or cross-entropy.
+    """[M]: distance of the policy to the data's action: mean squared distance of tanh(output), or cross-entropy.
 
     Source: TD3+BC (arXiv 2106.06860); TD7 (arXiv 2306.02451) offline.
     """

@@ -59,7 +59,7 @@ class HiddenLayers(nn.Module):
         return self.after_first(self.l1(x))
 
     def after_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The rest of the network behind the output of its first layer."""
+        """Apply the layers after the first to its output."""
         return self.l3(self._activation(self.l2(self._activation(hidden))))
 
 
@@ -82,7 +82,7 @@ class ImageLayers(nn.Module):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one or more steps."""
+    """Predictions of the model for one or more steps."""
 
     done: torch.Tensor
     """[M, ..., B]: 1 if the step is predicted to end the episode."""
@@ -143,7 +143,7 @@ class MrqEncoder(nn.Module):
         return self.with_action(self.state_part(z), action)
 
     def state_part(self, z: torch.Tensor) -> torch.Tensor:
-        """What z_s [M, B, D] adds to g's first layer [M, B, .]: the same for every action in this state."""
+        """Return the part of g's first layer [M, B, .] that depends on z_s [M, B, D] only."""
         return torch.baddbmm(self.joint.l1.bias, z, self.joint.l1.weight[:, : self._latent_dim])
 
     def with_action(self, state_part: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ class MrqEncoder(nn.Module):
         """Predictions [M, T, B, ...] along the data's actions, from z_s [M, B, D]; gradients pass through all of it.
 
         What does not depend on earlier steps is computed for all of them at once: the action's part of g's first
-        layer before, done and reward after. Equal to T calls of `state_action` and `predict` up to rounding.
+        layer in advance, done and reward afterwards. Equal to T calls of `state_action` and `predict` up to rounding.
         """
         steps = action_MTBA.shape[1]
         weight_z, weight_a = self.joint.l1.weight.split([z.shape[-1], self.joint.l1.weight.shape[1] - z.shape[-1]], 1)

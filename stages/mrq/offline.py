@@ -1,6 +1,6 @@
-"""Policies learned from a store: the encoder first, for its loss needs no policy, then everything.
+"""Train policies from a store: first the encoder, whose loss needs no policy, then everything.
 
-Several policies can be one program, with stacked weights; each has the same result as alone, up to rounding.
+Several policies can train as one program with stacked weights; up to rounding, each is the same as if trained alone.
 
 Source: the offline form of TD7 (arXiv 2306.02451), by the authors of MR.Q, who published none: the behaviour term and
 the clamp of targets. The reward scale is that of the data from the start.
@@ -140,7 +140,7 @@ class OfflineTraining:
 
     @property
     def completed(self) -> int:
-        """Updates so far: those of the encoder alone, then of everything."""
+        """Number of updates so far, including those of the encoder alone."""
         alone = min(self.done, self.encoder_periods)
         return alone * self.learner.config.period + self.done - alone
 
@@ -205,7 +205,7 @@ class OfflineTraining:
 
 
 def split_members(members: Sequence[OfflineMember], table: TaskTable, per_job: int) -> list[list[OfflineMember]]:
-    """Members as programs of at most `per_job`, those with the same kind of action together."""
+    """Split members into programs of at most `per_job`, by action kind."""
     groups = []
     for kind in ("continuous", "discrete"):
         own = [member for member in members if table.spec_of(member.task).action_kind == kind]

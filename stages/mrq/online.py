@@ -1,8 +1,8 @@
-"""One policy learned while it plays: environments, replay, training steps, evaluation, and a state to continue from.
+"""Train one policy online: environments, replay, training steps, evaluation, and exact resume.
 
 Once the warm-up of random actions is over, a training step follows every `update_every` steps. The state holds
-everything, so that an interrupted run ends with the same numbers as an uninterrupted one: an episode under way is
-brought back by playing its actions again from its seed.
+everything, so that an interrupted run ends with the same numbers as an uninterrupted one: an unfinished episode is
+restored by replaying its actions from its seed.
 
 Dimension letters: B environments, O observation, A action.
 """
@@ -83,7 +83,7 @@ def _passed(before: int, now: int, every: int) -> bool:
 
 @dataclass
 class _Lane:
-    """An environment, and the episode under way in it."""
+    """An environment with its current episode."""
 
     environment: TaskEnv
     number: int = -1
@@ -133,7 +133,7 @@ class OnlineTraining:
         self._metrics: dict[str, torch.Tensor] = {}
 
     def advance(self) -> None:
-        """One step of every environment with the training steps that follow, and an evaluation when it is due."""
+        """Step every environment, make the training steps that follow, and evaluate if due."""
         if self.steps == 0 and not self.curve:
             self._begin()
         before = self.steps
@@ -183,7 +183,7 @@ class OnlineTraining:
             self._reset(index, lane)
 
     def _stored(self, observation: np.ndarray) -> torch.Tensor:
-        """What the replay keeps: a vector, or the newest frame of a stack."""
+        """Return what the replay stores: a vector, or the newest frame of a stack."""
         if self._image is None:
             return torch.from_numpy(observation)
         channels = self._image[0] // self.config.frames
@@ -202,7 +202,7 @@ class OnlineTraining:
         return f"task {self.spec.name!r}, environment {index}, episode {lane.number}, step {len(lane.actions)}"
 
     def _evaluate(self) -> None:
-        """Play the policy without noise, in environments and from seeds of its own."""
+        """Play the policy without noise, in separate environments with separate seeds."""
         seeds = [
             2**31 + derive_seed("mrq_evaluate", self.config.seed, self.spec.name, self.seed, episode) % 2**31
             for episode in range(self.config.evaluation_episodes)
@@ -224,7 +224,7 @@ class OnlineTraining:
         )
 
     def policy(self, trained_by: dict[str, Any]) -> MrqPolicy:
-        """The policy of now, on the CPU, apart from the networks that continue learning."""
+        """Return a copy of the current policy on the CPU."""
         learner = self.learner
         return policy_of_member(
             learner.encoder,

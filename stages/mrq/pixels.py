@@ -1,7 +1,6 @@
-"""dm_control tasks from images: 84 x 84 pixels, the last frames stacked, as tasks of their own.
+"""dm_control tasks with image observations: 84 x 84 pixels, stacked frames.
 
-Importing this file registers the environment, so that a TaskSpec made here is built like any other: by name, in every
-process, whichever stage plays it.
+Importing this file registers the environment, so that every process can build it from its TaskSpec by name.
 
 Protocol of MR.Q (arXiv 2501.16142) and DrQ-v2: camera 0 (2 for quadrupeds), action repeat 2, three frames, one per
 step; an episode starts with its first frame repeated.
@@ -70,7 +69,7 @@ gymnasium.register(IDENTIFIER, entry_point=f"{__name__}:{DmControlPixels.__name_
 
 
 def pixel_spec(spec: TaskSpec, frames: int) -> TaskSpec:
-    """The task `dmc_pixels/...` that shows what the dm_control task `spec` looks like.
+    """Return the task `dmc_pixels/...`: the dm_control task `spec` with image observations.
 
     Raises:
         ConfigError: `spec` is not of dm_control.

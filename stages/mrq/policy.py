@@ -1,4 +1,4 @@
-"""The policy that MR.Q publishes: its state encoder and policy network, in one self-contained folder."""
+"""The trained MR.Q policy: state encoder and policy network in one self-contained folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .norm import norm_elu
 
 @dataclass(frozen=True)
 class MrqPolicyConfig:
-    """What policy.json holds."""
+    """Contents of policy.json."""
 
     kind: str
     task: dict[str, Any]
@@ -82,12 +82,12 @@ def policy_of_member(
     trained_by: dict[str, Any],
     features: TaskEncoder | None = None,
 ) -> MrqPolicy:
-    """Member number `member` of a Learner as a policy of its own.
+    """Return member number `member` of a Learner as a separate policy.
 
     Args:
         encoder, policy: the Learner's.
         observation: shape that the state encoder takes.
-        features: whose latents the encoder was trained on, if it was.
+        features: encoder of the world model whose latents are the observations, if any.
     """
     described = None if features is None else features.describe()
     made = MrqPolicy(

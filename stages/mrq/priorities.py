@@ -1,4 +1,4 @@
-"""Which windows may be drawn, and how often: LAP over the slots of a replay or of a store.
+"""Prioritized sampling of windows (LAP) over the slots of a replay or a store.
 
 A window is named by the slot of its first step. Windows of different lengths have the same priorities and
 different slots at which they may start.
@@ -22,8 +22,7 @@ class Priorities:
 
     def __init__(self, slots: int, horizons: Sequence[int], device: torch.device, prioritised: bool = True) -> None:
         """Args:
-        horizons: lengths of windows, in steps.
-        prioritised: False draws every window as often as any other.
+        horizons: lengths of windows, in steps. prioritised: False draws windows uniformly.
         """
         self._prioritised = prioritised
         self.weight = torch.zeros(slots, device=device)
@@ -42,8 +41,8 @@ class Priorities:
             )
 
     def cumulative(self, horizon: int, used: int) -> torch.Tensor:
-        """What `draw` needs, of the first `used` slots, where `check` finds no fault; stays valid while priorities and
-        starts do."""
+        """Return the cumulative priorities of the first `used` slots, for `draw`; valid until priorities or starts
+        change. Call `check` first."""
         starts = self.starts[horizon][:used]
         weight = torch.where(starts, self.weight[:used], 0) if self._prioritised else starts
         return weight.cumsum(0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Episodes of a replay as one file, between the stage that played them and the one that writes datasets."""
+"""Episodes of a replay in one file, from mrq_online for mrq_datasets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 
 def read_episodes(path: Path, label: str, with_success: bool) -> list[Episode]:
-    """What `write_episodes` wrote; `label` names the source in messages."""
+    """Read what `write_episodes` wrote; `label` names the source in errors."""
     with reading_made(path):
         return _episodes(read_npz(path, StageError, make_again(path)), label, with_success)
 

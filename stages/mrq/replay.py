@@ -1,4 +1,4 @@
-"""A replay that stores each observation once, and the windows that are drawn from it.
+"""A replay buffer that stores each observation once, and windows sampled from it.
 
 An episode of L steps takes L + 1 consecutive slots, the last of which holds its final observation and no step:
 the layout of a store. Several environments write to lanes of their own, so that episodes stay consecutive; each lane
@@ -158,7 +158,7 @@ class Replay:
             self._position[lane], self._wrapped[lane] = 0, True
 
     def _overwrite(self, slot: int, observation: torch.Tensor) -> None:
-        """Clear a slot, with every window that needs what it held, and write an observation into it."""
+        """Write an observation into a slot, and remove every window that needs its old contents."""
         self.observation[slot] = observation
         self.action[slot] = 0
         self.reward[slot] = 0
@@ -175,7 +175,7 @@ class Replay:
                     starts[start] &= self.age[start] < offset
 
     def _enable(self, lane: int, terminated: bool, truncated: bool) -> None:
-        """Let windows start that the latest step of a lane completes."""
+        """Enable the windows that the latest step of a lane completes."""
         length = self._episode_length[lane]
         for horizon, starts in self.priorities.starts.items():
             span, padded = horizon, terminated
@@ -201,13 +201,13 @@ class Replay:
         return ReplayWindows(self.action[slots], reward, not_done)
 
     def unpadded_windows(self, start_B: torch.Tensor, horizon: int) -> ReplayWindows:
-        """The same without padding: after a terminal state comes what the next slots hold, as in the released code."""
+        """Return the same without padding: the next slots follow a terminal state, as in the released code."""
         slots = self.slots_of(start_B, torch.arange(horizon, device=self.device))
         not_done = torch.where(self.is_step[slots], self.not_done[slots], 0)
         return ReplayWindows(self.action[slots], self.reward[slots], not_done)
 
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """What the network sees at `offsets` [T] steps into each window: [B, T, O], or [B, T, frames * C, H, W]."""
+        """Return the network's input `offsets` [T] steps into each window: [B, T, O], or [B, T, frames * C, H, W]."""
         slots = self.slots_of(start_B, offsets)
         if self.frames == 1:
             return self.observation[slots]
@@ -218,7 +218,7 @@ class Replay:
         return self.observation[stacked].flatten(2, 3)
 
     def episodes(self) -> Iterator[Episode]:
-        """Every episode that is held from its first step to its last, oldest first, lane by lane."""
+        """Yield every complete episode, oldest first, lane by lane."""
         for lane in range(self.lanes):
             first = self._position[lane] if self._wrapped[lane] else 0
             count = self._length if self._wrapped[lane] else self._position[lane]
@@ -244,7 +244,7 @@ class Replay:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, of the slots in use, so that draws and writes continue as if nothing had happened."""
+        """Return everything in the used slots, so that sampling and writing continue exactly."""
         used = min(self.used + 1, len(self.reward))  # one more: the observation that the next step starts from
         tensors = {name: getattr(self, name)[:used].clone() for name in _SAVED}
         return {

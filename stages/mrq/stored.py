@@ -1,7 +1,7 @@
-"""Windows out of a store's task, with the rules and priorities of a replay.
+"""Windows of a store's task, with the rules and priorities of a replay buffer.
 
-Every start whose window fits is used, and after a terminal state windows are padded: known once and for all here, since
-the data is fixed. Each policy has priorities of its own over rows that all policies of the task share.
+Every start whose window fits is used, and windows are padded after a terminal state; both are computed once, because
+the data is fixed. Each policy has its own priorities over rows that all policies of the task share.
 
 Dimension letters: R rows, B windows, T steps of a window, O observation, A action.
 """
@@ -38,7 +38,7 @@ class StoredTask:
             task: its rows may be mapped from disk or lie in a device's memory.
             observation_dim: O of the store's table.
             horizons: lengths of the windows that will be drawn.
-            encode: from observations [N, O] to what the learner takes in their place.
+            encode: maps observations [N, O] to the learner's inputs.
         Raises:
             DatasetError: every reward is zero.
         """
@@ -68,7 +68,7 @@ class StoredTask:
         return len(self._rows)
 
     def reward_scale(self, released: bool) -> float:
-        """Mean absolute reward of the data. The released code never saw fixed data, so there is one form."""
+        """Mean absolute reward of the data. The released code does not learn from fixed data, so there is one form."""
         return self._scale
 
     def slots_of(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

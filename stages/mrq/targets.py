@@ -1,7 +1,7 @@
 """Targets of a burst of encoder updates, embedded once per observation instead of once per draw.
 
-The target encoder stands still for a period, while its 250 updates draw 320,000 next observations at the published
-settings: out of a replay of 20,000, each some 16 times.
+The target encoder is fixed for a period, whose 250 updates sample 320,000 next observations at the published settings:
+from a replay of 20,000, each about 16 times.
 
 Dimension letters: K updates of a burst, M members, T steps of a window, B batch, N observations, D latent.
 """
@@ -21,7 +21,7 @@ LIMIT_BYTES = 2**29
 
 
 class Slots(Protocol):
-    """The part of a `learner.WindowSource` that is needed here."""
+    """The part of a `learner.WindowSource` used here."""
 
     def slots_of(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
     def observations(self, start_B: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
@@ -29,7 +29,7 @@ class Slots(Protocol):
 
 @dataclass(frozen=True)
 class SharedTargets:
-    """The embeddings of every observation that a burst draws, and which of them each draw is."""
+    """Embeddings of all observations that a burst samples, and the index of each sample among them."""
 
     embedding: torch.Tensor
     """[M N, D]."""
@@ -47,7 +47,7 @@ def shared_targets(
     embed: Callable[[torch.Tensor], torch.Tensor],
     width: int,
 ) -> SharedTargets | None:
-    """Embed what the windows that start at `start_KMB` reach after their first observation.
+    """Embed the next observations of the windows that start at `start_KMB`.
 
     Args:
         sources: of each member, of observations that are vectors.

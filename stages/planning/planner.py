@@ -44,8 +44,8 @@ from .task_model import TaskModel
 
 @dataclass(frozen=True)
 class PlanNoise:
-    """The random numbers of one step, standard normal but for `choice`. S = H + 1: the last is of the prior's
-    action at the end of each trajectory."""
+    """Random numbers of one step, standard normal except `choice`. S = H + 1: the last is for the prior's action at
+    the end of each trajectory."""
 
     prior_SBPA: torch.Tensor
     rounds: Sequence[torch.Tensor]
@@ -57,7 +57,7 @@ class PlanNoise:
     def draw(
         cls, generators: Sequence[torch.Generator], config: PlannerConfig, action_dim: int, device: torch.device
     ) -> PlanNoise:
-        """From one generator per environment, so that no environment changes another's numbers."""
+        """Draw from one generator per environment, so that environments do not affect each other."""
         prior, sampled = config.prior_trajectories, config.samples - config.prior_trajectories
         shape = config.horizon + 1, prior + config.iterations * sampled, action_dim
         # On the CPU, so that a plan is the same on every device, up to float rounding.
@@ -68,7 +68,7 @@ class PlanNoise:
 
 @dataclass(frozen=True)
 class PlannedAction:
-    """The outcome of one step."""
+    """Result of one step of planning."""
 
     action_BA: torch.Tensor
     mean_HBA: torch.Tensor
@@ -76,7 +76,7 @@ class PlannedAction:
 
 
 class Imaginable(Protocol):
-    """What a plan is made with: one task of a frozen model. z is its latent, or whatever else stands for a state."""
+    """Model for planning: one task of a frozen world model. z is a latent or an observation."""
 
     def executable(self, action: torch.Tensor) -> torch.Tensor:
         """The nearest action [..., A] that the environment can execute."""
@@ -94,7 +94,7 @@ class Imaginable(Protocol):
 def plan(
     model: Imaginable, z_BD: torch.Tensor, mean_HBA: torch.Tensor, noise: PlanNoise, config: PlannerConfig
 ) -> PlannedAction:
-    """Plan from z [B, D], each environment for itself, starting from `mean_HBA` at the largest deviation."""
+    """Plan from z [B, D] for each environment, starting from `mean_HBA` with the largest standard deviation."""
     prior_HBPA = model.prior_actions(z_BD, noise.prior_SBPA[:-1])
     prior_return_BP = model.returns(z_BD, prior_HBPA, noise.prior_SBPA[-1])
     std_HBA = torch.full_like(mean_HBA, config.max_std)
@@ -119,7 +119,7 @@ def plan(
 
 @dataclass(frozen=True)
 class PlannerPolicyConfig:
-    """What policy.json holds. The weights lie in a folder that all planners of an artifact share."""
+    """Contents of policy.json. All planners of an artifact share one folder of weights."""
 
     kind: str
     task: dict[str, Any]
@@ -150,13 +150,13 @@ def world_model_digest(folder: Path) -> str:
 
 
 def relative_folder(world_model: Path, policy: Path) -> str:
-    """`world_model` as seen from the folder `policy`, with forward slashes."""
+    """Return `world_model` relative to the folder `policy`, with forward slashes."""
     return Path(os.path.relpath(world_model, policy)).as_posix()
 
 
 @dataclass
 class PlanMemory:
-    """What an episode's next step starts from."""
+    """State that an episode's next step starts from."""
 
     generator: torch.Generator
     mean_HA: torch.Tensor
@@ -182,7 +182,7 @@ class Planner(Predicts, nn.Module):
             self.model = TaskModel(model, model.table.id_of(task.name))
 
     def begin(self, episode: int) -> PlanMemory:
-        """What is remembered before the first step of an episode; its number decides the random numbers."""
+        """Return the memory before the first step of an episode; the episode number sets the random seed."""
         generator = torch.Generator().manual_seed(derive_seed("plan", self._noise_seed, episode))
         mean_HA = torch.zeros(self.config.horizon, self.task.action_dim, device=next(self.model.buffers()).device)
         return PlanMemory(generator, mean_HA)
@@ -215,10 +215,10 @@ class Planner(Predicts, nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Planner:
-        """Read what `PlannerPolicyConfig.save` wrote, and the world model that it names.
+        """Read what `PlannerPolicyConfig.save` wrote, and the world model it refers to.
 
         Raises:
-            CheckpointError: the world model is not there, is another one, or has no values.
+            CheckpointError: the world model is missing, a different one, or has no values.
         """
         folder = user_path(folder)
         stored = read_config(folder, "policy", PlannerPolicyConfig)
@@ -245,9 +245,9 @@ class Planner(Predicts, nn.Module):
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed tensors for the next ones.
+    """Make the C library keep freed memory for the next tensors.
 
-    Otherwise glibc hands every block of more than 128 KiB back to the kernel, whose page faults took a sixth of a
-    plan's time. It keeps blocks up to the size of the largest that it has seen freed, 32 MiB at most (mallopt(3)).
+    Otherwise glibc returns every block of more than 128 KiB to the kernel, and page faults take a sixth of the planning
+    time. It keeps blocks up to the largest size freed so far, at most 32 MiB (mallopt(3)).
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""One task of a sequence model as the planner asks for it: MPPI and the cross-entropy method over imagined rewards.
+"""One task of a sequence model for the planner: MPPI and the cross-entropy method over imagined rewards.
 
-Observations take the place of latents; there is no policy prior and no value after the last imagined step, so that
-the horizon has to be as long as what a plan is to see. Any kind of model serves: markov, hwm and rerooted unroll
+Observations replace latents. There is no policy prior and no value after the last imagined step, so the horizon must
+cover everything that a plan considers. Any kind of model works: markov, hwm and rerooted unroll
 step by step, awm, rnn and ssm predict a whole trajectory at once.
 
 Dimension letters: B environments, H steps, N trajectories of each environment, R = B N, O observation, A action.

@@ -1,7 +1,7 @@
-"""A world model narrowed to one task, for planning, which asks it thousands of times per step.
+"""A world model reduced to one task, for planning, which calls it thousands of times per step.
 
-The task's embedding is the same in every question, so its part of each first layer becomes bias; columns of padded
-observation and action components go. The numbers are those of WorldModel, up to float rounding.
+The task's embedding is constant, so its part of each first layer is added to the bias; columns of padded
+observation and action components are removed. Results equal those of WorldModel up to rounding.
 
 Dimension letters: B environments, H steps, N trajectories of each environment, O observation, A action (the task's
 own components), D latent.
@@ -31,7 +31,7 @@ class TaskModel(nn.Module):
     action_mask: torch.Tensor
 
     def __init__(self, model: WorldModel, task: int) -> None:
-        """Copies what it needs of `model`.
+        """Copy the required parts of `model`.
 
         Raises:
             CheckpointError: the model has no values, or is an action model.
@@ -85,7 +85,7 @@ class TaskModel(nn.Module):
         return self.executable(sample.action)
 
     def prior_actions(self, z_BD: torch.Tensor, noise_HBNA: torch.Tensor) -> torch.Tensor:
-        """What the policy prior does along N imagined trajectories: [H, B, N, A]."""
+        """Actions of the policy prior along N imagined trajectories: [H, B, N, A]."""
         z = z_BD[:, None].expand(-1, noise_HBNA.shape[2], -1)
         actions = []
         for t, noise in enumerate(noise_HBNA):

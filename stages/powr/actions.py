@@ -1,7 +1,7 @@
-"""Kernels of actions, and the finite set of actions that a policy chooses from.
+"""Kernels of actions, and the finite set of actions of a policy.
 
 POWR needs that set only for the softmax and its expectation. With discrete actions it is the actions themselves and
-the kernel is [a = a']; with continuous ones it is a set of candidates, while the data keep the actions that were taken
+the kernel is [a = a']; with continuous ones it is a set of candidates, while the data keep their own actions,
 and a Gaussian kernel relates the two. (Snapping the data's actions to the candidates would bias the dynamics.)
 
 Dimension letters: N rows, M centres, U actions to choose from, A components of a continuous action.
@@ -45,7 +45,7 @@ class ActionKernel(Protocol):
         ...
 
     def partition(self, a_N: torch.Tensor, b_M: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pairs of index sets (rows, centres) outside of which ka is zero, and inside of which it is not all zero."""
+        """Return the blocks (rows, centres) outside of which ka is zero."""
         ...
 
     def within(self, kernel_NM: torch.Tensor, a_N: torch.Tensor, b_M: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def grid_candidates(points: Sequence[float], action_dim: int) -> torch.Tensor:
 def kmeans_candidates(action_NA: torch.Tensor, count: int, seed: int, passes: int = 30) -> torch.Tensor:
     """Centroids of the data's actions: Lloyd's algorithm from k-means++ starts: [U, A], U <= count.
 
-    Fewer where the data hold fewer distinct actions.
+    Fewer if the data hold fewer distinct actions.
     """
     random = np.random.default_rng(seed)
     action_NA = action_NA.double()

@@ -1,4 +1,4 @@
-"""Which rows carry a weight. Every choice is a function of its seed.
+"""Selection of the rows that carry a weight, as a function of the seed.
 
 Dimension letters: N rows, M centres, O state.
 """
@@ -25,7 +25,7 @@ def choose_centres(
 
     Args:
         selection: uniform draws `count` rows without replacement. distinct does so among rows of different (state,
-            action), so M is smaller where fewer exist: copies of a centre add nothing but an ill-conditioned system.
+            action), so M is smaller where fewer exist: copies of a centre only make the system ill-conditioned.
             cholesky takes distinct rows that the earlier ones explain worst.
     Raises:
         ConfigError: an unknown selection, or more centres than rows.

@@ -1,6 +1,6 @@
 """Learning curves: one row per epoch and seed, their columns, and the figure of mean and min-max band over seeds.
 
-Shared by every stage that learns while it collects, so that their curves can be drawn together.
+Shared by all online stages, so that their curves can be drawn together.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class CurveRow:
 
 
 def completed_returns(results: Iterable[EpisodeResult], task: str, failed: list[str]) -> list[float]:
-    """Returns of the episodes that an environment did not break off; the errors of the others join `failed`.
+    """Returns of the completed episodes; the errors of the others are added to `failed`.
 
     Raises:
         StageError: no episode was completed.
@@ -65,7 +65,7 @@ def completed_returns(results: Iterable[EpisodeResult], task: str, failed: list[
 
 
 def failure_warnings(failed: Sequence[str]) -> list[str]:
-    """One warning about the episodes that a curve leaves out; none if there are none."""
+    """Return a warning about the failed episodes that a curve leaves out; empty if there are none."""
     if not failed:
         return []
     episodes = "1 episode" if len(failed) == 1 else f"{len(failed)} episodes"
@@ -73,7 +73,7 @@ def failure_warnings(failed: Sequence[str]) -> list[str]:
 
 
 def write_curves(path: Path, rows: Sequence[CurveRow]) -> None:
-    """Write rows as CSV, a header first; a reader sees all of them or what was there before."""
+    """Write rows as CSV, atomically."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(CurveRow)])
         writer.writeheader()
@@ -120,7 +120,7 @@ def by_seed(rows: Sequence[CurveRow]) -> dict[str, list[list[CurveRow]]]:
 def draw_curves(rows: Sequence[CurveRow], threshold: float | None, path: Path) -> None:
     """Write the figure, a panel per algorithm: mean over seeds, and the band between the worst and the best of them.
 
-    The first algorithm's mean stands in the other panels too.
+    The first algorithm's mean is also drawn in the other panels.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -51,7 +51,7 @@ class Centres:
 
 @dataclass(frozen=True)
 class KernelBlock:
-    """Kernel matrices of some rows, made when first asked for."""
+    """Kernel matrices of some rows, computed on first use."""
 
     kernel: StateKernel
     actions: ActionKernel
@@ -78,7 +78,7 @@ class KernelBlock:
 
 
 class KernelBlocks:
-    """K and the kernel of next states, block by block; what fits into `cache_bytes` is kept for the next pass."""
+    """K and the kernel of next states, block by block; up to `cache_bytes` of them are cached for the next pass."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class KernelBlocks:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a fit needs of the rows. Those of more rows over the same centres are the sum of both."""
+    """Sums over rows that a fit needs; those of several sets of rows over the same centres add up."""
 
     gram_MM: torch.Tensor
     """K'K."""
@@ -132,7 +132,7 @@ def statistics(blocks: KernelBlocks) -> Statistics:
 
 @dataclass(frozen=True)
 class Fit:
-    """The regression that is the world model: G and K'r over its centres."""
+    """The world model as a regression: G and K'r over its centres."""
 
     kernel: StateKernel
     actions: ActionKernel
@@ -229,7 +229,7 @@ def fit(blocks: KernelBlocks, ridge: float, jitter: float) -> Fit:
 
 
 def successor_part(block: KernelBlock, policy_bU: torch.Tensor, choice_UM: torch.Tensor) -> torch.Tensor:
-    """What one block adds to K'M: [M, M]. `policy_bU` is pi(u | y_i), `choice_UM` is ka(u, a_cj)."""
+    """The part of K'M from one block: [M, M]. `policy_bU` is pi(u | y_i), `choice_UM` is ka(u, a_cj)."""
     next_bM = block.next_bM * (policy_bU @ choice_UM)
     found_MM = next_bM.new_zeros(len(choice_UM[0]), len(choice_UM[0]))
     for row, centre, kernel_bM in block.parts:

@@ -1,4 +1,4 @@
-"""From raw observations to the states that kernels compare: an affine map, after a frozen encoder where there is one.
+"""From raw observations to kernel inputs: an affine map, after a frozen encoder if there is one.
 
     state = (x - mean) @ projection,    x the observation, or the world model's latent of it
 
@@ -42,14 +42,14 @@ class Features(nn.Module):
 
 
 def encode_rows(encoder: TaskEncoder, observation_BO: torch.Tensor) -> torch.Tensor:
-    """Latents of a whole data set, a block of rows at a time: its hidden layers need not fit into memory at once."""
+    """Latents of a whole dataset, in blocks of rows: the hidden layers of all rows need not fit into memory."""
     if torch.compiler.is_exporting():  # a graph has no loop over a number of blocks that it does not know
         return encoder(observation_BO)
     return torch.cat([encoder(block) for block in observation_BO.split(ENCODE_ROWS)])
 
 
 def is_one_hot(observation_NO: torch.Tensor) -> bool:
-    """Whether every row is zero but for a single 1: how a Discrete observation is stored."""
+    """Whether every row is one-hot, as Discrete observations are stored."""
     binary = bool(((observation_NO == 0) | (observation_NO == 1)).all())
     return observation_NO.shape[1] > 1 and binary and bool((observation_NO.sum(1) == 1).all())
 
@@ -60,7 +60,7 @@ def index_features(observation_dim: int) -> Features:
 
 
 def raw_features(observation_dim: int) -> Features:
-    """Observations as they are: the published choice, with a scale per component set by hand."""
+    """Unchanged observations, as published; the scale per component is set by hand."""
     return Features(torch.zeros(observation_dim), torch.eye(observation_dim))
 
 
@@ -84,7 +84,7 @@ def latent_features(encoder: TaskEncoder, observation_NO: torch.Tensor, componen
 
 
 def describe(features: Features) -> dict[str, Any]:
-    """What `restore` needs beside the weights."""
+    """Return what `restore` needs in addition to the weights."""
     encoder = features.encoder
     return {
         "width": list(features.projection_ED.shape),

@@ -4,8 +4,8 @@
     log pi_T(u | x) = log pi_0(u | x) + sum_t step_size_t q_t(x, u) + constant
                     = log pi_0(u | x) + sum_i kk((x, u), row i) W_i + constant
 
-Every q_t is a combination of kernels at its centres, which are rows; so W, one number per row and zero for most, is all
-that a policy is, however many fits with other centres have added to it.
+Every q_t is a combination of kernels at its centres, which are rows. So W, one number per row and mostly zero, defines
+the policy, even after many fits with different centres.
 
 Dimension letters: N rows, b rows of one block, M centres, Y distinct next states, U actions to choose from, O state.
 Source: POWR (arXiv 2406.19861) section 3; policy mirror descent, Xiao (2022).
@@ -32,7 +32,7 @@ BLOCK_BYTES = 2**27
 
 @dataclass(frozen=True)
 class Improvement:
-    """What some steps of mirror descent came to."""
+    """Result of some steps of mirror descent."""
 
     weight_M: torch.Tensor
     """sum_t step_size_t c_t, over the centres of the fit."""
@@ -45,7 +45,7 @@ class Improvement:
 
 
 def step_sizes(first: float, steps: int, growth: float = 1.0) -> list[float]:
-    """first growth^t. Growth above 1 makes mirror descent converge linearly, as policy iteration does."""
+    """first growth^t. With growth above 1, mirror descent converges linearly, as policy iteration does."""
     return [first * growth**t for t in range(steps)]
 
 
@@ -59,14 +59,14 @@ def mirror_descent(
     penalty_NU: torch.Tensor | None = None,
     watch_radius: bool = True,
 ) -> Improvement:
-    """One step per entry of `sizes`, each with an exact evaluation of the policy so far.
+    """Take one step per entry of `sizes`, each with an exact evaluation of the current policy.
 
     Args:
         blocks: the rows over which K'M is summed; their centres are the model's.
         next_logits_NU: log pi_0 at the rows' next states, up to a constant per row; a function of the state, as is
             the penalty, so that equal next states have equal ones.
         sizes: step size of each step.
-        penalty_NU: taken off the action values at the next states when the policy is improved.
+        penalty_NU: subtracted from the action values at the next states in the improvement.
         watch_radius: compute the spectral radius of the last step.
     """
     process = next_state_model(blocks, model)
@@ -112,7 +112,7 @@ def _descend_process(
     penalty_NU: torch.Tensor | None,
     watch_radius: bool,
 ) -> Improvement | None:
-    """`mirror_descent` where next states repeat; None if a system is singular, whose centres the other way names."""
+    """`mirror_descent` if next states repeat; None if a system is singular (the general form names its centres)."""
     logits_YU = next_logits_NU[process.first_Y]
     penalty_YU = torch.zeros_like(logits_YU) if penalty_NU is None else penalty_NU[process.first_Y]
     weight_M = torch.zeros_like(process.reward_weight_M)
@@ -155,8 +155,8 @@ def uncertainty(
 
         sd^2 = kk - k' Kc^-1 k + n ridge k' G^-1 k
 
-    The first two terms are what the centres cannot represent, the last what the rows leave undecided. 0 if the data
-    settle the value, sqrt(kk) far from them.
+    The first two terms are what the centres cannot represent, the last is due to the finite number of rows. 0 if the
+    data determine the value, sqrt(kk) far from the data.
 
     Args:
         choice_UM: ka(u, a_cj). form_MM: `uncertainty_form` of the fit.
@@ -177,7 +177,7 @@ def policy_weights(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(states [M, O], weight per choice [M, U]) of sum_i kk((x, u), row i) W_i = sum_j k(x, x_j) weight_ju.
 
-    M distinct states of rows whose weight is not zero: all that a policy is.
+    M distinct states of rows with non-zero weight: the complete policy.
     """
     active = weight_N.nonzero()[:, 0]
     state_MO, of = torch.unique(rows.state_NO[active], dim=0, return_inverse=True)
@@ -201,11 +201,11 @@ def kernel_sum(
 def behaviour_logits(
     kernel: StateKernel, point_PO: torch.Tensor, share_PU: torch.Tensor, state_BO: torch.Tensor, floor: float
 ) -> torch.Tensor:
-    """log pi_0(u | x) of the behaviour that made the data: kernel-weighted frequencies of its actions, [B, U].
+    """log pi_0(u | x) of the behaviour policy: kernel-weighted frequencies of its actions, [B, U].
 
         pi_0(u | x) = (sum_p k(x, x_p) share_pu + floor / U) / (sum_p k(x, x_p) + floor)
 
-    Uniform far from all points. `share_PU` says how much of point p's action each choice stands for; rows sum to 1.
+    Uniform far from all points. `share_PU` is the share of each choice in point p's action; rows sum to 1.
     Source: Nadaraya (1964), Watson (1964).
     """
     weight_BP = kernel(state_BO, point_PO)

@@ -1,4 +1,4 @@
-"""Kernels of states: how alike two states are, as matrices in float64.
+"""Kernels (similarities) of states, as matrices in float64.
 
 Dimension letters: N rows and M centres of a matrix, O state.
 """

@@ -1,4 +1,4 @@
-"""POWR on a fixed dataset: rows of a packed task, one fit, mirror descent from the behaviour that made the data.
+"""POWR on a fixed dataset: rows of a packed task, one fit, mirror descent from the behaviour policy.
 
 Dimension letters: N rows, M centres, P points of the behaviour's density, U choices, D state, A action.
 """
@@ -78,7 +78,7 @@ def read_rows(task: TaskRows, features: Features, observation_dim: int, config: 
 
 
 def make_actions(data: Data, action_kind: str, action_dim: int, config: OfflineConfig, seed: int) -> ActionKernel:
-    """The choices that a policy has. Raises ConfigError if actions are continuous and `candidates` is none."""
+    """Return the choices of the policy. Raises ConfigError if actions are continuous and `candidates` is none."""
     if action_kind == "discrete" or config.candidates == "none":
         actions = DiscreteActions(action_dim)
         actions.check(data.train.action)
@@ -113,7 +113,7 @@ def estimate_behaviour(rows: Transitions, actions: ActionKernel, config: Offline
 
 @dataclass(frozen=True)
 class OfflinePlan:
-    """What mirror descent made of one dataset."""
+    """Result of mirror descent on one dataset."""
 
     model: Fit
     improvement: Improvement
@@ -134,8 +134,8 @@ def plan(
 ) -> OfflinePlan:
     """Fit once, then take `config.planner.steps` steps of mirror descent.
 
-    The step size is in units of the spread that the start policy's values have over the choices, so that it means the
-    same in every task; so is the penalty.
+    Step size and penalty are in units of the spread of the initial policy's values over the choices, so that they mean
+    the same in every task.
     """
     planner = config.planner
     offset = planner.reward_offset - (lowest_reward(data) if config.shift == "lowest" else 0.0)
@@ -169,7 +169,7 @@ def plan(
     before_M, size_before = found.weight_M - sizes[-1] * found.value_weight_M, sum(sizes[:-1])
 
     def evaluated(state_ND: torch.Tensor) -> torch.Tensor:
-        """The last policy that was evaluated, the one before the last step."""
+        """The last evaluated policy, before the last step."""
         logits_NU = _start(behaviour, actions, state_ND) + model.features(state_ND, before_M)
         if penalty is not None:
             sd_NU = uncertainty(kernel, state_ND, model.centres.state_MO, choice_UM, penalty.form_MM)
@@ -199,7 +199,7 @@ def plan(
 
 
 def lowest_reward(data: Data) -> float:
-    """The least that a step pays in the data; the end of an episode pays 0 for ever."""
+    """Lowest reward of a step; at most 0 if an episode terminates, because terminal states have reward 0 forever."""
     lowest = float(data.train.reward_N.min())
     return min(lowest, 0.0) if bool(data.terminated_N.any()) else lowest
 
@@ -236,7 +236,7 @@ def _td_error(
     discount: float,
     end_value: float,
 ) -> float:
-    """Root mean square of r + discount V(y) - q(x, a): how well the values solve their equation on these rows."""
+    """Root mean square of r + discount V(y) - q(x, a): the Bellman residual on these rows."""
     if not len(rows):
         return float("nan")
     centres = model.centres

@@ -1,7 +1,7 @@
-"""POWR while data come in: collect with the policy, fit anew with new centres, improve, repeat.
+"""Online POWR: collect with the policy, refit with new centres, improve, repeat.
 
-Everything that the policy is lives in one weight per row of the buffer (`Buffer.weight_N`), however many epochs with
-other centres have added to it. Weights carry their step size.
+One weight per row of the buffer (`Buffer.weight_N`) defines the policy, even after many epochs with different centres.
+Weights include their step size.
 
 Dimension letters: N rows, M centres, B batch, D state, U actions.
 Source: POWR (arXiv 2406.19861) algorithm 1.
@@ -31,7 +31,7 @@ from .transitions import Transitions, concatenate, with_sinks
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one fit and its steps of mirror descent came to."""
+    """Result of one fit and its steps of mirror descent."""
 
     num_rows: int
     num_centres: int
@@ -39,7 +39,7 @@ class Epoch:
 
 
 class OnlineLearner:
-    """The buffer, and the policy on it. Discrete actions."""
+    """The buffer and its policy, for discrete actions."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class OnlineLearner:
         self._tried: set[tuple[bytes, int]] = set()
 
     def add(self, episodes: Sequence[Episode]) -> bool:
-        """Append episodes, or none: sink rows after terminations, none after time limits.
+        """Append episodes (may be empty), with sink rows after terminations but not after time limits.
 
         Returns:
-            Whether a state and action is among them that were not in the buffer yet.
+            Whether they contain a state-action pair that is new to the buffer.
         """
         if not episodes:
             return False
@@ -109,7 +109,7 @@ class OnlineLearner:
         return Epoch(len(self.rows), len(index_M), found.radius)
 
     def _forget(self) -> None:
-        """Take the weights of epochs beyond the memory back out."""
+        """Remove the weights of epochs beyond the memory."""
         if not self.config.memory or len(self._kept) < self.config.memory:
             return
         assert self.rows is not None
@@ -128,7 +128,7 @@ class OnlineLearner:
         return kernel_sum(self.kernel, *self.compressed(), state_BD)
 
     def compressed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(centres [M, D], weight per choice [M, U]): all that the policy is."""
+        """(centres [M, D], weight per choice [M, U]): the complete policy."""
         if self._compressed is None:
             assert self.rows is not None
             self._compressed = policy_weights(self.actions, self.rows, self.weight_N)
@@ -174,5 +174,5 @@ def greedy_act(learner: OnlineLearner) -> Act:
 
 
 def completed(results: Sequence[EpisodeResult]) -> list[Episode]:
-    """Recorded episodes, without those that an environment broke off."""
+    """Return the completed episodes, without those in which the environment raised."""
     return [result.episode for result in results if result.episode is not None]

@@ -1,4 +1,4 @@
-"""The policy that kernel and tabular planning publish: features, centres with a weight per choice, and its start.
+"""The policy of kernel and tabular planning: features, centres with a weight per choice, and the initial policy.
 
 Dimension letters: B batch, M centres, D state, U actions to choose from, A action, P points of the behaviour's density.
 """
@@ -20,7 +20,7 @@ from .kernels import StateKernel
 
 @dataclass(frozen=True)
 class Behaviour:
-    """The policy that mirror descent started from, where that is not the uniform one."""
+    """The initial policy of mirror descent, if it is not uniform."""
 
     point_PD: torch.Tensor
     share_PU: torch.Tensor
@@ -37,7 +37,7 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Penalty:
-    """What is taken off the logits where the data say little: weight x posterior standard deviation."""
+    """Subtracted from the logits far from the data: weight x posterior standard deviation."""
 
     weight: float
     """Sum of the step sizes x the penalty per standard deviation."""
@@ -47,7 +47,7 @@ class Penalty:
 
 @dataclass(frozen=True)
 class KernelPolicyConfig:
-    """What policy.json holds."""
+    """Contents of policy.json."""
 
     kind: str
     task: dict[str, Any]
@@ -112,7 +112,7 @@ class KernelPolicy(StoredPolicy):
         behaviour: Behaviour | None = None,
         penalty: Penalty | None = None,
     ) -> KernelPolicy:
-        """A policy of its parts. `candidate_UA` is None if actions are discrete."""
+        """Return a policy from its parts. `candidate_UA` is None if actions are discrete."""
         choice_UA = torch.eye(task.action_dim) if candidate_UA is None else candidate_UA
         sizes = {
             "centres": len(centre_MD),

@@ -1,4 +1,4 @@
-"""Action values where next states repeat: a system over those states, which is far smaller than one over centres.
+"""Action values if next states repeat: a system over these states, far smaller than one over centres.
 
 M_ij of `evaluation` depends on row i only through the state y that the row leads to. With P_iy = [row i leads to y]:
 
@@ -6,8 +6,8 @@ M_ij of `evaluation` depends on row i only through the state y that the row lead
     c = b + discount G^-1 F v,   v = L c:       (I - discount L G^-1 F) v = L b
     L G^-1 F = sum_u pi_u T_u,   L b = sum_u pi_u R_u
 
-so one fit gives, once for all policies, the rewards R and transitions T of a Markov decision process over the next
-states, and a policy costs one solve of its size. With a delta kernel it is the counted process. Exact (Woodbury).
+One fit thus gives, for all policies, the rewards R and transitions T of a Markov decision process over the next states,
+and a policy costs one solve of its size. With a delta kernel it is the counted process. Exact (Woodbury).
 
 Dimension letters: N rows, M centres, Y distinct next states, U actions to choose from, O state.
 """
@@ -24,7 +24,7 @@ from .stability import Pivot, solve_general
 
 @dataclass(frozen=True)
 class NextStateModel:
-    """A fit, as a Markov decision process over the states that rows lead to."""
+    """A fit as a Markov decision process over next states."""
 
     row_N: torch.Tensor
     """Which of the Y states each row leads to."""
@@ -55,7 +55,7 @@ class NextStateModel:
 
 
 def next_state_model(blocks: KernelBlocks, model: Fit) -> NextStateModel | None:
-    """The process over next states, or None if they repeat too little for it to be smaller than the fit's system."""
+    """Return the process over next states, or None if it would not be smaller than the fit's system."""
     rows, num_centres, num_choices = blocks.rows, len(model.centres), model.actions.num
     state_YO, row_N = torch.unique(rows.next_state_NO, dim=0, return_inverse=True)
     size = len(state_YO)

@@ -1,4 +1,4 @@
-"""When the closed form can be trusted: singular systems, and the spectral radius of the policy's transition operator.
+"""Validity of the closed form: singular systems, and the spectral radius of the policy's transition operator.
 
 Dimension letters: M centres, B centres of one block of G.
 """
@@ -61,10 +61,10 @@ def check_factors(
 ) -> None:
     """Raise SingularSystemError for the first block of G without a Cholesky factor; waits for a GPU once.
 
-    Names the first centre that depends on those before it, and the one it is closest to.
+    The error names the first centre that depends on earlier ones, and the centre closest to it.
 
     Args:
-        info: of `torch.linalg.cholesky_ex`, per block. centres: [B] of each block. kernel_MM: made for the message.
+        info: of `torch.linalg.cholesky_ex`, per block. centres: [B] of each block. kernel_MM: computed for the message.
     """
     if bool((torch.stack(list(info)) == 0).all()):
         return
@@ -121,7 +121,7 @@ def spectral_radius(
 
 
 def radius_warning(radius: float) -> str | None:
-    """What to tell the user of a spectral radius, or None if it is below 1."""
+    """Return a warning about a spectral radius, or None if it is below 1."""
     if radius < 1:
         return None
     return (

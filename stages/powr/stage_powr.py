@@ -101,7 +101,7 @@ class Powr(Stage):
     def _plan(
         self, store: TaskStore, model: WorldModel | None, name: str, seed: int, folder: Path, device: torch.device
     ) -> dict[str, Any]:
-        """Plan one policy and save it; returns what is said of its fit."""
+        """Plan one policy and save it; returns the record of its fit."""
         from .actions import CandidateActions
         from .kernels import StateKernel, median_distance
         from .offline import make_actions, plan, read_rows
@@ -136,7 +136,7 @@ class Powr(Stage):
         return {**made.facts, "kernel": kind, "scale": scale}
 
     def _features(self, store: TaskStore, model: WorldModel | None, name: str) -> tuple[Features, bool]:
-        """The map from observations to states, and whether those are indices."""
+        """Return the map from observations to states, and whether the states are indices."""
 
         from ..world_model.task_encoder import TaskEncoder
         from .features import index_features, is_one_hot, latent_features, standardised_features

@@ -46,8 +46,7 @@ class _Job:
 class PowrOnline(Stage):
     """Learn policies online by POWR, and draw learning curves.
 
-    There is one policy per seed. Curves of earlier stages of the run, such as powr_baselines, are drawn in the same
-    figure.
+    There is one policy per seed. Curves of earlier stages of the run, such as baselines, are drawn in the same figure.
     """
 
     Config = PowrOnlineConfig
@@ -173,7 +172,7 @@ def _row(
     sampled: Sequence[float],
     planned: Sequence[Epoch],
 ) -> CurveRow:
-    """What is said of the time since the last row: returns of episodes, and each improvement."""
+    """Return a row of the curve: returns of the episodes since the last row, and the improvements."""
     return CurveRow(
         algorithm=ALGORITHM,
         task=job.spec.name,

@@ -1,7 +1,7 @@
-"""Rows of data: state, action, next state, reward; and what the end of an episode adds to them.
+"""Rows of data (state, action, next state, reward), and the sink rows of terminal states.
 
-A terminal state gets sink rows (s_T, a, s_T, 0), so that its value is 0. A time limit gets none: the value of the
-state where the data stop is read off the model there.
+A terminal state gets sink rows (s_T, a, s_T, 0), so that its value is 0. A time limit gets none: there, the value
+of the last state comes from the model.
 
 Dimension letters: N rows, O state.
 """
@@ -72,8 +72,8 @@ def with_sinks(
 
     Args:
         choices: [U] or [U, A], an action a for each sink row of a terminal state. None takes the last action alone, as
-            published: other actions there have no data, and with kernels that reach far borrow the values of states
-            that were no end.
+            published: other actions there have no data, and wide kernels give them the values of non-terminal
+            states.
         sink_reward: 0 unless a constant was added to every reward; then that constant, which moves all values by
             constant / (1 - discount) and changes no policy.
     """

@@ -1,4 +1,4 @@
-"""What one imagines in: a task of a sequence model, or of a differentiable simulator.
+"""Dynamics for imagination: one task of a sequence model, or of a differentiable simulator.
 
 Dimension letters: H steps, R rollouts, O observation, A action, E noise, S state."""
 
@@ -16,10 +16,10 @@ from .networks import SequenceModel
 
 
 class Dynamics(Protocol):
-    """What a policy is imagined in. One task; observations and actions at the task's own widths, environment units."""
+    """Dynamics of one task for imagined rollouts. Observations and actions have its own widths, environment units."""
 
     noise_dim: int
-    """Numbers of standard normal noise beside each action, in `advance` and `predict`; 0 if nothing is random."""
+    """Standard normal numbers per action that `advance` and `predict` take; 0 if deterministic."""
     in_parallel: bool
     """Whether `predict` is cheaper than as many calls of `advance`."""
 
@@ -30,7 +30,7 @@ class Dynamics(Protocol):
     def advance(
         self, carry: Any, action_RA: torch.Tensor, noise_RE: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Any]:
-        """Observations [R, O] after an action, and the next carry. Without noise, as if it were 0."""
+        """Observations [R, O] after an action, and the next carry; noise defaults to 0."""
         ...
 
     def predict(
@@ -91,8 +91,8 @@ class ModelDynamics:
 
 
 class SimulatorDynamics:
-    """The true gradient: a task's differentiable simulator in float64, with the noise that its environment adds. A
-    start is a state [R, S]."""
+    """The task's differentiable simulator in float64, with its environment's noise: the true gradient. A start is a
+    state [R, S]."""
 
     in_parallel = False
 

@@ -1,4 +1,4 @@
-"""Whole episodes of one differentiable task in memory: made by its simulator, and what a small model is fitted to.
+"""Whole episodes of one differentiable task in memory: simulated, and used to fit a small model.
 
 For the online loop and for studies; datasets go through the store and the stage pretrain.
 
@@ -57,7 +57,7 @@ class Episodes:
 
 
 def simulate(task: DifferentiableTask, action_NTA: torch.Tensor, start_NS: torch.Tensor | None = None) -> Episodes:
-    """The episodes that these actions make, from `start_NS` or from the task's start states (seed 0)."""
+    """Simulate episodes with these actions, from `start_NS` or the task's start states (seed 0)."""
     if start_NS is None:
         start_NS = task.initial_state(len(action_NTA), torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -103,7 +103,7 @@ class ModelFit:
         self._generator = torch.Generator().manual_seed(seed)
 
     def set_statistics(self, episodes: Episodes) -> None:
-        """Scale by these episodes; before the first update."""
+        """Set the scaling from these episodes; call before the first update."""
         before, after = episodes.observation_NTO[:, :-1], episodes.observation_NTO[:, 1:]
         rewards = episodes.reward_NT.flatten().double()
         set_task_statistics(self.model, 0, before.flatten(0, 1).double(), after.flatten(0, 1).double(), rewards)
@@ -130,7 +130,7 @@ def fit_model(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> SequenceModel:
-    """A frozen model after `updates` of it."""
+    """Return a frozen model after `updates` updates."""
     fit = ModelFit(spec, config, lr, seed)
     fit.set_statistics(episodes)
     for _ in range(updates):

@@ -1,4 +1,4 @@
-"""HWM: a transformer over the history of states and actions, which feeds its own predictions back.
+"""HWM: a transformer over the history of states and actions that takes its own predictions as inputs.
 
 Dimension letters: B batch, T steps, O observation, A action.
 Source: Ma et al. (arXiv 2402.05290).

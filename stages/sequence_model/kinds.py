@@ -1,4 +1,4 @@
-"""From a config or a folder to the sequence model of its kind."""
+"""Building and loading sequence models of every kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .stochastic import StochasticActionModel
 
 
 def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
-    """An untrained model of the kind that the config names."""
+    """Return an untrained model of the config's kind."""
     kinds: dict[str, Callable[[SequenceModelConfig, TaskTable], SequenceModel]]
     kinds = {"markov": MarkovModel, "hwm": HistoryModel, "rerooted": ReRootedModel}
     if config.noise:
@@ -29,7 +29,7 @@ def build_model(config: SequenceModelConfig, table: TaskTable) -> SequenceModel:
 
 
 def load_model(folder: str | Path) -> SequenceModel:
-    """The model that `SequenceModel.save` wrote, frozen: evaluation mode, no gradients.
+    """Load a model written by `SequenceModel.save`, frozen: evaluation mode, no gradients.
 
     Raises:
         CheckpointError: files missing, or weights that do not fit the config and task table, each named.

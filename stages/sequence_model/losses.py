@@ -1,4 +1,4 @@
-"""Losses of a sequence model as pure functions, and the statistics of the data that it is scaled by.
+"""Losses of a sequence model as pure functions, and the data statistics that set its scaling.
 
 Dimension letters: B batch, T steps, O observation.
 """
@@ -56,7 +56,7 @@ def sequence_losses(
 
     Args:
         batch: as `WindowSampler.batch` gives it.
-        generator: of the choice between predicted and real transitions.
+        generator: for the choice between predicted and real transitions.
     Returns:
         Scalars: prediction, reward (0 without a head), one_step (with noise tokens), total.
     Source: Ma et al. (arXiv 2402.05290), released code; rewards and observations are scaled here.

@@ -24,8 +24,8 @@ DIAGNOSED_HORIZONS = (1, 5, 10, 20, 50, 100, 200, 500)
 class OpenLoopSkill:
     """Sums over windows that give R^2 of open-loop predictions, per task and horizon.
 
-    R^2 of an observation column compares with its mean at that horizon, so a column that only depends on the time gives
-    no credit; the R^2 of the observation is the mean over columns that vary.
+    R^2 of an observation column compares with its mean at that horizon, so a column that only depends on time does not
+    count; the R^2 of the observation is the mean over columns that vary.
     """
 
     def __init__(self, model: SequenceModel, length: int, device: torch.device) -> None:

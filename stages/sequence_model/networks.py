@@ -2,8 +2,8 @@
 
     markov      s^_{t+1} = s^_t + f(s^_t, a_t)          gradient path of length t through predicted states
                 or f(s^_t, a_t)
-    hwm         s^_{t+1} = h(s^_{1:t}, a_{1:t})         the same path, and many longer ways round it
-    awm, rnn,   s^_{t+1} = g(s_1, a_{1:t})              no predicted state is ever an input: the path is that of g
+    hwm         s^_{t+1} = h(s^_{1:t}, a_{1:t})         the same path, and many longer ones
+    awm, rnn,   s^_{t+1} = g(s_1, a_{1:t})              predicted states are never inputs: the path is that of g
     ssm
     rerooted    an awm from s^_{1 + K floor(t / K)}     path of length t / K through predicted states
 
@@ -40,8 +40,8 @@ R2 -4.2 of the reward 20 steps ahead, with -3 0.88, as much as squared error."""
 class SequenceModel(nn.Module, ABC):
     """One model for all tasks of a table. Observations and actions are padded to the table's widths.
 
-    A clock is an observation column that grows by one at each step, in environment units: it is counted on from
-    the first observation and not predicted.
+    A clock is an observation column that grows by one at each step, in environment units: it is counted from
+    the first observation, not predicted.
     """
 
     observation_mean_KO: torch.Tensor
@@ -86,7 +86,7 @@ class SequenceModel(nn.Module, ABC):
     def fit_distribution(
         self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `fit` returns, and ln of its standard deviation [B, T, O] where the model knows one."""
+        """Return the result of `fit`, and ln of its standard deviation [B, T, O] if the model predicts one."""
         return self.fit(observation_BTO, action_BTA, task_B), None
 
     @abstractmethod
@@ -95,7 +95,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def _advance(self, carry: Any, action_BA: torch.Tensor, task_B: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Decoded next observation [B, O], to be completed, and the carry after it."""
+        """Return the decoded next observation [B, O], before `complete`, and the next carry."""
 
     def _predict(self, first_BO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:
         carry = self.start_scaled(first_BO, task_B)
@@ -144,7 +144,7 @@ class SequenceModel(nn.Module, ABC):
         return self.unscale(observation_BO, task_B), carry
 
     def with_noise(self, action: torch.Tensor, noise: torch.Tensor | None, task_B: torch.Tensor) -> torch.Tensor:
-        """What tokens are made of: actions [B, A] or [B, T, A], and beside them the noise of a stochastic model."""
+        """Return the inputs of tokens: actions [B, A] or [B, T, A], with the noise of a stochastic model appended."""
         return action
 
     def start_scaled(self, first_BO: torch.Tensor, task_B: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor, int]:
@@ -218,7 +218,7 @@ class SequenceModel(nn.Module, ABC):
         return self.complete(decoded_BTO, first_BO, steps, task_B)
 
     def check_horizon(self, steps: int) -> None:
-        """Raise a ConfigError if the model cannot look this far ahead."""
+        """Raise a ConfigError if the model cannot predict this many steps."""
         limit, model = self.config.longest_prediction(), f"the sequence model ({self.config.kind})"
         check_horizon(steps, limit, "the horizon of a prediction", model, *SETTINGS)
 
@@ -229,7 +229,7 @@ class SequenceModel(nn.Module, ABC):
 
 
 def _expand(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`values` [B, O] with dimensions put in before the last until it has as many as `like` [B, ..., O]."""
+    """Insert dimensions before the last of `values` [B, O] until it has as many as `like` [B, ..., O]."""
     return values.reshape(*values.shape[:-1], *[1] * (like.dim() - values.dim()), values.shape[-1])
 
 

@@ -41,7 +41,7 @@ class Recurrent(nn.Module):
 
 
 def diagonal_scan(decay_S: torch.Tensor, driven_BNS: torch.Tensor) -> torch.Tensor:
-    """All states of x_n = decay * x_{n-1} + driven_n, x_{-1} = 0, in parallel.
+    """Compute all states of x_n = decay * x_{n-1} + driven_n, x_{-1} = 0, in parallel.
 
     Tokens are cut into chunks of C. Within each, x_i = sum_{j <= i} decay^(i - j) driven_j is a matrix product; the
     chunks' ends are such a recurrence again, with decay^C, so that there are log_C(N) levels.
@@ -82,7 +82,7 @@ def _scan(decay_S: torch.Tensor, driven_SNB: torch.Tensor) -> torch.Tensor:
 
 
 class DiagonalLayer(nn.Module):
-    """x + MLP of the states of a diagonal linear recurrence that the normalised x drives."""
+    """x + MLP(states of a diagonal linear recurrence with the normalised x as input)."""
 
     def __init__(self, width: int, states: int) -> None:
         super().__init__()

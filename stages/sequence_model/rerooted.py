@@ -1,7 +1,7 @@
-"""An AWM that starts anew every K steps from its own prediction: between a Markov model (K = 1) and an AWM (K = H).
+"""An AWM that restarts every K steps from its own prediction: between a Markov model (K = 1) and an AWM (K = H).
 
-The gradient path through predicted states has length t / K. K trades what a state-based model gains by seeing short
-stretches (accuracy) against what an action-based one gains by not feeding back (bounded gradients).
+The gradient path through predicted states has length t / K. K trades the accuracy of
+state-based models against the bounded gradients of action-based ones.
 
 Dimension letters: B batch, T steps, R roots, O observation, A action.
 """
@@ -18,7 +18,7 @@ from .sequence import ActionModel
 
 
 class ReRootedModel(ActionModel):
-    """Trained on stretches of `stride` steps, each from an observation of the data."""
+    """Trained on segments of `stride` steps, each from an observation of the data."""
 
     in_parallel = False
 

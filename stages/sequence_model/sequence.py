@@ -47,7 +47,7 @@ class ActionModel(SequenceModel):
         return embedding_layer(in_dim, self.config.width)
 
     def _span(self) -> int:
-        """Actions that one pass of the backbone sees at most."""
+        """Maximum number of actions in one pass of the backbone."""
         return self.config.horizon
 
     def fit(self, observation_BTO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor) -> torch.Tensor:

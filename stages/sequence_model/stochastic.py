@@ -1,16 +1,16 @@
-"""An AWM of a stochastic environment: noise tokens beside the actions.
+"""AWM for stochastic environments, with noise tokens in addition to actions.
 
     s^_{t+1} = g(s_1, (a_1, e_1), ..., (a_t, e_t)),    e_t ~ N(0, I)
 
-A predicted mean per step, or one with a variance, loses what ties the steps of an episode together: where noise
-has pushed the state now, it still is later. Here what happened at t enters as e_t and reaches all later predictions
-through the same token that the action does, with the same short gradient paths.
+A predicted mean (and variance) per step loses the correlation over steps: a state that noise has displaced stays
+displaced. Here the noise at t enters as e_t and reaches all later predictions through the same token as the action,
+with the same short gradient paths.
 
-What e_t was in the data is read off a one-step model, which serves for nothing else:
+A one-step model, used for nothing else, infers e_t in the data:
 
     s_{t+1} - s_t = m(s_t, a_t) + d(s_t, a_t) e_t
 
-m and d learn by likelihood, and g from the e_t that they leave. These are standard normal and independent of one
+m and d learn by maximum likelihood, and g from the resulting e_t. These are standard normal and independent of one
 another as far as the state is fully observed and its noise Gaussian given state and action. Inferring them by a
 variational posterior instead ends where e_t tells s_{t+1} itself: samples of a random walk then have a correlation of
 0.23 between steps 2 and 6, where it is 0.58.
@@ -35,7 +35,7 @@ LOG_STD_RANGE = (-6.0, 2.0)
 
 
 class StochasticActionModel(ActionModel):
-    """`awm`, `rnn` or `ssm` with noise beside each action; without any given, all of it is 0."""
+    """`awm`, `rnn` or `ssm` with noise appended to each action; 0 by default."""
 
     moves_KO: torch.Tensor
     """1 for columns that change in the data."""
@@ -52,7 +52,7 @@ class StochasticActionModel(ActionModel):
     def innovations(
         self, observation_BSO: torch.Tensor, action_BTA: torch.Tensor, task_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the noise was, [B, T, O] without gradient, and the one-step model's loss, [B, T].
+        """Return the inferred noise [B, T, O], without gradient, and the one-step model's loss [B, T].
 
         The loss is the negative log-likelihood per predicted column, without its constant.
 
