@@ -22,9 +22,7 @@ class Play(Command):
     help = "record a policy in its task as GIF, MP4 or curves (PNG)"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_policy_arguments(
-            parser, "select a policy; for a single policy, task= is another task of the same shape to play"
-        )
+        add_policy_arguments(parser, "select a policy; for a single policy, task= plays another task of the same shape")
         parser.add_argument("--episodes", type=int, default=1, metavar="N", help="default: 1")
         parser.add_argument(
             "--out",

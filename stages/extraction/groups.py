@@ -1,4 +1,4 @@
-"""Members split into groups that are trained side by side, each on a CPU core of its own.
+"""Members split into groups that train in parallel, one CPU core each.
 
 Batched matmuls of this size gain little from a second thread inside each operation (and lose where waiting threads
 sleep: OMP_WAIT_POLICY=PASSIVE), so the second core takes half of the members. Torch releases the interpreter lock

@@ -1,4 +1,4 @@
-"""What the programs have in common that train the policies of many members at once.
+"""The common part of programs that train many policies at once. A member is one of these policies with its critics.
 
 Dimension letters: M members, P the first of them that imagine, B rollouts of a member, A action.
 """

@@ -7,8 +7,8 @@ same states and raise
     sum_h w_h J_h,    J_h = sum_{t<h} discount^t alive_t r(z_t, a_t) + discount^h alive_h Q(z_h, a_h)
 
 by its gradient. J_0 is the model-free end of the family (DDPG on the model's latents), J_H is SVG(H). PWM's critics
-learn from imagined states alone, so policy and critic can agree on a fiction where the model is wrong; these see what
-the data says of the same states.
+learn from imagined states alone, so policy and critic can share the model's errors; these critics learn from the data
+in the same states.
 
 Dimension letters: M members, B windows of a member, N critics, H horizon, D latent, A action.
 Source: SVG(H) (arXiv 1510.09142) and its form with critics learned off-policy (MAAC, arXiv 2005.08068; SAC-SVG, arXiv
@@ -169,7 +169,7 @@ class SvgExtraction(Program):
 
     @torch.no_grad()
     def _trust(self, data: LatentTransitions, iteration: int) -> torch.Tensor:
-        """[M, H + 1] in [0, 1]: how much of the advantage of what the data did next the model explains, over h steps,
+        """[M, H + 1] in [0, 1]: share of the advantage of the data's actions that the model explains over h steps,
 
             R^2 of  A_h = sum_{t<h} discount^t r_t + discount^h V(z_h) - V(z_0),    V(z) = Q(z, policy(z)),
 
@@ -266,9 +266,9 @@ class SvgExtraction(Program):
         return torch.stack(numbers, 1), torch.stack(noise, 1)
 
     def _prioritise(self, number_MB: torch.Tensor, error_MB: torch.Tensor) -> None:
-        """Draw transitions whose target a critic missed more often: (|error| / mean |error| + 0.1)^priority.
+        """Draw transitions with large critic errors more often: (|error| / mean |error| + 0.1)^priority.
 
-        Values spread from rewards that are rare along few transitions, which uniform draws seldom hold.
+        Values of rare rewards spread along few transitions, which uniform sampling seldom draws.
         Source: prioritised replay (arXiv 1511.05952), without importance weights.
         """
         relative_MB = error_MB / error_MB.mean(1, keepdim=True).clamp(min=1e-8) + LEAST_PRIORITY
@@ -294,7 +294,7 @@ def split_starts(weights: Sequence[float], states: int) -> list[int]:
 def _together(
     function: Callable[..., torch.Tensor], parts: Sequence[tuple[torch.Tensor, ...]]
 ) -> Sequence[torch.Tensor]:
-    """`function` of tensors [M, B, ...], called once for all parts, which lie side by side along B."""
+    """Call `function` of tensors [M, B, ...] once for all parts, concatenated along B."""
     if not parts:
         return ()
     joined = function(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
