@@ -192,6 +192,15 @@ class TaskRows:
         """[E] int64, steps per episode."""
         return np.diff(self.offsets) - 1
 
+    def check_rewards(self, key: str) -> None:
+        """Raise a DatasetError if every reward is zero. `key` excludes the task: mrq.tasks."""
+        bounds = self.summary.reward_min, self.summary.reward_max
+        if bounds == (0, 0) or (None in bounds and not bool(self.rows[:, -1].any())):
+            raise DatasetError(
+                f"task {self.spec.name!r}: every reward in the store is zero, so no policy can be learned; pack data "
+                f"with rewards, or exclude the task with {key}"
+            )
+
     def held_out(self, fraction: float) -> np.ndarray:
         """Return [E] bool: a fixed random `fraction` of the episodes, at least one if there are two or more.
 

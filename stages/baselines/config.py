@@ -1,12 +1,13 @@
-"""Config of the stage baselines. Reading it imports no torch."""
+"""Configs of the stages baselines and baselines_offline. Reading them imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...pipeline.config.checks import check_counts, check_not_negative
+from ...pipeline.config.checks import check_counts, check_not_negative, check_shares
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 
 LIBRARIES = {
     "a2c": "stable_baselines3",
@@ -76,3 +77,56 @@ class BaselinesConfig:
                 f"baselines.sac.learning_starts must be less than baselines.steps ({self.steps}), found "
                 f"{self.sac.learning_starts}"
             )
+
+
+D3RLPY = {
+    "td3_bc": "TD3PlusBC",
+    "iql": "IQL",
+    "rebrac": "ReBRAC",
+    "cql": "CQL",
+    "td3": "TD3",
+    "sac_offline": "SAC",
+}
+"""Class of each algorithm in d3rlpy, which comes with the extra `baselines`."""
+
+
+@dataclass(frozen=True)
+class BaselinesOfflineConfig:
+    """Algorithms of d3rlpy, on the transitions of a store."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the store. Empty: all."""
+    algorithms: list[str] = field(default_factory=lambda: ["td3_bc", "iql"])
+    """td3_bc, iql, rebrac, cql, td3 or sac_offline. td3 and sac_offline have no term that keeps them near the data and
+    suit wide data, such as exploration."""
+    seeds: int = 2
+    """Policies per task and algorithm."""
+    updates: int = 10_000
+    """Gradient updates per policy."""
+    batch_size: int = 256
+    """Transitions per update."""
+    units: list[int] = field(default_factory=lambda: [256, 256])
+    """Hidden widths of actor and critics. Critics of rebrac have layer normalisation, as published."""
+    discount: float = 0.0
+    """Discount per step; 0 = each task's own."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further arguments of d3rlpy's configs by algorithm, such as {td3_bc: {alpha: 1.0}, iql: {expectile: 0.9}}."""
+    log_every: int = 500
+    """Updates between logged metrics."""
+    checkpoint_every: int = 2_000
+    """Updates between checkpoints."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, one per policy, each on a CPU core."""
+    seed: int = 0
+    """Random seed."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "seeds", "updates", "batch_size", "log_every", "checkpoint_every")
+        check_shares(self, "discount")
+        for key, given in (("algorithms", self.algorithms), ("settings", self.settings)):
+            if unknown := sorted(set(given) - set(D3RLPY)):
+                raise ConfigError(
+                    f"baselines_offline.{key}: expected some of {', '.join(D3RLPY)}, found {', '.join(unknown)}"
+                )
+        if not self.units or min(self.units) < 1:
+            raise ConfigError(f"baselines_offline.units must be widths of at least 1, found {self.units}")

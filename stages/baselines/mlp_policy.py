@@ -5,6 +5,7 @@ Dimension letters: B batch, O observation, A action.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,23 +53,24 @@ class MlpPolicy(StoredPolicy):
         self.register_buffer("scale_O", torch.ones(self.task.observation_dim))
 
     @classmethod
-    def from_agent(
-        cls, agent: Any, statistics: tuple[Any, ...] | None, task: TaskSpec, trained_by: dict[str, Any]
+    def from_linears(
+        cls,
+        linears: Sequence[nn.Linear],
+        statistics: tuple[Any, ...] | None,
+        task: TaskSpec,
+        trained_by: dict[str, Any],
+        *,
+        activation: str = "relu",
+        bound: str = "tanh",
     ) -> MlpPolicy:
-        """From the `policy` of an agent of Stable-Baselines3 or sb3-contrib, of which its actor's layers are copied.
+        """From the linear layers of an actor, which are copied.
 
         Args:
             statistics: mean and scale of the observations that it was trained on, [O] each; None where they were raw.
+            activation, bound: as in MlpPolicyConfig.
         """
-        on_policy = hasattr(agent, "action_net")
-        if on_policy:  # a2c, ppo, trpo
-            actor: list[Any] = [agent.mlp_extractor.policy_net, agent.action_net]
-        else:
-            actor = [agent.actor.latent_pi, agent.actor.mu] if hasattr(agent, "actor") else [agent.q_net.q_net]
-        linears = [layer for part in actor for layer in part.modules() if isinstance(layer, nn.Linear)]
-        shape = ("tanh", "clip") if on_policy else ("relu", "tanh")
         units = [linear.out_features for linear in linears[:-1]]
-        policy = cls(MlpPolicyConfig("mlp", task.to_dict(), units, trained_by, *shape))
+        policy = cls(MlpPolicyConfig("mlp", task.to_dict(), units, trained_by, activation, bound))
         own = [layer for layer in policy.layers if isinstance(layer, nn.Linear)]
         for mine, linear in zip(own, linears, strict=True):
             mine.load_state_dict(linear.state_dict())
@@ -76,6 +78,20 @@ class MlpPolicy(StoredPolicy):
             policy.mean_O.copy_(torch.as_tensor(statistics[0]))
             policy.scale_O.copy_(torch.as_tensor(statistics[1]))
         return policy.eval().requires_grad_(False)
+
+    @classmethod
+    def from_agent(
+        cls, agent: Any, statistics: tuple[Any, ...] | None, task: TaskSpec, trained_by: dict[str, Any]
+    ) -> MlpPolicy:
+        """From the `policy` of an agent of Stable-Baselines3 or sb3-contrib."""
+        on_policy = hasattr(agent, "action_net")
+        if on_policy:  # a2c, ppo, trpo
+            actor: list[Any] = [agent.mlp_extractor.policy_net, agent.action_net]
+        else:
+            actor = [agent.actor.latent_pi, agent.actor.mu] if hasattr(agent, "actor") else [agent.q_net.q_net]
+        linears = [layer for part in actor for layer in part.modules() if isinstance(layer, nn.Linear)]
+        activation, bound = ("tanh", "clip") if on_policy else ("relu", "tanh")
+        return cls.from_linears(linears, statistics, task, trained_by, activation=activation, bound=bound)
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,7 @@ class OfflineTraining:
         model: WorldModel | None = None,
     ) -> None:
         """Raises:
-        DatasetError: a task without rewards, or without a window.
+        DatasetError: a task without a window.
         """
         self.config, self.members = config, members
         self.table: TaskTable = store.table

@@ -59,6 +59,8 @@ class Mrq(Stage):
             self._check_world_model(context, store)
         learn = self.config.learn
         learned = [store.rows_of(name) for name in self.config.tasks or store.table.names]
+        for task in learned:
+            task.check_rewards("mrq.tasks")
         said = beyond_bins(learned, learn.networks.bin_limit, "mrq.learn.networks.bin_limit", values=False)
         if said is not None and learn.design.two_hot_reward:
             context.log.warning("mrq: %s", said)

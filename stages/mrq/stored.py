@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from ...datasets.store import TaskRows
-from ...pipeline.errors import DatasetError
 from .losses import reward_scale
 from .priorities import Priorities
 from .replay import ReplayWindows
@@ -35,12 +34,10 @@ class StoredTask:
         encode: Encode | None = None,
     ) -> None:
         """Args:
-            task: its rows may be mapped from disk or lie in a device's memory.
-            observation_dim: O of the store's table.
-            horizons: lengths of the windows that will be drawn.
-            encode: maps observations [N, O] to the learner's inputs.
-        Raises:
-            DatasetError: every reward is zero.
+        task: its rows may be mapped from disk or lie in a device's memory.
+        observation_dim: O of the store's table.
+        horizons: lengths of the windows that will be drawn.
+        encode: maps observations [N, O] to the learner's inputs.
         """
         rows = task.rows
         self._rows, self._observation_dim, self._encode = rows, observation_dim, encode
@@ -53,11 +50,6 @@ class StoredTask:
         self.has_terminated = bool(task.terminated.any())
         rewards = rows[:, -1]
         self._scale = reward_scale(rewards, len(rows) - len(last))
-        if not bool(rewards.any()):
-            raise DatasetError(
-                f"task {task.spec.name!r}: every reward in the store is zero, so no policy can be learned; pack data "
-                "with rewards, or exclude the task with mrq.tasks"
-            )
         self.priorities = Priorities(len(rows), horizons, device, prioritised)
         self.priorities.weight.fill_(1)
         for horizon, starts in self.priorities.starts.items():

@@ -63,9 +63,9 @@ def test_a_store_without_rewards_is_refused(tmp_path):
     episodes = point_mass_episodes(spec, 3)
     for episode in episodes:
         episode.rewards[:] = 0
-    store = write_store(tmp_path / "store", [(spec, episodes)])
-    with pytest.raises(DatasetError, match="task 'toy/point': every reward in the store is zero"):
-        OfflineTraining(store, [OfflineMember(spec.name, 0)], OFFLINE, "mrq")
+    write_store(tmp_path / "store", [(spec, episodes)])
+    with pytest.raises(DatasetError, match=r"task 'toy/point': every reward in the store is zero.* with mrq.tasks"):
+        Mrq(OFFLINE).run(context_of(tmp_path, "mrq", store=tmp_path / "store", world_model=None))
 
 
 def test_a_store_of_episodes_shorter_than_a_window_is_refused(tmp_path):

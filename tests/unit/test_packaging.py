@@ -15,8 +15,8 @@ def normalised(requirement: str) -> str:
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TEST_EXTRA = PROJECT["optional-dependencies"]["test"]
-INSTALLED_BY_CI = set(map(normalised, [*PROJECT["dependencies"], *TEST_EXTRA]))
+EXTRAS = PROJECT["optional-dependencies"]
+INSTALLED_BY_CI = set(map(normalised, [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["baselines"]]))
 
 
 def test_everything_that_ci_installs_is_pinned() -> None:
