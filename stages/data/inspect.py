@@ -239,13 +239,14 @@ def _describe_dataset(reader: EpisodeReader) -> Contents:
         ended[len(episode), episode.terminated] += 1
         if episode.success is not None:
             success.append(bool(episode.success.any()))
-    choices = "choices" if task.action_kind == "discrete" else "numbers in [-1, 1]"
+    discrete = task.action_kind == "discrete"
+    actions = counted(task.action_dim, "choice" if discrete else "number") + ("" if discrete else " in [-1, 1]")
     found: Contents = {
         "task": task.name,
         **reader.source,
         "behaviour": reader.behaviour,
-        "observation": f"{task.observation_dim} numbers",
-        "action": f"{task.action_kind}, {task.action_dim} {choices}",
+        "observation": counted(task.observation_dim, "number"),
+        "action": f"{task.action_kind}, {actions}",
         "episodes": len(lengths),
         "transitions": sum(lengths),
     }

@@ -37,3 +37,6 @@ class ReportConfig:
 
     title: str = ""
     """Heading of the page; empty: the name of the run."""
+    videos: bool = False
+    """Show a video of each task: the first evaluation episode of the best algorithm. Needs imageio-ffmpeg
+    (`pip install 'orrery[video]'`); dm_control and Meta-World also need OpenGL."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
 
-from ...pipeline.artifact import package_versions
+from ...pipeline.artifact import SOURCE, package_versions
 from ...pipeline.logging import duration
 from ...pipeline.wording import counted
 from ..evaluation.config import BASELINES
@@ -22,6 +22,9 @@ from . import gradient_figures, reasons, score_figures, training_figures
 from .machine import hardware, hardware_line
 from .results import ReportData
 from .scoring import ScoreTable, score_table
+
+if TYPE_CHECKING:
+    from .videos import Video
 
 WEAK_R2 = 0.5
 """Rewards predicted with a lower R2 are marked in the open-loop table."""
@@ -52,15 +55,16 @@ class Section:
     """Why the section is not available; empty if it is."""
 
 
-def render_page(data: ReportData, title: str = "") -> str:
+def render_page(data: ReportData, title: str = "", videos: Sequence[Video] | None = None) -> str:
     """Render the whole page as HTML.
 
     Args:
         title: heading; empty: the name of the run.
+        videos: of episodes; None leaves the section out.
     """
     styles = algorithm_styles(data.algorithms)
     with drawing_style():
-        sections = list(_sections(data, styles))
+        sections = list(_sections(data, styles, videos))
     return render("page.html", title=title or data.config.get("name") or "Orrery run", sections=sections, styles=styles)
 
 
@@ -90,8 +94,11 @@ def number(value: float | None) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
-def _sections(data: ReportData, styles: Styles) -> Iterator[Section]:
+def _sections(data: ReportData, styles: Styles, videos: Sequence[Video] | None) -> Iterator[Section]:
     yield from _score_sections(data, styles)
+    if videos is not None:
+        missing = "" if videos else "the run has no policies"
+        yield Section("videos", "Videos", videos, missing)
     yield _imagined(data, styles)
     yield _open_loop(data)
     if data.model_gradients is not None:
@@ -253,6 +260,8 @@ def version_rows(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, st
     """(package, version) here, and the versions of stages that ran with others."""
     rows = []
     for package, version in package_versions().items():
+        if package == SOURCE:
+            continue  # digests; `orrery plan` says what of the code has changed
         others = [
             f"{record['versions'][package]} in {name}"
             for name, record in records.items()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...datasets.facts import read_store_facts
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from .config import ReportConfig
@@ -13,7 +17,7 @@ class Report(Stage):
     Config = ReportConfig
     inputs = {
         "datasets": Input("datasets", optional=True, many=True),
-        "store": Input("store", optional=True),
+        "store": Input("store", optional=True, facts=read_store_facts),
         "world_model": Input("world_model", optional=True),
         "gradients": Input("gradients", optional=True),
         "policies": Input("policies", optional=True, many=True),
@@ -23,6 +27,12 @@ class Report(Stage):
     about_run = True
     config: ReportConfig
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
+        if self.config.videos:
+            from .videos import check_videos
+
+            check_videos(task for facts in inputs.get("store", ()) if facts is not None for task in facts.tasks)
+
     def run(self, context: Context) -> str:
         from .page import render_page
         from .reasons import no_scores
@@ -31,7 +41,12 @@ class Report(Stage):
 
         with context.progress("report", total=2) as progress:
             data = ReportData(context.inputs, context.run)
-            page = render_page(data, self.config.title)
+            videos = None
+            if self.config.videos:
+                from .videos import record_videos
+
+                videos = record_videos(data, context.workers, progress)
+            page = render_page(data, self.config.title, videos)
             progress.advance()
             (context.folder / "index.html").write_text(page, encoding="utf-8")
             table = score_table(data)
