@@ -51,7 +51,7 @@ def test_29_other_devices(run_case, tmp_path) -> None:
     assert "rc=75" in printed[""]
     assert "rerun the command to continue" in printed[""]
     again = printed["run with one device"]
-    said = r"pretrain.*pretrain\.trainer\.devices 2 -> 1: the interrupted attempt \(.+ of work\) will be discarded"
+    said = r"pretrain.*pretrain\.trainer\.devices 2 -> 1; the interrupted attempt \(.+\) is kept"
     assert re.search(said, again)
     assert "rc=0" in again
     assert "81 work/run/pretrain/training.csv" in again

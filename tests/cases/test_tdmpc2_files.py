@@ -9,7 +9,7 @@ def test_30_prefixes_and_half_precision_are_read(run_case) -> None:
     titles = ("plain", "bare", "more", "orig_mod", "ddp", "ddp_orig", "inner", "agent", "lightning", "half", "nested")
     assert set(printed) == {"", *titles}
     for title in titles:
-        assert f"20,017 parameters, dmc/cartpole-balance, from {title}.pt (new form)" in printed[title], title
+        assert f"20,017 parameters, dmc/cartpole-balance, from {title}.pt (new format)" in printed[title], title
 
 
 def test_36_chunks_of_own_tasks_are_refused_and_lead_to_hdf5(run_case) -> None:
