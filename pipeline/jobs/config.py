@@ -39,9 +39,8 @@ class FanoutConfig:
     detach: bool = False
     """slurm: exit once all jobs are submitted; rerun the command to collect them."""
     options: dict[str, Any] = field(default_factory=dict, metadata={"renamed_from": "slurm ray_address"})
-    """Options of the executor. slurm: partition, gpus and mem_gb per job, sbatch (other sbatch options by long name),
-    cluster (slurm; for tests without a cluster, local or debug). ray: address of a running cluster (host:port,
-    ray://host:port or auto; empty: start one on this machine)."""
+    """Options of the executor. slurm: partition, gpus and mem_gb per job, sbatch (other sbatch options by long name).
+    ray: address of a running cluster (host:port, ray://host:port or auto; empty: start one on this machine)."""
 
     def __post_init__(self) -> None:
         if self.executor not in names("executors"):
@@ -105,7 +104,7 @@ class FanoutConfig:
     def check_machine(self, accelerator: str = "cpu", key: str = "accelerator") -> None:
         """Raise a StageError if the executor is not installed or unreachable, or if local jobs need a GPU that this
         machine lacks."""
-        self.kind.check_machine(self._options, _group(key))
+        self.kind.check_machine(self._options, self.resources(1, accelerator, 1), _group(key))
         if self.is_local:
             check_gpu(accelerator, key)
 

@@ -103,10 +103,11 @@ class Executor(ABC):
         return
 
     @classmethod
-    def check_machine(cls, options: Any, group: str) -> None:
-        """Raise a StageError if the executor is not installed here or does not answer.
+    def check_machine(cls, options: Any, resources: JobResources, group: str) -> None:
+        """Raise a StageError if the executor is not installed here, does not answer, or has no place for such jobs.
 
         Args:
+            resources: of a job, as far as they are known before the stage runs.
             group: where the fan-out is set, for messages: `extract.fanout.`
         """
         return

@@ -67,14 +67,19 @@ def count(payload: Mapping[str, Any], context: JobContext) -> None:
     """Count for some seconds, from where an earlier attempt stopped; SIGTERM saves the number."""
     saved = context.folder / "count.txt"
     first = number = int(saved.read_text()) if saved.exists() else 0
-    if fault_of(payload["name"]) == "raise":
+    fault = fault_of(payload["name"])
+    if fault == "raise":
         raise ValueError("cannot count")
+    if fault == "hang":
+        time.sleep(600)
+    hoard = b"x" * 2**30 if fault == "hoard" else b""
     with termination.deferred(), context.progress("counting", payload["until"], first) as progress:
         while number < payload["until"] and not termination.requested():
             number += 1
             progress.advance(1)
             time.sleep(STEP_SECONDS)
         saved.write_text(str(number))
+    del hoard
     (context.folder / "first.txt").write_text(str(first))
 
 

@@ -1,7 +1,5 @@
-"""Jobs on every executor: the same results, and one that raises, dies, hangs or is damaged costs only itself.
-
-SLURM is stood in for by submitit's local and debug clusters here; test_fanout_command.py has a mock of its commands.
-"""
+"""Jobs on every executor of one machine: the same results, and one that raises, dies, hangs or is damaged costs only
+itself. Clusters are in tests/cluster."""
 
 from __future__ import annotations
 
@@ -31,23 +29,11 @@ LIMIT_MIN = 0.05
 NAMES = ("a", "b", "c", "d", "e")
 
 LOCAL = FanoutConfig(executor="local", parallel_jobs=5, time_limit_min=LIMIT_MIN)
-SUBMITIT_LOCAL = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, options={"cluster": "local"})
-SUBMITIT_DEBUG = FanoutConfig(executor="slurm", time_limit_min=LIMIT_MIN, options={"cluster": "debug"})
 RAY = FanoutConfig(executor="ray", time_limit_min=LIMIT_MIN)
 
 ISOLATING = [
     pytest.param(LOCAL, id="local"),
-    pytest.param(SUBMITIT_LOCAL, id="submitit-local"),
     pytest.param(RAY, id="ray", marks=pytest.mark.ray),
-]
-IN_THIS_PROCESS = [
-    pytest.param(FanoutConfig(), id="inline"),
-    # submitit leaves the log files of its debug jobs open.
-    pytest.param(
-        SUBMITIT_DEBUG,
-        id="submitit-debug",
-        marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    ),
 ]
 
 
@@ -121,9 +107,8 @@ EXPECTED = {f"{name}/square.json": str(index**2).encode() for index, name in enu
 EXPECTED |= {f"{name}/deep/name.txt": name.encode() for name in NAMES}
 
 
-@pytest.mark.parametrize("config", IN_THIS_PROCESS)
-def test_results_and_logs(bench: Bench, config: FanoutConfig) -> None:
-    assert contents(bench.run(config)) == EXPECTED
+def test_results_and_logs(bench: Bench) -> None:
+    assert contents(bench.run(FanoutConfig())) == EXPECTED
     assert set(bench.states().values()) == {"done"}
     assert set(bench.attempts().values()) == {1}
     assert "logged by c" in bench.log("c")
@@ -173,15 +158,15 @@ def test_a_job_that_raises_dies_or_hangs_costs_only_itself(bench: Bench, config:
     assert "square.json was changed" in damaged
 
 
-@pytest.mark.parametrize("config", ISOLATING[1:])
-def test_a_lost_worker_costs_only_its_job(bench: Bench, config: FanoutConfig) -> None:
+@pytest.mark.ray
+def test_a_lost_worker_costs_only_its_job(bench: Bench) -> None:
     bench.order(b="lose the watcher")
-    message = bench.fails(config)
+    message = bench.fails(RAY)
     assert "1 of 5 jobs" in message
     assert bench.states() == {"a": "done", "b": "died", "c": "done", "d": "done", "e": "done"}
-    assert ("Ray: " if config.executor == "ray" else "SLURM: ") in message
+    assert "Ray: " in message
     bench.order()
-    assert contents(bench.run(config)) == EXPECTED
+    assert contents(bench.run(RAY)) == EXPECTED
 
 
 def test_a_job_that_raises_in_this_process_costs_only_itself(bench: Bench) -> None:
@@ -357,7 +342,7 @@ def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyP
     with pytest.raises(StageError, match=r"pip install 'orrery\[ray\]'"):
         FanoutConfig("ray").check_machine()
     with pytest.raises(StageError, match="pip install submitit"):
-        SUBMITIT_LOCAL.check_machine()
+        FanoutConfig("slurm", time_limit_min=1.0).check_machine()
 
 
 @pytest.mark.ray

@@ -84,7 +84,7 @@ class RayExecutor(Executor):
             ray.shutdown()
 
     @classmethod
-    def check_machine(cls, options: RayOptions, group: str) -> None:
+    def check_machine(cls, options: RayOptions, resources: JobResources, group: str) -> None:
         if find_spec("ray") is None:
             raise StageError(
                 f"{group}executor=ray needs Ray, which is not installed: pip install 'orrery[ray]', or use another "

@@ -1,9 +1,12 @@
-"""Jobs on SLURM, through submitit. They go on when the command that submitted them ends; the same command finds them
-again by what stands in their folders' submission.json."""
+"""Jobs on SLURM, submitted through submitit. They continue when the command that submitted them ends; the same command
+finds them again by the submission.json in their folders.
+
+Lost jobs are found through squeue, which every cluster has. submitit asks sacct, which fails without an accounting
+database; a job that was lost with its node would then be waited for without end.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -14,10 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import artifact
-from ...config.checks import check_choices
 from ...errors import StageError
 from ...reading import read_json
 from ...stage import Context
@@ -25,16 +27,39 @@ from ..executor import Executor, JobResources
 from ..job import SUBMISSION, read_status, write_status
 from ..process import GRACE_SECONDS, JobProcess
 
-if TYPE_CHECKING:
-    import submitit
-
 SUBMITIT_FOLDER = ".submitit"
 """Beside the job folders: submission scripts, and what SLURM and submitit printed."""
 
 CANCEL_SECONDS = 30.0
 
+ANSWER_SECONDS = 15.0
+"""For the controller to answer. SLURM's commands look a minute for a slurm.conf that is not there."""
+
+QUEUE_SECONDS = 10.0
+"""Between questions to the controller. How a job has ended stands in its folder; this finds those that were lost."""
+
+ARRAY_JOBS = 1000
+"""Of a job array at most, by SLURM's default (MaxArraySize)."""
+
 SLACK_MIN = 5
 """SLURM's own limit lies this much above ours, so that it is ours that ends a hanging job, and says so."""
+
+FINAL = ("done", "failed", "died", "timeout")
+"""States in which a job's folder says that it has ended; one that was stopped may be requeued."""
+
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+"""States of SLURM."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +74,25 @@ class SlurmOptions:
     """Memory per job in GB; 0 = the cluster's default."""
     sbatch: dict[str, Any] = field(default_factory=dict)
     """Other sbatch options by long name: {account: lab, constraint: a100}."""
-    cluster: str = "slurm"
-    """slurm; for tests without a cluster, submitit's local (background processes on this machine) or debug (in this
-    process)."""
 
-    def __post_init__(self) -> None:
-        check_choices(self, cluster=("slurm", "local", "debug"))
+    def arguments(self, resources: JobResources) -> dict[str, Any]:
+        """Options of sbatch by long name; True has no value."""
+        named = {
+            "partition": self.partition,
+            "gpus-per-node": self.gpus,
+            "mem": f"{math.ceil(self.mem_gb * 1024)}M" if self.mem_gb else "",
+            "cpus-per-task": resources.cpus,
+            "time": limit_minutes(resources),
+        }
+        return {name: value for name, value in named.items() if value} | self.sbatch
+
+
+def limit_minutes(resources: JobResources) -> int:
+    return math.ceil(resources.limit_seconds / 60) + SLACK_MIN
 
 
 class SlurmExecutor(Executor):
-    """Every submission is one job array."""
+    """Every submission is a job array, or several where it is large."""
 
     Options = SlurmOptions
     needs_time_limit = True
@@ -68,46 +102,54 @@ class SlurmExecutor(Executor):
     def __init__(self, options: SlurmOptions, resources: JobResources, context: Context) -> None:
         import submitit
 
-        self._cluster, self._resources = options.cluster, resources
-        self._executor = submitit.AutoExecutor(context.jobs.absolute() / SUBMITIT_FOLDER, cluster=options.cluster)
+        self._resources = resources
+        self._executor = submitit.SlurmExecutor(context.jobs.absolute() / SUBMITIT_FOLDER)
         self._executor.update_parameters(
-            name="orrery",
-            timeout_min=math.ceil(resources.limit_seconds / 60) + SLACK_MIN,
-            cpus_per_task=resources.cpus,
-            gpus_per_node=options.gpus or None,
-            mem_gb=options.mem_gb or None,
-            slurm_partition=options.partition or None,
-            slurm_array_parallelism=resources.parallel_jobs or None,
-            slurm_additional_parameters=dict(options.sbatch) or None,
+            job_name="orrery",
+            time=limit_minutes(resources),
+            array_parallelism=resources.parallel_jobs or ARRAY_JOBS,
+            additional_parameters=options.arguments(resources),
         )
-        self._jobs: dict[Path, submitit.Job[None]] = {}
+        self._ids: dict[Path, str] = {}
+        self._queue: dict[str, _Queued] | None = None
+        self._asked = -math.inf
 
     def submit(self, folders: Sequence[Path]) -> None:
         from submitit.core.utils import FailedJobError
 
         limit, environment = self._resources.limit_seconds, self._resources.environment
-        watches = [_Watch(str(f.absolute()), read_status(f).attempts, limit, environment) for f in folders]
-        try:
-            with self._executor.batch():
-                jobs = [self._executor.submit(watch) for watch in watches]
-        except (FailedJobError, OSError) as error:
-            raise StageError(f"SLURM rejected the jobs: {error}") from error
-        for folder, job in zip(folders, jobs, strict=True):
-            self._jobs[folder] = job
-            if self._cluster != "debug":
-                artifact.write_json(folder / SUBMISSION, {"cluster": self._cluster, "id": job.job_id})
+        for first in range(0, len(folders), ARRAY_JOBS):
+            array = folders[first : first + ARRAY_JOBS]
+            watches = [_Watch(str(f.absolute()), read_status(f).attempts, limit, environment) for f in array]
+            try:
+                with self._executor.batch():
+                    jobs = [self._executor.submit(watch) for watch in watches]
+            except (FailedJobError, OSError) as error:
+                raise StageError(f"SLURM rejected the jobs: {error}") from error
+            for folder, job in zip(array, jobs, strict=True):
+                self._ids[folder] = job.job_id
+                artifact.write_json(folder / SUBMISSION, {"id": job.job_id})
+        self._queue, self._asked = None, time.monotonic()
 
     def adopt(self, folder: Path) -> None:
-        submission = _read(folder)
-        if submission["cluster"] == "slurm":
-            self._jobs[folder] = _slurm_job(folder, submission["id"])
+        self._ids[folder] = _id(folder)
 
     def ended(self, folder: Path) -> str | None:
-        job = self._jobs.get(folder)
-        if self.still_alive([folder]) if job is None else not job.done():
-            return None
+        if read_status(folder).state not in FINAL:
+            if time.monotonic() - self._asked > QUEUE_SECONDS:
+                self._queue, self._asked = _ask_queue(), time.monotonic()
+            if _is_alive(self._ids[folder], self._queue):
+                return None
         (folder / SUBMISSION).unlink(missing_ok=True)
-        return "" if job is None else f"SLURM: {job.state}; see {job.paths.stderr}"
+        return self._end_of(folder)
+
+    def _end_of(self, folder: Path) -> str:
+        queued = (self._queue or {}).get(self._ids[folder])
+        how = f"{queued.state} on {queued.nodes}" if queued else "no longer in the queue"
+        log = folder.parent.absolute() / SUBMITIT_FOLDER / f"{self._ids[folder]}_0_log.err"
+        if log.exists():
+            return f"SLURM: {how}; see {log}"
+        return f"SLURM: {how}, and nothing was written to {log.parent}; all nodes must see the run folder"
 
     def close(self) -> None:
         """Jobs go on."""
@@ -115,48 +157,40 @@ class SlurmExecutor(Executor):
     @classmethod
     def still_alive(cls, folders: Iterable[Path]) -> set[Path]:
         """Asks SLURM once for all."""
-        alive, queued = set(), {}
-        for folder in folders:
-            submission = _read(folder)
-            if not submission or read_status(folder).state not in ("submitted", "running"):
-                continue
-            if submission["cluster"] == "slurm":
-                queued[folder] = _slurm_job(folder, submission["id"])
-            elif _is_running(int(submission["id"])):
-                alive.add(folder)
-        if queued:
-            import submitit
-
-            submitit.SlurmJob.watcher.update()
-            alive |= {folder for folder, job in queued.items() if not job.done()}
-        return alive
+        submitted = [folder for folder in folders if read_status(folder).state not in FINAL]
+        if not submitted:
+            return set()
+        queue = _ask_queue()
+        return {folder for folder in submitted if _is_alive(_id(folder), queue)}
 
     @classmethod
     def cancel(cls, folder: Path) -> None:
-        submission = _read(folder)
         deadline = time.monotonic() + GRACE_SECONDS + CANCEL_SECONDS
         while cls.still_alive([folder]):
             if time.monotonic() > deadline:
                 raise StageError(
-                    f"job {submission['id']} is still running on SLURM in {folder} with earlier settings; cancel it "
-                    f"(scancel {submission['id']}) and rerun the command"
+                    f"job {_id(folder)} is still running on SLURM in {folder} with earlier settings; cancel it "
+                    f"(scancel {_id(folder)}) and rerun the command"
                 )
-            if submission["cluster"] == "slurm":
-                subprocess.run(["scancel", submission["id"]], check=False)
-            else:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(submission["id"]), signal.SIGTERM)
+            subprocess.run(["scancel", _id(folder)], check=False)
             time.sleep(1.0)
 
     @classmethod
-    def check_machine(cls, options: SlurmOptions, group: str) -> None:
+    def check_machine(cls, options: SlurmOptions, resources: JobResources, group: str) -> None:
         setting = f"{group}executor"
         if find_spec("submitit") is None:
             raise StageError(f"{setting}=slurm needs submitit, which is not installed: pip install submitit")
-        if options.cluster == "slurm" and shutil.which("srun") is None:
+        if shutil.which("srun") is None:
             raise StageError(
                 f"{setting}=slurm: srun is not available on this machine. Run the command on a login node of the "
                 f"cluster, or use {setting}=local"
+            )
+        arguments = options.arguments(resources).items()
+        flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments]
+        if reason := _refusal(["sbatch", "--test-only", *flags, "--wrap=true"]):
+            raise StageError(
+                f"{setting}=slurm: SLURM would not accept these jobs (sbatch --test-only {' '.join(flags)}): {reason}. "
+                f"Correct {group}options, or tell SLURM's commands where its slurm.conf is (SLURM_CONF)"
             )
 
     @classmethod
@@ -165,27 +199,47 @@ class SlurmExecutor(Executor):
 
     @classmethod
     def is_local(cls, options: SlurmOptions) -> bool:
-        return options.cluster != "slurm"
-
-
-def _read(folder: Path) -> dict[str, str]:
-    path = folder / SUBMISSION
-    values: dict[str, str] = read_json(path, StageError) if path.exists() else {}
-    return values
-
-
-def _slurm_job(folder: Path, job_id: str) -> submitit.Job[None]:
-    import submitit
-
-    return submitit.SlurmJob(folder.parent.absolute() / SUBMITIT_FOLDER, job_id)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A job as the queue knows it."""
+
+    state: str
+    nodes: str
+
+
+def _ask_queue() -> dict[str, _Queued] | None:
+    """The jobs of this user by id, among them those that have ended in the last minutes. None if there is no answer."""
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%N"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = (line.strip().split("|") for line in answer.stdout.splitlines())
+    return {job: _Queued(state, nodes) for job, state, nodes in rows}
+
+
+def _is_alive(job_id: str, queue: Mapping[str, _Queued] | None) -> bool:
+    """Whether a job is queued or running. While nobody answers, it is: a second one would write to the same folder."""
+    return queue is None or (job_id in queue and queue[job_id].state not in ENDED)
+
+
+def _refusal(command: Sequence[str]) -> str:
+    """What the command says on stderr if it fails; empty if it does not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        said = (error.stderr or b"").decode()
+        return f"no answer in {ANSWER_SECONDS:g} s{': ' if said else ''}{' '.join(said.split())}"
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+def _id(folder: Path) -> str:
+    """Id of a job that was submitted."""
+    submission = read_json(folder / SUBMISSION, StageError)
+    return str(submission["id"])
 
 
 class _Watch:
@@ -211,11 +265,13 @@ class _Watch:
                 signal.signal(number, answer)
 
     def checkpoint(self) -> Any:
-        """Called by submitit on its preemption signal: save, and say how to go on."""
+        """Called by submitit on its preemption signal: save, and say how to go on; None does not."""
         folder = Path(self._folder)
         if self._process is not None:
             self._process.stop()
             self._process.wait()
+        if read_status(folder).state == "done":
+            return None
         write_status(folder, replace(read_status(folder), state="submitted", attempts=self._attempt + 1))
         from submitit.helpers import DelayedSubmission
 
