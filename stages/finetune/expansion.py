@@ -39,7 +39,9 @@ def expand_model(old: WorldModel, new: Sequence[TaskSpec]) -> tuple[WorldModel, 
         fresh[name] = torch.ones_like(value, dtype=torch.bool)
         if name not in source:
             continue
-        places = torch.meshgrid(*_places(name, source[name], old.table, table), indexing="ij")
+        places = torch.meshgrid(
+            *_places(name, source[name], old.table, table, old.config.observation_parts), indexing="ij"
+        )
         if name not in ("task_embedding.weight", "observation_scale_KO"):
             value.zero_()
         value[places] = source[name].to(value)
@@ -47,11 +49,11 @@ def expand_model(old: WorldModel, new: Sequence[TaskSpec]) -> tuple[WorldModel, 
     return model, fresh
 
 
-def _places(name: str, value: torch.Tensor, old: TaskTable, new: TaskTable) -> list[torch.Tensor]:
+def _places(name: str, value: torch.Tensor, old: TaskTable, new: TaskTable, parts: int) -> list[torch.Tensor]:
     """Index in the wider tensor of every index of the old one, along each dimension."""
     places = [torch.arange(size) for size in value.shape]
-    if name == "encoder.layers.0.linear.weight":  # (observation, task embedding)
-        places[-1] = _shifted(places[-1], old.observation_dim, new.observation_dim)
+    if name == "encoder.layers.0.linear.weight":  # (observation, its sine and cosine if there are, task embedding)
+        places[-1] = _shifted(places[-1], old.observation_dim, new.observation_dim, parts)
     elif name == "action_dynamics.embed_action.weight":  # (action, task embedding)
         places[-1] = _shifted(places[-1], old.action_dim, new.action_dim)
     elif name.startswith(PRIOR_OUTPUT):
@@ -59,6 +61,6 @@ def _places(name: str, value: torch.Tensor, old: TaskTable, new: TaskTable) -> l
     return places
 
 
-def _shifted(places: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """What stands after the first `old` places moves behind the first `new`."""
-    return torch.where(places < old, places, places + new - old)
+def _shifted(places: torch.Tensor, old: int, new: int, parts: int = 1) -> torch.Tensor:
+    """Each of the first `parts` runs of `old` places widens to `new`; what stands after it moves."""
+    return places + (places // old).clamp(max=parts) * (new - old)

@@ -67,9 +67,8 @@ def finetune(config: FinetuneConfig, names: Sequence[str], inputs: Mapping[str, 
     store = TaskStore.open(inputs["store"])
     specs = [store.table.spec_of(name) for name in names]
     model, fresh = expand_model(old, specs)
-    if model.config.normalize_observations:
-        for k, name in enumerate(names, len(old.table)):
-            scale_observations(model, k, store.rows_of(name), config.held_out)
+    for k, name in enumerate(names, len(old.table)):
+        scale_observations(model, k, store.rows_of(name), config.held_out)
     data = _data(config, names, inputs, model)
     initial = [_windows(config, store, name, model) for name in names]
     said = begin_rows(model, len(old.table), config.initial, config.scaling, initial)

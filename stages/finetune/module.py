@@ -110,11 +110,12 @@ def try_rows(model: WorldModel, k: int, old_tasks: int, scaling: str, batches: S
 
 
 def _rows(model: WorldModel) -> list[torch.Tensor]:
-    return [model.task_embedding.weight, model.observation_mean_KO, model.observation_scale_KO]
+    scaling = [model.observation_mean_KO, model.observation_scale_KO, model.angle_KO]
+    return [model.task_embedding.weight, *(tensor for tensor in scaling if tensor is not None)]
 
 
 def _become(model: WorldModel, k: int, one: Candidate) -> None:
-    for tensor in _rows(model)[: 3 if one.scaled_as_old else 1]:
+    for tensor in _rows(model)[: None if one.scaled_as_old else 1]:
         tensor[k] = tensor[one.task]
 
 

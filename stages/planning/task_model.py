@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..world_model.losses import two_hot_decode
-from ..world_model.networks import WorldModel
+from ..world_model.networks import WorldModel, encoder_input
 from ..world_model.values import sample_prior
 from .config import check_can_plan
 
@@ -27,6 +27,7 @@ class TaskModel(nn.Module):
 
     observation_mean: torch.Tensor
     observation_scale: torch.Tensor
+    angle: torch.Tensor | None
     bins_M: torch.Tensor
     action_mask: torch.Tensor
 
@@ -44,15 +45,18 @@ class TaskModel(nn.Module):
         self._config = model.config
         embedding = model.task_embedding.weight[task].detach()
 
-        def narrowed(head: nn.Sequential, own: int, padded: int, action_dim: int) -> nn.Sequential:
+        def narrowed(head: nn.Sequential, own: int, padded: int, action_dim: int, parts: int = 1) -> nn.Sequential:
             head = copy.deepcopy(head)
             first: Any = head[0]
-            kept = _narrowed(first.linear.weight, first.linear.bias, embedding, own, padded, action_dim)
+            kept = _narrowed(first.linear.weight, first.linear.bias, embedding, own, padded, action_dim, parts)
             _set_linear(first.linear, *kept)
             return head
 
         D, A = model.config.latent_dim, spec.action_dim
-        self.encoder = narrowed(model.encoder.layers, spec.observation_dim, model.table.observation_dim, 0)
+        own = spec.observation_dim
+        self.encoder = narrowed(
+            model.encoder.layers, own, model.table.observation_dim, 0, model.config.observation_parts
+        )
         self.dynamics = narrowed(model.dynamics, D, D, A)
         self.reward = narrowed(model.reward, D, D, A)
         self.continue_head = narrowed(model.continue_head, D, D, 0) if spec.terminates else None
@@ -63,15 +67,16 @@ class TaskModel(nn.Module):
         self.values = copy.deepcopy(model.values)
         weight, bias = _narrowed(self.values.weight[0], self.values.bias[0], embedding, D, D, A)
         self.values.weight[0], self.values.bias[0] = nn.Parameter(weight), nn.Parameter(bias)
-        self.register_buffer("observation_mean", model.observation_mean_KO[task, : spec.observation_dim].clone())
-        self.register_buffer("observation_scale", model.observation_scale_KO[task, : spec.observation_dim].clone())
+        self.register_buffer("observation_mean", model.observation_mean_KO[task, :own].clone())
+        self.register_buffer("observation_scale", model.observation_scale_KO[task, :own].clone())
+        self.register_buffer("angle", None if model.angle_KO is None else model.angle_KO[task, :own].clone())
         self.register_buffer("bins_M", model.bins_M.clone())
         self.register_buffer("action_mask", torch.ones(A))
         self.eval().requires_grad_(False)
 
     def encode(self, observation_BO: torch.Tensor) -> torch.Tensor:
         """Environment units -> z [B, D]."""
-        return self.encoder((observation_BO - self.observation_mean) / self.observation_scale)
+        return self.encoder(encoder_input(observation_BO, self.observation_mean, self.observation_scale, self.angle))
 
     def executable(self, action: torch.Tensor) -> torch.Tensor:
         """The nearest action that the environment can execute, [..., A]: within [-1, 1], or one-hot."""
@@ -116,13 +121,22 @@ class TaskModel(nn.Module):
 
 
 def _narrowed(
-    weight: torch.Tensor, bias: torch.Tensor, embedding: torch.Tensor, own: int, padded: int, action_dim: int
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    embedding: torch.Tensor,
+    own: int,
+    padded: int,
+    action_dim: int,
+    parts: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [..., out, in] and bias [..., out] of a layer that reads the first `own` components of its first input and
-    the first `action_dim` of its last, in place of one that reads `padded` components, the embedding and the action."""
-    after = padded + len(embedding)
-    kept = torch.cat([weight[..., :own], weight[..., after : after + action_dim]], -1)
-    return kept, bias + weight[..., padded:after] @ embedding
+    """Weight [..., out, in] and bias [..., out] of a layer that reads the first `own` components of each of the `parts`
+    of its first input and the first `action_dim` of its last, in place of one that reads `padded` components of each
+    part, the embedding and the action."""
+    before = parts * padded
+    after = before + len(embedding)
+    first = weight[..., :before].unflatten(-1, (parts, padded))[..., :own].flatten(-2)
+    kept = torch.cat([first, weight[..., after : after + action_dim]], -1)
+    return kept, bias + weight[..., before:after] @ embedding
 
 
 def _set_linear(layer: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:

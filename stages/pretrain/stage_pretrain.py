@@ -110,9 +110,8 @@ class Pretrain(Stage):
 
         config = self.config
         model = WorldModel(config.latent_model, store.table)
-        if config.model.normalize_observations:
-            for k, task in enumerate(store.tasks):
-                scale_observations(model, k, task, config.held_out)
+        for k, task in enumerate(store.tasks):
+            scale_observations(model, k, task, config.held_out)
         entropy_K = reward_entropy(store, model.bins_M, config.held_out)
         module = WorldModelTraining(
             model,

@@ -3,6 +3,8 @@ rewards be learned beside dense ones."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ...datasets.store import TaskRows, TaskStore
@@ -13,11 +15,15 @@ _SAMPLED_ROWS = 65536
 
 
 def scale_observations(model: WorldModel, k: int, rows: TaskRows, held_out: float) -> None:
-    """Scale observations of task number `k` by their mean and deviation in random transitions of the episodes that are
-    not held out."""
+    """Set what the model does to observations of task number `k`, from random transitions of the episodes that are not
+    held out: mean and deviation, and which columns are angles, as far as its config asks for them."""
     chosen = rows.sample_transitions(_SAMPLED_ROWS, held_out)
     observation_NO = rows.rows[chosen, : rows.spec.observation_dim].double()
-    model.set_observation_statistics(k, observation_NO.mean(0).float(), observation_NO.std(0, unbiased=False).float())
+    if model.config.normalize_observations:
+        mean_O, std_O = observation_NO.mean(0), observation_NO.std(0, unbiased=False)
+        model.set_observation_statistics(k, mean_O.float(), std_O.float())
+    if model.angle_KO is not None:
+        model.angle_KO[k, : rows.spec.observation_dim] = observation_NO.amax(0) - observation_NO.amin(0) > 2 * math.pi
 
 
 def reward_entropy(store: TaskStore, bins_M: torch.Tensor, held_out: float = 0.0) -> torch.Tensor:

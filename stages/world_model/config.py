@@ -84,6 +84,9 @@ class WorldModelConfig:
     normalize_observations: bool = True
     """Scale each task's observations to mean 0 and standard deviation 1. TD-MPC2 does not; without it, small angles are
     lost beside large velocities."""
+    wrap_angles: bool = False
+    """Give the encoder the sine and cosine of observation columns whose range in a task's data exceeds 2 pi, such as
+    the angle of a joint that turns without limit, beside the columns themselves."""
     num_bins: int = 101
     """Bins of the two-hot reward and value heads."""
     bin_limit: float = 10.0
@@ -125,6 +128,11 @@ class WorldModelConfig:
         """Return the same config with every width given."""
         widths: dict[str, Any] = {**self._widths()}
         return dataclasses.replace(self, **widths)
+
+    @property
+    def observation_parts(self) -> int:
+        """Inputs of the encoder per observation column: its value, and with `wrap_angles` its sine and cosine."""
+        return 3 if self.wrap_angles else 1
 
     def longest_prediction(self) -> int | None:
         """Return the longest prediction of the dynamics in steps; None if unlimited."""

@@ -74,6 +74,23 @@ def latent_activation(config: WorldModelConfig) -> Activation:
     return ACTIVATIONS[config.latent]
 
 
+def encoder_input(
+    observation: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, angle: torch.Tensor | None
+) -> torch.Tensor:
+    """Scale observations [B, O] for the encoder.
+
+    Args:
+        angle: [O] or [B, O], 1 for each column whose sine and cosine are appended, in O columns each, and 0 for one
+            whose are replaced by zeros; None appends nothing.
+    Returns:
+        [B, O] or [B, 3 O].
+    """
+    scaled = (observation - mean) / scale
+    if angle is None:
+        return scaled
+    return torch.cat([scaled, angle * observation.sin(), angle * observation.cos()], -1)
+
+
 class Encoder(nn.Module):
     """Maps scaled observation and task embedding to a latent. Separate from the model because every policy carries
     one."""
@@ -81,12 +98,12 @@ class Encoder(nn.Module):
     def __init__(self, config: WorldModelConfig, observation_dim: int) -> None:
         super().__init__()
         hidden = [config.encoder_dim] * (config.encoder_layers - 1)
-        in_dim = observation_dim + config.task_dim
+        in_dim = config.observation_parts * observation_dim + config.task_dim
         out = NormedLinear(hidden[-1] if hidden else in_dim, config.latent_dim, latent_activation(config))
         self.layers = mlp(in_dim, hidden, out, ACTIVATIONS[config.activation])
 
     def forward(self, observation: torch.Tensor, task_embedding: torch.Tensor) -> torch.Tensor:
-        """[B, O], [B, E] -> z [B, D]."""
+        """`encoder_input` [B, O or 3 O], [B, E] -> z [B, D]."""
         return self.layers(torch.cat([observation, task_embedding], -1))
 
 
@@ -100,6 +117,7 @@ class WorldModel(nn.Module):
     discount_K: torch.Tensor
     observation_mean_KO: torch.Tensor
     observation_scale_KO: torch.Tensor
+    angle_KO: torch.Tensor | None
 
     def __init__(self, config: WorldModelConfig, table: TaskTable) -> None:
         super().__init__()
@@ -153,6 +171,7 @@ class WorldModel(nn.Module):
         shape = len(table), table.observation_dim
         self.register_buffer("observation_mean_KO", torch.zeros(shape))
         self.register_buffer("observation_scale_KO", torch.ones(shape))
+        self.register_buffer("angle_KO", torch.zeros(shape) if config.wrap_angles else None)
         self.register_buffer("terminates_K", torch.tensor([task.terminates for task in table]), False)
 
     def set_observation_statistics(self, task: int, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -176,8 +195,9 @@ class WorldModel(nn.Module):
             self.table.spec_of(task).check_observation(observation.shape[-1])
             observation = F.pad(observation, (0, self.table.observation_dim - observation.shape[-1]))
             task = torch.full(observation.shape[:1], self.table.id_of(task), device=observation.device)
-        scaled = (observation - self.observation_mean_KO[task]) / self.observation_scale_KO[task]
-        return self.encoder(scaled, self.task_embedding(task))
+        angle = None if self.angle_KO is None else self.angle_KO[task]
+        mean, scale = self.observation_mean_KO[task], self.observation_scale_KO[task]
+        return self.encoder(encoder_input(observation, mean, scale, angle), self.task_embedding(task))
 
     def step(
         self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor

@@ -26,6 +26,7 @@ def check_tdmpc2_can_hold(
         f"its dynamics are {config.dynamics}, not step": (config.dynamics != "step", "dynamics=step"),
         "it has disagreement_heads": (config.disagreement_heads > 0, "disagreement_heads=0"),
         "it scales observations": (scaled, "normalize_observations=false"),
+        "it reads sines and cosines": (config.wrap_angles, "wrap_angles=false"),
         "its encoder has one layer, fewer than two": (config.encoder_layers < 2, "encoder_layers=2"),
         "it has several tasks but no task embedding": (several_tasks, "task_dim=96"),
         "it predicts terminations with a task embedding": (terminates and bool(config.task_dim), "task_dim=0"),

@@ -111,11 +111,13 @@ def grid_task() -> TaskSpec:
 def world_model(task: TaskSpec) -> WorldModel:
     """Of the task and a wider one, none of its parts degenerate."""
     config = WorldModelConfig(
-        latent_dim=16, task_dim=4, encoder_dim=24, encoder_layers=2, mlp_dim=8, num_q=0, activation="mish"
-    )
+        latent_dim=16, task_dim=4, encoder_dim=24, encoder_layers=2, mlp_dim=8, num_q=0, activation="mish",
+        wrap_angles=True,
+    )  # fmt: skip
     model = WorldModel(config, TaskTable([TaskSpec("test/wide", 6, 5, 10), task]))
     _disturb(model)
     model.set_observation_statistics(1, torch.randn(task.observation_dim), 1 + torch.rand(task.observation_dim))
+    model.angle_KO[1, 1 : task.observation_dim] = 1
     return model.freeze()
 
 

@@ -12,7 +12,7 @@ SMALL = WorldModelConfig(
 
 
 def random_model(table, config=SMALL):
-    """A model whose every tensor is random, with statistics of its own for every task."""
+    """A model whose every tensor is random, with statistics and angles of its own for every task."""
     torch.manual_seed(0)
     model = WorldModel(config, table)
     with torch.no_grad():
@@ -20,4 +20,6 @@ def random_model(table, config=SMALL):
             value.copy_(torch.randn_like(value) * 0.3)
     for k, task in enumerate(table):
         model.set_observation_statistics(k, torch.randn(task.observation_dim), torch.rand(task.observation_dim) + 0.5)
+        if model.angle_KO is not None:
+            model.angle_KO[k, k : task.observation_dim] = 1
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,7 @@ from orrery.stages.world_model import balance
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.start_frames import draw_frames, load_frames, save_store_frames
+from orrery.stages.world_model.task_encoder import TaskEncoder
 
 from .stores import numbered_episode, point_mass_spec, write_store
 
@@ -112,6 +114,12 @@ def test_held_out_episodes_decide_nothing(store, tmp_path):
     assert latent.observation_mean_KO[0, 0].item() == pytest.approx(seen.mean(), rel=1e-5)
     assert latent.observation_scale_KO[0, 0].item() == pytest.approx(seen.std(), rel=1e-5)
 
+    angles = WorldModel(
+        WorldModelConfig(latent_dim=8, encoder_dim=8, mlp_dim=8, task_dim=4, wrap_angles=True), store.table
+    )
+    balance.scale_observations(angles, 0, rows, 0.25)
+    assert angles.angle_KO.tolist() == [[1, 1]]
+
     save_store_frames(store, tmp_path, 0.25)
     saved = load_frames(tmp_path, [rows.spec])["toy/point"]
     drawn = draw_frames(store, "toy/point", 500, 100, 0, 0.25)
@@ -122,3 +130,28 @@ def test_held_out_episodes_decide_nothing(store, tmp_path):
     ):  # fmt: skip
         assert not unseen[frames[:, 0].long().numpy()].any()
     assert len(begun) == EPISODES - rows.held_out(PowrConfig().offline.held_out).sum()
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_encoder_sees_whole_turns_as_equal(tmp_path, normalized):
+    """Columns of a range above 2 pi are angles: their values, two turns apart, differ in the scaled column alone."""
+    spec = point_mass_spec(observation_dim=2, episode_length=LENGTH)
+    turning = numbered_episode(spec, 0, LENGTH)
+    turning.observations[:, 0], turning.observations[:, 1] = np.linspace(-3, 3.2, LENGTH + 1), np.linspace(0, 9, 101)
+    store = write_store(tmp_path / "turning", [(spec, [turning])])
+    config = WorldModelConfig(
+        latent_dim=8, encoder_dim=8, mlp_dim=8, task_dim=4, wrap_angles=True, normalize_observations=normalized
+    )
+    model = WorldModel(config, store.table).freeze()
+    balance.scale_observations(model, 0, store.tasks[0], 0.0)
+    assert model.angle_KO.tolist() == [[0, 1]]
+    assert bool((model.observation_scale_KO != 1).any()) == normalized
+    model.encoder.layers[0].linear.weight[:, 1] = 0  # the column itself
+    angle = torch.tensor([0.4, 0.4 + 4 * np.pi, 2.4])
+    z = model.encode(torch.stack([torch.full((3,), 0.5), angle], 1), spec.name)
+    torch.testing.assert_close(z[1], z[0], rtol=0, atol=1e-6)
+    assert (z[2] - z[0]).abs().max() > 1e-4
+    encoder = TaskEncoder.of(model, spec.name)
+    restored = TaskEncoder(**json.loads(json.dumps(encoder.describe())))
+    restored.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(restored(torch.stack([torch.full((3,), 0.5), angle], 1)), z)

@@ -15,6 +15,7 @@ from .models import SMALL, random_model
 OLD = TaskTable([TaskSpec("toy/a", 3, 1, 50), TaskSpec("toy/b", 5, 2, 50)])
 WIDER = TaskSpec("toy/wide", 9, 4, 50)
 NARROWER = TaskSpec("toy/narrow", 2, 1, 50)
+ANGLES = dataclasses.replace(SMALL, wrap_angles=True)
 ENDING = TaskSpec("toy/ending", 2, 1, 50, terminates=True)
 
 
@@ -36,16 +37,18 @@ def outputs(model, table):
 
 
 @pytest.mark.parametrize("new", [[NARROWER], [NARROWER, ENDING]])
-def test_a_task_that_is_no_larger_leaves_every_bit_of_the_old_ones(new):
-    model, _ = expand_model(old := random_model(OLD), new)
+@pytest.mark.parametrize("config", [SMALL, ANGLES])
+def test_a_task_that_is_no_larger_leaves_every_bit_of_the_old_ones(new, config):
+    model, _ = expand_model(old := random_model(OLD, config), new)
     expected = outputs(old, OLD)
     for found, value in zip(outputs(model.eval(), model.table), expected, strict=True):
         assert torch.equal(found, value)
     assert model.table.names == ("toy/a", "toy/b", *(task.name for task in new))
 
 
-def test_a_larger_task_leaves_the_old_ones_up_to_rounding():
-    model, _ = expand_model(old := random_model(OLD), [WIDER])
+@pytest.mark.parametrize("config", [SMALL, ANGLES])
+def test_a_larger_task_leaves_the_old_ones_up_to_rounding(config):
+    model, _ = expand_model(old := random_model(OLD, config), [WIDER])
     assert (model.table.observation_dim, model.table.action_dim) == (9, 4)
     for found, value in zip(outputs(model.eval(), model.table), outputs(old, OLD), strict=True):
         torch.testing.assert_close(found, value, atol=1e-5, rtol=1e-5)
@@ -66,13 +69,14 @@ def test_an_action_model_of_latents_grows_too():
 
 
 def test_what_is_new_is_marked_and_zero():
-    model, fresh = expand_model(random_model(OLD), [WIDER, ENDING])
+    model, fresh = expand_model(random_model(OLD, ANGLES), [WIDER, ENDING])
     state = model.state_dict()
     columns = fresh["encoder.layers.0.linear.weight"]
-    assert columns[:, 5:9].all()
-    assert not columns[:, :5].any()
-    assert not columns[:, 9:].any()  # the task embedding's
-    assert (state["encoder.layers.0.linear.weight"][:, 5:9] == 0).all()
+    new = [*range(5, 9), *range(14, 18), *range(23, 27)]  # of the values, the sines and the cosines
+    assert columns.all(0).nonzero().flatten().tolist() == columns.any(0).nonzero().flatten().tolist() == new
+    assert (state["encoder.layers.0.linear.weight"][:, new] == 0).all()
+    assert fresh["angle_KO"].all(1).tolist() == [False, False, True, True]
+    assert not state["angle_KO"][2:].any()
     assert fresh["task_embedding.weight"].all(1).tolist() == [False, False, True, True]
     prior = fresh["policy_prior.2.weight"].all(1)
     assert prior.tolist() == [False, False, True, True] * 2

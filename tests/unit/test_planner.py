@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -147,8 +148,11 @@ def test_trajectories_of_the_prior_take_part_in_every_round():
 
 
 @pytest.mark.parametrize("k", range(len(TABLE)))
-def test_the_narrowed_model_gives_the_numbers_of_the_whole(k):
-    model, spec = make_model(), TABLE[k]
+@pytest.mark.parametrize("angles", [False, True])
+def test_the_narrowed_model_gives_the_numbers_of_the_whole(k, angles):
+    model, spec = make_model(dataclasses.replace(CONFIG, wrap_angles=angles)), TABLE[k]
+    if angles:
+        model.angle_KO[k, 1 : spec.observation_dim] = 1
     narrowed = TaskModel(model, k)
     B, N, H, A = 2, 5, 3, spec.action_dim
     observation = torch.randn(B, spec.observation_dim)

@@ -193,6 +193,11 @@ def test_a_model_that_td_mpc2_cannot_hold_is_refused_before_it_is_trained():
         stage.check_input("world_model", folder, promised(PretrainConfig()))
     with pytest.raises(CheckpointError, match=r"pretrain\.world_model=latent"):
         stage.check_input("world_model", folder, promised(PretrainConfig(world_model="sequence", horizon=100)))
+    angles = PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False, wrap_angles=True))
+    with pytest.raises(
+        CheckpointError, match=r"it reads sines and cosines\. Pretrain one with pretrain\.model\.wrap_an"
+    ):
+        stage.check_input("world_model", folder, promised(angles))
     unscaled = PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False))
     stage.check_input("world_model", folder, promised(unscaled))
 
