@@ -21,6 +21,7 @@ from ...pipeline.jobs.config import FanoutConfig
 IMAGE_SIZE = 84
 """Height and width in pixels; the convolutions end in 32 x 7 x 7 = 1568 features."""
 
+WARMUP_ACTIONS = ("uniform", "exploration")
 RETURN_FORMS = ("masked", "released", "unmasked")
 
 
@@ -289,6 +290,9 @@ class MrqOnlineConfig:
     """Environment steps per policy, over all its environments. A step includes the action repeat."""
     warmup: int = 10_000
     """Random steps before the first update."""
+    warmup_actions: str = "uniform"
+    """Actions of the warm-up. uniform: independent at every step, as published. exploration: those of the stage
+    collect, correlated over 1 to 32 steps, which find sparse rewards sooner."""
     environments: int = 1
     """Parallel environments per policy."""
     update_every: int = 1
@@ -329,6 +333,7 @@ class MrqOnlineConfig:
             "checkpoint_every",
         )
         check_counts(self, *names)
+        check_choices(self, warmup_actions=WARMUP_ACTIONS)
         longest = max(self.learn.horizons)
         if self.warmup < longest + 1:
             raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...datasets.collect import Controller, exploration
 from ...datasets.rollout import play_episodes, policy_act
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
@@ -90,6 +91,8 @@ class _Lane:
     """Episodes begun, counted from 0."""
     observation: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     actions: list[np.ndarray] = field(default_factory=list)
+    explore: Controller | None = None
+    """Of this episode's warm-up; None where its actions are uniform."""
 
 
 class OnlineTraining:
@@ -155,6 +158,9 @@ class OnlineTraining:
     def _choose(self) -> np.ndarray:
         """[B, A]."""
         if self.steps < self.config.warmup:
+            explored = [lane.explore(lane.observation) for lane in self._lanes if lane.explore is not None]
+            if explored:
+                return np.stack(explored)
             return self.learner.actions.uniform(len(self._lanes))[0].cpu().numpy()
         observation = torch.from_numpy(np.stack([lane.observation for lane in self._lanes])).to(self.replay.device)
         return self.learner.explore(observation.unflatten(-1, self._shape)[None])[0].cpu().numpy()
@@ -192,7 +198,10 @@ class OnlineTraining:
     def _reset(self, index: int, lane: _Lane) -> None:
         lane.number += 1
         lane.actions = []
-        lane.observation, _ = lane.environment.reset(seed=self._episode_seed(index, lane))
+        seed = self._episode_seed(index, lane)
+        lane.observation, _ = lane.environment.reset(seed=seed)
+        if self.config.warmup_actions == "exploration":
+            lane.explore = exploration(self.spec, np.random.default_rng([seed, 1]))
 
     def _episode_seed(self, index: int, lane: _Lane) -> int:
         """Below 2**31, where evaluation has none."""
@@ -276,6 +285,8 @@ class OnlineTraining:
             lane.number = saved["number"] - 1
             self._reset(index, lane)
             for action in saved["actions"].numpy():
+                if lane.explore is not None:  # its actions depend on how often it was asked
+                    lane.explore(lane.observation)
                 lane.observation = lane.environment.step(action)[0]
                 lane.actions.append(action)
             if not np.array_equal(lane.observation, saved["observation"].numpy()):

@@ -47,14 +47,20 @@ def assert_same(left, right):
 # Continuing
 
 
-@pytest.mark.parametrize(("task", "environments", "update_every"), [(PENDULUM, 1, 4), (CARTPOLE, 3, 1)])
-def test_an_interrupted_run_continues_in_the_middle_of_an_episode_bit_for_bit(
-    tmp_path, task, environments, update_every
-):
-    config = dataclasses.replace(ONLINE, environments=environments, update_every=update_every, evaluate_every=30)
+@pytest.mark.parametrize(
+    ("task", "stopped", "changes"),
+    [
+        (PENDULUM, 43, {"update_every": 4}),
+        (CARTPOLE, 43, {"environments": 3}),
+        (PENDULUM, 17, {"warmup_actions": "exploration"}),
+        (CARTPOLE, 17, {"warmup_actions": "exploration"}),
+    ],
+)
+def test_an_interrupted_run_continues_in_the_middle_of_an_episode_bit_for_bit(tmp_path, task, stopped, changes):
+    config = dataclasses.replace(ONLINE, **changes, evaluate_every=30)
     whole = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), 60)
-    assert whole.learner.steps == 60 // update_every - config.warmup // update_every
-    first = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), 43)
+    assert whole.learner.steps == 60 // config.update_every - config.warmup // config.update_every
+    first = run_to(OnlineTraining(task_spec(task), config, "mrq", 0), stopped)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     # Settings that are not hashed may change meanwhile.
     other = dataclasses.replace(config, evaluate_every=7, checkpoint_every=3)
