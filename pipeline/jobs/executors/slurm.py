@@ -88,6 +88,7 @@ class SlurmOptions:
 
 
 def limit_minutes(resources: JobResources) -> int:
+    """SLURM's time limit of a job."""
     return math.ceil(resources.limit_seconds / 60) + SLACK_MIN
 
 
