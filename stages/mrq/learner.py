@@ -115,6 +115,7 @@ class Learner:
         self._scale_M = torch.ones(members, device=self.device)
         self._target_scale_M = torch.zeros(members, device=self.device)
         self._clamp_M2 = torch.zeros(members, 2, device=self.device)
+        self._behaviour_weight_M = None if offline is None else offline.behaviour_weight_M.to(self.device)
         self._seen_M2 = torch.zeros(members, 2, device=self.device)
         self.steps = 0
         """Calls of `train` so far."""
@@ -297,8 +298,8 @@ class Learner:
             pre = self.policy(z)
             values = self.values(self.encoder.with_action(state_part, self.actions.squash(pre)))
             loss_M = losses.policy_loss(values, pre, self.actions.mask_MA, self.config.pre_activation_weight)
-            if self._offline is not None and data_action_MBA is not None:
-                weight_M = self._offline.behaviour_weight_M.to(self.device) * values.detach().abs().mean((1, 2))
+            if self._behaviour_weight_M is not None and data_action_MBA is not None:
+                weight_M = self._behaviour_weight_M * values.detach().abs().mean((1, 2))
                 distance_M = losses.behaviour_loss(pre, data_action_MBA, self.actions.mask_MA, self.shapes.discrete)
                 loss_M = loss_M + weight_M * distance_M
             self._step("policy", loss_M)

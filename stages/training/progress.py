@@ -16,6 +16,8 @@ def quiet_lightning() -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # On a login node of a cluster, where the run was started by hand on purpose.
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used", UserWarning)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning)
 
 
