@@ -68,7 +68,7 @@ def describe(path: Path) -> Contents:
         return _describe_dataset(open_reader(str(path)))
     except DatasetError as error:
         raise StageError(
-            f"{error}\n`orrery inspect` accepts a run folder, an artifact's folder (RUN/pack), a .safetensors file, an "
+            f"{error}\n`orrery inspect` knows a run folder, an artifact's folder (RUN/pack), a .safetensors file, an "
             "HDF5 file, and the folder or id of a Minari dataset"
         ) from error
 

@@ -49,8 +49,8 @@ class MemberGroups:
         with self._pool() as pool:
             yield lambda iteration: list(chain(*pool.map(update, self.groups, repeat(iteration))))
 
-    def imagined_returns(self) -> Iterator[tuple[Program, torch.Tensor]]:
-        """Each program with `Program.imagined_returns`, [its members]."""
+    def imagined_returns(self) -> Iterator[tuple[Program, tuple[torch.Tensor, torch.Tensor]]]:
+        """Each program with its `Program.imagined_returns`."""
         with self._pool() as pool:
             found = pool.map(lambda group: [program.imagined_returns() for program in group], self.groups)
             yield from zip(self.programs, chain.from_iterable(found), strict=True)

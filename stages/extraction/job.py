@@ -155,10 +155,11 @@ def _rows(program: Program, metrics: dict[str, Any], iteration: int) -> list[dic
 def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext) -> list[dict[str, Any]]:
     entries = []
     with context.progress("imagine whole episodes", total=len(groups.programs)) as progress:
-        for program, imagined_returns in groups.imagined_returns():
+        for program, imagined in groups.imagined_returns():
             progress.advance(1)
             noise = program.gradient_noise().tolist()
-            for m, (member, imagined) in enumerate(zip(program.members, imagined_returns.tolist(), strict=True)):
+            returns, values = (column.tolist() for column in imagined)
+            for m, member in enumerate(program.members):
                 task = model.table.spec_of(member.task)
                 trained_by: dict[str, Any] = {
                     "algorithm": member.algorithm,
@@ -170,7 +171,8 @@ def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext
                 entry = policy_entry(
                     **trained_by,
                     task=task,
-                    imagined_return=imagined,
+                    imagined_return=returns[m],
+                    imagined_value=values[m],
                     gradient_noise=noise[m] if m < len(noise) else None,
                 )
                 policy.save(context.folder / entry["path"])

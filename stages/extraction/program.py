@@ -138,8 +138,9 @@ class Program:
         """Iteration number `iteration`; numbers per member by name, those that imagine first, on the device."""
         raise NotImplementedError
 
-    def imagined_returns(self) -> torch.Tensor:
-        """[M] return of each deterministic policy over whole imagined episodes from real first frames."""
+    def imagined_returns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return and discounted return of each deterministic policy, each [M], over whole imagined episodes from real
+        first frames."""
         length_M = torch.tensor(
             [self.model.table[int(k)].episode_length for k in self.tasks.task_M1], device=self.tasks.task_M1.device
         )

@@ -170,15 +170,17 @@ def _roll_out_in_parallel(
 @torch.no_grad()
 def imagined_return(
     model: WorldModel, actor: StackedActor, start_MBD: torch.Tensor, tasks: MemberTasks, length_M: torch.Tensor
-) -> torch.Tensor:
-    """Return [M] of the deterministic policies, over full imagined episodes of at most `length_M` steps.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return and discounted return of the deterministic policies, each [M], over full imagined episodes of `length_M`
+    steps.
 
     A reward counts with the probability that the episode has not terminated. Compared with the real return, it shows
     how far a policy exploits model errors. An action model that runs out of positions restarts from its last latent.
     """
     M, B, _ = start_MBD.shape
     task, limit = tasks.task_M1.expand(M, B), model.config.longest_prediction()
-    z, total, alive = start_MBD, torch.zeros_like(start_MBD[..., 0]), torch.ones_like(start_MBD[..., 0])
+    z, alive = start_MBD, torch.ones_like(start_MBD[..., 0])
+    total_MB, discounted_MB = torch.zeros_like(alive), torch.zeros_like(alive)
     carry = model.start(z, task)
     for t in range(int(length_M.max())):
         if limit and t and t % limit == 0:
@@ -186,9 +188,11 @@ def imagined_return(
         action = act_deterministic(actor, z, tasks)
         logits = model.reward_logits(z, action, task)
         z, carry = model.advance(carry, action, task)
-        total += torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
+        reward_MB = torch.where(t < length_M[:, None], alive * model.decode_reward(logits), 0)
+        total_MB += reward_MB
+        discounted_MB += tasks.discount_M1**t * reward_MB
         alive = alive * continue_probability(model, z, task)
-    return total.mean(1)
+    return total_MB.mean(1), discounted_MB.mean(1)
 
 
 def continue_probability(model: WorldModel, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor:

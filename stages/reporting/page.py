@@ -18,6 +18,7 @@ from ...pipeline.wording import counted
 from ..evaluation.config import BASELINES
 from ..evaluation.scores import AlgorithmScores
 from ..figures.drawing import algorithm_styles, drawing_style
+from ..fqe.estimates import rank_correlations, select
 from . import gradient_figures, reasons, score_figures, training_figures
 from .machine import hardware, hardware_line
 from .results import ReportData
@@ -100,6 +101,8 @@ def _sections(data: ReportData, styles: Styles, videos: Sequence[Video] | None) 
         missing = "" if videos else "the run has no policies"
         yield Section("videos", "Videos", videos, missing)
     yield _imagined(data, styles)
+    if data.estimates:
+        yield Section("estimates", "Values estimated from the data", _estimates(data))
     yield _open_loop(data)
     if data.model_gradients is not None:
         yield Section("model_gradients", "Gradients through the world model", _model_gradients(data))
@@ -180,6 +183,17 @@ def _imagined(data: ReportData, styles: Styles) -> Section:
         "exploiting": data.summary.exploiting,
     }
     return Section(name, title, content)
+
+
+def _estimates(data: ReportData) -> dict[str, Any]:
+    selected = select(data.estimates)
+    return {
+        "rows": [
+            (one, data.real_returns.get((one.algorithm, one.task, one.seed)), selected[one.task] == one)
+            for one in data.estimates
+        ],
+        "correlations": rank_correlations(data.estimates, data.real_returns),
+    }
 
 
 def _open_loop(data: ReportData) -> Section:

@@ -22,6 +22,7 @@ from ...pipeline.status import read_run_file
 from ..evaluation.config import BASELINES
 from ..evaluation.scores import SUMMARY_FILE, ScoreRow, Summary
 from ..finetune.config import ADDED, FORGETTING
+from ..fqe.estimates import ESTIMATES_FILE, ValueEstimate, read_estimates
 from ..policy.policy_index import PolicyIndex
 
 SCORE_COLUMNS = tuple(column.name for column in fields(ScoreRow))
@@ -143,6 +144,20 @@ class ReportData:
         """Imagined and real return per episode of every run that has both."""
         columns = ["algorithm", "task", "seed", "imagined_return", "real_return"]
         return pd.DataFrame(self.summary.imagined, columns=columns).dropna()
+
+    @cached_property
+    def estimates(self) -> list[ValueEstimate]:
+        """What the data says of each policy."""
+        tables = (read_estimates(folder / ESTIMATES_FILE) for folder in self._last("estimates"))
+        return [one for table in tables for one in table]
+
+    @cached_property
+    def real_returns(self) -> Mapping[tuple[str, str, int], float]:
+        """Mean return of evaluated policies by (algorithm, task, seed); finite."""
+        if self.scores is None:
+            return {}
+        known = self.scores.dropna(subset="return_mean")
+        return {(row.algorithm, row.task, row.seed): row.return_mean for row in known.itertuples()}
 
     @cached_property
     def specs(self) -> Mapping[str, TaskSpec]:

@@ -22,6 +22,7 @@ class Report(Stage):
         "gradients": Input("gradients", optional=True),
         "policies": Input("policies", optional=True, many=True),
         "scores": Input("scores", optional=True),
+        "estimates": Input("estimates", optional=True),
     }
     output_kind = "report"
     about_run = True

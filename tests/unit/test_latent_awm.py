@@ -151,18 +151,20 @@ def test_a_whole_episode_goes_on_from_the_last_latent_where_positions_end(model)
     model.eval().requires_grad_(False)
     actor, start, _, tasks = imagination(model)
     tasks = type(tasks)(tasks.task_M1, tasks.discount_M1, tasks.mask_M1A.double(), tasks.discrete_M11, False)
-    found = imagined_return(model, actor, start, tasks, torch.tensor([LENGTH + 2, LENGTH]))
+    found, discounted = imagined_return(model, actor, start, tasks, torch.tensor([LENGTH + 2, LENGTH]))
     # By hand, for the first member, whose task does not terminate.
     from orrery.stages.extraction.rollout import act_deterministic
 
-    z, total, task = start, 0.0, tasks.task_M1.expand(2, 4)
+    z, total, value, weight, task = start, 0.0, 0.0, 1.0, tasks.task_M1.expand(2, 4)
     for stretch in (LENGTH, 2):
         carry = model.start(z, task)
         for _ in range(stretch):
             action = act_deterministic(actor, z, tasks)
-            total = total + model.decode_reward(model.reward_logits(z, action, task))[0].mean()
+            reward = model.decode_reward(model.reward_logits(z, action, task))[0].mean()
+            total, value, weight = total + reward, value + weight * reward, weight * float(tasks.discount_M1[0])
             z, carry = model.advance(carry, action, task)
     torch.testing.assert_close(found[0], total)
+    torch.testing.assert_close(discounted[0], value)
 
 
 def test_an_imagined_return_counts_rewards_as_often_as_episodes_get_there(model):
@@ -170,7 +172,7 @@ def test_an_imagined_return_counts_rewards_as_often_as_episodes_get_there(model)
     model.eval().requires_grad_(False)
     actor, start, _, tasks = imagination(model)
     tasks = type(tasks)(tasks.task_M1, tasks.discount_M1, tasks.mask_M1A.double(), tasks.discrete_M11, False)
-    found = imagined_return(model, actor, start, tasks, torch.tensor([LENGTH, LENGTH]))
+    found, _ = imagined_return(model, actor, start, tasks, torch.tensor([LENGTH, LENGTH]))
     from orrery.stages.extraction.rollout import act_deterministic
 
     task = tasks.task_M1.expand(2, 4)

@@ -111,7 +111,7 @@ def test_extraction_stays_on_its_device_and_never_waits(models, device, dynamics
     assert not device.waits
     assert {value.device.type for value in metrics.values()} == {device.name}
     extraction.check_finite(metrics, 1)
-    assert extraction.imagined_returns().shape == (len(members),)
+    assert [column.shape for column in extraction.imagined_returns()] == [(len(members),)] * 2
     assert len(extraction.gradient_noise()) == extraction.num_imagining
     extraction.load_state_dict(extraction.state_dict())
     extraction.update(12)

@@ -18,6 +18,7 @@ from orrery.pipeline.errors import StageError
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation.scores import AlgorithmScores, Estimate, two_decimals
 from orrery.stages.figures.drawing import algorithm_styles
+from orrery.stages.fqe.estimates import ValueEstimate
 from orrery.stages.reporting.config import ReportConfig
 from orrery.stages.reporting.page import number
 from orrery.stages.reporting.results import ReportData
@@ -122,7 +123,23 @@ def write_scores(folder: Path) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-WRITERS = {"store": write_store, "world_model": write_world_model, "policies": write_policies, "scores": write_scores}
+def write_estimates(folder: Path) -> None:
+    folder.mkdir()
+    rows = [
+        ValueEstimate("pwm", CUP, 0, 9.0, 7.0, 11.0, 5.0, imagined=40.0),
+        ValueEstimate("pwm", CUP, 1, 8.0, 7.0, 9.0, 5.0, imagined=8.5),
+        ValueEstimate("bc", CUP, 0, 4.0, 3.0, 5.0, 5.0),
+    ]
+    pd.DataFrame(map(asdict, rows)).to_csv(folder / "estimates.csv", index=False)
+
+
+WRITERS = {
+    "store": write_store,
+    "world_model": write_world_model,
+    "policies": write_policies,
+    "scores": write_scores,
+    "estimates": write_estimates,
+}
 
 
 def make_inputs(root: Path, *names: str) -> dict[str, list[Path]]:
@@ -320,8 +337,8 @@ def test_missing_inputs_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 def test_any_one_input_is_enough(tmp_path: Path, name: str) -> None:
     page = write_report(tmp_path, make_inputs(tmp_path, name))
-    shown = {"store": "data", "world_model": "losses", "policies": "extraction", "scores": "result"}[name]
-    assert f'<section id="{shown}">' in page
+    shown = {"store": "data", "world_model": "losses", "policies": "extraction", "scores": "result"}
+    assert f'<section id="{shown.get(name, name)}">' in page
 
 
 def test_evaluation_in_which_every_run_failed(tmp_path: Path) -> None:
@@ -425,3 +442,15 @@ def test_number_formats() -> None:
     assert AlgorithmScores(returns={"a": 812.25}).text() == "no score, return 812.2"
     assert AlgorithmScores(returns={"a": 812.25, "b": -3.0}).text() == "no score, returns -3 to 812.2"
     assert AlgorithmScores(iqm=Estimate(0.5), tasks=3, of_tasks=4).text("iqm") == "0.50 on 3 of 4 tasks"
+
+
+def test_estimated_values_stand_beside_real_returns_and_name_the_selected_policy(tmp_path):
+    page = write_report(tmp_path, make_inputs(tmp_path, "scores", "estimates"))
+    section = page[page.rindex("Values estimated from the data") :]
+    section = section[section.index("<table>") : section.index("</table>")]
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in section.split("<tr>")[2:]]
+    real = {(name, seed): value for name, task, seed, _, value, *_ in SCORES if task == CUP}
+    assert [row[1:3] for row in rows] == [["pwm", "0"], ["pwm", "1"], ["bc", "0"]]
+    assert [float(row[-1]) for row in rows] == [real["pwm", 0], real["pwm", 1], real["bc", 0]]
+    assert '<b>pwm</b></td><td class="n">0' in section
+    assert section.count('class="n weak"') == 1

@@ -1,0 +1,1 @@
+"""Fitted Q evaluation of policies on recorded data."""

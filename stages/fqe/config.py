@@ -1,0 +1,39 @@
+"""Config of the stage fqe. Reading it imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...pipeline.config.checks import check_counts, check_positive, check_shares
+from ...pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FqeConfig:
+    """Fitted Q evaluation of policies."""
+
+    algorithms: list[str] = field(default_factory=list)
+    """Algorithms to evaluate. Empty: all that the policies are of."""
+    critics: int = 3
+    """Per policy, each fitted to its own resample of the episodes; their spread gives the interval."""
+    units: list[int] = field(default_factory=lambda: [128, 128])
+    """Hidden widths of a critic."""
+    updates: int = 3000
+    """Updates of every critic."""
+    batch_size: int = 256
+    """Transitions per update."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start; falls linearly to 5%."""
+    target_rate: float = 0.05
+    """Share of the critics that the target critics take over per update."""
+    frames_per_task: int = 200_000
+    """Of a task with more, as many, in whole episodes chosen at random."""
+    seed: int = 0
+    """Random seed."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "updates", "batch_size", "frames_per_task")
+        check_positive(self, "lr", "target_rate")
+        check_shares(self, "target_rate")
+        if self.critics < 2:
+            raise ConfigError(f"critics must be at least 2, for an interval, found {self.critics}")
