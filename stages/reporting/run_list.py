@@ -38,7 +38,7 @@ def describe_runs(folder: Path) -> list[dict[str, Any]]:
         StageError: there is no such folder.
     """
     if not folder.is_dir():
-        raise StageError(f"there is no folder {folder}; runs are in runs/ unless run_dir=PATH says otherwise")
+        raise StageError(f"there is no folder {folder.absolute()}. Runs are written to runs/, or to run_dir=PATH")
     return [_describe_run(run, folder) for run in find_runs(folder)]
 
 
