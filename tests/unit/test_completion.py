@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from orrery.pipeline.completion import script
+from orrery.pipeline.command_completion import script
 
 BASH = """
 source "$1"; shift

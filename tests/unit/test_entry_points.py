@@ -62,7 +62,8 @@ def test_every_stage_and_command_file_has_an_entry_point(prefix: str, group: str
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][f"orrery.{group}"]
     files = {
         file.stem.removeprefix(f"{prefix}_"): ".".join(["orrery", *file.relative_to(ROOT).with_suffix("").parts])
-        for file in (ROOT / "stages").rglob(f"{prefix}_*.py")
+        for folder in ("pipeline", "stages")
+        for file in (ROOT / folder).rglob(f"{prefix}_*.py")
     }
     assert {name: value.partition(":")[0] for name, value in declared.items()} == files
     installed = {name: entry_points._entries(group)[name][0].value for name in names(group)}
