@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...datasets.schema import TaskSpec, read_table
 from ...datasets.store import TaskSummary, read_summaries
-from ...pipeline.accelerator import check_gpu, device_of
+from ...pipeline.accelerator import check_gpu
 from ...pipeline.artifact import hash_json, read_manifest, replacing
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import run_all
 from ...pipeline.reading import decode, reading_made
-from ...pipeline.seeding import derive_seed
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyIndex
 from .config import BASELINES, EvaluateConfig
+from .episodes import EvaluationJob, Run, evaluate_run
 from .scores import (
     SUMMARY_FILE,
     AlgorithmScores,
@@ -32,7 +31,6 @@ from .scores import (
     ImaginedReturn,
     ScoreRow,
     Summary,
-    evaluation_seed,
     exploiting,
     score_data,
     score_run,
@@ -42,42 +40,13 @@ from .scores import (
 )
 from .statistics import INTERVAL_METHOD
 
-if TYPE_CHECKING:
-    from ...datasets.rollout import Act
-    from ...datasets.tasks.task_env import TaskEnv
-
 FINISHED = "finished.jsonl"
 """Finished episodes by run, one line each: a later evaluation of more policies or episodes reuses them."""
-
-Run = tuple[str, str, int]
-"""(algorithm, task, policy seed)."""
 
 EXPLOITS = (
     "evaluate: %(algorithm)s exploits errors of the world model on %(task)s: imagined return %(imagined).4g, "
     "real return %(real).4g"
 )
-
-
-@dataclass(frozen=True)
-class _Job:
-    run: Run
-    spec: TaskSpec
-    config: EvaluateConfig
-    policy: Path | None
-    """None for the random policy."""
-    content: str
-    """Digest of the policy's files; empty where they have none."""
-    first: int = 0
-    """Episode to begin with; those before are known."""
-
-    @property
-    def key(self) -> str:
-        """Of what an episode follows from, beside its seed: equal where the same policy plays the same task."""
-        return hash_json([self.run, self.spec.to_dict(), self.content])
-
-    def __str__(self) -> str:
-        algorithm, task, seed = self.run
-        return f"evaluating {algorithm} on {task}, seed {seed}"
 
 
 class Evaluate(Stage):
@@ -131,20 +100,22 @@ class Evaluate(Stage):
 
     def _jobs(
         self, policies: Mapping[Run, Mapping[str, Any]], specs: Mapping[str, TaskSpec], skipped: Mapping[str, str]
-    ) -> list[_Job]:
+    ) -> list[EvaluationJob]:
         """One job per run; jobs of a task are adjacent so that a process keeps its environments."""
         jobs = []
         for name, spec in specs.items():
             if name in skipped:
                 continue
             own = [run for run in policies if run[1] == name]
-            jobs += [_Job(run, spec, self.config, policies[run]["folder"], policies[run]["content"]) for run in own]
+            jobs += [
+                EvaluationJob(run, spec, self.config, policies[run]["folder"], policies[run]["content"]) for run in own
+            ]
             if "random" in self.config.baselines:
                 seeds = sorted({run[2] for run in own}) or [0]
-                jobs += [_Job(("random", name, seed), spec, self.config, None, "random") for seed in seeds]
+                jobs += [EvaluationJob(("random", name, seed), spec, self.config, None, "random") for seed in seeds]
         return jobs
 
-    def _play(self, context: Context, jobs: Sequence[_Job]) -> list[EpisodeRow]:
+    def _play(self, context: Context, jobs: Sequence[EvaluationJob]) -> list[EpisodeRow]:
         """Play the episodes of all jobs in order. A finished job is written to disk at once, so a kill costs only the
         others.
 
@@ -163,7 +134,7 @@ class Evaluate(Stage):
             log.open("a") as file,
             context.progress("evaluate", total=count * len(jobs), completed=completed) as progress,
         ):
-            for job, rows in run_all(_evaluate, remaining, workers=context.workers, kept="finished policies"):
+            for job, rows in run_all(evaluate_run, remaining, workers=context.workers, kept="finished policies"):
                 finished[job.run] = [*known.get(job.run, ()), *rows]
                 file.write(_line(job, finished[job.run]))
                 file.flush()
@@ -173,7 +144,7 @@ class Evaluate(Stage):
             temporary.write_text("".join(_line(job, finished[job.run]) for job in jobs))
         return [row for job in jobs for row in finished[job.run]]
 
-    def _known(self, context: Context, jobs: Sequence[_Job]) -> dict[Run, list[EpisodeRow]]:
+    def _known(self, context: Context, jobs: Sequence[EvaluationJob]) -> dict[Run, list[EpisodeRow]]:
         """The first episodes of each run, as far as earlier evaluations have played them."""
         known: dict[Run, list[EpisodeRow]] = {}
         wanted = {job.key: job for job in jobs if job.content}
@@ -289,49 +260,6 @@ def _without_environment(specs: Iterable[TaskSpec]) -> dict[str, str]:
     return skipped
 
 
-def _evaluate(job: _Job) -> list[EpisodeRow]:
-    """Play the episodes of one run. Runs in a worker process."""
-    from ...datasets.rollout import play_episodes, policy_act
-
-    algorithm, task, seed = job.run
-    episodes = range(job.first, job.config.episodes)
-    seeds = [evaluation_seed(job.config.seed, task, seed, episode) for episode in episodes]
-    if job.policy is None:
-        act = _random_act(job.spec, seeds)
-    else:
-        from ..policy.policy import load_policy
-
-        policy = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
-
-        def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
-            return policy(observation, episode + job.first)
-
-    pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
-    results = dict(play_episodes(job.spec, act, seeds, pool=pool))
-    return [
-        EpisodeRow(algorithm, task, seed, episodes[index], result.seed, result.return_, result.length,
-                   result.success_any, result.success_last, result.error)
-        for index, result in sorted(results.items())
-    ]  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def _pool(_spec: str) -> list[TaskEnv]:
-    """Environments of the latest task in this process, kept from one run to the next."""
-    return []
-
-
-def _random_act(spec: TaskSpec, seeds: Sequence[int]) -> Act:
-    from ...datasets.collect import uniform
-
-    controllers = [uniform(spec, np.random.default_rng(derive_seed("random", seed))) for seed in seeds]
-
-    def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
-        return np.stack([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
-
-    return act
-
-
 def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]], dict[str, TaskSpec]]:
     """Every policy by its run, with its folder, and the specs of their tasks.
 
@@ -372,7 +300,7 @@ def _run_of(rows: Sequence[EpisodeRow]) -> Run:
     return rows[0].algorithm, rows[0].task, rows[0].seed
 
 
-def _line(job: _Job, rows: Sequence[EpisodeRow]) -> str:
+def _line(job: EvaluationJob, rows: Sequence[EpisodeRow]) -> str:
     return json.dumps({"key": job.key, "rows": [asdict(row) for row in rows]}) + "\n"
 
 

@@ -406,14 +406,14 @@ def test_an_evaluation_plays_only_what_earlier_ones_have_not(tmp_path, monkeypat
 
     earlier = run("former", **former)
     found = {}
-    evaluate_job = stage_evaluate._evaluate
+    evaluate_job = stage_evaluate.evaluate_run
 
     def counted(job):
         rows = evaluate_job(job)
         found[job.run[0], job.run[2]] = range(rows[0].episode, rows[-1].episode + 1)
         return rows
 
-    monkeypatch.setattr(stage_evaluate, "_evaluate", counted)
+    monkeypatch.setattr(stage_evaluate, "evaluate_run", counted)
     grown = run("grown", earlier=[earlier])
     expected = played | ({("random", 2): range(9)} if "policies" in former else {})
     assert found == expected
