@@ -22,7 +22,7 @@ from ...pipeline.errors import DatasetError, ExportError
 from ...pipeline.seeding import derive_seed
 from ..policy.interface import Interface
 from ..policy.policy import Policy
-from .formats import Run
+from ..policy.programs import Program
 
 TOLERANCE = 1e-4
 """Largest difference of an action component allowed, in halves of its range. Float rounding makes 1e-6 to 1e-5."""
@@ -82,7 +82,7 @@ def random(interface: Interface, known: Observations | None) -> Observations:
     return Observations("random", flat_BO.astype(np.float32))
 
 
-def difference(policy: Policy, interface: Interface, run: Run, observations: Observations) -> float:
+def difference(policy: Policy, interface: Interface, run: Program, observations: Observations) -> float:
     """Largest difference of an action component in halves of its range; 1 if another choice was made.
 
     A row in which the policy itself wavers is left out: where it takes the exported action as well for an observation

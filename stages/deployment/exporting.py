@@ -19,6 +19,7 @@ from ...pipeline.errors import ExportError
 from ...pipeline.paths import user_path
 from ..policy.interface import Interface
 from ..policy.policy import Policy
+from ..policy.programs import load_program
 from . import equality, formats
 from .function import DeployedPolicy
 from .latency import Latency, measure, one_thread
@@ -87,7 +88,7 @@ def export_policy(
                 formats.write(program, file)
             except Exception as error:  # so does the translation to ONNX
                 raise ExportError(f"{type(policy).__name__} cannot be written as {name}: {_line(error)}") from error
-            run = formats.load(file)
+            run = load_program(file)
             differences = {one.kind: equality.difference(policy, interface, run, one) for one in tried}
             _check_equal(name, differences)
             made[name] = Exported(file.name, file.stat().st_size, differences, measure(partial(run, example)))

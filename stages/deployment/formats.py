@@ -1,4 +1,4 @@
-"""The files that a policy is exported to, and how each is run: PyTorch's .pt2 archive and ONNX.
+"""The files that a policy is exported to: PyTorch's .pt2 archive and ONNX.
 
 Both take any number of observations at once. ONNX needs the extra `export`; a .pt2 needs torch alone to be run.
 """
@@ -17,10 +17,8 @@ import numpy as np
 import torch
 
 from ...pipeline.errors import ConfigError
+from ..policy.programs import Program
 from .function import DeployedPolicy
-
-Run = Callable[[np.ndarray], np.ndarray]
-"""Observations [B, ...] -> actions [B, ...]."""
 
 FILES = {"torch": "policy.pt2", "onnx": "policy.onnx"}
 
@@ -62,21 +60,7 @@ def write(program: torch.export.ExportedProgram, file: Path) -> None:
         made.save(str(file))
 
 
-def load(file: Path) -> Run:
-    """What runs an exported file on a CPU, single-threaded where the format decides that itself."""
-    if file.suffix == ".pt2":
-        with _quiet():
-            module = torch.export.load(file).module()
-        return lambda observation: _run(module, observation)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda observation: session.run(None, {"observation": observation})[0]
-
-
-def eager(function: DeployedPolicy) -> Run:
+def eager(function: DeployedPolicy) -> Program:
     """The function itself, not exported."""
     return lambda observation: _run(function, observation)
 

@@ -63,7 +63,7 @@ def play(
         TaskError: the task is unknown, of another shape, has no environment, or cannot be drawn.
         ConfigError: `out` cannot be written.
     """
-    spec = policy.task if task is None else _task_of_the_same_shape(policy.task, task)
+    spec = policy.task if task is None else task_of_the_same_shape(policy.task, task)
     out = default_file(spec) if out is None else user_path(out)
     as_video = out.suffix.lower() in VIDEOS
     check_writable(out, (*VIDEOS, *CURVES))
@@ -100,7 +100,12 @@ def _video_env(spec: TaskSpec, out: Path, size: int) -> VideoEnv:
     return VideoEnv(spec, out, size)
 
 
-def _task_of_the_same_shape(own: TaskSpec, name: str) -> TaskSpec:
+def task_of_the_same_shape(own: TaskSpec, name: str) -> TaskSpec:
+    """The task of this name, on which a policy for `own` can act.
+
+    Raises:
+        TaskError: it is unknown, or has other numbers of observation columns or actions.
+    """
     other = task_spec(name)
 
     def shape(spec: TaskSpec) -> str:

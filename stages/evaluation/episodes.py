@@ -33,8 +33,8 @@ class EvaluationJob:
     run: Run
     spec: TaskSpec
     config: EvaluateConfig
-    policy: Path | None
-    """None for the random policy."""
+    policy: Path | str | None
+    """As `load_any_policy` takes it; None for the random policy."""
     content: str
     """Digest of the policy's files; empty where they have none."""
     first: int = 0
@@ -60,9 +60,9 @@ def evaluate_run(job: EvaluationJob) -> list[EpisodeRow]:
     if job.policy is None:
         act = _random_act(job.spec, seeds)
     else:
-        from ..policy.policy import load_policy
+        from ..policy.foreign import load_any_policy
 
-        policy = policy_act(load_policy(job.policy), device_of(job.config.accelerator))
+        policy = policy_act(load_any_policy(job.policy, job.spec), device_of(job.config.accelerator))
 
         def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
             return policy(observation, episode + job.first)

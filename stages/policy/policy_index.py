@@ -1,5 +1,9 @@
 """policies.json, the index of the policies in an artifact. Needs no torch, so that configurations can be checked
-against it."""
+against it.
+
+Written by hand, it lets a run evaluate policies made elsewhere (`inputs.policies=FOLDER`): a task may be given by its
+name alone, and `path` may name a file in the folder (see `foreign`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.schema import TaskSpec
+from ...datasets.tasks import task_spec
 from ...pipeline.artifact import check_inside, write_json
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.reading import decode, read_json, reading
@@ -46,7 +51,7 @@ class PolicyEntry:
 class _Index:
     """The required fields of policies.json."""
 
-    tasks: list[dict[str, Any]]
+    tasks: list[Any]
     policies: list[PolicyEntry]
 
 
@@ -69,7 +74,8 @@ class PolicyIndex:
             values = read_json(path, CheckpointError, "run its stage again")
             for entry in decode(_Index, values).policies:
                 check_inside(entry.path)
-            return cls(artifact, [TaskSpec.from_dict(task) for task in values["tasks"]], values["policies"])
+            tasks = [task_spec(task) if isinstance(task, str) else TaskSpec.from_dict(task) for task in values["tasks"]]
+            return cls(artifact, tasks, values["policies"])
 
     def folders(self, tasks: Iterable[str], algorithm: str, key: str) -> dict[str, list[Path]]:
         """The folders of an algorithm's policies by task, one per seed.

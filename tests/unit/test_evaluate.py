@@ -88,7 +88,7 @@ def constant_policies(monkeypatch):
             raise OSError("weights are gone")
         return Constant(float(folder.name))
 
-    monkeypatch.setattr("orrery.stages.policy.policy.load_policy", load)
+    monkeypatch.setattr("orrery.stages.policy.foreign.load_policy", load)
 
 
 @contextmanager
@@ -363,7 +363,7 @@ def test_a_killed_evaluation_continues_with_what_is_missing(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return Constant(0.5)
 
-    monkeypatch.setattr("orrery.stages.policy.policy.load_policy", dies_at_third)
+    monkeypatch.setattr("orrery.stages.policy.foreign.load_policy", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path, inputs)
     with (tmp_path / "out" / "finished.jsonl").open("a") as file:

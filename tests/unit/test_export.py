@@ -12,7 +12,7 @@ from orrery.datasets.schema import TaskSpec
 from orrery.datasets.tasks import make_environment
 from orrery.pipeline.cli import main
 from orrery.pipeline.errors import ConfigError, DatasetError, ExportError
-from orrery.stages.deployment import equality, formats
+from orrery.stages.deployment import equality, exporting, formats
 from orrery.stages.deployment.choice import made_by, read_policy
 from orrery.stages.deployment.exporting import export_policy
 from orrery.stages.policy.interface import Interface
@@ -122,8 +122,8 @@ def test_what_the_environment_says_is_described():
 
 def test_a_policy_that_would_act_differently_is_not_written(tmp_path, monkeypatch):
     policy = deployed.state(ARM)
-    original = formats.load
-    monkeypatch.setattr(formats, "load", lambda file: lambda raw: original(file)(raw) + np.float32(0.5))
+    original = exporting.load_program
+    monkeypatch.setattr(exporting, "load_program", lambda file: lambda raw: original(file)(raw) + np.float32(0.5))
     (tmp_path / "policy.pt2").write_bytes(b"of an earlier export")
     # Half of the range of the first component is 2, of the second 5.
     with pytest.raises(
