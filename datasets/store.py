@@ -28,16 +28,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pipeline.artifact import unfinished
+from ..pipeline.artifact import finish, publish, unfinished
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
 from ..pipeline.reading import decode, read_json, read_made, read_npz, reading
+from ..pipeline.wording import counted
 from .facts import EPISODES_FILE
 from .schema import Behaviour, Episode, TaskSpec, TaskTable, read_table
 
 if TYPE_CHECKING:
     import torch
-    from torchrl.data import TensorDictReplayBuffer
+    from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 
 FORMAT = 1
 STORE_FILE = "store.json"
@@ -278,6 +279,50 @@ class TaskStore:
             slice_len=slice_len,
             batch_size=batch_size,
         )
+
+    @classmethod
+    def from_replay_buffer(
+        cls,
+        buffer: ReplayBuffer,
+        folder: str | Path,
+        *,
+        name: str,
+        behaviour: Behaviour = "policy",
+        window: int = 5,
+        **fields: Any,
+    ) -> TaskStore:
+        """Pack a TorchRL replay buffer as the store of one task, which `inputs.store=FOLDER` gives to a run.
+
+        Args:
+            buffer: of transitions: observation, action, next: observation, reward, done, and terminated or truncated.
+                Episodes end at next/done, where collector/traj_ids changes, and where the rows do not join.
+            folder: of the store; must not exist.
+            name: of the task, for example `lab/arm`.
+            behaviour: how the data was collected.
+            window: training-window length in steps that will be drawn.
+            fields: of TaskSpec, `environment` (a Gymnasium id, MODULE:ID or a task) and `action_low`, `action_high`.
+        Raises:
+            DatasetError: the folder exists, or the buffer cannot be packed.
+            TaskError: the environment cannot be built, or is not one that the data was recorded in.
+        """
+        from .formats.torchrl import buffer_reader
+        from .validate import Findings, validate
+
+        folder = user_path(folder)
+        if folder.exists():
+            raise DatasetError(f"{folder}: exists; give the folder of a new store")
+        reader = buffer_reader(buffer, name=name, behaviour=behaviour, overrides=fields)
+        task, partial = reader.task, unfinished(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        findings = Findings(warnings=list(reader.warnings))
+        episodes = validate(reader, task, window, findings, reader.source["columns"])
+        writer = TaskWriter(partial / task.slug, task, task.observation_dim, task.action_dim)
+        summary = writer.write(episodes, behaviour=behaviour, source=reader.source, findings=findings)
+        finish_store(partial, TaskTable([task]))
+        text = f"{counted(summary.transitions, 'transition')} of 1 task"
+        finish(partial, kind="store", stage="pack", key="", config={}, inputs={}, seconds=0.0, summary=text)
+        publish(partial, folder)
+        return cls.open(folder)
 
     def load(self, device: str | torch.device = "cpu") -> TaskStore:
         """Return a store with the same rows as one tensor in the memory of `device`, so that a batch is one gather."""

@@ -1,6 +1,6 @@
-"""Where the parts of a transition are in an HDF5 file: given by a column map, or recognised from common names.
+"""Where the parts of a transition are in a file of columns: given by a column map, or recognised from common names.
 
-Decides which names are recognised and what a column map may say; `hdf5.py` reads what it names.
+Decides which names are recognised and what a column map may say; `table_reader.py` reads what it names.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from ...pipeline.errors import DatasetError
 from ...pipeline.paths import user_path
 from ...pipeline.reading import check_yaml, decode, reading
 from ..spaces import looks_like_images
 from .episode_ends import END_PARTS
+from .table import Group, columns_of, is_column, is_group
 
 SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "observation": ("observations", "observation", "obs"),
@@ -42,12 +41,13 @@ _AMBIGUOUS = {*END_PARTS["first"].names, *END_PARTS["last"].names} & {
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Names of an HDF5 file's columns, relative to an episode's group, or to the root of a flat file."""
+    """Names of a file's columns, relative to an episode's group, or to the root of a flat file."""
 
     observation: tuple[str, ...] = ("observations",)
     """Concatenated in this order. `obs/*` stands for everything in a group, sorted by name."""
     action: str = "actions"
-    reward: str = "rewards"
+    reward: str | None = "rewards"
+    """None for data without rewards: every reward is 0."""
     terminated: str | None = None
     """Set at the last row of an episode that reached a terminal state."""
     not_terminated: str | None = None
@@ -58,6 +58,8 @@ class ColumnMap:
     """Set at the last row of every episode; a termination unless `truncated` or another column says otherwise."""
     last: str | None = None
     """Set at the last row of every episode, however it ended."""
+    not_last: str | None = None
+    """Zero at the last row of every episode, such as OGBench's `valids`."""
     first: str | None = None
     """Set at the first row of every episode."""
     episode: str | None = None
@@ -137,7 +139,7 @@ class ColumnMap:
         """Whether an episode of T transitions has T + 1 rows, the last with its final observation."""
         return self.shifted or self.final_row
 
-    def resolve(self, file: h5py.File, group: str) -> ColumnMap:
+    def resolve(self, file: Group, group: str) -> ColumnMap:
         """This map with `group/*` expanded, after checking that every column is there.
 
         Args:
@@ -174,6 +176,7 @@ class ColumnMap:
                 raise DatasetError(
                     f"{path}: no {part} column {key!r} in {group}, which has {_listed(there)}; "
                     f"name the correct one in a column map ({part}: NAME), or add it to the file"
+                    + ("; reward: null reads data without rewards" if part == "reward" else "")
                 )
         for key in found.observation:
             if looks_like_images(file[group][key].shape[1:], file[group][key].dtype):
@@ -188,7 +191,7 @@ class ColumnMap:
             )
         return found
 
-    def _following(self, observation: tuple[str, ...], group: h5py.Group) -> tuple[str, ...]:
+    def _following(self, observation: tuple[str, ...], group: Group) -> tuple[str, ...]:
         """The columns of the next observation, recognised by their names and shapes; all of them or none."""
         found = []
         for key in observation:
@@ -197,7 +200,7 @@ class ColumnMap:
             found += [name for name in names if _same_rows(group, name, key)][:1]
         return tuple(found) if len(found) == len(observation) and not self.one_more_row else ()
 
-    def left_out(self, group: h5py.Group) -> list[str]:
+    def left_out(self, group: Group) -> list[str]:
         """What to warn of where this map, resolved, reads no next observation though the group seems to hold it."""
         names = [name for name in columns_of(group) if {*SPELLINGS["next_observation"]} & {*name.split("/")}]
         if self.next_observation or self.one_more_row or not names:
@@ -215,7 +218,7 @@ class ColumnMap:
             self, observation=tuple(self.observation[i] for i in order), next_observation=following
         )
 
-    def groups(self, file: h5py.File) -> tuple[list[str], list[str]]:
+    def groups(self, file: Group) -> tuple[list[str], list[str]]:
         """Paths of the groups that hold an episode each, numbers in order, and of those beside them without actions.
 
         `/` alone for a flat file; all of them if none has actions.
@@ -225,13 +228,13 @@ class ColumnMap:
         """
         if self.episode_group is None:
             return ["/"], []
-        found: list[tuple[str, h5py.Group]] = [("", file)]
+        found: list[tuple[str, Group]] = [("", file)]
         for part in self.episode_group.strip("/").split("/"):
             found = [
                 (f"{path}/{key}", child)
                 for path, parent in found
                 for key in parent
-                if fnmatchcase(key, part) and isinstance(child := parent.get(key), h5py.Group)
+                if fnmatchcase(key, part) and is_group(child := parent.get(key))
             ]
         if not found:
             raise DatasetError(
@@ -248,19 +251,19 @@ class ColumnMap:
         return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, False, ())}
 
 
-def detect_columns(file: h5py.File) -> ColumnMap:
+def detect_columns(file: Group) -> ColumnMap:
     """The column map of a flat file, or of one with a group per episode at the top or below `data`.
 
     Raises:
         DatasetError: no actions in any of these places.
     """
     for parent in FLAT_PARENTS:
-        if isinstance(file.get(parent), h5py.Group) and _action_of(file[parent]):
+        if is_group(file.get(parent)) and _action_of(file[parent]):
             return _recognise(file[parent], None)
     for parent, pattern in (("data", "data/*"), ("/", "*")):
-        children = file[parent].values() if isinstance(file.get(parent), h5py.Group) else ()
+        children = file[parent].values() if is_group(file.get(parent)) else ()
         for child in children:
-            if isinstance(child, h5py.Group) and _action_of(child):
+            if is_group(child) and _action_of(child):
                 return _recognise(child, pattern)
     raise DatasetError(
         f"{file.filename}: layout not recognised: expected 'observations', 'actions' and 'rewards' at the top level, "
@@ -269,11 +272,11 @@ def detect_columns(file: h5py.File) -> ColumnMap:
     )
 
 
-def _action_of(group: h5py.Group) -> str | None:
-    return next((key for key in SPELLINGS["action"] if isinstance(group.get(key), h5py.Dataset)), None)
+def _action_of(group: Group) -> str | None:
+    return next((key for key in SPELLINGS["action"] if is_column(group.get(key))), None)
 
 
-def _recognise(group: h5py.Group, episode_group: str | None) -> ColumnMap:
+def _recognise(group: Group, episode_group: str | None) -> ColumnMap:
     prefix = "" if episode_group or group.name == "/" else f"{group.name.strip('/')}/"
     found = {part: next((key for key in keys if key in group), None) for part, keys in SPELLINGS.items()}
 
@@ -281,28 +284,32 @@ def _recognise(group: h5py.Group, episode_group: str | None) -> ColumnMap:
         key = found[part]
         if key is None:
             return ()
-        return (f"{prefix}{key}/*",) if isinstance(group[key], h5py.Group) else (prefix + key,)
+        return (f"{prefix}{key}/*",) if is_group(group[key]) else (prefix + key,)
 
     ends = _recognise_ends(group, len(group[found["action"] or "actions"]), flat=episode_group is None)
     names = {name.rpartition("/")[2] for name in ends.values()}
     next_observation = parts("next_observation")
+    # OGBench's files have no rewards; its terminals are the ends of trajectories, of which each has a final row.
+    ogbench = found["reward"] is None and names in ({"terminals"}, {"valids"})
+    if ogbench and "terminated" in ends:
+        ends = {"last": ends["terminated"]}
     return ColumnMap(
         observation=parts("observation") or (f"{prefix}observations",),
         action=prefix + (found["action"] or "actions"),
-        reward=prefix + (found["reward"] or "rewards"),
+        reward=None if ogbench else prefix + (found["reward"] or "rewards"),
         **ends,  # type: ignore[arg-type]
         # RLDS says of an observation that it is the last or terminal, others of a transition that it leads there.
-        final_row=not next_observation and bool(names & {"is_last", "is_terminal"}),
+        final_row=not next_observation and (ogbench or bool(names & {"is_last", "is_terminal", "valids"})),
         success=found["success"] and prefix + found["success"],
         next_observation=next_observation,
         episode_group=episode_group,
     )
 
 
-def _recognise_ends(group: h5py.Group, num_rows: int, *, flat: bool) -> dict[str, str]:
+def _recognise_ends(group: Group, num_rows: int, *, flat: bool) -> dict[str, str]:
     """The columns of a group, or in `meta` beside it, that mark ends of episodes: by part, their paths in the file
     if it is flat, else below the group."""
-    places = [group, group.file["meta"]] if flat and isinstance(group.file.get("meta"), h5py.Group) else [group]
+    places = [group, group.file["meta"]] if flat and is_group(group.file.get("meta")) else [group]
     found: dict[str, str] = {}
     for part, end in END_PARTS.items():
         if not flat and part in _FLAT_ONLY:
@@ -310,14 +317,16 @@ def _recognise_ends(group: h5py.Group, num_rows: int, *, flat: bool) -> dict[str
         for place in places:
             for name in end.names:
                 column = place.get(name)
-                if part in found or not isinstance(column, h5py.Dataset) or not column.ndim:
+                if part in found or not is_column(column) or not column.ndim:
                     continue
-                ambiguous = name in _AMBIGUOUS or part in (*_FLAT_ONLY, "not_terminated")
+                ambiguous = name in _AMBIGUOUS or part in (*_FLAT_ONLY, "not_terminated", "not_last")
                 if ambiguous and (column.size != len(column) or (len(column) == num_rows) != end.per_row):
                     continue
                 found[part] = f"{place.name}/{name}".strip("/") if flat else name
     names = {part: name.rpartition("/")[2] for part, name in found.items()}
-    if names.get("not_terminated") == "masks" and names.get("terminated") == "terminals":
+    if names.get("terminated") == "terminals" and "not_last" in found:
+        del found["terminated"]  # OGBench, compact: set at the last transition and at the row behind it
+    elif names.get("not_terminated") == "masks" and names.get("terminated") == "terminals":
         found["last"] = found.pop("terminated")  # OGBench: terminals are the ends of trajectories
     elif names.get("not_terminated", "").startswith("discount") and not (
         "terminated" not in found and {"is_first", "is_last"} & set(names.values())
@@ -326,17 +335,10 @@ def _recognise_ends(group: h5py.Group, num_rows: int, *, flat: bool) -> dict[str
     return found
 
 
-def columns_of(group: h5py.Group) -> list[str]:
-    """Paths of all datasets below a group, sorted."""
-    names: list[str] = []
-    group.visit_links(names.append)
-    return sorted(name for name in names if isinstance(group.get(name), h5py.Dataset))
-
-
-def _same_rows(group: h5py.Group, one: str, other: str) -> bool:
+def _same_rows(group: Group, one: str, other: str) -> bool:
     """Whether both are columns, with rows of one shape."""
     first, second = group.get(one), group.get(other)
-    return isinstance(first, h5py.Dataset) and isinstance(second, h5py.Dataset) and first.shape[1:] == second.shape[1:]
+    return is_column(first) and is_column(second) and first.shape[1:] == second.shape[1:]
 
 
 def _listed(names: list[str]) -> str:

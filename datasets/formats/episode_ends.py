@@ -1,7 +1,7 @@
 """Where the episodes of a table of rows end, from the columns that say so.
 
 Decides which columns mark ends, under which names, and what each means; pure functions of arrays. `columns.py` finds
-the columns in a file, `hdf5.py` reads them.
+the columns in a file, `table_reader.py` reads them.
 
 Dimension letters: N rows, E episodes.
 """
@@ -46,6 +46,7 @@ END_PARTS: Mapping[str, EndPart] = {
     "last": EndPart(
         "set at the last row of every episode, however it ended", True, ("is_last", "episode_terminals", "episode_ends")
     ),
+    "not_last": EndPart("zero at the last row of every episode", True, ("valids",)),
     "first": EndPart("set at the first row of every episode", True, ("is_first", "episode_starts")),
     "episode": EndPart(
         "the same number in all rows of an episode",
@@ -65,7 +66,7 @@ LeRobot, diffusion policy and stable-worldmodel."""
 
 _WORDS = re.compile(
     r"(?:^|[^a-z])(?:dones?|terminals?|terminat(?:eds?|ions?)|time_?(?:out|limit)s?|truncat(?:eds?|ions?)|lasts?|firsts?|"
-    r"ends?|starts?|resets?|fail(?:ed|ures?)?|steps?|time_?steps?|frame_index|masks?|discounts?|continues?|boundar(?:y|ies)|episodes?|ep|traj|trajectory|trajectories)(?:$|[^a-z])"
+    r"ends?|starts?|resets?|fail(?:ed|ures?)?|steps?|time_?steps?|frame_index|masks?|discounts?|continues?|valids?|boundar(?:y|ies)|episodes?|ep|traj|trajectory|trajectories)(?:$|[^a-z])"
 )
 
 
@@ -111,6 +112,8 @@ def find_ends(
     known = {key: _stops(key, columns[key], names[key], num_rows, where) for key in _LAYOUTS if key in columns}
     _check_agreement(known, names, where)
     flags = {key: _flags(columns, key, names, num_rows, where) for key in ("truncated", "last", "done", "first")}
+    if "not_last" in columns:
+        flags["last"] |= ~_flags(columns, "not_last", names, num_rows, where)
     cut = flags["truncated"] | flags["last"] | (flags["done"] & ~terminated)
     cut[np.flatnonzero(flags["first"][1:])] = True
     marks_cuts = bool(known) or any(set_.any() for set_ in flags.values())

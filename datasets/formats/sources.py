@@ -36,11 +36,11 @@ def open_reader(
     """The reader of a dataset.
 
     Args:
-        source: an HDF5 file; a Minari dataset's folder; a Minari id, also written `minari/<id>` as the task
-            made from it is called; with a `task_set`, a folder of TD-MPC2's chunks. A list of Minari folders holds
-            parts of one dataset.
-        columns: column map of an HDF5 file; see `columns.ColumnMap.load`.
-        name, behaviour, overrides: of the task; see `MinariReader` and `Hdf5Reader`.
+        source: the file or folder of a dataset; a Minari id, also written `minari/<id>` as the task made from it is
+            called; with a `task_set`, a folder of TD-MPC2's chunks. A list of Minari folders holds parts of one
+            dataset.
+        columns: column map of a format with columns; see `columns.ColumnMap.load`.
+        name, behaviour, overrides: of the task; see `MinariReader` and `TableReader`.
         task_set, rows: mt30 or mt80, and where the task `name` is in the chunks; see `Tdmpc2Reader`.
 
     Raises:
@@ -84,18 +84,17 @@ def find_format(source: str, path: Path) -> type[Format]:
     Raises:
         DatasetError: it is of none that is known; says of which it seems to be.
     """
-    for _, known in load_each("formats", Format):
+    formats = [known for _, known in load_each("formats", Format)]
+    for known in formats:
         if known.detect(source, path):
             return known
-    raise _unknown(source, path)
+    raise _unknown(source, path, formats)
 
 
 _KINDS = {
-    ".npz": "a NumPy archive",
     ".npy": "a NumPy array",
     ".pkl": "a pickle",
     ".pickle": "a pickle",
-    ".parquet": "a Parquet file",
     ".csv": "a table in text",
     ".tfrecord": "a TFRecord file",
     ".pt": "a torch file",
@@ -104,59 +103,50 @@ _KINDS = {
     ".bag": "a recording of ROS",
 }
 _FOLDERS = {
-    "meta/info.json": "a LeRobot dataset",
     ".zgroup": "a Zarr store",
     "zarr.json": "a Zarr store",
     "dataset_info.json": "a TensorFlow dataset (RLDS)",
     "main_data.hdf5": "the data of a Minari dataset without its metadata.json",
 }
+_READ = "an HDF5, .npz or .parquet file, or the folder of a Minari, LeRobot or TorchRL dataset"
 _CONVERT = (
     "Write the episodes to one HDF5 file (observations, actions, rewards, and a column that marks each episode's last "
     "row) or to a Minari dataset"
 )
 
 
-def _unknown(source: str, path: Path) -> DatasetError:
+def _unknown(source: str, path: Path, formats: Sequence[type[Format]]) -> DatasetError:
     if path.is_file():
-        kind = _KINDS.get(path.suffix.lower(), "neither HDF5 nor a folder")
-        return DatasetError(
-            f"{source}: not a supported dataset: it is {kind}; expected an HDF5 file (.hdf5, .h5) or the "
-            f"folder of a Minari dataset. {_CONVERT}"
-        )
+        kind = _KINDS.get(path.suffix.lower(), "a file of no known format")
+        return DatasetError(f"{source}: not a supported dataset: it is {kind}; expected {_READ}. {_CONVERT}")
     if path.is_dir():
-        return _unknown_folder(source, path)
+        return _unknown_folder(source, path, formats)
     return DatasetError(
-        f"no dataset {source!r}: expected an .hdf5 or .h5 file, the folder of a Minari dataset, or a Minari id "
-        "such as mujoco/hopper/medium-v0; for a simulated task, run the stage collect"
+        f"no dataset {source!r}: expected {_READ}, or a Minari id such as mujoco/hopper/medium-v0; for a simulated "
+        "task, run the stage collect"
     )
 
 
-def _unknown_folder(source: str, folder: Path) -> DatasetError:
+def _unknown_folder(source: str, folder: Path, formats: Sequence[type[Format]]) -> DatasetError:
     """The error for a folder that is a dataset of another format, or holds files of which each is one."""
     for sign, kind in _FOLDERS.items():
         if (folder / sign).is_file():
-            return DatasetError(
-                f"{source}: is {kind}, which is not supported; expected an HDF5 file or the folder of a Minari "
-                f"dataset. {_CONVERT}"
-            )
-    from .hdf5_file import is_hdf5
-
+            return DatasetError(f"{source}: is {kind}, which is not supported; expected {_READ}. {_CONVERT}")
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    if found := [path for path in files if is_hdf5(path)]:
+    if found := [path for path in files if any(known.detect(str(path), path) for known in formats)]:
         return DatasetError(
-            f"{source}: is a folder of {len(found)} HDF5 files ({_shown(found)}), but each HDF5 file is a separate "
+            f"{source}: is a folder of {len(found)} files ({_shown(found)}), of which each is a separate "
             f"dataset; expected one file. Name the files, one per task (tasks=[{source}/{found[0].name}]), or copy the "
             "episodes of one task into one file, one group each"
         )
     if found := [path for path in files if path.suffix.lower() in _KINDS]:
         kind = _KINDS[found[0].suffix.lower()]
         return DatasetError(
-            f"{source}: is a folder of unsupported files ({_shown(found)}; each {kind}); expected an HDF5 file "
-            f"or the folder of a Minari dataset. {_CONVERT}"
+            f"{source}: is a folder of unsupported files ({_shown(found)}; each {kind}); expected {_READ}. {_CONVERT}"
         )
     return DatasetError(
-        f"{source}: not a dataset that can be read; expected an HDF5 file, or the folder of a Minari dataset, "
-        f"which has data/metadata.json. {_CONVERT}"
+        f"{source}: not a dataset that can be read; expected {_READ}, which has data/metadata.json, meta/info.json or "
+        f"meta.json. {_CONVERT}"
     )
 
 

@@ -18,9 +18,10 @@ class SourceConfig:
     """A dataset that Orrery did not collect."""
 
     path: str = ""
-    """HDF5 file, Minari folder or Minari id; for mt30 and mt80, the folder of TD-MPC2's chunk_*.pt."""
+    """HDF5, npz or Parquet file, folder of a Minari, LeRobot or TorchRL dataset, or Minari id; for mt30 and mt80, the
+    folder of TD-MPC2's chunk_*.pt."""
     columns: str = ""
-    """YAML column map of an HDF5 file. Empty: recognise the D4RL and robomimic layouts."""
+    """YAML column map of any of these but Minari. Empty: recognise the columns by their names."""
     behaviour: str = ""
     """How the data was collected: exploration, expert or policy; sets the default behaviour anchor. Empty: use the
     dataset's metadata; mt30 and mt80 count as exploration."""
@@ -40,9 +41,11 @@ class SourceConfig:
     action_high: list[float] = field(default_factory=list)
     """Action value that maps to 1."""
     choices: int = 0
-    """HDF5: number of discrete actions, if the data does not use all of them or stores floats or one-hot rows."""
+    """Number of discrete actions, if the data does not use all of them or stores floats or one-hot rows; not for
+    Minari."""
     choices_start: int | None = None
-    """HDF5: number of the first discrete action. Empty: as in the environment, else 0."""
+    """Number of the first discrete action. Empty: as in the environment, else 0; not for
+    Minari."""
 
     def check(self, name: str) -> None:
         """Raise a ConfigError if settings of the source `name` contradict each other."""
@@ -89,8 +92,8 @@ class PackConfig:
     """Datasets of the store, and their order."""
 
     tasks: list[str] = field(default_factory=list)
-    """Tasks of the store, in order: collected tasks, names under `sources`, minari/<id>, or HDF5 files; mt30 and mt80
-    are TD-MPC2's sets. Empty: all collected tasks, then all sources."""
+    """Tasks of the store, in order: collected tasks, names under `sources`, minari/<id>, or files and folders of
+    datasets; mt30 and mt80 are TD-MPC2's sets. Empty: all collected tasks, then all sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Datasets by task name, or by the path or id that `tasks` has, whose `path` then stays empty; mt30 or mt80
     provides every task of TD-MPC2's set."""

@@ -44,8 +44,7 @@ def describe(path: Path) -> Contents:
     """Return what a run, a study, an artifact, a dataset or a file of weights holds.
 
     Args:
-        path: the folder of a run, a study or an artifact, a .safetensors file, an HDF5 file, or the folder or id of a
-            Minari dataset.
+        path: the folder of a run, a study or an artifact, a .safetensors file, or a dataset as `pack` reads it.
     Raises:
         StageError: it is none of these.
         DatasetError: it is a dataset that cannot be read.
@@ -68,8 +67,7 @@ def describe(path: Path) -> Contents:
         return _describe_dataset(open_reader(str(path)))
     except DatasetError as error:
         raise StageError(
-            f"{error}\n`orrery inspect` knows a run folder, an artifact's folder (RUN/pack), a .safetensors file, an "
-            "HDF5 file, and the folder or id of a Minari dataset"
+            f"{error}\n`orrery inspect` also reads runs, artifacts (RUN/pack) and .safetensors files"
         ) from error
 
 

@@ -42,7 +42,8 @@ class PackJob:
 class Pack(Stage):
     """Validate datasets and pack them into one memory-mapped store.
 
-    Reads Minari and HDF5 datasets and TD-MPC2's chunks. Datasets of the same task from several collections are joined.
+    Reads HDF5, npz and Parquet files, Minari, LeRobot and TorchRL datasets, and TD-MPC2's chunks. Datasets
+    of the same task from several collections are joined.
     """
 
     Config = PackConfig
@@ -61,7 +62,7 @@ class Pack(Stage):
             except DatasetError as error:
                 raise ConfigError(
                     f"pack.sources.{name}.path is empty, and {name!r} is not the path or id of a dataset. Set the path "
-                    f"of the dataset (an HDF5 file, a Minari folder or id): pack.sources.{name}.path=arm.hdf5"
+                    f"of the dataset (a file, a folder or a Minari id): pack.sources.{name}.path=arm.hdf5"
                 ) from error
         sources: dict[str, list[str]] = {}
         for name in self._external_names():

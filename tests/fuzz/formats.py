@@ -21,10 +21,12 @@ import gymnasium.spaces as gs
 import h5py
 import minari
 import numpy as np
+import pyarrow.parquet
 import torch
 from minari.data_collector import EpisodeBuffer
 from orrery.datasets.formats.hdf5 import Hdf5Reader
 from orrery.datasets.formats.minari import MinariReader
+from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.formats.tdmpc2 import Tdmpc2Reader
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.store import TaskStore
@@ -56,7 +58,9 @@ from orrery.stages.reporting.study_results import read_results
 from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.tdmpc2_checkpoint import describe, from_tdmpc2, read_tdmpc2
 from rich.console import Console
+from tensordict import TensorDict
 from torch import nn
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from unit import chunks, deployed, models, stores, tdmpc2_states
@@ -123,6 +127,45 @@ def _make_mapped(folder: Path) -> None:
         file["s/x"], file["s/y"], file["a"], file["r"] = _random(12, 2), _random(12), _random(12, 2), _random(12)
         file["end"] = np.arange(12) % 6 == 5
     (folder / "columns.yaml").write_text("observation: [s/*]\naction: a\nreward: r\ntruncated: end\n")
+
+
+def _make_npz(folder: Path) -> None:
+    np.savez_compressed(
+        folder / "play.npz", observations=_random(12, 3), actions=_random(12, 2), terminals=np.arange(12) % 6 == 5
+    )
+
+
+def _make_d3rlpy(folder: Path) -> None:
+    with h5py.File(folder / "replay.h5", "w") as file:
+        file["columns"], file["num_episodes"] = ["observations", "actions", "rewards", "terminated"], 2
+        for index in range(2):
+            file[f"observations_{index}"], file[f"actions_{index}"] = _random(6, 3), _random(6, 2)
+            file[f"rewards_{index}"], file[f"terminated_{index}"] = _random(6, 1), bool(index)
+
+
+def _make_lerobot(folder: Path) -> None:
+    columns = {
+        "observation.state": _random(12, 3).tolist(),
+        "action": _random(12, 2).tolist(),
+        "next.reward": _random(12),
+        "next.done": np.arange(12) % 6 == 5,
+        "episode_index": np.arange(12) // 6,
+    }
+    (folder / "set/data/chunk-000").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "set/data/chunk-000/file-000.parquet")
+    features = {name: {"dtype": "float32", "shape": [1], "names": None} for name in columns}
+    info = {"codebase_version": "v3.0", "total_frames": 12, "total_tasks": 1, "features": features}
+    (folder / "set/meta").mkdir()
+    (folder / "set/meta/info.json").write_text(json.dumps(info))
+
+
+def _make_torchrl(folder: Path) -> None:
+    states, last = torch.from_numpy(_random(13, 3)), (torch.arange(12) % 6 == 5)[:, None]
+    following = {"observation": states[1:], "reward": torch.ones(12, 1), "done": last, "terminated": last}
+    data = {"observation": states[:-1], "action": torch.from_numpy(_random(12, 2)), "next": following}
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(12), batch_size=4)
+    buffer.extend(TensorDict(data, batch_size=[12]))
+    buffer.dumps(folder / "buffer")
 
 
 def _make_store(folder: Path) -> None:
@@ -349,6 +392,10 @@ FORMATS = {
         _make_mapped,
         lambda folder: _read_dataset(Hdf5Reader(folder / "own.hdf5", columns=str(folder / "columns.yaml"))),
     ),
+    "npz": Format(_make_npz, lambda folder: _read_dataset(open_reader(folder / "play.npz"))),
+    "d3rlpy": Format(_make_d3rlpy, lambda folder: _read_dataset(open_reader(folder / "replay.h5"))),
+    "lerobot": Format(_make_lerobot, lambda folder: _read_dataset(open_reader(folder / "set"))),
+    "torchrl": Format(_make_torchrl, lambda folder: _read_dataset(open_reader(folder / "buffer"))),
     "store": Format(_make_store, _read_store),
     "verified store": Format(_make_store, _verified("store", "pack", _read_store), verified=True),
     "model": Format(_make_model, lambda folder: _model(WorldModel.load(folder / "pretrain"))),

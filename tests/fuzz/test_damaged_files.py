@@ -22,6 +22,7 @@ PATIENCE_S = 60
 GOOD = {"same", "other", "clear"}
 WEIGHTS = {
     "minari": 8, "flat": 10, "robomimic": 10, "columns": 8,
+    "npz": 6, "d3rlpy": 6, "lerobot": 8, "torchrl": 8,
     "store": 12, "verified store": 8, "model": 8, "verified model": 6, "policies": 3, "verified policy": 3,
     "checkpoint": 6, "chunks": 8, "experiment": 1, "study": 2, "run": 6,
     "study record": 3, "iteration record": 3, "results": 6, "job": 4,

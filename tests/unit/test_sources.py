@@ -10,23 +10,28 @@ from .test_hdf5 import flat_columns, write
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a.npz", "a NumPy archive"), ("a.PKL", "a pickle"), ("a.parquet", "a Parquet file"), ("a.txt", "neither HDF5")],
+    [("a.npy", "a NumPy array"), ("a.PKL", "a pickle"), ("a.csv", "a table in text"), ("a.txt", "a file of no known")],
 )
 def test_files_of_other_formats(name, kind, tmp_path):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(DatasetError, match=rf"{name}: not a supported dataset: it is {kind}.*expected an HDF5 file"):
+    with pytest.raises(
+        DatasetError, match=rf"{name}: not a supported dataset: it is {kind}.*expected an HDF5, .npz or .parquet file"
+    ):
         open_reader(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("files", "found"),
     [
-        (["meta/info.json", "data/chunk-000/episode_0.parquet"], "is a LeRobot dataset"),
         ([".zgroup"], "is a Zarr store"),
         (["zarr.json"], "is a Zarr store"),
         (["dataset_info.json", "x.tfrecord-0"], r"is a TensorFlow dataset \(RLDS\)"),
-        (["a.hdf5", "b.h5", "c.HDF5", "d.hdf", "notes.txt"], r"a folder of 4 HDF5 files \(a.hdf5, b.h5, c.HDF5, ...\)"),
-        (["b.npz", "a.npz"], r"a folder of unsupported files \(a.npz, b.npz; each a NumPy archive\)"),
+        (
+            ["a.hdf5", "b.h5", "c.HDF5", "d.hdf", "notes.txt"],
+            r"a folder of 4 files \(a.hdf5, b.h5, c.HDF5, ...\), of which",
+        ),
+        (["b.pkl", "a.pkl"], r"a folder of unsupported files \(a.pkl, b.pkl; each a pickle\)"),
+        (["b.npz", "a.npz"], r"a folder of 2 files \(a.npz, b.npz\), of which each is a separate dataset"),
         (["main_data.hdf5"], "is the data of a Minari dataset without its metadata.json"),
     ],
 )
