@@ -75,7 +75,7 @@ class LeRobotFormat(TableFormat):
 
     @staticmethod
     def recognise(file: Group) -> tuple[ColumnMap, list[str]]:
-        names, said = file.columns(), []  # type: ignore[union-attr]
+        names, said = file.columns(), []
         observation = tuple(name for name in _STATE if name in names)
         features: Mapping[str, Any] = file.attrs["features"]
         offered = [name for name in features if name.startswith("observation") and name not in observation]

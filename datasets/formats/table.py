@@ -6,7 +6,7 @@ An HDF5 file is read through its own groups; `ArrayGroup` gives the arrays of ot
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import h5py
 import numpy as np
@@ -109,7 +109,8 @@ class ArrayGroup:
         return self._read[name]
 
 
-Group = h5py.Group | ArrayGroup
+Group: TypeAlias = Any
+"""h5py.Group, which has no types, or ArrayGroup."""
 
 
 def _nested(item: Any) -> bool:
@@ -133,10 +134,12 @@ def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_group(item: Any) -> bool:
-    return isinstance(item, Group)
+    """Whether an item of a group is a group itself."""
+    return isinstance(item, h5py.Group | ArrayGroup)
 
 
 def is_column(item: Any) -> bool:
+    """Whether an item of a group is a column; None, for what is not there, is none."""
     return hasattr(item, "shape")
 
 

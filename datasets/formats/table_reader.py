@@ -97,11 +97,11 @@ class TableFormat(Format):
         return detect_columns(file), []
 
     @classmethod
-    def task_name(cls, source: str, path: Path) -> str:  # type: ignore[override]
+    def task_name(cls, source: str, path: Path) -> str:
         return f"{cls.name}/{path.name if path.is_dir() else path.stem}"
 
     @classmethod
-    def open(cls, source: str, path: Path, *, name: str | None = None, **settings: Any) -> TableReader:  # type: ignore[override]
+    def open(cls, source: str, path: Path, *, name: str | None = None, **settings: Any) -> TableReader:
         return TableReader(
             path,
             kind=cls.name,

@@ -230,9 +230,9 @@ def _map_folder(folder: Path) -> dict[str, Any]:
         if entry.get("type") == "TensorDict":
             arrays[name] = _map_folder(folder / name)
         elif "dtype" in entry and not entry.get("is_nested"):
-            kind, shape = str(entry["dtype"]).removeprefix("torch."), tuple(map(int, entry["shape"]))
+            kind, shape = str(entry["dtype"]).removeprefix("torch."), [int(size) for size in entry["shape"]]
             if kind in _KINDS and math.prod(shape):
                 file = folder / f"{name}.memmap"
                 check_file(file, DatasetError)
-                arrays[name] = np.memmap(file, np.dtype(kind), mode="r", shape=shape)
+                arrays[name] = np.memmap(file, np.dtype(kind), mode="r", shape=tuple(shape))
     return arrays

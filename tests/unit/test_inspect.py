@@ -109,7 +109,7 @@ def test_episodes_that_pack_refuses_are_named(inspect, tmp_path: Path) -> None:
 def test_what_it_cannot_read_is_said(tmp_path: Path, capsys) -> None:
     (tmp_path / "notes.txt").write_text("")
     assert main(["inspect", str(tmp_path / "notes.txt")]) == 2
-    assert "knows a run folder" in capsys.readouterr().err
+    assert "also reads runs, artifacts" in capsys.readouterr().err
     (tmp_path / "broken.safetensors").write_text("no")
     assert main(["inspect", str(tmp_path / "broken.safetensors")]) == 2
     assert "broken.safetensors cannot be read" in capsys.readouterr().err
