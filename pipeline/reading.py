@@ -200,28 +200,41 @@ def read_npz(path: Path, error: type[OrreryError], remedy: str = RESTORE) -> dic
     Raises:
         OrreryError, of the class `error`: there is no such file, or it is damaged.
     """
+    import numpy as np
+
+    with reading(path, error, remedy):
+        check_npz(path, error, remedy)
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def check_npz(path: Path, error: type[OrreryError], remedy: str = RESTORE, *, compression: int = 0) -> None:
+    """Raise `error` where an array of a .npz file declares more than the file can hold.
+
+    Args:
+        compression: bytes that one byte of the file may stand for; 0 refuses compressed arrays, and pickled ones.
+    """
     import zipfile
 
     import numpy as np
 
     check_file(path, error)
-    with reading(path, error, remedy):
-        with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
-                    raise error(f"{path}: {record.filename} is compressed or larger than the file; {remedy}")
-                with archive.open(record) as file:
-                    version = np.lib.format.read_magic(file)
-                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-                    shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
-                declared = math.prod(shape) * dtype.itemsize
-                if dtype.hasobject or declared > record.file_size:
-                    raise error(
-                        f"{path}: {record.filename} declares {list(shape)} {dtype}, more than the "
-                        f"{record.file_size:,} bytes it has; {remedy}"
-                    )
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+    with reading(path, error, remedy), zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            stored = record.compress_type == zipfile.ZIP_STORED
+            if not (stored or compression) or record.file_size > path.stat().st_size * max(compression, 1):
+                raise error(f"{path}: {record.filename} is compressed or larger than the file; {remedy}")
+            with archive.open(record) as file:
+                version = np.lib.format.read_magic(file)
+                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
+            if dtype.hasobject and compression:
+                continue  # for the caller to refuse if it is read
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize > record.file_size:
+                raise error(
+                    f"{path}: {record.filename} declares {list(shape)} {dtype}, more than the "
+                    f"{record.file_size:,} bytes it has; {remedy}"
+                )
 
 
 def decode(hint: type[T], value: Any) -> T:

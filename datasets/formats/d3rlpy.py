@@ -34,7 +34,7 @@ class D3rlpyFormat(TableFormat):
         try:
             with h5py.File(path, "r") as file:
                 return "actions_0" in file and ("observations_0" in file or "observations_0_0" in file)
-        except OSError:  # of which the reader of HDF5 files says what it is
+        except (OSError, RuntimeError):  # of which the reader of HDF5 files says what it is
             return False
 
     @staticmethod

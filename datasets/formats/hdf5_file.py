@@ -20,7 +20,7 @@ from ...pipeline.reading import reading
 HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf", ".he5")
 """In lower case."""
 _SHOWN_BYTES = 40
-_MOST_COMPRESSED = 1032
+MOST_COMPRESSED = 1032
 """Bytes that deflate makes one of, at the most."""
 
 
@@ -139,7 +139,7 @@ class Columns:
 def check_size(column: h5py.Dataset, file_bytes: int) -> None:
     """Raise a DatasetError if a column says that it is larger than its whole file of that size can hold."""
     num_bytes = math.prod(column.shape or ()) * column.id.get_type().get_size()
-    if num_bytes > _MOST_COMPRESSED * file_bytes:
+    if num_bytes > MOST_COMPRESSED * file_bytes:
         raise DatasetError(
             f"{column.file.filename}: {column.name} claims to be {list(column.shape)} {column.dtype}, more than the "
             "file can hold; the file is damaged, download or write it again"

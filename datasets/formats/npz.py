@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...pipeline.errors import DatasetError
-from ...pipeline.reading import check_file, reading
+from ...pipeline.reading import check_npz, reading
+from .hdf5_file import MOST_COMPRESSED
 from .table import ArrayGroup, Group, nest
 from .table_reader import TableFormat
 
@@ -37,9 +38,10 @@ class NpzFormat(TableFormat):
     @staticmethod
     @contextlib.contextmanager
     def open_file(path: Path) -> Iterator[Group]:
-        check_file(path, DatasetError)
+        remedy = "download or write it again"
+        check_npz(path, DatasetError, remedy, compression=MOST_COMPRESSED)
         with (
-            reading(path, DatasetError, "download or write it again"),
+            reading(path, DatasetError, remedy),
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as archive,
         ):

@@ -147,6 +147,8 @@ def transitions(where: str, arrays: Mapping[str, Any], length: int | None = None
             f"{where}: no {' and no '.join(lacking)} in the replay buffer, which has {found}; {_EXPECTED} them"
         )
     num_rows = len(group["action"]) if length is None else length
+    if num_rows > len(group["action"]):
+        raise DatasetError(f"{where}: states {num_rows:,} rows, has {len(group['action']):,}; dump the buffer again")
     order = np.roll(np.arange(num_rows), -cursor if cursor < num_rows else 0)
     last = np.zeros(num_rows, bool)
     if _TRAJECTORY in group:
@@ -230,7 +232,7 @@ def _map_folder(folder: Path) -> dict[str, Any]:
         if entry.get("type") == "TensorDict":
             arrays[name] = _map_folder(folder / name)
         elif "dtype" in entry and not entry.get("is_nested"):
-            kind, shape = str(entry["dtype"]).removeprefix("torch."), [int(size) for size in entry["shape"]]
+            kind, shape = str(entry["dtype"]).removeprefix("torch."), entry["shape"]
             if kind in _KINDS and math.prod(shape):
                 file = folder / f"{name}.memmap"
                 check_file(file, DatasetError)

@@ -60,7 +60,6 @@ from orrery.stages.world_model.tdmpc2_checkpoint import describe, from_tdmpc2, r
 from rich.console import Console
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from unit import chunks, deployed, models, stores, tdmpc2_states
@@ -163,9 +162,10 @@ def _make_torchrl(folder: Path) -> None:
     states, last = torch.from_numpy(_random(13, 3)), (torch.arange(12) % 6 == 5)[:, None]
     following = {"observation": states[1:], "reward": torch.ones(12, 1), "done": last, "terminated": last}
     data = {"observation": states[:-1], "action": torch.from_numpy(_random(12, 2)), "next": following}
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(12), batch_size=4)
-    buffer.extend(TensorDict(data, batch_size=[12]))
-    buffer.dumps(folder / "buffer")
+    TensorDict(data, batch_size=[12]).memmap(folder / "buffer/storage")  # as `dumps`, which prints
+    (folder / "buffer/storage/storage_metadata.json").write_text(json.dumps({"is_pytree": False, "len": 12}))
+    (folder / "buffer/writer").mkdir()
+    (folder / "buffer/writer/metadata.json").write_text(json.dumps({"cursor": 6, "write_count": 18}))
 
 
 def _make_store(folder: Path) -> None:
