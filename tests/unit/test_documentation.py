@@ -112,6 +112,14 @@ def test_local_links_lead_somewhere(path, makers):
     ]
 
 
+def test_troubleshooting_has_the_words_of_messages():
+    headings = re.findall("^## (.*)$", (DOCS / "pages" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    assert len(headings) >= 10
+    folders = ("pipeline", "datasets", "stages")
+    source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert not [words for words in headings if not re.search(rf'"[^"\n]*{re.escape(words)}[^"\n]*"', source)]
+
+
 def test_pictures_stay_small():
     assert sum(path.stat().st_size for path in (DOCS / "pages" / "gallery").iterdir()) < 300_000
 
