@@ -15,8 +15,8 @@ DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1
 errors (imagined return high, real return nil); wide data loses half its score to an anchor of 0.3."""
 
 ALGORITHMS = ("pwm", "svg", "bc")
-"""pwm: first-order extraction, with the behaviour anchor if its weight is positive. bc: behaviour cloning, the anchor
-alone."""
+"""pwm: first-order extraction. svg: stochastic value gradients. Both with the behaviour anchor if its weight is
+positive. bc: behaviour cloning, the anchor alone."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ class ExtractConfig:
     """Rollouts, critics and optimiser."""
     svg: SvgConfig = field(default_factory=SvgConfig)
     """svg: windows of real data, rollouts, critics and optimiser."""
-    algorithms: list[str] = field(default_factory=lambda: ["pwm", "bc"])
-    """pwm (first-order extraction), svg (stochastic value gradients on real transitions) and bc (behaviour cloning with
-    the same number of updates)."""
+    algorithms: list[str] = field(default_factory=lambda: ["svg", "bc"])
+    """svg (stochastic value gradients on real transitions), pwm (first-order extraction from imagined states, also
+    without a store) and bc (behaviour cloning with the same number of updates)."""
     tasks: list[str] = field(default_factory=list)
     """Tasks of the world model to extract policies for; a store must hold them, too. Empty: all; the store must then
     hold exactly these."""
@@ -205,7 +205,7 @@ class ExtractConfig:
     uncertainty: list[float] = field(default_factory=lambda: [0.0])
     """Weight of the penalty on model disagreement above its level on the data (needs
     `pretrain.model.disagreement_heads`), in units of the task's reward. Several weights train one policy each, reported
-    as pwm@uWEIGHT."""
+    as pwm@uWEIGHT. Only pwm has it."""
     starts_per_task: int = 16384
     """Dataset frames per task encoded as start latents; without a store, limited to the frames saved with the model."""
     log_every: int = 10

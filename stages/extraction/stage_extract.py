@@ -60,6 +60,11 @@ class Extract(Stage):
 
     def check(self) -> None:
         fanout = self.config.fanout
+        if any(self.config.uncertainty) and "pwm" not in self.config.algorithms:
+            raise ConfigError(
+                f"extract.uncertainty={self.config.uncertainty} is a penalty of pwm, but algorithms is "
+                f"[{','.join(self.config.algorithms)}]; add pwm, or remove extract.uncertainty"
+            )
         fanout.check_gpus(self.config.accelerator, "extract.accelerator")
         if not fanout.is_local and not (fanout.policies_per_job or fanout.memory_gb):
             raise ConfigError(
@@ -73,7 +78,9 @@ class Extract(Stage):
         if not isinstance(facts, ModelFacts):
             return
         facts.check_predicts("latents", "extract", folder)
-        facts.check_horizon(self.config.first_order.horizon, "extract.first_order.horizon", folder)
+        for name, part in {"pwm": "first_order", "svg": "svg"}.items():
+            if name in self.config.algorithms:
+                facts.check_horizon(getattr(self.config, part).horizon, f"extract.{part}.horizon", folder)
         if facts.tasks is not None:
             find_names(facts.tasks, self.config.tasks, folder)
 

@@ -69,7 +69,9 @@ def policies(tmp_path_factory):
     Pretrain(pretrain).run(context("model", store=folder / "store"))
     networks = ActorCriticConfig(activation="silu", actor_units=(32,), critic_units=(32,), num_critics=2, lr=2e-3)
     first_order = FirstOrderConfig(horizon=5, batch_size=32, critic_passes=2, critic_minibatches=1, networks=networks)
-    extract = ExtractConfig(first_order=first_order, iterations=250, starts_per_task=2000, groups=1, seeds=2)
+    extract = ExtractConfig(
+        first_order=first_order, algorithms=["pwm", "bc"], iterations=250, starts_per_task=2000, groups=1, seeds=2
+    )
     Extract(extract).run(context("policies", store=folder / "store", world_model=folder / "model"))
     return folder / "policies"
 

@@ -198,7 +198,7 @@ def test_memory_decides_how_many_members_a_job_has(monkeypatch) -> None:
     def members(memory_gb: float, executor: str = "inline", workers: int = 2) -> int:
         monkeypatch.setattr(packing, "machine_memory", lambda: memory_gb * 2**30)
         monkeypatch.setattr(packing, "gpu_memory", lambda: 0)
-        config = ExtractConfig(seeds=3, accelerator="cpu", fanout=FanoutConfig(executor=executor))
+        config = ExtractConfig(algorithms=["pwm"], seeds=3, accelerator="cpu", fanout=FanoutConfig(executor=executor))
         return policies_per_job(60, config, WorldModelConfig(size="5"), 25 * 2**20, 6, workers)
 
     assert members(256) == 60

@@ -1,5 +1,6 @@
 """What is known of an artifact before it exists: models from every stage are refused by the same checks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from orrery.stages.diagnostics.config import GradientsConfig
 from orrery.stages.diagnostics.stage_gradients import Gradients
 from orrery.stages.dyna.config import DynaConfig
 from orrery.stages.dyna.stage_dyna import Dyna
-from orrery.stages.extraction.config import ExtractConfig, FirstOrderConfig, StartsConfig
+from orrery.stages.extraction.config import ExtractConfig, FirstOrderConfig, StartsConfig, SvgConfig
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.extraction.stage_starts import Starts
 from orrery.stages.finetune.config import FinetuneConfig
@@ -55,7 +56,7 @@ def imported(*tasks: str) -> ModelFacts:
 AWM = finetuned(pretrained(model=WorldModelConfig(dynamics="awm", num_q=2), horizon=16))
 WITHOUT_VALUES, PER_TASK = finetuned(pretrained()), finetuned(pretrained(), per_task=True)
 SEQUENCE = pretrained(world_model="sequence", horizon=100)
-LONG = ExtractConfig(first_order=FirstOrderConfig(horizon=17))
+LONG = ExtractConfig(algorithms=["pwm"], first_order=FirstOrderConfig(horizon=17))
 
 
 @pytest.mark.parametrize(
@@ -117,3 +118,13 @@ def test_a_plan_hands_promises_on(tmp_path):
     config = load_config("quickstart", [*words, f"run_dir={tmp_path / 'run'}"], stages=stages)
     with pytest.raises(CheckpointError, match=r"dyna needs .* observations, but .*import_tdmpc2 predicts latents"):
         plan(config, stages)
+
+
+def test_only_the_algorithms_asked_for_decide_on_the_horizon():
+    for chosen, key in {"pwm": "first_order", "svg": "svg"}.items():
+        long = ExtractConfig(algorithms=[chosen], svg=SvgConfig(horizon=17), first_order=FirstOrderConfig(horizon=17))
+        with pytest.raises(ConfigError, match=f"extract.{key}.horizon is 17"):
+            Extract(long).check_input("world_model", Path("later"), AWM)
+    Extract(replace(LONG, algorithms=["svg", "bc"])).check_input("world_model", Path("later"), AWM)
+    with pytest.raises(ConfigError, match=r"penalty of pwm, but algorithms is \[svg,bc\]"):
+        Extract(ExtractConfig(uncertainty=[0, 1])).check()

@@ -197,7 +197,7 @@ def test_a_horizon_beyond_the_positions_is_refused_wherever_it_is_asked_for(mode
         model.advance(carry, action[-1], task)
     pretrain = PretrainConfig(model=WorldModelConfig(dynamics="awm"), horizon=16)
     assert pretrain.latent_model.awm_horizon == 16
-    extract = Extract(ExtractConfig(first_order=FirstOrderConfig(horizon=17)))
+    extract = Extract(ExtractConfig(algorithms=["pwm"], first_order=FirstOrderConfig(horizon=17)))
     with pytest.raises(ConfigError, match=r"extract.first_order.horizon is 17.*learned .*16 positions"):
         extract.check_input("world_model", Path("pretrain"), Pretrain(pretrain).promise({"store": [None]}))
     unlimited = Pretrain(PretrainConfig(horizon=5)).promise({"store": [None]})  # a step model knows no limit
@@ -244,7 +244,9 @@ def test_the_stages_run_on_it(store, tmp_path):
     assert validation.latent_mse.notna().all()
     inputs = {"store": store.folder, "world_model": tmp_path / "pretrain"}
     first_order = FirstOrderConfig(horizon=LENGTH, batch_size=8, critic_passes=1, networks=NETWORKS)
-    extract = ExtractConfig(first_order=first_order, seeds=1, iterations=4, starts_per_task=64, groups=1)
+    extract = ExtractConfig(
+        first_order=first_order, algorithms=["pwm", "bc"], seeds=1, iterations=4, starts_per_task=64, groups=1
+    )
     assert Extract(extract).run(context(tmp_path / "extract", **inputs)).startswith("4 policies")
     entry = json.loads((tmp_path / "extract" / "policies.json").read_text())["policies"][0]
     assert load_policy(tmp_path / "extract" / entry["path"]).act(torch.rand(5, 2)).shape == (5, 1)
@@ -253,6 +255,6 @@ def test_the_stages_run_on_it(store, tmp_path):
     table = pd.read_csv(tmp_path / "gradients" / "gradients.csv")
     assert set(table.horizon) == {2, LENGTH}
     assert (table.norm > 0).all()
-    too_far = ExtractConfig(first_order=FirstOrderConfig(horizon=LENGTH + 1))
+    too_far = ExtractConfig(algorithms=["pwm"], first_order=FirstOrderConfig(horizon=LENGTH + 1))
     with pytest.raises(FanoutFailed, match="learned 6 positions"):
         Extract(too_far).run(context(tmp_path / "refused", **inputs))
