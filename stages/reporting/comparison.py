@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from ...pipeline.config.help import shortened
 from ...pipeline.config.load import dotted_keys
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.status import read_run_file
-from ...pipeline.tables import rows_table
+from ...pipeline.tables import table
 from ...pipeline.wording import counted
 from ..evaluation.scores import Estimate, returns_text
 from ..evaluation.statistics import INTERVAL_METHOD, mean, mean_interval
@@ -68,12 +69,19 @@ def render(compared: Mapping[str, Any]) -> RenderableType:
     settings = [{"setting": row["setting"], **row["values"]} for row in compared["settings"]]
     notes = [*compared["notes"], f"score [interval]: {INTERVAL_METHOD}"]
     return Group(
-        rows_table(rows, ["algorithm", "task", *names]),
+        _table(["algorithm", "task", *names], rows),
         Text(""),
-        rows_table(settings, ["setting", *names]) if settings else Text("no setting differs"),
+        _table(["setting", *names], settings) if settings else Text("no setting differs"),
         Text(""),
         Text("\n".join(notes)),
     )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    made = table(*columns)
+    for row in rows:
+        made.add_row(*(Text(row.get(column, "-")) for column in columns))
+    return made
 
 
 def _runs_in(folder: Path) -> list[Path]:

@@ -58,11 +58,12 @@ def lines(text: str) -> list[str]:
 
 
 def test_scores_stand_side_by_side_and_means_cover_common_tasks(orrery, tmp_path: Path) -> None:
-    one = write_run(tmp_path / "one", {("pwm", "dmc/cup"): [0.4, 0.6], ("pwm", "dmc/hop"): [0.9, 0.9]})
-    two = write_run(tmp_path / "two", {("pwm", "dmc/cup"): [0.7, 0.7], ("bc", "mine/arm"): [0.3]})
+    one = write_run(tmp_path / "run_1", {("pwm", "dmc/cup"): [0.4, 0.6], ("pwm", "dmc/hop"): [0.9, 0.9]})
+    two = write_run(tmp_path / "run_2", {("pwm", "dmc/cup"): [0.7, 0.7], ("bc", "mine/arm"): [0.3]})
     code, out, _ = orrery("compare", one, two)
     assert code == 0
     shown = lines(out)
+    assert shown[0] == "algorithm task run_1 run_2"
     # Student's t with one degree of freedom: 0.5 -+ 12.706 * 0.1
     assert "pwm dmc/cup 0.50 [-0.77, 1.77] 0.70" in shown
     assert "pwm dmc/hop 0.90 -" in shown
@@ -72,9 +73,9 @@ def test_scores_stand_side_by_side_and_means_cover_common_tasks(orrery, tmp_path
 
     compared = json.loads(orrery("compare", one, two, "--json")[1])
     row = compared["scores"][0]
-    assert (row["run"], row["task"], row["score"], row["seeds"]) == ("one", "dmc/cup", 0.5, 2)
+    assert (row["run"], row["task"], row["score"], row["seeds"]) == ("run_1", "dmc/cup", 0.5, 2)
     assert compared["scores"][-1]["score"] is None
-    assert [(row["run"], row["tasks"]) for row in compared["mean scores"]] == [("one", 1), ("two", 1)]
+    assert [(row["run"], row["tasks"]) for row in compared["mean scores"]] == [("run_1", 1), ("run_2", 1)]
 
 
 def test_settings_that_differ_are_listed_once(orrery, tmp_path: Path) -> None:
