@@ -40,7 +40,8 @@ class FanoutConfig:
     """slurm: exit once all jobs are submitted; rerun the command to collect them."""
     options: dict[str, Any] = field(default_factory=dict, metadata={"renamed_from": "slurm ray_address"})
     """Options of the executor. slurm: partition, gpus and mem_gb per job, sbatch (other sbatch options by long name).
-    ray: address of a running cluster (host:port, ray://host:port or auto; empty: start one on this machine)."""
+    ray: address of a running cluster (host:port, ray://host:port or auto; empty: start one on this machine); mem_gb,
+    resources and runtime_env per job."""
 
     def __post_init__(self) -> None:
         if self.executor not in names("executors"):

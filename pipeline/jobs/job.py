@@ -97,6 +97,11 @@ class JobStatus:
     error: str = ""
     """Error of the last attempt."""
 
+    @property
+    def host(self) -> str:
+        """Host of the present or last attempt."""
+        return self.place.rpartition(" on ")[2]
+
 
 @dataclass(frozen=True)
 class JobKeys:
@@ -156,8 +161,14 @@ def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     """Do the job in this process and publish its result."""
     with reading_made(folder / SPEC):
         spec = read_made(folder / SPEC, _Spec)
-        module, _, name = spec.function.partition(":")
+    module, _, name = spec.function.partition(":")
+    try:
         function: JobFunction = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise StageError(
+            f"{spec.function} of {folder / SPEC} cannot be imported on {socket.gethostname()}: {error}. Every machine "
+            "that runs jobs needs the same version of Orrery and of the packages that bring its stages"
+        ) from error
     final = folder / RESULT
     partial = partial_folder(final)
     partial.mkdir(exist_ok=True)

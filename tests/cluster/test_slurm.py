@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.reading import read_json
@@ -176,6 +178,25 @@ def test_preempted_jobs_are_requeued(project: Project, cluster: Slurm) -> None:
     assert code == 0, err
     assert (project.jobs / "job0" / "log.txt").read_text().count("--- attempt 1") == 2
     assert "from 0" not in out, "SIGTERM saved it"
+
+
+@pytest.mark.slow
+def test_of_60_jobs_of_which_a_fifth_is_killed_none_is_lost(project: Project) -> None:
+    """Every other one together with its watcher, so that nobody says how it ended."""
+    victims = random.Random(0).sample(range(60), 12)
+    command = ["count.until=40", "count.jobs=60", "count.fanout.retries=1", *SLURM]
+    left = {f"job{number}": number % 2 for number in victims}
+    with project.start("run", "toy", f"run_dir={project.run_dir}", *command) as run:
+        deadline = time.monotonic() + 1500
+        while run.poll() is None and time.monotonic() < deadline:
+            for name in [name for name in left if (project.jobs / name / "progress.json").exists()]:
+                process = psutil.Process(int(read_status(project.jobs / name).place.split()[1]))
+                (process.parent() if left.pop(name) else process).kill()
+            time.sleep(0.1)
+    assert run.returncode == 0, project.err.read_text()
+    assert not left
+    assert "counted 2400" in project.out.read_text()
+    assert sum(row == ["done", "2"] for row in attempts(project)) == 12
 
 
 @pytest.mark.parametrize(

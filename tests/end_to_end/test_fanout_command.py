@@ -48,17 +48,8 @@ def test_failures_are_listed_and_shown_and_only_they_run_again(project: Project)
     assert (code, out.splitlines()[0]) == (0, "nothing to do: all stages are up to date")
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        pytest.param([], id="inline"),
-        pytest.param(LOCAL, id="local"),
-        pytest.param(["count.fanout.executor=ray"], id="ray", marks=pytest.mark.ray),
-    ],
-)
+@pytest.mark.parametrize("overrides", [pytest.param([], id="inline"), pytest.param(LOCAL, id="local")])
 def test_a_signal_saves_and_the_same_command_continues(project: Project, overrides: list[str]) -> None:
-    if "count.fanout.executor=ray" in overrides:
-        pytest.importorskip("ray")
     with project.start("run", "toy", f"run_dir={project.run_dir}", "count.until=60", "count.jobs=2", *overrides) as run:
         if overrides:
             project.wait_for("job0", "job1")

@@ -58,7 +58,7 @@ class Project:
         time.sleep(0.3)
 
 
-def wait_until(condition, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"

@@ -45,9 +45,6 @@ def square(payload: Mapping[str, Any], context: JobContext) -> None:
             os._exit(7)
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "lose the watcher":
-            os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(600)
         if fault == "hang":
             time.sleep(600)
         if fault == "hang in C":
@@ -70,7 +67,9 @@ def count(payload: Mapping[str, Any], context: JobContext) -> None:
     fault = fault_of(payload["name"])
     if fault == "raise":
         raise ValueError("cannot count")
-    if fault == "hang":
+    if fault == "lose the watcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+    if fault in ("hang", "lose the watcher"):
         time.sleep(600)
     hoard = b"x" * 2**30 if fault == "hoard" else b""
     with termination.deferred(), context.progress("counting", payload["until"], first) as progress:

@@ -158,17 +158,6 @@ def test_a_job_that_raises_dies_or_hangs_costs_only_itself(bench: Bench, config:
     assert "square.json was changed" in damaged
 
 
-@pytest.mark.ray
-def test_a_lost_worker_costs_only_its_job(bench: Bench) -> None:
-    bench.order(b="lose the watcher")
-    message = bench.fails(RAY)
-    assert "1 of 5 jobs" in message
-    assert bench.states() == {"a": "done", "b": "died", "c": "done", "d": "done", "e": "done"}
-    assert "Ray: " in message
-    bench.order()
-    assert contents(bench.run(RAY)) == EXPECTED
-
-
 def test_a_job_that_raises_in_this_process_costs_only_itself(bench: Bench) -> None:
     bench.order(b="raise")
     assert "b: ValueError: 1 is a bad number" in bench.fails(FanoutConfig())
@@ -346,40 +335,10 @@ def test_an_executor_that_is_not_there(bench: Bench, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_dead_ray_address_is_said_at_once(bench: Bench, scheme: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    address = f"{scheme}127.0.0.1:{port}"
-    started = time.monotonic()
-    with pytest.raises(StageError, match=f"options.address={address}: no connection"):
-        FanoutConfig("ray", options={"address": address}).check_machine()
-    with pytest.raises(StageError, match="no connection"):
-        bench.run(FanoutConfig("ray", options={"address": address}))
-    assert time.monotonic() - started < 10
-
-
-@pytest.mark.ray
 def test_what_listens_but_is_no_ray_cluster_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orrery.pipeline.jobs.executors.ray.HEALTH_SECONDS", 3.0)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        pytest.raises(StageError, match="is not a Ray cluster"),
+        pytest.raises(StageError, match=r"cannot be used as a Ray cluster: no answer in 3 s"),
     ):
         bench.run(FanoutConfig("ray", options={"address": f"127.0.0.1:{server.getsockname()[1]}"}))
-
-
-@pytest.mark.ray
-def test_an_existing_ray_cluster(bench: Bench) -> None:
-    """Started apart, as `ray start` does; the jobs find it by its address, and it is still there afterwards."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    try:
-        bench.order(b="kill")
-        config = FanoutConfig("ray", options={"address": cluster.address}, time_limit_min=LIMIT_MIN)
-        assert "1 of 5 jobs" in bench.fails(config)
-        bench.order()
-        assert contents(bench.run(config))["b/square.json"] == b"1"
-    finally:
-        cluster.shutdown()

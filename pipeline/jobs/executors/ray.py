@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,33 @@ from ...accelerator import wants_gpu
 from ...errors import StageError
 from ...stage import Context
 from ..executor import Executor, JobResources
+from ..job import read_status
 from ..process import GRACE_SECONDS, JobProcess
 from .local import local_slots
 
 CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0
 
+NODES_SECONDS = 5.0
+"""Between looks at which nodes are alive."""
+
+VISIBLE_SECONDS = 60.0
+"""For a node to start a process of Ray and look for the run folder."""
+
 
 @dataclass(frozen=True)
 class RayOptions:
-    """The Ray cluster."""
+    """The Ray cluster, and the resources of each job."""
 
     address: str = ""
-    """Address of a running cluster: host:port, ray://host:port or auto. Empty: start one on this machine."""
+    """Address of a running cluster: host:port (on one of its nodes), ray://host:port (from elsewhere) or auto. Empty:
+    start one on this machine."""
+    mem_gb: float = 0.0
+    """Memory that Ray reserves per job in GB; 0 = none."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources per job: {a100: 1}."""
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    """Ray's runtime environment, for nodes that lack what jobs need: {env_vars: {PYTHONPATH: /lab/code}}."""
 
 
 class RayExecutor(Executor):
@@ -44,14 +59,24 @@ class RayExecutor(Executor):
         self.slots = resources.parallel_jobs or None
         self._started_here = not ray.is_initialized()
         if self._started_here:
-            connect(options.address)
+            connect(options)
+            if options.address:
+                _check_nodes(context.jobs.absolute())
         has_gpu = ray.cluster_resources().get("GPU", 0) > 0
         if wants_gpu(resources.accelerator) and not has_gpu:
             raise StageError("jobs need a GPU, but no node of the Ray cluster has one; use accelerator=cpu")
         share = 1 / resources.jobs_per_gpu if has_gpu and resources.accelerator != "cpu" else 0
         self._resources = resources
-        self._watch = ray.remote(num_cpus=resources.cpus, num_gpus=share, max_retries=0)(_watch)
+        self._watch = ray.remote(
+            num_cpus=resources.cpus,
+            num_gpus=share,
+            memory=options.mem_gb * 2**30,
+            resources=options.resources,
+            max_retries=0,
+        )(_watch)
         self._running: dict[Path, Any] = {}
+        self._lost: set[Path] = set()
+        self._looked = time.monotonic()
 
     def submit(self, folders: Sequence[Path]) -> None:
         for folder in folders:
@@ -64,14 +89,27 @@ class RayExecutor(Executor):
 
         reference = self._running[folder]
         ready, _ = ray.wait([reference], timeout=0)
-        if not ready:
+        if not ready and folder not in self._lost_with_hosts():
             return None
         del self._running[folder]
+        if not ready:
+            return f"Ray: lost {read_status(folder).place}; the node is dead"
         try:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             return f"Ray: {' '.join(str(error).split())}"
         return ""
+
+    def _lost_with_hosts(self) -> set[Path]:
+        """Jobs whose host Ray has given up. It waits for their answers until the connections time out (7 min)."""
+        import ray
+
+        if time.monotonic() - self._looked > NODES_SECONDS:
+            alive = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+            running = {folder: status for folder in self._running if (status := read_status(folder)).state == "running"}
+            self._lost = {folder for folder, status in running.items() if status.host not in alive}
+            self._looked = time.monotonic()
+        return self._lost
 
     def close(self) -> None:
         import ray
@@ -90,8 +128,14 @@ class RayExecutor(Executor):
                 f"{group}executor=ray needs Ray, which is not installed: pip install 'orrery[ray]', or use another "
                 "executor"
             )
-        if ":" in options.address:
-            check_reachable(options.address)
+        if options.address:
+            import ray
+
+            connect(options)
+            try:
+                _check_resources(options, resources, group)
+            finally:
+                ray.shutdown()
 
     @classmethod
     def is_local(cls, options: RayOptions) -> bool:
@@ -102,31 +146,90 @@ class RayExecutor(Executor):
         return 1 if options.address else len(local_slots(resources))
 
 
-def connect(address: str) -> None:
-    """Join the cluster at `address`, or start one here where it is empty.
+def connect(options: RayOptions) -> None:
+    """Join the cluster at the address, or start one here where it is empty.
 
     Raises:
-        StageError: it does not answer.
+        StageError: it does not answer, or has another version of Ray or Python.
     """
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    address = options.address
+    settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    settings["runtime_env"] = options.runtime_env or None
     # Ray answers SIGTERM by leaving; that is for us to decide.
     former = signal.getsignal(signal.SIGTERM)
     try:
         if not address:
-            ray.init(include_dashboard=False, **options)
+            ray.init(include_dashboard=False, **settings)
             return
         if ":" in address:
             check_reachable(address)
         if ":" in address and "://" not in address:
             _check_healthy(address)
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError) as error:
-        raise StageError(f"cannot connect to a Ray cluster at {address or 'this machine'}: {error}") from error
+        ray.init(address=address, **settings)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise StageError(
+            f"cannot connect to a Ray cluster at {address or 'this machine'}: {_one_line(error)}"
+        ) from error
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, former)
+
+
+def _check_resources(options: RayOptions, resources: JobResources, group: str) -> None:
+    """Raise a StageError if no node that is there has what a job needs: Ray would wait for one without end."""
+    import ray
+
+    needed = {"CPU": float(resources.cpus), "memory": options.mem_gb * 2**30, **options.resources}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
+        most = {name: max(node.get(name, 0) for node in nodes) for name in needed}
+        raise StageError(
+            f"{group}executor=ray: no node of the cluster has what a job needs: {_amounts(needed)}; the largest have "
+            f"{_amounts(most)}. Correct {group}options or {group}cpus_per_job"
+        )
+
+
+def _amounts(amounts: Mapping[str, float]) -> str:
+    scaled = {name: amount / 2**30 if name == "memory" else amount for name, amount in amounts.items()}
+    return ", ".join(f"{name} {amount:g}{' GB' * (name == 'memory')}" for name, amount in scaled.items() if amount)
+
+
+def _check_nodes(folder: Path) -> None:
+    """Raise a StageError where a node of the cluster does not see the jobs' folder, or cannot run them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    seen = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(folder))
+        for node in nodes
+    ]
+    try:
+        sees = ray.get(seen, timeout=VISIBLE_SECONDS)
+    except ray.exceptions.RayError as error:
+        raise StageError(
+            f"a node of the Ray cluster cannot run jobs: {_one_line(error)}. Each needs this version of Orrery and of "
+            "its plugins; fanout.options.runtime_env can bring what is missing"
+        ) from error
+    if blind := [address for address, sees_it in zip(nodes.values(), sees, strict=True) if not sees_it]:
+        raise StageError(
+            f"{folder} is not visible on nodes {', '.join(sorted(blind))} of the Ray cluster; set run_dir to a folder "
+            "on a disk that all nodes share"
+        )
+
+
+def _sees(folder: str) -> bool:
+    return Path(folder).is_dir()
+
+
+def _one_line(error: Exception) -> str:
+    """What an error of Ray says, and what caused it where it does not."""
+    cause = error.__cause__ or error.__context__
+    said = f"{error}: {cause}" if cause else str(error)
+    return " ".join(said.split())
 
 
 def check_reachable(address: str) -> None:
@@ -145,11 +248,12 @@ def _check_healthy(address: str) -> None:
     """Raise a StageError where something listens that is no Ray cluster."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        healthy = subprocess.run(command, timeout=HEALTH_SECONDS, capture_output=True, check=False).returncode == 0
+        answer = subprocess.run(command, timeout=HEALTH_SECONDS, capture_output=True, text=True, check=False)
+        healthy, said = answer.returncode == 0, answer.stderr.strip().splitlines()[-1:]
     except subprocess.TimeoutExpired:
-        healthy = False
+        healthy, said = False, [f"no answer in {HEALTH_SECONDS:g} s"]
     if not healthy:
-        raise StageError(f"fanout.options.address={address}: the server there is not a Ray cluster")
+        raise StageError(f"fanout.options.address={address} cannot be used as a Ray cluster: {' '.join(said)}")
 
 
 def _watch(folder: str, limit_seconds: float, environment: dict[str, str]) -> None:
