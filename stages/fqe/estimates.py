@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr, t
 
 from ...pipeline.reading import read_csv
 
@@ -41,6 +40,8 @@ class ValueEstimate:
     ) -> ValueEstimate:
         """From the value that each of K critics gives, [K]: their mean, with the spread of a critic as its standard
         error, since each has seen a resample of the episodes (bootstrap)."""
+        from scipy.stats import t
+
         value = float(values.mean())
         half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1))
         return cls(algorithm, task, seed, value, value - half, value + half, data, imagined)
@@ -76,6 +77,8 @@ def rank_correlations(
     Args:
         real: mean return by (algorithm, task, seed).
     """
+    from scipy.stats import spearmanr
+
     pairs: dict[str, list[tuple[float, float]]] = {}
     for one in estimates:
         if (earned := real.get((one.algorithm, one.task, one.seed))) is not None:

@@ -405,7 +405,7 @@ def test_code_that_has_changed_is_said_and_makes_nothing_stale(orrery, run_dir: 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("evaluate", "evaluate is a stage: orrery run EXPERIMENT stages=[evaluate]"),
+        ("pretrain", "pretrain is a stage: orrery run EXPERIMENT stages=[pretrain]"),
         ("toy", "toy is an experiment: orrery run toy"),
         ("stauts", "unknown command 'stauts'. Did you mean 'status'? Commands: run, plan, resume,"),
     ],
