@@ -23,7 +23,7 @@ from typing import Any
 import jinja2
 import yaml
 from orrery.pipeline import cli
-from orrery.pipeline.config.help import Key, config_keys, shortened, stage_keys
+from orrery.pipeline.config.help import Key, config_keys, group_keys, shortened, stage_keys
 from orrery.pipeline.config.load import (
     CONFIG_DIR,
     Settings,
@@ -116,6 +116,9 @@ def experiment_page(name: str, stages: Mapping[str, type[Stage]]) -> str:
     if not any(stages[stage].algorithms for stage in config.settings.stages):
         del defaults["algorithms"]
     leaves = dict(dotted_keys(config.resolved))
+    for stage in config.settings.stages:  # groups of settings are one key
+        keys = stage_keys(stage, stages[stage], config.resolved[stage])
+        leaves = {key.name: _plain(key.value) for key in keys} | leaves
     changed = [
         dataclasses.replace(key, value=value)
         for dotted, key in defaults.items()
@@ -128,7 +131,7 @@ def command_line_page() -> str:
     """The page of the command line: the help of every command, and the keys of every run."""
     overview = _printed("--help")
     commands = re.findall(r"^    (\w+) ", overview, flags=re.MULTILINE)
-    keys = list(config_keys(Settings, dataclasses.asdict(Settings())))
+    keys = [*config_keys(Settings, dataclasses.asdict(Settings())), *group_keys(discover_stages(), {})]
     return _render("command_line.md", overview=overview, commands=commands, printed=_printed, keys=keys)
 
 

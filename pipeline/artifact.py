@@ -305,6 +305,19 @@ def digest_of(folder: Path) -> str:
     return stat_digest(folder) if manifest is None else manifest.digest
 
 
+def digests_of(folder: Path, parts: Iterable[str]) -> dict[str, str]:
+    """`digest_of` for folders or files inside an artifact, by their paths; empty where there are no files."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return {part: stat_digest(folder / part) if (folder / part).exists() else "" for part in parts}
+    found: dict[str, dict[str, FileRecord]] = {part: {} for part in parts}
+    for path, record in manifest.files.items():
+        for part in (path, *map(str, PurePosixPath(path).parents)):
+            if part in found:
+                found[part][path] = record
+    return {part: _digest(files) if files else "" for part, files in found.items()}
+
+
 def stat_digest(path: Path) -> str:
     """Return a hash of the names, sizes and modification times of a file, or of all files in a folder."""
     files = {name: path / name for name in _files_of(path)} if path.is_dir() else {path.name: path}

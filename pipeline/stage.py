@@ -24,6 +24,10 @@ from .run_folder import PARTIAL_SUFFIX, jobs_folder
 RUN_KEYS = ("tasks", "seeds", "seed", "algorithms")
 """Keys of a run that its stages share."""
 
+RUN_GROUPS = ("fanout",)
+"""Groups of settings, dataclasses in the Config of stages, that a run has, too, for all stages that have them; unless
+the experiment or the command line sets a key for one stage."""
+
 
 @dataclass(frozen=True)
 class Input:

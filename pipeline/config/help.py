@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..stage import Stage
-from .load import RunConfig, Settings, keys_from_run
+from .load import RunConfig, Settings, keys_from_run, run_groups
 
 EXAMPLES = """\
 orrery run quickstart
@@ -68,6 +68,7 @@ def run_help(experiments: Mapping[str, str], stages: Mapping[str, type[Stage]], 
             [
                 ("run_dir", Text("Folder of the run. Default: runs/EXPERIMENT.")),
                 *_rows(config_keys(Settings, dataclasses.asdict(Settings()))),
+                *_rows(group_keys(stages, {})),
             ]
         ),
         Text("\nStages", style="bold"),
@@ -88,7 +89,13 @@ def experiment_help(config: RunConfig, stages: Mapping[str, type[Stage]]) -> Ren
     parts: list[RenderableType] = [
         Text(_usage("run", config.experiment)),
         Text("Keys of the run", style="bold"),
-        _columns([("run_dir", Text(f"{config.run_dir}")), *_rows(config_keys(Settings, config.resolved))]),
+        _columns(
+            [
+                ("run_dir", Text(f"{config.run_dir}")),
+                *_rows(config_keys(Settings, config.resolved)),
+                *_rows(group_keys(stages, config.resolved)),
+            ]
+        ),
     ]
     for name in config.settings.stages:
         parts.append(Text.assemble("\n", (name, "bold"), f"  {first_paragraph(stages[name])}"))
@@ -129,11 +136,24 @@ def config_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Iterat
 
 
 def stage_keys(name: str, stage: type[Stage], values: Mapping[str, Any]) -> Iterator[Key]:
-    """Yield every key of a stage, as `config_keys` does; says which take the run's value."""
+    """Yield every key of a stage, as `config_keys` does; says which take the run's value. Groups that the run has, too,
+    are one key, with what differs from their defaults."""
     from_run = {f"{name}.{key}": key for key in keys_from_run(stage)}
+    groups = run_groups({name: stage})
     for key in config_keys(stage.Config, values, f"{name}."):
-        shared = f" Taken from the run's `{from_run[key.name]}`." if key.name in from_run else ""
-        yield dataclasses.replace(key, meaning=key.meaning + shared)
+        if key.name.split(".")[1] not in groups:
+            shared = f" Taken from the run's `{from_run[key.name]}`." if key.name in from_run else ""
+            yield dataclasses.replace(key, meaning=key.meaning + shared)
+    for group, cls in groups.items():
+        own = {key: value for key, value in values[group].items() if value != dataclasses.asdict(cls())[key]}
+        meaning = f"{field_docs(stage.Config).get(group, '')} Keys are those of the run's `{group}`, their defaults."
+        yield Key(f"{name}.{group}", own, cls.__name__, meaning)
+
+
+def group_keys(stages: Mapping[str, type[Stage]], values: Mapping[str, Any]) -> Iterator[Key]:
+    """Yield the keys of the groups of a run."""
+    for name, group in run_groups(stages).items():
+        yield from config_keys(group, values.get(name, dataclasses.asdict(group())), f"{name}.")
 
 
 def _rows(keys: Iterable[Key]) -> list[tuple[str, Text]]:

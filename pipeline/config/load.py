@@ -30,7 +30,7 @@ from ..entry_points import load, load_all, names
 from ..errors import ConfigError
 from ..paths import CONFIG_DIR, user_path
 from ..reading import check_yaml, reading
-from ..stage import Stage
+from ..stage import RUN_GROUPS, Stage
 from .algorithms import select_stages
 from .overrides import Override, read_overrides
 from .schema import build, describe_type, find_key, make_schema, nearest, plain_type, renamed, unknown_key
@@ -187,6 +187,9 @@ def _load(experiment: str, overrides: Sequence[str], stages: Mapping[str, type[S
         resolved["name"] = path.stem
         settings = dataclasses.replace(settings, name=path.stem)
     _check_settings(settings, stages)
+    _follow_groups(resolved, stages)
+    for name, group in run_groups(stages).items():
+        build(group, resolved[name], name)
     complete = any(override.key == "stages" for override in read)
     selected, trained = select_stages(settings.algorithms, settings.stages, resolved, stages, complete=complete)
     resolved |= {"stages": selected, "algorithms": trained or settings.algorithms}
@@ -221,13 +224,46 @@ def _schema(stages: tuple[tuple[str, type[Stage]], ...]) -> tuple[dict[str, Any]
     schema = make_schema(parts)
     for name, stage in stages:
         for key in keys_from_run(stage):
-            schema[name][key] = f"${{{key}}}"
+            OmegaConf.update(schema, f"{name}.{key}", f"${{{key}}}", merge=False)
     return {key: hint for key, (hint, _) in parts.items()}, schema
 
 
 def keys_from_run(stage: type[Stage]) -> list[str]:
-    """Keys of a stage whose default is the run's value of the same key."""
-    return [one.name for one in dataclasses.fields(stage.Config) if one.name in stage.run_keys]
+    """Keys of a stage, dotted, whose default is the run's value of the same key."""
+    names = [one.name for one in dataclasses.fields(stage.Config)]
+    groups = [(name, get_type_hints(stage.Config)[name]) for name in names if name in RUN_GROUPS]
+    return [
+        *(name for name in names if name in stage.run_keys),
+        *(
+            f"{name}.{one.name}"
+            for name, group in groups
+            for one in dataclasses.fields(group)
+            if get_origin(get_type_hints(group)[one.name]) is not dict  # whose entries are merged (`_follow_groups`)
+        ),
+    ]
+
+
+def run_groups(stages: Mapping[str, type[Stage]]) -> dict[str, type]:
+    """The type of each of RUN_GROUPS that some stage has."""
+    hints = [get_type_hints(stage.Config) for stage in reversed(list(stages.values()))]
+    return {name: own[name] for own in hints for name in RUN_GROUPS if name in own}
+
+
+def _follow_groups(resolved: Mapping[str, Any], stages: Mapping[str, type[Stage]]) -> None:
+    """Let what belongs to another setting of a group, such as options to an executor, be the run's only where that
+    setting is the run's."""
+    for group, cls in run_groups(stages).items():
+        dependent = [
+            (one.name, one.metadata["belongs_to"]) for one in dataclasses.fields(cls) if "belongs_to" in one.metadata
+        ]
+        for own in (resolved[name][group] for name in stages if group in resolved[name]):
+            for name, owner in dependent:
+                run, default = resolved[group], getattr(cls(), name)
+                same = own[owner] == run[owner]
+                if isinstance(default, dict):
+                    own[name] = {**(run[name] if same else {}), **own[name]}
+                elif not same and own[name] == run[name]:
+                    own[name] = default
 
 
 def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:
@@ -235,6 +271,7 @@ def _parts(stages: Mapping[str, type[Stage]]) -> dict[str, Any]:
     parts = {f.name: (hints[f.name], getattr(defaults, f.name)) for f in dataclasses.fields(Settings)}
     if taken := sorted(set(stages) & set(parts)):
         raise ConfigError(f"stages cannot have these names, which are keys of a run: {', '.join(taken)}")
+    parts |= {name: (group, group()) for name, group in run_groups(stages).items()}
     return parts | {name: (stage.Config, stage.Config()) for name, stage in stages.items()}
 
 

@@ -32,13 +32,15 @@ class FanoutConfig:
     """Maximum parallel jobs; 0 = auto, by GPUs or cores."""
     cpus_per_job: int = 0
     """CPU cores and torch threads per job; 0 = auto, set by the stage."""
-    time_limit_min: float = 0.0
+    time_limit_min: float = field(default=0.0, metadata={"belongs_to": "executor"})
     """Time limit per job in minutes, after which it fails; 0 = none. Required by SLURM; not supported by inline."""
     retries: int = 0
     """Restarts of a job that failed, died or reached its time limit."""
-    detach: bool = False
+    detach: bool = field(default=False, metadata={"belongs_to": "executor"})
     """slurm: exit once all jobs are submitted; rerun the command to collect them."""
-    options: dict[str, Any] = field(default_factory=dict, metadata={"renamed_from": "slurm ray_address"})
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"renamed_from": "slurm ray_address", "belongs_to": "executor"}
+    )
     """Options of the executor. slurm: partition, gpus and mem_gb per job, sbatch (other sbatch options by long name).
     ray: address of a running cluster (host:port, ray://host:port or auto; empty: start one on this machine); mem_gb,
     resources and runtime_env per job."""
@@ -65,6 +67,15 @@ class FanoutConfig:
     @cached_property
     def _options(self) -> Any:
         return read_options(self.kind.Options, self.options, f"executor={self.executor}")
+
+    def per_job(self, members: int, elsewhere: int) -> int:
+        """Members of a job that runs them side by side in processes of its own: all of them inline, where jobs run one
+        after another; 0 for one job per task.
+
+        Args:
+            elsewhere: with other executors.
+        """
+        return self.policies_per_job or (members if self.kind.in_this_process else elsewhere)
 
     def start(self, resources: JobResources, context: Context) -> Executor:
         """The executor; see `Executor.__init__`."""

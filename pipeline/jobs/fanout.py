@@ -11,7 +11,7 @@ import itertools
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +54,8 @@ __all__ = [
     "MemberJobs",
     "fan_out",
     "fan_out_members",
+    "job_names",
+    "pack_by_task",
     "prune",
     "run_all",
     "run_jobs",
@@ -76,6 +78,7 @@ def fan_out(
     *,
     cpus: int = 1,
     accelerator: str = "cpu",
+    hashed: Collection[str] | None = None,
 ) -> dict[str, Path]:
     """Bring all jobs to their end, on the executor of `config`. A job that an earlier command has finished or begun is
     taken over, also from other settings of the stage.
@@ -85,6 +88,7 @@ def fan_out(
         context: of the stage. The jobs' folders are `context.jobs`/NAME, and they read `context.inputs`.
         cpus: CPU cores that a job makes good use of, unless `config` says otherwise.
         accelerator: as in accelerator.py.
+        hashed: as in `JobKeys.of`.
     Returns:
         Folder of each job's result by the job's name; checked against its digests.
     Raises:
@@ -96,17 +100,18 @@ def fan_out(
     if len(folders) < len(jobs):
         raise ValueError("jobs must have different names")
     inputs = _inputs(context)
-    keys = JobKeys.of(function, inputs)
+    keys = JobKeys.of(function, inputs, hashed)
     _take_over({keys.key(job): folders[job.name] for job in jobs}, context)
     for path in job_folders(context.jobs):
         if path.name not in folders and not (path / RESULT).is_dir():
             _discard(path)
     resources = config.resources(context.threads if config.kind.in_this_process else cpus, accelerator, context.workers)
     fanout = _Fanout(context, config, resources)
+    workers = context.workers if config.kind.in_this_process else resources.cpus
     missing = list(jobs)
     for _ in range(2):
         for job in missing:
-            prepare(folders[job.name], job, keys.key(job), function, inputs, resources.cpus)
+            prepare(folders[job.name], job, keys.key(job), function, inputs, threads=resources.cpus, workers=workers)
         fanout.run([folders[job.name] for job in missing])
         # Again, since hours may have passed since a job ended, and what is wrong now would be published.
         missing = [job for job in jobs if not fanout.is_done(folders[job.name])]
@@ -157,6 +162,7 @@ def fan_out_members(
     *,
     cpus: int = 1,
     accelerator: str = "cpu",
+    hashed: Collection[str] | None = None,
 ) -> list[list[Path]]:
     """`fan_out` for programs. Members that an earlier command has finished are taken over one by one; a job that it has
     begun continues with the members that it has, unless that are more than `config.policies_per_job`.
@@ -165,7 +171,7 @@ def fan_out_members(
         For each program, the folder of the result that each of its members is in.
     """
     context.jobs.mkdir(exist_ok=True)
-    keys = JobKeys.of(function, _inputs(context))
+    keys = JobKeys.of(function, _inputs(context), hashed)
     jobs: list[FolderJob] = []
     found: list[tuple[dict[str, Path], dict[str, str]]] = []
     for program in programs:
@@ -192,11 +198,35 @@ def fan_out_members(
         ]
         # By program: two may have the same members, such as the variants of an algorithm.
         found.append((done, {artifact.hash_json(one): name for name, group in groups.items() for one in group}))
-    results = fan_out(jobs, function, context, config, cpus=cpus, accelerator=accelerator)
+    results = fan_out(jobs, function, context, config, cpus=cpus, accelerator=accelerator, hashed=hashed)
     return [
         [done[one] if one in done else results[job_of[one]] for one in map(artifact.hash_json, program.members)]
         for program, (done, job_of) in zip(programs, found, strict=True)
     ]
+
+
+def pack_by_task(members: Sequence[Any], per_job: int, slug: Callable[[Any], str]) -> dict[str, list[Any]]:
+    """A job for the members of each task, or with `per_job` one for so many, task by task.
+
+    Args:
+        slug: name of a member's task in paths.
+    """
+    by_task: dict[str, list[Any]] = {}
+    for member in members:
+        by_task.setdefault(slug(member), []).append(member)
+    ordered = [member for own in by_task.values() for member in own]
+    parts = [ordered[i : i + per_job] for i in range(0, len(ordered), per_job)] if per_job else list(by_task.values())
+    return dict(zip(job_names([list(map(slug, part)) for part in parts]), parts, strict=True))
+
+
+def job_names(slugs: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each job: its number, its first task, and how many other tasks it has.
+
+    Args:
+        slugs: of the tasks of each job's members.
+    """
+    others = [f"+{len(set(own)) - 1}" if len(set(own)) > 1 else "" for own in slugs]
+    return [f"{number:03d}-{own[0]}{more}" for number, (own, more) in enumerate(zip(slugs, others, strict=True))]
 
 
 def _unused(name: str, taken: Container[str], context: Context) -> str:

@@ -19,7 +19,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -70,6 +70,8 @@ class JobContext:
     """Artifact folders by name."""
     threads: int
     """CPU cores that the job may use."""
+    workers: int
+    """Processes that the job may start."""
     log: logging.Logger
     progress: Any
     """As in a stage's Context."""
@@ -112,8 +114,12 @@ class JobKeys:
     digests: Mapping[str, str]
 
     @classmethod
-    def of(cls, function: JobFunction, inputs: Mapping[str, Path]) -> JobKeys:
-        return cls(function, {name: artifact.digest_of(folder) for name, folder in inputs.items()})
+    def of(cls, function: JobFunction, inputs: Mapping[str, Path], hashed: Collection[str] | None = None) -> JobKeys:
+        """Args:
+        hashed: inputs whose content counts as a whole; None for all. Of others, payloads say what matters.
+        """
+        counted = inputs if hashed is None else hashed & inputs.keys()
+        return cls(function, {name: artifact.digest_of(inputs[name]) for name in sorted(counted)})
 
     def key(self, job: FolderJob) -> str:
         hashed = artifact.without(job.payload, job.not_hashed)
@@ -121,7 +127,14 @@ class JobKeys:
 
 
 def prepare(
-    folder: Path, job: FolderJob, key: str, function: JobFunction, inputs: Mapping[str, Path], threads: int
+    folder: Path,
+    job: FolderJob,
+    key: str,
+    function: JobFunction,
+    inputs: Mapping[str, Path],
+    *,
+    threads: int,
+    workers: int,
 ) -> None:
     """Write job.json."""
     folder.mkdir(exist_ok=True)
@@ -131,6 +144,7 @@ def prepare(
         "payload": job.payload,
         "inputs": {name: str(input_.absolute()) for name, input_ in inputs.items()},
         "threads": threads,
+        "workers": workers,
     }
     artifact.write_json(folder / SPEC, spec)
 
@@ -155,6 +169,7 @@ class _Spec:
     payload: dict[str, Any]
     inputs: dict[str, str]
     threads: int
+    workers: int
 
 
 def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
@@ -175,7 +190,7 @@ def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     started = time.time()
     inputs = {input_name: Path(path) for input_name, path in spec.inputs.items()}
     with disk_errors(folder):
-        function(spec.payload, JobContext(partial, inputs, spec.threads, log, progress))
+        function(spec.payload, JobContext(partial, inputs, spec.threads, spec.workers, log, progress))
         artifact.finish(
             partial,
             kind=RESULT_KIND,

@@ -64,6 +64,8 @@ class BaselinesConfig:
     """Independent runs per task and algorithm."""
     seed: int = 0
     """Random seed."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, whose runs learn side by side; with policies_per_job=0, one per run, or inline one for all."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.algorithms) - set(LIBRARIES)):

@@ -6,9 +6,17 @@ from dataclasses import dataclass, field
 
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_shares
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 from ..sequence_model.config import REWARDS, SequenceModelConfig
 
 GRADIENTS = ("model", "simulator")
+FINISHED_FILE = "finished.json"
+"""Of a job: its policies' index entries, and their curves."""
+
+
+def algorithm_name(gradient: str, kind: str | None) -> str:
+    """What policies by this gradient are reported as; `kind` is the model's."""
+    return f"bpo_{kind if gradient == 'model' else gradient}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ class BpoStageConfig:
     """Iterations between logged metrics."""
     seed: int = 0
     """Random seed."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs; with policies_per_job=0, one per task and gradient."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every")
@@ -105,6 +115,8 @@ class BpoOnlineConfig:
     """Runs per task."""
     seed: int = 0
     """Random seed."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, one per run."""
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds")

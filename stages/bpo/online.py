@@ -53,6 +53,11 @@ class OnlineLoop:
         self._policy_updates = max(config.steps - config.warm_up, 0) // config.policy_every
         self._optimisation: PolicyOptimisation | None = None
 
+    @property
+    def total_steps(self) -> int:
+        """Steps that are played, in whole episodes."""
+        return self.config.steps // self.spec.episode_length * self.spec.episode_length
+
     def run(self, report: Callable[[int], None] = lambda steps: None) -> list[dict[str, Any]]:
         """Play and learn until the steps are spent; `report` is called with those of each episode."""
         config, T = self.config, self.spec.episode_length

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import read_store_facts
-from ...pipeline.artifact import write_json
+from ...pipeline.artifact import digests_of
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.reading import read_made
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..policy.policy_index import policy_entry, write_index
 from ..world_model.facts import read_model_facts
 from .config import BpoStageConfig
+from .gather import gather_finished
 
 if TYPE_CHECKING:
-    from ...datasets.store import TaskRows, TaskStore
+    from ...datasets.store import TaskStore
     from ..sequence_model.networks import SequenceModel
-    from .bpo import PolicyOptimisation
 
 
 class Bpo(Stage):
@@ -37,8 +39,11 @@ class Bpo(Stage):
     output_kind = "policies"
     algorithms = ("bpo",)
     run_keys = ("seeds", "seed")
-    not_hashed = ("log_every",)
+    not_hashed = ("log_every", "fanout")
     config: BpoStageConfig
+
+    def check_machine(self) -> None:
+        self.config.fanout.check_machine(key="bpo.fanout")
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:
         if name != "world_model" or facts is None or "model" not in self.config.gradients:
@@ -85,65 +90,46 @@ class Bpo(Stage):
                 )
 
     def run(self, context: Context) -> str:
-        import pandas as pd
-        import torch
-
         from ...datasets.store import TaskStore
         from ..world_model.facts import held_out_share
+        from .job import optimisation, train_policies
 
-        config = self.config
-        torch.set_num_threads(context.threads)
-        store = TaskStore.open(context.input("store"))
-        model = _load_model(context, store) if "model" in config.gradients else None
-        names = config.tasks or list(store.table.names)
-        units = [(name, gradient) for name in names for gradient in config.gradients]
+        config, folder = self.config, context.input("store")
+        store = TaskStore.open(folder)
+        by_model = "model" in config.gradients
+        model = _load_model(context, store) if by_model else None
         held_out = 0.0 if model is None else held_out_share(context.input("world_model")) or 0.0
+        names = config.tasks or list(store.table.names)
+        units = list(itertools.product(names, config.gradients))
         # Everything that can be refused is, before the first update.
-        plans = [self._plan(store.rows_of(name), model, gradient, held_out) for name, gradient in units]
-        total = config.iterations * len(units)
-        entries, curves = [], []
-        with context.progress("bpo", total=total) as progress:
-            for (name, gradient), trained in zip(units, plans, strict=True):
-                algorithm = f"bpo_{gradient}" if model is None or gradient != "model" else f"bpo_{model.config.kind}"
-                progress.note(f"{algorithm} {name}")
-                finished = _finish_one(context, trained, algorithm, config, progress)
-                entries += finished["policies"]
-                curves += finished["curves"]
-        write_index(context.folder, store.table, entries)
-        pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
-        for record in context.folder.glob("finished_*.json"):
-            record.unlink()
+        for name, gradient in units:
+            optimisation(config, store.rows_of(name), model, gradient, [0], held_out)
+        of_job = dataclasses.replace(config, tasks=[], seeds=1, gradients=["model"] if by_model else ["simulator"])
+        settings = {**dataclasses.asdict(of_job), "fanout": {}}
+        slugs = {name: store.table.spec_of(name).slug for name in names}
+        data = digests_of(folder, slugs.values())
+        programs = [
+            MemberJobs(
+                {
+                    "task": name, "gradient": gradient, "config": settings,
+                    "data": data[slugs[name]],
+                },
+                [{"seed": seed} for seed in range(config.seeds)],
+                partial(
+                    pack_by_task,
+                    per_job=config.fanout.policies_per_job,
+                    slug=lambda member, name=f"{gradient}.{slugs[name]}": name,
+                ),
+                [f"config.{key}" for key in self.not_hashed],
+            )
+            for name, gradient in units
+        ]  # fmt: skip
+        hashed = ["world_model"] if by_model else []
+        found = fan_out_members(programs, train_policies, context, config.fanout, hashed=hashed)
+        gather_finished(context.folder, store.table, [dict(enumerate(results)) for results in found])
         return (
-            f"{counted(len(entries), 'policy', 'policies')} for {counted(len(names), 'task')}, "
+            f"{counted(len(units) * config.seeds, 'policy', 'policies')} for {counted(len(names), 'task')}, "
             f"{config.iterations:,} updates each"
-        )
-
-    def _plan(self, rows: TaskRows, model: SequenceModel | None, gradient: str, held_out: float) -> PolicyOptimisation:
-        from ..sequence_model.dynamics import Dynamics, ModelDynamics, SimulatorDynamics
-        from ..sequence_model.losses import observation_statistics
-        from .bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
-
-        config, spec = self.config, rows.spec
-        dynamics: Dynamics
-        if gradient == "model":
-            assert model is not None
-            dynamics = ModelDynamics(model, spec.name, config.bpo.reward)
-            horizon = imagined_horizon(config.bpo, spec, model)
-            starts = start_observations(rows, horizon, config.starts_per_task, config.seed, held_out)
-        else:
-            dynamics, starts = SimulatorDynamics(spec), None
-            horizon = imagined_horizon(config.bpo, spec, None)
-        return PolicyOptimisation(
-            dynamics,
-            spec,
-            starts,
-            observation_statistics(rows, spec.observation_dim, held_out),
-            return_scale(rows),
-            list(range(config.seeds)),
-            horizon,
-            config.iterations,
-            config.bpo,
-            config.seed,
         )
 
 
@@ -160,45 +146,3 @@ def _load_model(context: Context, store: TaskStore) -> SequenceModel:
     model = load_model(folders[0])
     check_same_tables(model.table, store.table, context)
     return model
-
-
-def _finish_one(
-    context: Context, trained: PolicyOptimisation, algorithm: str, config: BpoStageConfig, progress: Any
-) -> dict[str, Any]:
-    """Train the policies of one task and write them, or read what an interrupted attempt had finished."""
-    from .policy import StatePolicy
-
-    record = context.folder / f"finished_{algorithm}_{trained.spec.slug}.json"
-    if record.is_file():
-        progress.advance(config.iterations)
-        return dict(read_made(record, dict[str, Any]))
-    curves: list[dict[str, Any]] = []
-    for iteration in range(config.iterations):
-        metrics = trained.update(iteration)
-        progress.advance(1)
-        done = iteration + 1
-        if done % config.log_every == 0 or done == config.iterations:
-            values = {name: tensor.tolist() for name, tensor in metrics.items()}
-            curves += [
-                {
-                    "iteration": done,
-                    "algorithm": algorithm,
-                    "task": trained.spec.name,
-                    "seed": seed,
-                    "imagined_reward": values["imagined_return"][m] / trained.horizon,
-                    **{name: column[m] for name, column in values.items()},
-                }
-                for m, seed in enumerate(trained.seeds)
-            ]
-    policies = []
-    imagined, noise = trained.imagined_return().tolist(), trained.gradient_noise().tolist()
-    for m, seed in enumerate(trained.seeds):
-        trained_by = {"algorithm": algorithm, "seed": seed}
-        policy = StatePolicy.from_member(trained.policy, m, trained.spec, config.bpo.units, trained_by)
-        facts = {"imagined_return": imagined[m], "gradient_noise": noise[m], "horizon": trained.horizon}
-        entry = policy_entry(algorithm, trained.spec, seed, **facts)
-        policy.save(context.folder / entry["path"])
-        policies.append(entry)
-    finished = {"policies": policies, "curves": curves}
-    write_json(record, finished)
-    return finished

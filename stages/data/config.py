@@ -11,6 +11,11 @@ from ...datasets.tasks import expand_names
 from ...datasets.tasks.tdmpc2 import SETS
 from ...pipeline.config.checks import check_counts, check_shares
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
+
+CHUNK = 20
+"""Episodes that collect plays at a time: a few seconds of simulation, so that progress moves and processes end
+together."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ class CollectConfig:
     continuous actions, share of uniformly random choices for discrete ones."""
     policy_random_share: float = 0.0
     """Share of their episodes that explore at random, as without a policy."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, whose episodes are played side by side: one per task, or inline one for all."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")

@@ -5,39 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import DataFacts
 from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
-from ...pipeline.artifact import Manifest, without
+from ...pipeline.artifact import Manifest, remove, without
 from ...pipeline.errors import ConfigError, StageError
-from ...pipeline.jobs.fanout import run_all
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.paths import user_path
 from ...pipeline.stage import Context, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import POLICIES_FILE, PolicyIndex
-from .config import CollectConfig
+from .config import CHUNK, CollectConfig
 
 if TYPE_CHECKING:
     from ...datasets.rollout import EpisodeResult
-
-CHUNK = 20
-"""Episodes per job: a few seconds of simulation, so that progress moves and the last jobs end together."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    task: str
-    numbers: Sequence[int]
-    """Of its episodes."""
-    config: CollectConfig
-    policy: Path | None
-
-    def __str__(self) -> str:
-        return f"collecting {self.task!r}, episodes {self.numbers[0]} to {self.numbers[-1]}"
 
 
 class Collect(Stage):
@@ -46,7 +31,7 @@ class Collect(Stage):
     Config = CollectConfig
     output_kind = "datasets"
     # Where the policies are; which they are is seen by `reads`.
-    not_hashed = ("policy",)
+    not_hashed = ("policy", "fanout")
     config: CollectConfig
 
     def check(self) -> None:
@@ -62,6 +47,7 @@ class Collect(Stage):
         return DataFacts(tuple(_names(self.config)))
 
     def check_machine(self) -> None:
+        self.config.fanout.check_machine(key="collect.fanout")
         for name in _names(self.config):
             task_spec(name)  # builds what a package may be missing for
 
@@ -70,6 +56,8 @@ class Collect(Stage):
 
     def run(self, context: Context) -> str:
         from ...datasets.collect import read_record
+        from ...datasets.played import read_played
+        from ..policy.episodes_job import chunk_file, play_chunks
 
         config = self.config
         root = context.folder / "minari"
@@ -81,40 +69,76 @@ class Collect(Stage):
             for name in names:
                 if not played[name] and read_record(root, name) is None:
                     played[name] = self._take_over(folder / "minari", root, name, manifest, turns[name])
-        for name, own in played.items():
-            if len(own) == config.episodes:
-                self._write(root, task_spec(name), own)
-                own.clear()
-        records = {name: record for name in names if (record := read_record(root, name)) is not None}
-        jobs = [
-            _Job(name, chunk, config, policy)
-            for name in names
-            if name not in records
-            for policy, numbers in turns[name]
-            for chunk in _chunks([number for number in numbers if number not in played[name]])
-        ]
-        total = config.episodes * len(names)
-        done = config.episodes * len(records) + sum(map(len, played.values()))
-        with context.progress("collect", total=total, completed=done) as progress:
-            for job, (spec, results) in run_all(_play, jobs, workers=context.workers, kept="finished tasks"):
-                own = played[job.task]
-                own.update(zip(job.numbers, results, strict=True))
-                progress.advance(len(results))
-                if len(own) < config.episodes:
-                    continue
-                self._write(root, spec, own)
-                del played[job.task]
-                records[job.task] = read_record(root, job.task) or {}
-                progress.note(job.task)
-        return self._finish(context, names, records)
+        program = self._program(played, turns, [name for name in names if read_record(root, name) is None])
+        (found,) = fan_out_members([program], play_chunks, context, config.fanout, hashed=[])
+        files: dict[str, list[tuple[Sequence[int], Path]]] = {name: [] for name in names}
+        for member, result in zip(program.members, found, strict=True):
+            spec, numbers = TaskSpec.from_dict(member["task"]), member["numbers"]
+            files[spec.name].append((numbers, result / chunk_file(spec, numbers)))
+        failed: list[str] = []
+        for name in names:
+            if read_record(root, name) is None:
+                own = played.pop(name)
+                for numbers, file in files[name]:
+                    own |= zip(numbers, read_played(file), strict=True)
+                failed += self._write(root, task_spec(name), [own[number] for number in range(config.episodes)])
+        # Their episodes are in the datasets now; what is wrong with those that failed may be put right.
+        for folder in {result.parent for result in found}:
+            remove(folder)
+        if failed:
+            raise StageError("; ".join(failed))
+        return self._finish(context, names, {name: read_record(root, name) or {} for name in names})
 
-    def _write(self, root: Path, spec: TaskSpec, played: Mapping[int, EpisodeResult]) -> None:
+    def _program(
+        self,
+        played: Mapping[str, Mapping[int, EpisodeResult]],
+        turns: Mapping[str, Sequence[tuple[Path | None, range]]],
+        names: Sequence[str],
+    ) -> MemberJobs:
+        """The episodes of the tasks `names` that are still to be played, in chunks."""
+        from ...datasets.collect import Variation
+        from ..policy.episodes_job import PlaySettings
+
+        config, folders = self.config, dict[str, str]()
+        contents: dict[Path, str] = {}
+        if config.policy is not None:
+            artifact = user_path(config.policy)
+            contents = {artifact / path: digest for path, digest in PolicyIndex.read(artifact).contents().items()}
+        members = []
+        for name in names:
+            for policy, numbers in turns[name]:
+                digest = None
+                if policy is not None:
+                    digest = contents[policy] or str(policy)
+                    folders[digest] = str(policy.absolute())
+                missing = [number for number in numbers if number not in played[name]]
+                members += [
+                    {"task": task_spec(name).to_dict(), "numbers": chunk, "policy": digest}
+                    for chunk in (missing[first : first + CHUNK] for first in range(0, len(missing), CHUNK))
+                ]
+        (low, high), (quiet, loud) = config.expert_noise, config.policy_noise
+        variation = Variation((low, high), config.random_share)
+        behaviour = PlaySettings(config.seed, variation, (quiet, loud), config.policy_random_share, CHUNK)
+        return MemberJobs(
+            {"behaviour": dataclasses.asdict(behaviour), "policies": folders},
+            members,
+            partial(
+                pack_by_task,
+                per_job=len(members) if config.fanout.kind.in_this_process else 0,
+                slug=lambda member: TaskSpec.from_dict(member["task"]).slug,
+            ),
+            ["policies"],
+        )
+
+    def _write(self, root: Path, spec: TaskSpec, episodes: Sequence[EpisodeResult]) -> list[str]:
+        """Write a task's dataset; returns what is wrong if all of its episodes failed."""
         from ...datasets.collect import write_dataset
 
-        episodes = [played[number] for number in range(self.config.episodes)]
-        _refuse_if_all_failed(spec, episodes)
+        if all(result.episode is None for result in episodes):
+            return [f"collecting {spec.name!r}: all {len(episodes)} episodes failed; the first: {episodes[0].error}"]
         settings = without(dataclasses.asdict(self.config), ["tasks", *self.not_hashed])
         write_dataset(root, spec, _behaviour(spec, self.config), episodes, settings)
+        return []
 
     def _take_over(
         self, source: Path, root: Path, name: str, manifest: Manifest, turns: Sequence[tuple[Path | None, range]]
@@ -163,29 +187,6 @@ def _names(config: CollectConfig) -> list[str]:
     return [resolve_name(name) for name in expand_names(config.tasks)]
 
 
-def _play(job: _Job) -> tuple[TaskSpec, list[EpisodeResult]]:
-    """Play one chunk of a task's episodes, in order of their numbers. Runs in a worker process."""
-    from ...datasets.collect import Variation, behaviour_act, episode_seed, noisy
-    from ...datasets.rollout import play_episodes, policy_act
-
-    spec, config, numbers = task_spec(job.task), job.config, job.numbers
-    seeds = [episode_seed(config.seed, spec.name, number) for number in numbers]
-    if job.policy is None:
-        low, high = config.expert_noise
-        act = behaviour_act(spec, numbers, config.seed, Variation((low, high), config.random_share))
-        # These behaviours act one episode at a time, so more environments than one would gain nothing.
-        lanes = 1
-    else:
-        from ..policy.policy import load_policy
-
-        low, high = config.policy_noise
-        act, lanes = policy_act(load_policy(job.policy)), CHUNK
-        if high or config.policy_random_share:
-            act = noisy(act, spec, numbers, config.seed, (low, high), config.policy_random_share)
-    results = dict(play_episodes(spec, act, seeds, record=True, lanes=lanes))
-    return spec, [results[index] for index in range(len(seeds))]
-
-
 def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:
     from ...datasets.collect import has_expert
 
@@ -199,10 +200,6 @@ def _in_turn(policies: Sequence[Path | None], episodes: int) -> list[tuple[Path 
     return [(policy, range(first, episodes, len(policies))) for first, policy in enumerate(policies)]
 
 
-def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
-    return [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
-
-
 def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, list[Path]]:
     """The folders of the policies that act in each task, one per seed; empty if none is to."""
     if config.policy is None:
@@ -211,8 +208,3 @@ def _policy_folders(config: CollectConfig, tasks: Sequence[str]) -> dict[str, li
     if not (artifact / POLICIES_FILE).is_file():
         raise ConfigError(f"collect.policy: expected a policies artifact, found no {artifact / POLICIES_FILE}")
     return PolicyIndex.read(artifact).folders(tasks, config.policy_algorithm, "collect.policy_algorithm")
-
-
-def _refuse_if_all_failed(spec: TaskSpec, results: Sequence[EpisodeResult]) -> None:
-    if all(result.episode is None for result in results):
-        raise StageError(f"collecting {spec.name!r}: all {len(results)} episodes failed; the first: {results[0].error}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_counts
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 
 BASELINES = ("behaviour", "random")
 
@@ -24,6 +25,8 @@ class EvaluateConfig:
     """behaviour: returns of the data. random: uniformly random actions, with as many episodes as a policy."""
     accelerator: str = "cpu"
     """Device: cpu, cuda (alias gpu) or auto. Only planning with a large model benefits from a GPU."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, whose policies act side by side; with policies_per_job=0, one per task, or inline one for all."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")

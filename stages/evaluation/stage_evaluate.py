@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ import numpy as np
 
 from ...datasets.schema import TaskSpec, read_table
 from ...datasets.store import TaskSummary, read_summaries
-from ...pipeline.accelerator import check_gpu
-from ...pipeline.artifact import hash_json, read_manifest, replacing
+from ...pipeline.artifact import remove
 from ...pipeline.errors import StageError
-from ...pipeline.jobs.fanout import run_all
-from ...pipeline.reading import decode, reading_made
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyIndex
 from .config import BASELINES, EvaluateConfig
-from .episodes import EvaluationJob, Run, evaluate_run
+from .episodes import EvaluationJob, Run
+from .job import FINISHED, read_finished, write_finished
 from .scores import (
     SUMMARY_FILE,
     AlgorithmScores,
@@ -39,9 +38,6 @@ from .scores import (
     write_csv,
 )
 from .statistics import INTERVAL_METHOD
-
-FINISHED = "finished.jsonl"
-"""Finished episodes by run, one line each: a later evaluation of more policies or episodes reuses them."""
 
 EXPLOITS = (
     "evaluate: %(algorithm)s exploits errors of the world model on %(task)s: imagined return %(imagined).4g, "
@@ -61,11 +57,14 @@ class Evaluate(Stage):
         "references": Input("scores", optional=True, outside=True),
     }
     output_kind = "scores"
-    not_hashed = ("accelerator",)
+    not_hashed = ("accelerator", "fanout")
     config: EvaluateConfig
 
+    def check(self) -> None:
+        self.config.fanout.check_gpus(self.config.accelerator, "evaluate.accelerator")
+
     def check_machine(self) -> None:
-        check_gpu(self.config.accelerator, "evaluate.accelerator")
+        self.config.fanout.check_machine(self.config.accelerator, "evaluate.accelerator")
 
     def outdated(self, folder: Path, inputs: Mapping[str, Sequence[Path]]) -> str | None:
         """Return a reason to rerun if the environment of a skipped task is available now."""
@@ -92,9 +91,6 @@ class Evaluate(Stage):
             context.log.warning("evaluate: %s is not evaluated: %s", name, reason)
         jobs = self._jobs(policies, specs, skipped)
         rows = self._play(context, jobs)
-        if jobs and all(row.error is not None for row in rows):
-            (context.folder / FINISHED).unlink()  # what is wrong with all of them may be put right
-            raise StageError(f"every episode of the evaluation failed; the first: {rows[0].error}")
         specs, references = self._references(context, specs, data, rows)
         return self._write(context, specs, references, policies, data, skipped, [job.run for job in jobs], rows)
 
@@ -116,43 +112,62 @@ class Evaluate(Stage):
         return jobs
 
     def _play(self, context: Context, jobs: Sequence[EvaluationJob]) -> list[EpisodeRow]:
-        """Play the episodes of all jobs in order. A finished job is written to disk at once, so a kill costs only the
-        others.
+        """The episodes of all jobs in order; those that earlier evaluations have played are not played again.
 
         Raises:
-            StageError: a policy cannot be loaded or raises, a worker was killed, or an environment cannot be built or
-                runs out of memory or files. These are not failed episodes, because they say nothing about the policy.
+            StageError: see `play_runs`; or every episode failed.
         """
-        log = context.folder / FINISHED
-        finished = {_run_of(rows): rows for _, rows in _read_finished(log)}
-        known = self._known(context, [job for job in jobs if job.run not in finished])
-        count = self.config.episodes
-        finished |= {run: rows for run, rows in known.items() if len(rows) == count}
-        remaining = [replace(job, first=len(known.get(job.run, ()))) for job in jobs if job.run not in finished]
-        completed = count * len(jobs) - sum(count - job.first for job in remaining)
-        with (
-            log.open("a") as file,
-            context.progress("evaluate", total=count * len(jobs), completed=completed) as progress,
-        ):
-            for job, rows in run_all(evaluate_run, remaining, workers=context.workers, kept="finished policies"):
-                finished[job.run] = [*known.get(job.run, ()), *rows]
-                file.write(_line(job, finished[job.run]))
-                file.flush()
-                progress.advance(len(rows))
-                progress.note(f"{job.run[0]} {job.run[1]}")
-        with replacing(log) as temporary:  # in their order, not in that of workers
-            temporary.write_text("".join(_line(job, finished[job.run]) for job in jobs))
-        return [row for job in jobs for row in finished[job.run]]
+        from .job import play_runs
 
-    def _known(self, context: Context, jobs: Sequence[EvaluationJob]) -> dict[Run, list[EpisodeRow]]:
-        """The first episodes of each run, as far as earlier evaluations have played them."""
-        known: dict[Run, list[EpisodeRow]] = {}
-        wanted = {job.key: job for job in jobs if job.content}
+        config = self.config
+        known = self._known(context, jobs)
+        members = [
+            {
+                "run": list(job.run),
+                "task": job.spec.to_dict(),
+                "content": job.content,
+                "first": len(known[job.key]),
+            }
+            for job in jobs
+            if len(known[job.key]) < config.episodes
+        ]
+        program = MemberJobs(
+            {
+                "config": {**asdict(replace(config, baselines=[])), "fanout": {}},
+                "policies": {job.key: str(Path(job.policy).absolute()) for job in jobs if job.policy is not None},
+            },
+            members,
+            partial(
+                pack_by_task,
+                per_job=config.fanout.per_job(len(members), 0),
+                slug=lambda member: TaskSpec.from_dict(member["task"]).slug,
+            ),
+            ["policies", "config.accelerator", "config.fanout"],
+        )
+        (found,) = fan_out_members(
+            [program], play_runs, context, config.fanout, accelerator=config.accelerator, hashed=[]
+        )
+        played = {result: dict(read_finished(result / FINISHED)) for result in dict.fromkeys(found)}
+        missing = [job.key for job in jobs if len(known[job.key]) < config.episodes]
+        for key, result in zip(missing, found, strict=True):
+            known[key] = [*known[key], *played[result][key]]
+        rows = [row for job in jobs for row in known[job.key]]
+        if jobs and all(row.error is not None for row in rows):
+            for result in played:
+                remove(result.parent)  # what is wrong with all of them may be put right
+            raise StageError(f"every episode of the evaluation failed; the first: {rows[0].error}")
+        write_finished(context.folder / FINISHED, known)
+        return rows
+
+    def _known(self, context: Context, jobs: Sequence[EvaluationJob]) -> dict[str, list[EpisodeRow]]:
+        """The first episodes of each run by its key, as far as earlier evaluations have played them."""
+        wanted = {job.key: job for job in jobs}
+        known: dict[str, list[EpisodeRow]] = {key: [] for key in wanted}
         for folder, _ in self.earlier(context, ["episodes", "baselines"]):
-            for key, rows in _read_finished(folder / FINISHED):
+            for key, rows in read_finished(folder / FINISHED):
                 if (job := wanted.get(key)) is not None:
                     rows = rows[: _reusable(rows, self.config.episodes, alone=job.policy is None)]
-                    known[job.run] = max(known.get(job.run, []), rows, key=len)
+                    known[key] = max(known[key], rows, key=len)
         return known
 
     def _references(
@@ -269,8 +284,7 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
     specs: dict[str, TaskSpec] = {}
     for artifact in artifacts:
         index = PolicyIndex.read(artifact)
-        manifest = read_manifest(artifact)
-        files = manifest.files if manifest is not None else {}
+        contents = index.contents()
         named = {entry["task"] for entry in index.entries}
         specs |= {spec.name: spec for spec in index.tasks if spec.name in named}
         for entry in index.entries:
@@ -280,9 +294,7 @@ def _read_policies(artifacts: Sequence[Path]) -> tuple[dict[Run, dict[str, Any]]
                     f"two policies of algorithm {run[0]!r} on {run[1]} with seed {run[2]}: {policies[run]['folder']} "
                     f"and {artifact / entry['path']}; evaluate them separately"
                 )
-            own = {name: file.sha256 for name, file in files.items() if name.startswith(f"{entry['path']}/")}
-            content = hash_json(own) if own else ""
-            policies[run] = {**entry, "folder": artifact / entry["path"], "content": content}
+            policies[run] = {**entry, "folder": artifact / entry["path"], "content": contents[entry["path"]]}
     return policies, specs
 
 
@@ -294,27 +306,6 @@ def _read_data(stores: Sequence[Path], specs: dict[str, TaskSpec]) -> dict[str, 
         if not specs:
             specs |= {spec.name: spec for spec in read_table(store)}
     return data
-
-
-def _run_of(rows: Sequence[EpisodeRow]) -> Run:
-    return rows[0].algorithm, rows[0].task, rows[0].seed
-
-
-def _line(job: EvaluationJob, rows: Sequence[EpisodeRow]) -> str:
-    return json.dumps({"key": job.key, "rows": [asdict(row) for row in rows]}) + "\n"
-
-
-def _read_finished(log: Path) -> Iterator[tuple[str, list[EpisodeRow]]]:
-    """Keys and episodes of the runs that an evaluation has finished. A line that a kill cut short is dropped."""
-    if not log.exists():
-        return
-    head, newline, rest = log.read_bytes().rpartition(b"\n")
-    if rest:
-        os.truncate(log, len(head + newline))  # written anew, all of it would be lost on a full disk
-    with reading_made(log):
-        for line in map(json.loads, head.splitlines()):
-            old = isinstance(line, list)  # as versions before this one wrote it
-            yield "" if old else str(line["key"]), decode(list[EpisodeRow], line if old else line["rows"])
 
 
 def _reusable(rows: Sequence[EpisodeRow], episodes: int, *, alone: bool) -> int:

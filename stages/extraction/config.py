@@ -269,6 +269,8 @@ class StartsConfig:
     """Maximum frames kept per task from played episodes."""
     seed: int = 0
     """Random seed."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, whose episodes are played side by side: one per task, or inline one for all."""
 
     def __post_init__(self) -> None:
         check_choices(self, source=SOURCES)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -145,16 +145,6 @@ def pack(members: Sequence[PolicySpec], policies_per_job: int) -> list[list[Poli
     by_task = sorted(members, key=lambda member: order[member.task])
     parts = [by_task[i : i + policies_per_job] for i in range(0, len(by_task), policies_per_job)]
     return [sorted(part, key=lambda member: not member.imagines) for part in parts]
-
-
-def job_names(parts: Sequence[Sequence[PolicySpec]], slugs: Mapping[str, str]) -> list[str]:
-    """A name for each job: its number, its first task, and how many other tasks it has."""
-    names = []
-    for number, part in enumerate(parts):
-        tasks = list(dict.fromkeys(member.task for member in part))
-        others = f"+{len(tasks) - 1}" if len(tasks) > 1 else ""
-        names.append(f"{number:03d}-{slugs[tasks[0]]}{others}")
-    return names
 
 
 def gpu_memory() -> float:

@@ -14,7 +14,7 @@ from ...datasets.facts import DataFacts, read_store_facts
 from ...datasets.tables import check_common_tasks, find_names, names_in_tables
 from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
-from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, job_names
 from ...pipeline.reading import decode, read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
@@ -183,13 +183,12 @@ class Extract(Stage):
 def _pack(
     members: Sequence[Mapping[str, Any]], per_job: Callable[[int], int], slugs: Mapping[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    from .packing import job_names, pack
+    from .packing import pack
     from .program import PolicySpec
 
     parts = pack([PolicySpec(**one) for one in members], per_job(len(members)))
-    return {
-        name: list(map(dataclasses.asdict, part)) for name, part in zip(job_names(parts, slugs), parts, strict=True)
-    }
+    names = job_names([[slugs[member.task] for member in part] for part in parts])
+    return {name: list(map(dataclasses.asdict, part)) for name, part in zip(names, parts, strict=True)}
 
 
 NEED_DATA = {

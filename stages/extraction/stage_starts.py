@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ...datasets.schema import TaskSpec
 from ...datasets.tables import find_names
+from ...pipeline.artifact import remove
 from ...pipeline.errors import StageError
-from ...pipeline.jobs.fanout import run_all
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..world_model.facts import ModelFacts, read_model_facts
 from .config import StartsConfig
 
 if TYPE_CHECKING:
-    from ...datasets.schema import Episode, TaskSpec
+    from ...datasets.schema import Episode
     from ..world_model.start_frames import StartFrames
 
 CHUNK = 5
-"""Episodes per job."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    spec: TaskSpec
-    numbers: Sequence[int]
-    seed: int
-
-    def __str__(self) -> str:
-        return f"starts: playing {self.spec.name!r}"
+"""Episodes that are played at a time."""
 
 
 class Starts(Stage):
@@ -42,7 +35,11 @@ class Starts(Stage):
     Config = StartsConfig
     inputs = {"world_model": Input("world_model", facts=read_model_facts)}
     output_kind = "starts"
+    not_hashed = ("fanout",)
     config: StartsConfig
+
+    def check_machine(self) -> None:
+        self.config.fanout.check_machine(key="starts.fanout")
 
     def check_input(self, name: str, folder: Path, facts: ModelFacts | None) -> None:
         if facts is None:
@@ -73,6 +70,8 @@ class Starts(Stage):
 
     def _played(self, specs: Sequence[TaskSpec], context: Context) -> dict[str, StartFrames]:
         from ...datasets.collect import has_expert
+        from ...datasets.played import read_played
+        from ..policy.episodes_job import PlaySettings, chunk_file, play_chunks
 
         config = self.config
         if unplayable := [spec.name for spec in specs if not spec.environment]:
@@ -80,36 +79,38 @@ class Starts(Stage):
                 f"starts: no environment is known for {', '.join(unplayable)}, so no episodes can be played; select "
                 "other tasks with starts.tasks=[...], or remove this stage and set inputs.store=PATH"
             )
-        jobs = [
-            _Job(spec, range(first, min(first + CHUNK, config.episodes)), config.seed)
+        numbers = list(range(config.episodes))
+        members: list[dict[str, Any]] = [
+            {"task": spec.to_dict(), "numbers": numbers[first : first + CHUNK], "policy": None}
             for spec in specs
             for first in range(0, config.episodes, CHUNK)
         ]
-        episodes: dict[str, list[tuple[int, Episode]]] = {spec.name: [] for spec in specs}
-        with context.progress("starts", total=config.episodes * len(specs)) as progress:
-            for job, completed in run_all(_play, jobs, workers=context.workers):
-                episodes[job.spec.name] += completed
-                progress.advance(len(job.numbers))
-        found = {}
+        program = MemberJobs(
+            {"behaviour": dataclasses.asdict(PlaySettings(config.seed)), "policies": {}},
+            members,
+            partial(
+                pack_by_task,
+                per_job=len(members) if config.fanout.kind.in_this_process else 0,
+                slug=lambda member: TaskSpec.from_dict(member["task"]).slug,
+            ),
+        )
+        (found,) = fan_out_members([program], play_chunks, context, config.fanout, hashed=[])
+        episodes: dict[str, list[Episode]] = {spec.name: [] for spec in specs}
+        for member, result in zip(members, found, strict=True):
+            spec = TaskSpec.from_dict(member["task"])
+            played = read_played(result / chunk_file(spec, member["numbers"]))
+            episodes[spec.name] += [one.episode for one in played if one.episode is not None]
+        if failed := [name for name, own in episodes.items() if not own]:
+            for folder in {result.parent for result in found}:
+                remove(folder)  # what is wrong may be put right
+            raise StageError(f"starts: all {config.episodes} episodes of {', '.join(failed)} failed")
+        frames = {}
         for spec in specs:
-            if not (own := [episode for _, episode in sorted(episodes[spec.name], key=lambda pair: pair[0])]):
-                raise StageError(f"starts: all {config.episodes} episodes of {spec.name!r} failed")
             behaviour = "expert" if has_expert(spec) else "exploration"
-            found[spec.name] = _frames(spec, own, behaviour, config.frames, config.seed)
-        count = min(len(one.observation_NO) for one in found.values())
+            frames[spec.name] = _frames(spec, episodes[spec.name], behaviour, config.frames, config.seed)
+        count = min(len(one.observation_NO) for one in frames.values())
         # Equally many for every task: what is encoded of them is one tensor.
-        return {name: one.draw(count, len(one.initial_BO), name, config.seed) for name, one in found.items()}
-
-
-def _play(job: _Job) -> list[tuple[int, Episode]]:
-    """The episodes that completed, by number. Runs in a worker process."""
-    from ...datasets.collect import Variation, behaviour_act, episode_seed
-    from ...datasets.rollout import play_episodes
-
-    seeds = [episode_seed(job.seed, job.spec.name, number) for number in job.numbers]
-    act = behaviour_act(job.spec, job.numbers, job.seed, Variation())
-    results = dict(play_episodes(job.spec, act, seeds, record=True, lanes=1))
-    return [(job.numbers[i], one.episode) for i, one in sorted(results.items()) if one.episode is not None]
+        return {name: one.draw(count, len(one.initial_BO), name, config.seed) for name, one in frames.items()}
 
 
 def _frames(spec: TaskSpec, episodes: Sequence[Episode], behaviour: str, count: int, seed: int) -> StartFrames:

@@ -40,6 +40,8 @@ class OfflineMember:
 
     task: str
     seed: int
+    data: str = ""
+    """Digest of the task's data."""
 
 
 def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:

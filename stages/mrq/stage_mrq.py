@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pipeline.artifact import link
+from ...pipeline.artifact import digests_of, link
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_csv
@@ -66,8 +66,9 @@ class Mrq(Stage):
             context.log.warning("mrq: %s", said)
         programs = self._programs(store)
         found = fan_out_members(
-            programs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator
-        )
+            programs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator,
+            hashed=["world_model"] if self.config.start_from_world_model else [],
+        )  # fmt: skip
         entries, curves = [], []
         for program, results in zip(programs, found, strict=True):
             logged = {result: read_csv(result / "curve.csv", ["task"]) for result in dict.fromkeys(results)}
@@ -93,9 +94,9 @@ class Mrq(Stage):
 
         config = self.config
         names = config.tasks or list(store.table.names)
-        for name in names:
-            store.table.id_of(name)
-        members = [OfflineMember(name, seed) for name in names for seed in range(config.seeds)]
+        slugs = {name: store.table.spec_of(name).slug for name in names}
+        data = digests_of(store.folder, slugs.values())
+        members = [OfflineMember(name, seed, data[slugs[name]]) for name in names for seed in range(config.seeds)]
         of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"])
         settings = {**dataclasses.asdict(of_job), "fanout": {}}
         on_cpu = device_of(config.accelerator).type == "cpu"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import task_spec
-from ...pipeline.artifact import check_inside, write_json
+from ...pipeline.artifact import check_inside, digests_of, write_json
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.reading import decode, read_json, reading
 
@@ -76,6 +76,10 @@ class PolicyIndex:
                 check_inside(entry.path)
             tasks = [task_spec(task) if isinstance(task, str) else TaskSpec.from_dict(task) for task in values["tasks"]]
             return cls(artifact, tasks, values["policies"])
+
+    def contents(self) -> dict[str, str]:
+        """A digest of each policy's files by its path; empty where it has none."""
+        return digests_of(self.artifact, (entry["path"] for entry in self.entries))
 
     def folders(self, tasks: Iterable[str], algorithm: str, key: str) -> dict[str, list[Path]]:
         """The folders of an algorithm's policies by task, one per seed.

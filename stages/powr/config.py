@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 
 if TYPE_CHECKING:
     from ...datasets.schema import TaskSpec
+
+ALGORITHM, ONLINE_ALGORITHM = "powr", "powr_online"
+FIT_FILE = "fit.json"
+"""Beside a policy: what is said of its regression."""
 
 STATES = ("raw", "latent")
 ACTIONS = ("mode", "mean")
@@ -133,6 +138,8 @@ class PowrConfig:
     """Random seed."""
     accelerator: str = "auto"
     """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs; with policies_per_job=0, one per task."""
 
     def __post_init__(self) -> None:
         check_choices(self, states=STATES, kernel=KERNELS, action=ACTIONS)
@@ -177,6 +184,8 @@ class PowrOnlineConfig:
     """Independent runs."""
     seed: int = 0
     """Random seed."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, whose seeds learn side by side; with policies_per_job=0, one per seed, or inline one for all."""
 
     def __post_init__(self) -> None:
         check_counts(

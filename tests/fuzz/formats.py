@@ -376,7 +376,7 @@ def job_of_the_job(payload: Mapping[str, Any], context: JobContext) -> None:
 
 
 def _make_job(folder: Path) -> None:
-    prepare(folder / "one", FolderJob("one", {"steps": 3}), "key", job_of_the_job, {}, 1)
+    prepare(folder / "one", FolderJob("one", {"steps": 3}), "key", job_of_the_job, {}, threads=1, workers=1)
 
 
 def _read_job(folder: Path) -> Any:

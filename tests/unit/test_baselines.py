@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from orrery.datasets.schema import Episode
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.baselines.config import BaselinesConfig, SacConfig
@@ -24,6 +26,7 @@ from orrery.stages.baselines.stage_baselines import Baselines
 from orrery.stages.policy.policy import load_policy
 from torch import nn
 
+from .grown import computed
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
 SMALL = SacConfig(learning_starts=20, batch_size=16, actor_units=[8], critic_units=[8])
@@ -135,8 +138,14 @@ def test_a_short_run_leaves_policies_and_keeps_what_is_finished(tmp_path):
     paths = [where.folder / entry["path"] for entry in entries]
     assert load_policy(paths[0]).act(torch.rand(5, 2)).shape == (5, 1)
     weights = [(path / "policy.safetensors").read_bytes() for path in paths]
-    (paths[1] / "policy.json").unlink()
-    stage.run(where)
+    # Another task in the store and one more algorithm cost only their own runs, on another executor, too.
+    more = write_store(tmp_path / "more", [(spec, episodes), (dataclasses.replace(spec, name="toy/other"), episodes)])
+    grown = context(tmp_path / "sac", more)
+    config = BaselinesConfig(
+        tasks=[spec.name], algorithms=["sac", "a2c"], steps=60, sac=SMALL, fanout=FanoutConfig("local")
+    )
+    Baselines(config).run(grown)
+    assert computed(grown) == {"000-myriad.cancer@10": 2, "000-myriad.cancer@10.2": 1, "001-myriad.cancer@10": 1}
     assert [(path / "policy.safetensors").read_bytes() for path in paths] == weights
 
 

@@ -35,6 +35,7 @@ from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.facts import read_model_facts
 from orrery.stages.world_model.networks import WorldModel
 
+from .grown import computed
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
 TASKS = ("myriad/cancer@10", "myriad/predator_prey@10")
@@ -106,9 +107,6 @@ def test_bpo_trains_a_policy_per_task_seed_and_gradient_and_resumes(run, tmp_pat
     half = inputs("half")
     trained = []
 
-    class Stopped(Exception):
-        pass
-
     from orrery.stages.bpo.bpo import PolicyOptimisation
 
     update = PolicyOptimisation.update
@@ -116,16 +114,23 @@ def test_bpo_trains_a_policy_per_task_seed_and_gradient_and_resumes(run, tmp_pat
     def stopping(self, iteration):
         trained.append(iteration)
         if len(trained) == 6:
-            raise Stopped
+            raise KeyboardInterrupt
         return update(self, iteration)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PolicyOptimisation, "update", stopping)
-        with pytest.raises(Stopped):
+        with pytest.raises(KeyboardInterrupt):
             Bpo(config).run(half)
         trained[:] = [0] * 10
         Bpo(dataclasses.replace(config, log_every=1)).run(half)
     assert len(trained) == 10 + 3 * 4
+    # One more seed trains alone.
+    more = dataclasses.replace(config, seeds=3)
+    Bpo(more).run(half)
+    assert sorted(computed(half).values()) == [1] * 4 + [2] * 4
+    assert len(pd.read_csv(half.folder / "training.csv")) == 12 * 2
+    Bpo(config).run(half)
+    assert len(computed(half)) == 8
     assert (half.folder / "policies.json").read_text() == (whole.folder / "policies.json").read_text()
     for entry in index["policies"]:
         one, other = (load_policy(base / entry["path"]).state_dict() for base in (whole.folder, half.folder))

@@ -18,10 +18,10 @@ from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
 from orrery.pipeline.stage import Context
-from orrery.stages.data import stage_collect
 from orrery.stages.data.config import CollectConfig, PackConfig
 from orrery.stages.data.stage_collect import Collect
 from orrery.stages.data.stage_pack import Pack
+from orrery.stages.policy import episodes_job
 
 PENDULUM = "gymnasium/Pendulum-v1"
 
@@ -125,9 +125,9 @@ def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, form
     finish(tmp_path / "collect", kind="datasets", stage="collect", key="", inputs={}, seconds=0, summary="",
            config=dataclasses.asdict(CollectConfig(**(settings | former))))  # fmt: skip
     played = []
-    play = stage_collect._play
+    play = episodes_job._play
     monkeypatch.setattr(
-        stage_collect, "_play", lambda job: played.extend((job.task, n) for n in job.numbers) or play(job)
+        episodes_job, "_play", lambda one: played.extend((one.spec.name, n) for n in one.numbers) or play(one)
     )
     collect(tmp_path / "grown", earlier=[tmp_path / "gone", tmp_path / "collect"], **settings)
     old = {(task, n) for task in (settings | former)["tasks"] for n in range((settings | former)["episodes"])}

@@ -74,7 +74,7 @@ def few_rows(monkeypatch):
     """So few that a stride would be a whole episode, or all but its last row."""
     monkeypatch.setattr(losses, "_SAMPLED_ROWS", EPISODES)
     monkeypatch.setattr(balance, "_SAMPLED_ROWS", EPISODES)
-    monkeypatch.setattr("orrery.stages.powr.stage_powr.FEATURE_ROWS", EPISODES)
+    monkeypatch.setattr("orrery.stages.powr.job.FEATURE_ROWS", EPISODES)
 
 
 def test_scales_do_not_depend_on_how_long_episodes_are(store, few_rows):

@@ -15,13 +15,13 @@ import pytest
 import torch
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed
+from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed, job_names
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig, SvgConfig
-from orrery.stages.extraction.packing import MemoryEstimate, job_names, pack, policies_per_job
+from orrery.stages.extraction.packing import MemoryEstimate, pack, policies_per_job
 from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
@@ -184,7 +184,7 @@ def test_members_are_cut_task_by_task() -> None:
         [("pwm", "toy/b", 0), ("pwm", "toy/b", 1), ("bc", "toy/a", 1)],
         [("bc", "toy/b", 0), ("bc", "toy/b", 1)],
     ]
-    assert job_names(parts, {task: task.replace("/", ".") for task in TASKS}) == [
+    assert job_names([[member.task.replace("/", ".") for member in part] for part in parts]) == [
         "000-toy.a",
         "001-toy.b+1",
         "002-toy.b",

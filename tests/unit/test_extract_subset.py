@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -26,6 +27,7 @@ from orrery.stages.world_model.networks import WorldModel
 from orrery.stages.world_model.start_frames import SAVED_FRAMES, draw_frames, load_frames, save_store_frames
 from rich.console import Console
 
+from .grown import computed
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
 NETWORKS = ActorCriticConfig(actor_units=(16,), critic_units=(16,), num_critics=2)
@@ -187,6 +189,11 @@ def test_frames_of_episodes_played_now(tmp_path: Path) -> None:
     settings = StartsConfig(episodes=3, frames=500)
     Starts(settings).run(context_of(tmp_path / "one", world_model=tmp_path / "model"))
     Starts(settings).run(context_of(tmp_path / "two", world_model=tmp_path / "model"))
+    # More episodes and tasks play only what is missing.
+    grown = context_of(tmp_path / "grown", world_model=tmp_path / "model")
+    for more in (dataclasses.replace(settings, tasks=[specs[0].name]), dataclasses.replace(settings, episodes=8)):
+        Starts(more).run(grown)
+    assert list(computed(grown).values()) == [1, 3]  # chunks of 3; of 5, 3, 5 and 3 episodes
     found = load_frames(tmp_path / "one", specs)
     again = load_frames(tmp_path / "two", specs)
     pendulum, cartpole = (found[spec.name] for spec in specs)

@@ -24,6 +24,7 @@ from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
+from .grown import pack_store
 from .mrq_cases import CARTPOLE, OFFLINE, ONLINE, PENDULUM, context_of, made, run_to, with_frames
 from .stores import numbered_episode, point_mass_episodes, point_mass_spec, write_store
 
@@ -94,10 +95,12 @@ def test_offline_continues_bit_for_bit(tmp_path):
 
 def test_one_more_seed_and_task_train_only_their_own_policies(tmp_path):
     swing, other = point_mass_spec(), point_mass_spec("toy/other")
-    write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 6)) for spec in (swing, other)])
+    tasks = [(spec, point_mass_episodes(spec, 6)) for spec in (swing, other)]
+    pack_store(tmp_path / "store", tasks)
+    pack_store(tmp_path / "small", tasks[1:])
     config = dataclasses.replace(OFFLINE, seeds=2, log_every=3, tasks=[swing.name, other.name])
     smaller = dataclasses.replace(config, seeds=1, checkpoint_every=2, tasks=[other.name])
-    Mrq(smaller).run(context_of(tmp_path, "grown", store=tmp_path / "store"))
+    Mrq(smaller).run(context_of(tmp_path, "grown", store=tmp_path / "small"))
     shutil.rmtree(tmp_path / "grown")
     for name in ("grown", "whole"):
         context = context_of(tmp_path, name, store=tmp_path / "store")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -15,9 +17,11 @@ from orrery.datasets.rollout import EpisodeResult, play_episodes
 from orrery.datasets.schema import Episode, TaskSpec
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.powr import job as powr_job
 from orrery.stages.powr.config import KernelPlannerConfig, OfflineConfig, PowrConfig, PowrOnlineConfig, discrete_task
 from orrery.stages.powr.curves import completed_returns, failure_warnings
 from orrery.stages.powr.online import OnlineLearner
@@ -28,6 +32,7 @@ from orrery.stages.tabular.stage_tabular import Tabular
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 
+from .grown import computed, contents, pack_store
 from .stores import point_mass_episodes, point_mass_spec, write_store
 
 LENGTH = 6
@@ -208,18 +213,43 @@ def test_powr_on_latents(point_mass, tmp_path):
     assert policy.act(observation).shape == (200, 1)
 
 
-def test_powr_continues_with_the_policies_that_are_there(chain, tmp_path):
-    config = PowrConfig(seeds=2, offline=small(planner=KernelPlannerConfig(centres=5)))
-    context = context_of(tmp_path, store=chain)
-    Powr(config).run(context)
-    record = tmp_path / "out" / "powr" / "toy.chain" / "seed_0" / "fit.json"
-    marked = {**json.loads(record.read_text()), "rows": 12345}
-    record.write_text(json.dumps(marked))
-    (tmp_path / "out" / "powr" / "toy.chain" / "seed_1" / "fit.json").unlink()
-    Powr(config).run(context)
-    rows = pd.read_csv(tmp_path / "out" / "fit.csv")["rows"].tolist()
-    assert rows[0] == 12345
-    assert rows[1] != 12345
+def test_powr_plans_only_the_policies_of_one_more_seed_or_task(tmp_path):
+    config = PowrConfig(seeds=1, offline=small(planner=KernelPlannerConfig(centres=5)))
+    chains = [(spec, chain_episodes()) for spec in (chain_spec(), dataclasses.replace(chain_spec(), name="toy/other"))]
+    pack_store(tmp_path / "one", chains[:1])
+    pack_store(tmp_path / "two", chains)
+    grown = context_of(tmp_path, "grown", store=tmp_path / "one")
+    for seeds, store, jobs in (
+        (1, "one", {"000-toy.chain": 1}),
+        (2, "one", {"000-toy.chain": 1, "000-toy.chain.2": 1}),
+        (2, "two", {"000-toy.chain": 1, "000-toy.chain.2": 1, "000-toy.other": 2}),
+    ):
+        grown = context_of(tmp_path, "grown", store=tmp_path / store)
+        Powr(dataclasses.replace(config, seeds=seeds)).run(grown)
+        assert computed(grown) == jobs
+    whole = context_of(tmp_path, "whole", store=tmp_path / "two")
+    local = FanoutConfig(executor="local", policies_per_job=4)
+    Powr(dataclasses.replace(config, seeds=2, fanout=local)).run(whole)
+    assert computed(whole) == {"000-toy.chain+1": 4}
+    assert contents(grown.folder) == contents(whole.folder)
+
+
+def test_powr_continues_with_the_policies_that_are_there(chain, tmp_path, monkeypatch):
+    config, planned = PowrConfig(seeds=2, offline=small(planner=KernelPlannerConfig(centres=5))), []
+    plan = powr_job._plan
+
+    def stopping(*arguments):
+        planned.append(arguments[4])
+        if len(planned) == 2:
+            raise KeyboardInterrupt
+        return plan(*arguments)
+
+    monkeypatch.setattr(powr_job, "_plan", stopping)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            Powr(config).run(context_of(tmp_path, store=chain))
+    assert planned == [0, 1, 1]
+    assert len(policies_of(tmp_path / "out")) == 2
 
 
 ONLINE = {
@@ -239,11 +269,11 @@ def test_powr_online_writes_policies_and_curves_and_continues(tmp_path):
     curves = pd.read_csv(tmp_path / "out" / "curves.csv")
     assert (curves.groupby("seed")["transitions"].max() >= 60).all()
     assert "<svg" in (tmp_path / "out" / "curves.svg").read_text()
-    # a finished seed is kept, the other is made again: with the same numbers
-    (tmp_path / "out" / "seed_1" / "curves.csv").unlink()
-    PowrOnline(config).run(context_of(tmp_path))
-    again = pd.read_csv(tmp_path / "out" / "curves.csv")
-    pd.testing.assert_frame_equal(again, curves)
+    # one more seed learns alone, and comes out as if all had learned together
+    PowrOnline(dataclasses.replace(config, seeds=1)).run(grown := context_of(tmp_path, "grown"))
+    PowrOnline(config).run(grown)
+    assert computed(grown) == {"000-gymnasium.FrozenLake-v1": 1, "000-gymnasium.FrozenLake-v1.2": 1}
+    assert contents(grown.folder) == contents(tmp_path / "out")
     # and drawn beside baselines
     other = tmp_path / "other"
     other.mkdir()
