@@ -38,6 +38,8 @@ SOURCE_FOLDERS = ("pipeline", "datasets", "stages")
 OF_ATTEMPTS = ("checkpoints", "logs", "tensorboard")
 """Folders in an artifact that say how it was made, when, where and in how many attempts. Its digest leaves them out:
 nothing else in an artifact may depend on that."""
+PROVIDERS = "providers"
+"""Entry of `Manifest.versions` that names other packages whose code decided the content, with their versions."""
 RECORDED_PACKAGES = (
     "orrery", "torch", "lightning", "numpy", "mujoco", "dm-control", "metaworld", "gymnasium", "minari",
     "tensordict", "torchrl", "hydra-core",
@@ -67,7 +69,7 @@ class MadeFrom:
     config: Mapping[str, Any]
     inputs: Mapping[str, Sequence[InputRecord]]
     version: str
-    """Version of orrery."""
+    """Version of orrery, and names and versions of other packages (`entry_points.providers`)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,13 @@ class Manifest:
 
     @property
     def made_from(self) -> MadeFrom:
-        return MadeFrom(self.config, self.inputs, self.versions.get("orrery", "an unknown version"))
+        return MadeFrom(self.config, self.inputs, self.version)
+
+    @property
+    def version(self) -> str:
+        """As in MadeFrom."""
+        others = [self.versions[PROVIDERS]] if PROVIDERS in self.versions else []
+        return ", ".join([self.versions.get("orrery", "an unknown version"), *others])
 
     @classmethod
     def from_dict(cls, values: Any) -> Manifest:
@@ -184,6 +192,7 @@ def finish(
     inputs: Mapping[str, Sequence[InputRecord]],
     seconds: float,
     summary: str,
+    providers: str = "",
 ) -> Manifest:
     """Hash the files of a finished folder and write its manifest.
 
@@ -200,13 +209,22 @@ def finish(
         inputs=inputs,
         files=files,
         digest=_digest(files),
-        versions=package_versions(),
+        versions={**package_versions(), **({PROVIDERS: providers} if providers else {})},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
         summary=summary,
     )
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
+
+
+def version_of(providers: str) -> str:
+    """This version, as in MadeFrom.
+
+    Args:
+        providers: see PROVIDERS.
+    """
+    return ", ".join(filter(None, [package_versions()["orrery"], providers]))
 
 
 def finish_copy(folder: Path, original: Manifest) -> Manifest:

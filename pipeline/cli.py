@@ -180,10 +180,9 @@ def _parser(others: Mapping[str, Command]) -> argparse.ArgumentParser:
             add_json(command)
         else:
             command.add_argument("--plan", action="store_true", help="show what would run, and why; run nothing")
-        if name in ("run", "plan"):
-            again = command.add_mutually_exclusive_group()
-            again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all later ones")
-            again.add_argument("--force", action="store_true", help="rerun all stages")
+        again = command.add_mutually_exclusive_group()
+        again.add_argument("--from", dest="first", metavar="STAGE", help="rerun this stage and all later ones")
+        again.add_argument("--force", action="store_true", help="rerun all stages")
     for name, text in [
         ("resume", "repeat the last command of a run, a study or an iteration"),
         ("status", "show the progress of a run, a study or an iteration"),

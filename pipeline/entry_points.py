@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ PACKAGE = "orrery"
 
 
 @functools.cache
-def _entries(group: Group) -> Mapping[str, list[EntryPoint]]:
+def _entries(group: str) -> Mapping[str, list[EntryPoint]]:
     """Entry points by name; Orrery's own first, in order of their names, then those of others."""
     found: dict[str, list[EntryPoint]] = {}
     for entry in sorted(entry_points(group=f"{PACKAGE}.{group}"), key=lambda one: (_package(one) != PACKAGE, one.name)):
@@ -101,6 +101,14 @@ def _load_or_warn(group: Group, name: str, base: type) -> Any:
         what = f"{_noun(group)} {name!r} of package {_package(other)!r}"
         log.warning("warning: %s is ignored: %s has one of that name", what, PACKAGE)
     return found
+
+
+def providers(stage: str, groups: Iterable[str]) -> str:
+    """Names and versions of other packages whose code decides what a stage makes: the one that provides it, and all
+    that add to `groups`. Empty for none."""
+    entries = [_entries("stages").get(stage, [])[:1], *(many for group in groups for many in _entries(group).values())]
+    found = {entry.dist.name: entry.dist.version for many in entries for entry in many if entry.dist is not None}
+    return ", ".join(f"{name} {version}" for name, version in sorted(found.items()) if name != PACKAGE)
 
 
 def _package(entry: EntryPoint) -> str:

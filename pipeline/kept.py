@@ -74,14 +74,16 @@ def keep_attempt(final: Path, key: str) -> None:
 
 
 def restore_attempt(place: Path, final: Path) -> Attempt | None:
-    """Put an attempt that is kept in `place` back where its stage works."""
+    """Put an attempt that is kept in `place`, or that another run has left there, where its stage works."""
     attempt = read_attempt(place)
     if attempt is not None:
         write_attempt(final, attempt, running=False)
         _move(partial_folder(place), partial_folder(final))
         if jobs_folder(place).is_dir():
             _move(jobs_folder(place), jobs_folder(final))
-        _remove(place)
+        if place.parents[2].name == KEPT_FOLDER:
+            _remove(place)
+        attempt_file(place).unlink(missing_ok=True)
     return attempt
 
 

@@ -16,12 +16,14 @@ from . import artifact
 from .artifact import OUTSIDE, InputRecord, MadeFrom
 from .config.load import RunConfig, dotted_keys
 from .config.schema import nearest
+from .entry_points import providers
 from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
+from .jobs.job import SUBMISSION
 from .kept import kept_places
 from .logging import duration
 from .paths import user_path
-from .run_folder import partial_folder, read_attempt
+from .run_folder import jobs_folder, lock_holder, partial_folder, read_attempt
 from .stage import Input, Stage
 
 Action = Literal["fresh", "reuse", "resume", "run"]
@@ -91,8 +93,9 @@ def decide_all(
     stages: Mapping[str, type[Stage]],
     sources: Mapping[str, Mapping[str, list[Source]]],
     anew: Collection[str] = (),
+    redone: Mapping[str, Path] | None = None,
 ) -> list[Decision]:
-    """The same, with the sources found by `check_all`."""
+    """The same, with the sources found by `check_all`, and what this command has already run again, by key."""
     decisions: dict[str | None, Decision] = {}
     for name in config.settings.stages:
         waits = [s.stage for many in sources[name].values() for s in many if s.stage and not decisions[s.stage].made]
@@ -104,7 +107,7 @@ def decide_all(
             now = _made_from(config, stages[name], name, read, {one: decisions[one].key for one in waits})
             decisions[name] = Decision(name, "run", f"input from {waits[0]}", key_of(stages[name], name, now))
         else:
-            decisions[name] = decide(config, stages[name], name, read, anew=name in anew)
+            decisions[name] = decide(config, stages[name], name, read, anew=name in anew, redone=redone)
     return list(decisions.values())
 
 
@@ -281,12 +284,20 @@ def input_records(
 
 
 def decide(
-    config: RunConfig, stage: type[Stage], name: str, sources: Mapping[str, list[Source]], *, anew: bool = False
+    config: RunConfig,
+    stage: type[Stage],
+    name: str,
+    sources: Mapping[str, list[Source]],
+    *,
+    anew: bool = False,
+    redone: Mapping[str, Path] | None = None,
 ) -> Decision:
     """Compare what the stage would be made from with what its artifact was made from."""
     now = _made_from(config, stage, name, sources)
     key = key_of(stage, name, now)
     final = config.run_dir / name
+    if anew and not stage.about_run and key in (redone or {}):
+        return Decision(name, "reuse", "run again on request", key, (redone or {})[key])
     if anew:
         return Decision(name, "run", "run again on request", key, anew=True)
     manifest, damage = artifact.examine(final, stage.output_kind)
@@ -305,14 +316,15 @@ def decide(
     # An attempt beside the artifact that it is to replace was asked for.
     if reason is None and not (begun and partial_folder(final).is_dir()):
         return Decision(name, "fresh", "", key, final)
-    elsewhere = () if stage.about_run else _elsewhere(config, name)
+    elsewhere = [] if stage.about_run else list(_elsewhere(config, name))
     found = find_made(stage, name, key, [*kept_places(final), *elsewhere]) if reason else None
     if found is not None and worker.outdated(found, folders) is None:
         return Decision(name, "reuse", f"made in {found}", key, found)
-    for place in (final, *kept_places(final)):
+    for place in (final, *kept_places(final), *filter(_is_idle, elsewhere)):
         one = read_attempt(place)
         if one is not None and partial_folder(place).is_dir() and key_of(stage, name, one.made_from) == key:
-            return Decision(name, "resume", f"interrupted after {duration(one.seconds)}", key, attempt=place)
+            where = f" in {place.parent}" if place in elsewhere else ""
+            return Decision(name, "resume", f"interrupted after {duration(one.seconds)}{where}", key, attempt=place)
     if begun:
         reason = f"{partial_folder(final)} of the interrupted attempt is missing"
     elif attempt is not None:
@@ -321,13 +333,15 @@ def decide(
     return Decision(name, "run", reason or "", key)
 
 
-def stages_from(config: RunConfig, first: str) -> list[str]:
-    """The listed stages from `first` on.
+def stages_anew(config: RunConfig, first: str | None, *, force: bool) -> list[str]:
+    """The stages to run again: all of them by `force`, or those from `first` on.
 
     Raises:
-        ConfigError: it is not listed.
+        ConfigError: `first` is not listed.
     """
     listed = config.settings.stages
+    if force or first is None:
+        return list(listed) if force else []
     if first not in listed:
         raise ConfigError(
             f"--from: the run has no stage {first!r}.{nearest(first, listed)} Stages: {', '.join(listed)}"
@@ -356,15 +370,21 @@ def _made_from(
     pending: Mapping[str, str] | None = None,
 ) -> MadeFrom:
     records = input_records(config, stage, name, sources, pending)
-    return MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"])
+    return MadeFrom(config.resolved[name], records, artifact.version_of(providers(name, stage.calls)))
 
 
 def _elsewhere(config: RunConfig, name: str) -> Iterator[Path]:
-    """Where other runs may have left the artifact of stage `name`: folders of `reuse_from`, and one level below."""
+    """Where other runs may have left the artifact of stage `name`, or an attempt at it: folders of `reuse_from`, and
+    one level below."""
     own = (config.run_dir / name).absolute()
     for folder in map(user_path, config.settings.reuse_from):
-        places = [folder / name, *sorted(folder.glob(f"*/{name}"))]
-        yield from (place for place in places if place.absolute() != own)
+        places = [folder / name, *(path.parent / name for path in sorted(folder.glob(f"*/{name}*")))]
+        yield from (place for place in dict.fromkeys(places) if place.absolute() != own)
+
+
+def _is_idle(place: Path) -> bool:
+    """Whether nobody works on an attempt that another run has left: neither its command nor jobs that outlive it."""
+    return lock_holder(place.parent) is None and not any(jobs_folder(place).glob(f"*/{SUBMISSION}"))
 
 
 def key_of(stage: type[Stage], name: str, made_from: MadeFrom) -> str:

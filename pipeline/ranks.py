@@ -3,6 +3,13 @@
 The first process runs the command as ever: it holds the lock, decides what is to be done, and publishes. The others
 follow it. In the run folder, which all have to see, they find that it calls them to a stage; they run that stage in the
 folder that it works in, and meet it there. They end when no stage is left that needs them.
+
+Why not torch's TCPStore and the environments of Lightning, which derive an address and a port from the launcher:
+the run folder has to be shared anyway, for data, checkpoints and the lock; the others wait hours in it for `collect` or
+`pack`, while no server needs to run; the lock says who the first process is and whether it lives, which a store that
+dies with it cannot tell from one that has not started. A port is known in advance only by convention: Lightning's for
+srun is 15000 + the last digits of the job id, the same for two commands in one allocation, and torchrun's belongs to
+its agent. The first process therefore picks a free port when training starts, and the call hands it on.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from .config.load import RunConfig, discover_stages, list_experiments, load_conf
 from .errors import EXIT_USER_ERROR, ConfigError, StageError
 from .kept import kept_note
 from .logging import ConsoleProgress, duration
-from .plan import Decision, check_machine, code_notes, plan, stages_from, start_line
+from .plan import Decision, check_machine, code_notes, plan, stages_anew, start_line
 from .ranks import Launch, check_launch, follow, launched
 from .run_folder import lock_holder, locked
 from .runner import Outcome, end_line, run_on_console
@@ -71,9 +72,7 @@ def work(
     if arguments.wants_help:
         console.print(experiment_help(config, stages))
         return 0
-    anew = (
-        config.settings.stages if arguments.force else stages_from(config, arguments.first) if arguments.first else []
-    )
+    anew = stages_anew(config, arguments.first, force=arguments.force)
     if arguments.plan:
         return _show_plan(config, stages, anew, console, as_json=arguments.json)
     return _run(config, stages, console, anew=anew)
@@ -132,6 +131,12 @@ def _series(
         console.print(study_command.series_help(arguments.command, config_dir))
         return 0 if arguments.wants_help else EXIT_USER_ERROR
     series = study_command.LOAD[arguments.command](arguments.experiment, arguments.overrides, stages, config_dir)
+    if arguments.force or arguments.first:
+        variants = [
+            replace(one, anew=stages_anew(one.config, arguments.first, force=arguments.force))
+            for one in series.variants
+        ]
+        series = replace(series, variants=tuple(variants))
     command = study_command.show_plan if arguments.plan else study_command.run
     return command(series, stages, console)
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from . import artifact, termination
 from .artifact import InputRecord, MadeFrom, Manifest
 from .config.load import RunConfig
+from .entry_points import providers
 from .errors import OrreryError, StageError, StageInterrupted
 from .jobs import fanout
 from .jobs.job import describe_error
@@ -102,6 +103,7 @@ def run(
     on_end: Callable[[Outcome], None] = lambda outcome: None,
     only: str | None = None,
     anew: Collection[str] = (),
+    redone: dict[str, Path] | None = None,
 ) -> list[Outcome]:
     """Bring every stage of `config` up to date, in order. The caller holds `locked(config.run_dir)`.
 
@@ -111,6 +113,7 @@ def run(
         on_start, on_end: called around each stage; `on_start` only for stages that work.
         only: run this stage, up to date or not, from what the others have published so far, and no other.
         anew: run these stages, up to date or not.
+        redone: artifacts by key that were run again for other runs of a series, which take them; grows.
     Raises:
         OrreryError: a check failed (before anything ran) or a stage did.
         StageInterrupted, StageTerminated: Ctrl-C, or one of `termination.SIGNALS`; the same call continues.
@@ -123,10 +126,10 @@ def run(
         _recover(config.run_dir / name)
     if only is not None:
         return [_run_only(config, stages, only, sources[only], log, progress)]
-    check_machine(config, stages, decide_all(config, stages, sources, anew))
+    check_machine(config, stages, decide_all(config, stages, sources, anew, redone))
     for name in outcomes:
         termination.check()
-        decision = decide(config, stages[name], name, sources[name], anew=name in anew)
+        decision = decide(config, stages[name], name, sources[name], anew=name in anew, redone=redone)
         if decision.action == "fresh":
             outcomes[name] = _outcome(_published(config.run_dir / name), "fresh")
         elif decision.made is not None:
@@ -160,6 +163,8 @@ def run(
                 _write_run_file(config, outcomes)
                 raise
             outcomes[name] = _outcome(manifest, "done")
+            if redone is not None and decision.anew:
+                redone[decision.key] = config.run_dir / name
         on_end(outcomes[name])
         log.debug("%s", end_line(outcomes[name]))
     _write_run_file(config, outcomes)
@@ -175,6 +180,7 @@ def run_on_console(
     on_end: Callable[[Outcome], None] = lambda outcome: None,
     only: str | None = None,
     anew: Collection[str] = (),
+    redone: dict[str, Path] | None = None,
 ) -> list[Outcome]:
     """`run`, with messages and progress on the console and all of it, tracebacks too, in the run's log.txt."""
     with logging_to(console, config.run_dir / "log.txt") as log:
@@ -184,7 +190,15 @@ def run_on_console(
             progress = ConsoleProgress(console)
             with disk_errors(config.run_dir):
                 return run(
-                    config, stages, log=log, progress=progress, on_start=on_start, on_end=on_end, only=only, anew=anew
+                    config,
+                    stages,
+                    log=log,
+                    progress=progress,
+                    on_start=on_start,
+                    on_end=on_end,
+                    only=only,
+                    anew=anew,
+                    redone=redone,
                 )
         except BaseException as error:
             log.debug("stopped: %s", describe_error(error), exc_info=True)
@@ -201,11 +215,12 @@ def _run_stage(
 ) -> Manifest:
     name, key, final = decision.stage, decision.key, config.run_dir / decision.stage
     partial = partial_folder(final)
+    others = providers(name, stage.calls)
     # Before the stage reads them: what changes meanwhile must count as changed.
     records = input_records(config, stage, name, sources)
     with disk_errors(config.run_dir):
         attempt = _take_up(decision, final) or Attempt(
-            key, MadeFrom(config.resolved[name], records, artifact.package_versions()["orrery"])
+            key, MadeFrom(config.resolved[name], records, artifact.version_of(others))
         )
         _remove_oldest(final, log)
         # Named before its folder exists, so that no folder can be taken for one of another key.
@@ -220,6 +235,7 @@ def _run_stage(
             progress=progress,
             run=RunFacts(config.run_dir, config.resolved, _records(config, name, sources)),
             earlier=() if decision.anew else (final, *kept_places(final)),
+            providers=others,
         )
         started = time.time()
         try:
@@ -255,6 +271,7 @@ def _run_stage(
             inputs=records,
             seconds=attempt.seconds + time.time() - started,
             summary=summary,
+            providers=others,
         )
         _publish(final, key)
         _remove_oldest(final, log)

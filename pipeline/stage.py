@@ -72,6 +72,8 @@ class Context:
     earlier: Sequence[Path] = ()
     """Artifacts that this stage has made in this run with earlier settings, the latest first; their jobs may be beside
     them. Some of their content may be reused; nothing of it has been verified."""
+    providers: str = ""
+    """Packages other than Orrery whose code decides the result, with versions (`entry_points.providers`)."""
     team: Any = None
     """The processes that run this stage together (a `ranks.WorkerGroup`), if several were started and the stage uses
     them."""
@@ -102,6 +104,8 @@ class Stage:
     run_keys: ClassVar[Sequence[str]] = RUN_KEYS
     """Fields of Config that take the run's value of the same name, unless the experiment or the command line sets them.
     A stage whose `tasks` selects among those of its store leaves out `tasks`."""
+    calls: ClassVar[Sequence[str]] = ()
+    """Groups of entry points that `run` calls: versions of other packages that add to them count in the key."""
     about_run: ClassVar[bool] = False
     """The output depends on `context.run` too, which no key holds: one of another run is never reused."""
     not_hashed: ClassVar[Sequence[str]] = ()
@@ -180,13 +184,13 @@ class Stage:
         ignored = (*varying, *self.not_hashed)
         outside = [artifact.stat_digest(path) for path in self.reads()]
         settings = artifact.hash_json(artifact.without(asdict(self.config), ignored))
-        version = artifact.package_versions()["orrery"]
+        version = artifact.version_of(context.providers)
         for folder in context.earlier:
             manifest, damage = artifact.examine(folder)
             if (
                 manifest is not None
                 and not damage
-                and manifest.versions.get("orrery") == version
+                and manifest.version == version
                 and [record.digest for record in manifest.inputs.get(artifact.OUTSIDE, ())] == outside
                 and artifact.hash_json(artifact.without(manifest.config, ignored)) == settings
             ):

@@ -100,7 +100,7 @@ def fan_out(
     if len(folders) < len(jobs):
         raise ValueError("jobs must have different names")
     inputs = _inputs(context)
-    keys = JobKeys.of(function, inputs, hashed)
+    keys = JobKeys.of(function, inputs, hashed, context.providers)
     _take_over({keys.key(job): folders[job.name] for job in jobs}, context)
     for path in job_folders(context.jobs):
         if path.name not in folders and not (path / RESULT).is_dir():
@@ -171,7 +171,7 @@ def fan_out_members(
         For each program, the folder of the result that each of its members is in.
     """
     context.jobs.mkdir(exist_ok=True)
-    keys = JobKeys.of(function, _inputs(context), hashed)
+    keys = JobKeys.of(function, _inputs(context), hashed, context.providers)
     jobs: list[FolderJob] = []
     found: list[tuple[dict[str, Path], dict[str, str]]] = []
     for program in programs:

@@ -112,18 +112,27 @@ class JobKeys:
 
     function: JobFunction
     digests: Mapping[str, str]
+    version: str
 
     @classmethod
-    def of(cls, function: JobFunction, inputs: Mapping[str, Path], hashed: Collection[str] | None = None) -> JobKeys:
+    def of(
+        cls,
+        function: JobFunction,
+        inputs: Mapping[str, Path],
+        hashed: Collection[str] | None = None,
+        providers: str = "",
+    ) -> JobKeys:
         """Args:
         hashed: inputs whose content counts as a whole; None for all. Of others, payloads say what matters.
+        providers: as in the stage's Context.
         """
-        counted = inputs if hashed is None else hashed & inputs.keys()
-        return cls(function, {name: artifact.digest_of(inputs[name]) for name in sorted(counted)})
+        counted = inputs if hashed is None else set(hashed) & inputs.keys()
+        digests = {name: artifact.digest_of(inputs[name]) for name in sorted(counted)}
+        return cls(function, digests, artifact.version_of(providers))
 
     def key(self, job: FolderJob) -> str:
         hashed = artifact.without(job.payload, job.not_hashed)
-        return artifact.hash_json([_path(self.function), hashed, self.digests, artifact.package_versions()["orrery"]])
+        return artifact.hash_json([_path(self.function), hashed, self.digests, self.version])
 
 
 def prepare(

@@ -90,17 +90,21 @@ def run_jobs(
             worker.stop(kill=not completed)
 
 
-def run_all(function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Result]]:
+def run_all(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, kept: str = ""
+) -> Iterator[tuple[Job, Result]]:
     """Yield (job, result) for each job, in the order in which they finish; none may fail.
 
     Args:
         function, jobs, workers: as `run_jobs` takes them; str(job) says what a job is about.
+        kept: what of earlier jobs the stage finds again when it is continued.
     Raises:
         StageError: at the first failure; jobs under way are not waited for.
     """
     for index, outcome in run_jobs(function, jobs, workers=workers):
         if isinstance(outcome, JobFailure):
-            error = StageError(f"{jobs[index]}: {outcome.error}")
+            hint = f"; {kept} are kept; rerun the command to continue" if kept else ""
+            error = StageError(f"{jobs[index]}: {outcome.error}{hint}")
             error.add_note(outcome.traceback)  # for the log
             raise error
         yield jobs[index], outcome

@@ -40,12 +40,13 @@ LOAD = {"study": prepare_study, "iterate": load_rounds}
 HELP = {
     "study": (
         """\
-usage: orrery study STUDY [run_dir=PATH] [key=value ...] [grid.KEY=[value,...]] [--plan]
+usage: orrery study STUDY [run_dir=PATH] [key=value ...] [grid.KEY=[value,...]] [--plan] [--from STAGE | --force]
 
 Run an experiment in several variants. Each variant is a run in RUN_DIR/VARIANT (default: runs/STUDY/VARIANT), and
 RUN_DIR/compare/study.html compares them. Stages that variants share run once; after an interruption, the same command
 continues. key=value applies to all variants; grid.KEY=[value,...] runs a variant per value of a key;
-grid.seed=[0,1,2] repeats everything, data and models included. --plan only shows what would run.
+grid.seed=[0,1,2] repeats everything, data and models included. --plan only shows what would run. --from STAGE reruns
+that stage and all later ones of every variant, --force all stages; what variants share is rerun once.
 
 STUDY is one of the following, or the path of your own .yaml file. Its keys: `experiment` (a name or a .yaml file),
 `overrides` (a list of key=value for all variants), and `grid` (lists of values by key: every combination) or
@@ -60,11 +61,13 @@ STUDY is one of the following, or the path of your own .yaml file. Its keys: `ex
     "iterate": (
         """\
 usage: orrery iterate EXPERIMENT [rounds=N] [run_dir=PATH] [key=value ...] [later.key=value ...] [--plan]
+                      [--from STAGE | --force]
 
 Run an experiment in rounds. Each round after the first collects with the policies of the previous one, adds the
 episodes to all data so far, and trains again. Rounds are runs in RUN_DIR/round_0, RUN_DIR/round_1 and so on; after an
 interruption, the same command continues. The experiment must collect data and train policies. key=value applies to
-all rounds. --plan only shows what would run. `orrery run --help` lists experiments.
+all rounds. --plan only shows what would run. --from STAGE reruns that stage and all later ones of every round, --force
+all stages. `orrery run --help` lists experiments.
 
   rounds      Number of rounds, including the first; a larger number adds rounds. Default: 3.
   later.KEY   A key of the experiment in all rounds but the first, such as later.collect.episodes=20.

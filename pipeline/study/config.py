@@ -62,6 +62,8 @@ class Variant:
     """The variant whose artifacts its config names, and which must be complete before it can be planned."""
     preview: RunConfig | None = None
     """Its config without what it takes from that variant, for checks before that one has run."""
+    anew: Sequence[str] = ()
+    """Stages to run whether they are up to date or not; those that variants share, once."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def plan_series(series: Series, stages: Mapping[str, type[Stage]]) -> dict[str, 
         # The previews of a series differ in nothing that is checked.
         if config is not None and (ready or None not in plans.values()):
             with labelled(variant.label):
-                decisions = [shared(one, variant.name) for one in plan(config, stages)]
+                decisions = [shared(one, variant.name) for one in plan(config, stages, variant.anew)]
                 check_machine(config, stages, [one for one in decisions if one.action != "reuse"])
         plans[variant.name] = decisions if ready else None
     return plans
@@ -245,6 +245,8 @@ class _Loop:
         """Stages that are up to date, by variant."""
         self._stopped: dict[str, str] = {}
         """Variants by the keys of stages that failed in them, or whose jobs still run."""
+        self._redone: dict[str, Path] = {}
+        """Artifacts that this command has run again, by key: other variants take them."""
         self._working = ""
         """Key of the stage that has started last."""
         self._head = ""
@@ -291,7 +293,7 @@ class _Loop:
 
         try:
             with locked(variant.config.run_dir):
-                result = self._run(variant.config, on_start, on_end)
+                result = self._run(variant.config, on_start, on_end, anew=variant.anew)
         except StageError as error:  # its folder is in use, or cannot be written
             return Result("failed", str(error))
         if result.status in ("failed", "detached"):
@@ -304,10 +306,14 @@ class _Loop:
         on_start: Callable[[Decision], None],
         on_end: Callable[[Outcome], None],
         only: str | None = None,
+        anew: Sequence[str] = (),
     ) -> Result:
         """Run the stages of one run; what goes wrong with it is its result."""
         try:
-            outcomes = run_on_console(config, self._stages, self._console, on_start=on_start, on_end=on_end, only=only)
+            outcomes = run_on_console(
+                config, self._stages, self._console, on_start=on_start, on_end=on_end, only=only, anew=anew,
+                redone=self._redone,
+            )  # fmt: skip
         except (Blocked, Detached) as error:
             return Result("blocked" if isinstance(error, Blocked) else "detached", str(error))
         except OrreryError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import read_store_facts
 from ...datasets.tasks import SIMULATED, task_spec
-from ...pipeline.artifact import link
+from ...pipeline.artifact import digests_of, link
 from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
@@ -48,7 +48,7 @@ class BaselinesOffline(Stage):
         _check_continuous(map(task_spec, named))
 
     def check_machine(self) -> None:
-        self.config.fanout.check_machine()
+        self.config.fanout.check_machine(key="baselines_offline.fanout")
         if self.config.settings:
             from .offline import build_agent
 
@@ -69,6 +69,7 @@ class BaselinesOffline(Stage):
         _check_continuous(task.spec for task in tasks)
         for task in tasks:
             task.check_rewards("baselines_offline.tasks")
+        data = digests_of(store.folder, [task.spec.slug for task in tasks])
         jobs, entries = [], []
         for task in tasks:
             for algorithm in config.algorithms:
@@ -76,11 +77,14 @@ class BaselinesOffline(Stage):
                 of_job = dataclasses.replace(config, tasks=[], algorithms=[algorithm], seeds=1, settings=settings)
                 values = {**dataclasses.asdict(of_job), "fanout": {}}
                 for seed in range(config.seeds):
-                    payload = {"algorithm": algorithm, "task": task.spec.name, "seed": seed, "config": values}
+                    payload = {
+                        "algorithm": algorithm, "task": task.spec.name, "seed": seed, "config": values,
+                        "data": data[task.spec.slug],
+                    }  # fmt: skip
                     name = f"{algorithm}.{task.spec.slug}.seed_{seed}"
                     jobs.append(FolderJob(name, payload, [f"config.{key}" for key in self.not_hashed]))
                     entries.append(policy_entry(algorithm, task.spec, seed))
-        found = fan_out(jobs, learn_offline, context, config.fanout)
+        found = fan_out(jobs, learn_offline, context, config.fanout, hashed=[])
         results = [found[job.name] for job in jobs]
         for entry, result in zip(entries, results, strict=True):
             link(result / "policy", context.folder / entry["path"])

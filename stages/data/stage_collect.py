@@ -32,6 +32,7 @@ class Collect(Stage):
     output_kind = "datasets"
     # Where the policies are; which they are is seen by `reads`.
     not_hashed = ("policy", "fanout")
+    calls = ("policies",)
     config: CollectConfig
 
     def check(self) -> None:

@@ -50,6 +50,7 @@ class Pack(Stage):
     inputs = {"datasets": Input("datasets", optional=True, many=True, facts=read_dataset_facts)}
     output_kind = "store"
     not_hashed = ("window",)  # a check only
+    calls = ("formats",)
     config: PackConfig
 
     def check(self) -> None:

@@ -38,6 +38,7 @@ class Dyna(Stage):
         "policies": Input("policies", optional=True),
     }
     output_kind = "store"
+    calls = ("policies",)
     config: DynaConfig
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:

@@ -44,20 +44,25 @@ class EpisodeRow:
     error: str | None
 
 
+def labelled_field(label: str) -> Any:
+    """A field with the heading of its column in the report."""
+    return field(metadata={"label": label})
+
+
 @dataclass(frozen=True)
 class ScoreRow:
-    """One run of one algorithm on one task; a row of scores.csv."""
+    """One run of one algorithm on one task; a row of scores.csv, and of the report under the labels of the fields."""
 
-    algorithm: str
-    task: str
-    seed: int
-    episodes: int
+    algorithm: str = labelled_field("Algorithm")
+    task: str = labelled_field("Task")
+    seed: int = labelled_field("Seed")
+    episodes: int = labelled_field("Episodes")
     """Completed episodes."""
-    return_mean: float
-    return_std: float
+    return_mean: float = labelled_field("Return")
+    return_std: float = labelled_field("± std")
     """Population standard deviation over episodes."""
-    success_rate: float | None
-    score: float
+    success_rate: float | None = labelled_field("Success rate")
+    score: float = labelled_field("Score")
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Evaluate(Stage):
     }
     output_kind = "scores"
     not_hashed = ("accelerator", "fanout")
+    calls = ("policies",)
     config: EvaluateConfig
 
     def check(self) -> None:

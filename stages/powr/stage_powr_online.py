@@ -35,7 +35,7 @@ class PowrOnline(Stage):
         discrete_task(self.config.task, self.config.environment)
 
     def check_machine(self) -> None:
-        self.config.fanout.check_machine()
+        self.config.fanout.check_machine(key="powr_online.fanout")
 
     def run(self, context: Context) -> str:
         from .online_job import learn_seeds

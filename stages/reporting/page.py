@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ...pipeline.artifact import SOURCE, package_versions
 from ...pipeline.logging import duration
 from ...pipeline.wording import counted
 from ..evaluation.config import BASELINES
-from ..evaluation.scores import AlgorithmScores
+from ..evaluation.scores import AlgorithmScores, ScoreRow
 from ..figures.drawing import algorithm_styles, drawing_style
 from ..fqe.estimates import rank_correlations, select
 from . import gradient_figures, reasons, score_figures, training_figures
@@ -167,6 +167,7 @@ def _scores(data: ReportData, table: ScoreTable) -> dict[str, Any]:
         "kinds": [f"{suite}: {kind}" for suite, kind in kinds],
         "errors": [(*key, count) for key, count in errors.items()],
         "references": data.summary.references,
+        "columns": [(one.name, one.metadata["label"]) for one in fields(ScoreRow)],
         "runs": table.runs.to_dict("records"),
     }
 

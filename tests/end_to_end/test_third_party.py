@@ -19,14 +19,17 @@ PENDULUM = "gymnasium/Pendulum-v1"
 GAIN = np.array([[0.3], [-0.2], [0.1]])
 
 
+def install(source: Path, site: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--upgrade"]
+    subprocess.run([*pip, "--target", site, source], check=True, capture_output=True)
+
+
 @pytest.fixture
 def environment(tmp_path):
     """With the package installed, in a folder of its own."""
-    source, site = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(PACKAGE, source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--target", site, source], check=True, capture_output=True)
-    return {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    shutil.copytree(PACKAGE, tmp_path / "source")
+    install(tmp_path / "source", tmp_path / "site")
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def write_dataset(path: Path) -> None:
@@ -56,3 +59,15 @@ def test_a_package_adds_an_algorithm_a_format_and_an_executor(environment, tmp_p
     assert [(one["executor"], one["state"]) for one in statuses] == [("queue", "done")] * 2
     weights = load_file(tmp_path / "run" / "linear" / "linear" / "lab.pendulum" / "seed_0" / "policy.safetensors")
     assert np.allclose(weights["weight_OA"], [*GAIN, [0]], atol=1e-3), "what made the data"
+
+    # A new version of the package: what it had a part in is made again.
+    project = tmp_path / "source" / "pyproject.toml"
+    former = next(line for line in project.read_text().splitlines() if line.startswith("version"))
+    project.write_text(project.read_text().replace(former, 'version = "9.9"'))
+    shutil.rmtree(tmp_path / "site")
+    install(tmp_path / "source", tmp_path / "site")
+    command = [sys.executable, "-m", "orrery", "plan", str(PACKAGE / "linear.yaml"), "run_dir=run", "--json"]
+    planned = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    (first, *_) = json.loads(planned.stdout)["stages"]
+    assert first["stage"] == "pack"
+    assert "-> 0.1.0, linear-policies 9.9" in first["reason"]

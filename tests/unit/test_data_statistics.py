@@ -10,10 +10,10 @@ import pytest
 import torch
 from orrery.datasets.schema import Episode
 from orrery.stages.bpo.bpo import start_observations
+from orrery.stages.powr import job as powr_job
 from orrery.stages.powr.config import PowrConfig
 from orrery.stages.powr.features import index_features
 from orrery.stages.powr.offline import read_rows
-from orrery.stages.powr.stage_powr import Powr
 from orrery.stages.sequence_model import losses
 from orrery.stages.sequence_model.config import SequenceModelConfig
 from orrery.stages.sequence_model.kinds import build_model
@@ -90,7 +90,7 @@ def test_scales_do_not_depend_on_how_long_episodes_are(store, few_rows):
     latent = WorldModel(WorldModelConfig(latent_dim=8, encoder_dim=8, mlp_dim=8, task_dim=4), store.table)
     balance.scale_observations(latent, 0, store.tasks[0], 0.0)
     assert latent.observation_scale_KO[0, 1].item() == pytest.approx(28.87, abs=10)
-    features, _ = Powr(PowrConfig())._features(store, None, "toy/point")
+    features, _ = powr_job._features(PowrConfig(), store.tasks[0], None)
     assert features(torch.tensor([[0.0, 49.5]]))[0, 1].abs() < 1
 
 

@@ -191,9 +191,12 @@ def test_frames_of_episodes_played_now(tmp_path: Path) -> None:
     Starts(settings).run(context_of(tmp_path / "two", world_model=tmp_path / "model"))
     # More episodes and tasks play only what is missing.
     grown = context_of(tmp_path / "grown", world_model=tmp_path / "model")
-    for more in (dataclasses.replace(settings, tasks=[specs[0].name]), dataclasses.replace(settings, episodes=8)):
-        Starts(more).run(grown)
-    assert list(computed(grown).values()) == [1, 3]  # chunks of 3; of 5, 3, 5 and 3 episodes
+    for more in (
+        dataclasses.replace(settings, tasks=[specs[0].name], episodes=5),
+        dataclasses.replace(settings, episodes=8),
+    ):
+        Starts(dataclasses.replace(settings, **more)).run(grown)
+    assert list(computed(grown).values()) == [1, 3]  # chunks of 5; of 3, 5 and 3 episodes
     found = load_frames(tmp_path / "one", specs)
     again = load_frames(tmp_path / "two", specs)
     pendulum, cartpole = (found[spec.name] for spec in specs)

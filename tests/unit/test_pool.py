@@ -55,10 +55,12 @@ def test_one_worker_runs_inline_and_in_order() -> None:
     assert results[1][1].error == "ZeroDivisionError: division by zero"
 
 
-def test_where_all_jobs_must_succeed_the_first_failure_says_which() -> None:
+def test_where_all_jobs_must_succeed_the_first_failure_says_which_and_what_is_kept() -> None:
     ended = []
-    with pytest.raises(StageError, match=r"^0: ZeroDivisionError: division by zero") as raised:
-        ended += run_all(lambda job: 1 / job, [2, 0, 1], workers=1)
+    with pytest.raises(
+        StageError, match=r"^0: ZeroDivisionError: division by zero; finished tasks are kept; rerun the"
+    ) as raised:
+        ended += run_all(lambda job: 1 / job, [2, 0, 1], workers=1, kept="finished tasks")
     assert "1 / job" in raised.value.__notes__[0]  # the log has the traceback
 
     assert ended == [(2, 0.5)]

@@ -137,6 +137,37 @@ def test_what_variants_share_runs_once(toy: ToyStudy) -> None:
     assert "nothing to do: every variant is up to date" in out
 
 
+def test_stages_run_again_on_request_once_for_all_that_share_them(toy: ToyStudy) -> None:
+    path = toy.write(GRID)
+    toy.study(path)
+    _, out = toy.study(path, "--plan", "--from", "add")
+    assert toy.ran == []
+    assert out.count("run again on request") == 4
+    toy.study(path, "--from", "tune")
+    assert toy.counts() == {"tune": 2, "add": 4, "report": 4}
+    code, out = toy.study(path, "--force")
+    assert (code, toy.counts()) == (0, {"make": 1, "tune": 2, "add": 4, "report": 4}), out
+    assert len({path.stat().st_ino for path in toy.study_dir.glob("*/make/numbers.txt")}) == 1
+    assert toy.study(path)[0] == 0
+    assert toy.ran == []
+    code, out = toy.study(path, "--from", "ad")
+    assert (code, "--from: the run has no stage 'ad'. Did you mean 'add'?" in out) == (2, True)
+
+
+def test_an_attempt_that_another_variant_began_continues(toy: ToyStudy, monkeypatch) -> None:
+    monkeypatch.setenv("TOY_FAILURE", "interrupt")
+    toy.study(toy.write("variants: {one: [], two: [report.title=two]}\n"))
+    (attempt,) = toy.study_dir.glob("*/add.partial")
+    assert attempt.parent.name == "one"
+    monkeypatch.delenv("TOY_FAILURE")
+    code, out = toy.study(toy.write("variants: {two: [report.title=two]}\n"))
+    assert code == 0, out
+    assert "add: continuing (interrupted after" in out, out.splitlines()
+    assert (toy.study_dir / "one" / "make").is_dir()
+    assert not list(toy.study_dir.glob("one/add.partial*"))
+    assert toy.counts() == {"add": 1, "report": 1}
+
+
 def test_a_changed_setting_reruns_only_what_depends_on_it(toy: ToyStudy) -> None:
     path = toy.write(GRID)
     toy.study(path)
