@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .errors import StageError
 from .kept import list_kept, remove_kept
-from .run_folder import locked
+from .lock import locked
 from .wording import sentence
 
 

@@ -21,9 +21,10 @@ from .errors import ConfigError, OrreryError, StageError
 from .hub import find_artifact
 from .jobs.job import SUBMISSION
 from .kept import kept_places
+from .lock import lock_holder
 from .logging import duration
 from .paths import user_path
-from .run_folder import jobs_folder, lock_holder, partial_folder, read_attempt
+from .run_folder import jobs_folder, partial_folder, read_attempt
 from .stage import Input, Stage
 
 Action = Literal["fresh", "reuse", "resume", "run"]

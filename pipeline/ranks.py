@@ -31,10 +31,10 @@ from .artifact import MANIFEST, write_json
 from .config.load import RunConfig
 from .errors import ConfigError, OrreryError, StageError
 from .jobs.pool import usable_cores
+from .lock import lock_holder
 from .logging import LOGGER_NAME
 from .plan import plan
 from .reading import decode, reading_made
-from .run_folder import lock_holder
 from .stage import Context, Stage
 
 CALL = "call.json"

@@ -15,10 +15,10 @@ from .config.help import experiment_help, run_help
 from .config.load import RunConfig, discover_stages, list_experiments, load_config
 from .errors import EXIT_USER_ERROR, ConfigError, StageError
 from .kept import kept_note
+from .lock import lock_holder, locked
 from .logging import ConsoleProgress, duration
 from .plan import Decision, check_machine, code_notes, plan, stages_anew, start_line
 from .ranks import Launch, check_launch, follow, launched
-from .run_folder import lock_holder, locked
 from .runner import Outcome, end_line, run_on_console
 from .stage import Stage
 from .status import describe_status, read_run_file, read_run_status

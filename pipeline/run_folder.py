@@ -1,4 +1,4 @@
-"""What lies in a run folder beside the artifacts: lock, unfinished attempts, and `run.json`.
+"""What lies in a run folder beside the artifacts: unfinished attempts, and `run.json`.
 
 A run folder holds one artifact per stage, `<stage>/`. While a stage works its folder is `<stage>.partial/`, with
 `<stage>.partial.json` beside it that says for which key it is. `<stage>.jobs/` has a folder per job of its fan-out;
@@ -9,88 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from .artifact import MadeFrom, write_json
 from .errors import OrreryError, StageError
 from .reading import decode, file_remedy, read_json
 
 RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
 PARTIAL_SUFFIX = ".partial"
 JOBS_SUFFIX = ".jobs"
 KEPT_FOLDER = ".kept"
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Create the run folder, see that it can be written, and keep other processes out of it.
-
-    Raises:
-        StageError: it cannot be written, or another process runs in it.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _try_to_write(run_dir)
-        lock = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
-    except OSError as error:
-        broken = run_dir.is_symlink() and not run_dir.is_dir()
-        reason = f"it is a link to {run_dir.readlink()}, which is not a folder" if broken else error.strerror
-        raise StageError(
-            f"cannot write to the run folder {run_dir.absolute()}: {reason}. Choose another folder with run_dir=PATH"
-        ) from error
-    with lock:
-        try:
-            _lock(lock)
-        except BlockingIOError:
-            raise StageError(
-                f"{run_dir} is in use by {lock_holder(run_dir) or 'another process'}. "
-                "Wait for it, stop it, or choose another folder with run_dir=PATH"
-            ) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        os.fsync(lock.fileno())  # other machines read it
-        try:
-            yield
-        finally:
-            lock.seek(0)
-            lock.truncate()
-
-
-def _lock(lock: IO[str]) -> None:
-    """Take it, at once or shortly after: whoever asks for its holder has it for a moment."""
-    for attempts_left in reversed(range(10)):
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not attempts_left:
-                raise
-            time.sleep(0.05)
-
-
-def lock_holder(run_dir: Path) -> str | None:
-    """Return "process PID on HOST" of the process that works in `run_dir`, or None."""
-    try:
-        lock = (run_dir / LOCK_FILE).open(encoding="utf-8")
-    except OSError:
-        return None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return lock.read().strip() or None
-    return None
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -140,13 +74,13 @@ def _no_space(error: BaseException, folder: Path | None) -> str:
         cause = cause.__cause__ or cause.__context__
     try:  # torch and numpy only say that writing failed
         if folder is not None and folder.is_dir():
-            _try_to_write(folder)
+            try_to_write(folder)
     except OSError as found:
         return next((os.strerror(number) for number in NO_SPACE if found.errno == number), "")
     return ""
 
 
-def _try_to_write(folder: Path) -> None:
+def try_to_write(folder: Path) -> None:
     """Raise the OSError of a disk that is full or cannot be written."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"\0" * 4096)

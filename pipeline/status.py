@@ -16,8 +16,9 @@ from .errors import StageError
 from .jobs.executor import alive_jobs
 from .jobs.job import LOG, SPEC, SUBMISSION, JobStatus, read_progress, read_status, seconds_spent
 from .kept import kept_note
+from .lock import lock_holder
 from .reading import decode, read_json, reading
-from .run_folder import RUN_FILE, jobs_folder, lock_holder, read_attempt
+from .run_folder import RUN_FILE, jobs_folder, read_attempt
 from .tables import rows_table
 
 

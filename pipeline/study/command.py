@@ -14,8 +14,9 @@ from rich.text import Text
 
 from ..config.load import describe_files
 from ..errors import EXIT_BUG, EXIT_USER_ERROR
+from ..lock import lock_holder
 from ..logging import duration
-from ..run_folder import RUN_FILE, lock_holder
+from ..run_folder import RUN_FILE
 from ..stage import Stage
 from ..status import read_run_file
 from ..tables import rows_table

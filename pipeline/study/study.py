@@ -24,10 +24,11 @@ from .. import artifact
 from ..config.load import RunConfig, discover_stages
 from ..config.schema import build
 from ..errors import Detached, OrreryError, StageError, labelled
+from ..lock import locked
 from ..paths import CONFIG_DIR, user_path
 from ..plan import NOT_RUN, Decision, check_machine, plan, start_line
 from ..reading import decode, make_again, read_csv, read_json, reading
-from ..run_folder import disk_errors, locked
+from ..run_folder import disk_errors
 from ..runner import Outcome, end_line, run_on_console
 from ..stage import Stage
 from ..termination import handled

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from orrery.datasets.tasks import expand_names
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.hub import artifact_in
+from orrery.pipeline.lock import locked
 from orrery.pipeline.paths import user_path
 from orrery.pipeline.plan import plan
 from orrery.pipeline.reading import read_csv
-from orrery.pipeline.run_folder import locked
 from orrery.pipeline.runner import run_on_console
 from orrery.pipeline.status import read_run_file
 

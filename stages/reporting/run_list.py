@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...pipeline.errors import OrreryError, StageError
-from ...pipeline.run_folder import RUN_FILE, lock_holder
+from ...pipeline.lock import lock_holder
+from ...pipeline.run_folder import RUN_FILE
 from ...pipeline.status import read_run_file
 from ...pipeline.study.study import is_study
 from ..evaluation.config import BASELINES

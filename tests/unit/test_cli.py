@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from orrery.pipeline.cli import main
-from orrery.pipeline.run_folder import KEPT_FOLDER, locked
+from orrery.pipeline.lock import locked
+from orrery.pipeline.run_folder import KEPT_FOLDER
 
 from .toy_stages import STAGES, write_configs
 

@@ -195,7 +195,7 @@ def test_frames_of_episodes_played_now(tmp_path: Path) -> None:
         dataclasses.replace(settings, tasks=[specs[0].name], episodes=5),
         dataclasses.replace(settings, episodes=8),
     ):
-        Starts(dataclasses.replace(settings, **more)).run(grown)
+        Starts(more).run(grown)
     assert list(computed(grown).values()) == [1, 3]  # chunks of 5; of 3, 5 and 3 episodes
     found = load_frames(tmp_path / "one", specs)
     again = load_frames(tmp_path / "two", specs)

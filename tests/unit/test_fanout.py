@@ -18,8 +18,8 @@ from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.jobs.executors.local import local_slots
 from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, fan_out, job_folders, prune
 from orrery.pipeline.jobs.job import read_status
+from orrery.pipeline.lock import locked
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.run_folder import locked
 from orrery.pipeline.runner import run
 from orrery.pipeline.stage import Context
 from rich.console import Console

@@ -15,8 +15,9 @@ from orrery.pipeline import artifact
 from orrery.pipeline.config.load import RunConfig, load_config
 from orrery.pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
 from orrery.pipeline.jobs.job import STATUS
+from orrery.pipeline.lock import locked
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.run_folder import KEPT_FOLDER, locked
+from orrery.pipeline.run_folder import KEPT_FOLDER
 from orrery.pipeline.runner import run
 from orrery.pipeline.stage import Context, Stage
 from rich.console import Console

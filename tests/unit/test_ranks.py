@@ -12,9 +12,9 @@ from orrery.pipeline import ranks
 from orrery.pipeline.cli import main
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.lock import locked
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.ranks import Launch, check_launch, follow, launched
-from orrery.pipeline.run_folder import locked
 from orrery.pipeline.runner import run
 from orrery.pipeline.stage import Context, Stage
 from rich.console import Console

@@ -12,9 +12,10 @@ from orrery.pipeline.artifact import MANIFEST
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.kept import KEPT_PER_STAGE, kept_places
+from orrery.pipeline.lock import lock_holder, locked
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.plan import find_made, plan
-from orrery.pipeline.run_folder import lock_holder, locked, read_attempt
+from orrery.pipeline.run_folder import read_attempt
 from orrery.pipeline.runner import Outcome, StageInterrupted, run
 from orrery.pipeline.status import read_run_file
 from rich.console import Console
@@ -350,7 +351,7 @@ def test_two_processes_do_not_share_a_run(toy: ToyProject) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from orrery.pipeline.run_folder import locked\n"
+            "import sys; from pathlib import Path; from orrery.pipeline.lock import locked\n"
             "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
             str(toy.run_dir),
         ],

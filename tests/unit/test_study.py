@@ -13,7 +13,7 @@ from orrery.pipeline.config.load import load_config
 from orrery.pipeline.config.overrides import short_names
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.fanout import Detached
-from orrery.pipeline.run_folder import locked
+from orrery.pipeline.lock import locked
 from orrery.pipeline.stage import Context, Input, Stage
 from orrery.pipeline.study.config import load_study, prepare_study
 from orrery.pipeline.study.study import run_study
