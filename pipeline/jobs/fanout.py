@@ -426,6 +426,8 @@ def prune(jobs: Path) -> None:
     for path in job_folders(jobs):
         artifact.remove(partial_folder(path / RESULT))
         artifact.remove_unfinished(path)
+    with suppress(OSError):  # jobs are left, or there were none
+        jobs.rmdir()
 
 
 def job_folders(jobs: Path) -> list[Path]:
