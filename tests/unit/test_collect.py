@@ -17,6 +17,7 @@ from orrery.datasets.store import TaskStore
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import ConfigError, StageError, TaskError
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.stage import Context
 from orrery.stages.data.config import CollectConfig, PackConfig
 from orrery.stages.data.stage_collect import Collect
@@ -134,6 +135,14 @@ def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, form
     assert sorted(played) == sorted({(task, n) for task in settings["tasks"] for n in range(5)} - old)
     collect(tmp_path / "whole", **settings)
     assert _files(tmp_path / "grown") == _files(tmp_path / "whole")
+
+
+def test_jobs_of_a_task_each_play_the_same_bytes(tmp_path):
+    settings = {"tasks": [PENDULUM, "gymnasium/CartPole-v1"], "episodes": 3}
+    collect(tmp_path / "inline", **settings)
+    collect(tmp_path / "local", fanout=FanoutConfig("local"), **settings)
+    assert _files(tmp_path / "local") == _files(tmp_path / "inline")
+    assert not list(tmp_path.glob("*.jobs/*"))  # their episodes are in the datasets
 
 
 def _files(folder):

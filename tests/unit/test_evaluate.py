@@ -14,9 +14,10 @@ import torch
 from gymnasium import spaces
 from orrery.datasets.collect import episode_seed
 from orrery.datasets.schema import TaskSpec, TaskTable
-from orrery.datasets.tasks import unplayable
+from orrery.datasets.tasks import task_spec, unplayable
 from orrery.pipeline.artifact import finish
 from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.stage import Context
 from orrery.stages.evaluation import job as evaluate_job
 from orrery.stages.evaluation.config import EvaluateConfig
@@ -419,6 +420,18 @@ def test_an_evaluation_plays_only_what_earlier_ones_have_not(tmp_path, monkeypat
     whole = run("whole")
     for path in [*whole.glob("*.csv"), whole / "summary.json", whole / "finished.jsonl"]:
         assert path.read_bytes() == (grown / path.name).read_bytes(), path.name
+
+
+def test_jobs_of_a_task_each_play_the_same_episodes(tmp_path):
+    tasks = [task_spec("gymnasium/Pendulum-v1"), task_spec("gymnasium/CartPole-v1")]
+    folders = []
+    for executor in ("inline", "local"):
+        folders.append(tmp_path / executor)
+        folders[-1].mkdir()
+        evaluate(folders[-1], setup(folders[-1], tasks, []), fanout=FanoutConfig(executor))
+        assert len(list((folders[-1] / "out.jobs").iterdir())) == (1 if executor == "inline" else 2)
+    files = [{path.name: path.read_bytes() for path in (folder / "out").iterdir()} for folder in folders]
+    assert files[0] == files[1]
 
 
 def test_without_policies_the_baselines_of_the_store_are_scored(tmp_path):
