@@ -23,8 +23,6 @@ from .results import ReportData, baselines_last
 from .run_list import find_runs
 from .study_results import pool
 
-NUMBERS = ("score", "low", "high", "return_mean", "success_rate", "seeds", "episodes")
-
 
 def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """Runs, their scores by task and algorithm with 95% intervals, mean scores over the tasks that all of them have,
