@@ -195,7 +195,7 @@ class ExtractConfig:
     seeds: int = 2
     """Policies per task and algorithm."""
     iterations: int = 500
-    """Actor updates per policy."""
+    """Iterations per policy: an actor update each, or `svg.updates` of them."""
     anchor: list[float] = field(default_factory=list)
     """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2, relative to the normalised return. Empty: 0 for tasks
     with exploration data, 1 for data of experts, policies or unknown origin. Several weights train one policy each,

@@ -265,6 +265,6 @@ def _gather(
     pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
     count = len({member.task for member in members})
     return (
-        f"{counted(len(members), 'policy', 'policies')} for {counted(count, 'task')}, {config.iterations:,} updates "
+        f"{counted(len(members), 'policy', 'policies')} for {counted(count, 'task')}, {config.iterations:,} iterations "
         "each"
     )
