@@ -311,9 +311,10 @@ class _Fanout:
             if batch := [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]:
                 self._submit(executor, batch)
             reasons = {folder: executor.ended(folder) for folder in sorted(self.running)}
+            deadline = time.monotonic() + SETTLE_SECONDS  # one for all that were lost together
             for folder, reason in reasons.items():
                 if reason is not None:
-                    self._settle(folder, reason, progress)
+                    self._settle(folder, reason, progress, deadline)
             if self.config.detach and not self.waiting:
                 return
             if all(reason is None for reason in reasons.values()):
@@ -337,10 +338,10 @@ class _Fanout:
         self.running |= set(folders)
         executor.submit(folders)
 
-    def _settle(self, folder: Path, reason: str, progress: ProgressTask) -> None:
+    def _settle(self, folder: Path, reason: str, progress: ProgressTask, deadline: float) -> None:
         """Look how a job that has ended did, and start it again if it may."""
         self.running.discard(folder)
-        status = _last_status(folder)
+        status = _last_status(folder, deadline)
         if status.state not in ENDED:
             error = reason or "its monitor died"
             status = replace(status, state="died", error=error, seconds=seconds_spent(folder, status), started=None)
@@ -446,9 +447,8 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _last_status(folder: Path) -> JobStatus:
+def _last_status(folder: Path, deadline: float) -> JobStatus:
     """The status that the job's watcher wrote last; over a network it may take a moment to be seen here."""
-    deadline = time.monotonic() + SETTLE_SECONDS
     while (status := read_status(folder)).state not in ENDED and time.monotonic() < deadline:
         time.sleep(0.1)
     return status

@@ -110,6 +110,18 @@ def test_jobs_that_are_lost_cancelled_or_told_of_their_preemption(project: Proje
     assert attempts(project) == [["done", "2"]] * 3
 
 
+def test_jobs_that_are_lost_together_are_noticed_together(project: Project) -> None:
+    command = ["count.until=2000", "count.jobs=8", *SLURM]
+    with project.start("run", "toy", f"run_dir={project.run_dir}", *command) as run:
+        project.wait_for(*(f"job{number}" for number in range(8)))
+        for number in range(8):
+            psutil.Process(int(read_status(project.jobs / f"job{number}").place.split()[1])).parent().kill()
+        killed = time.monotonic()
+        assert run.wait(timeout=120) == 2
+    assert time.monotonic() - killed < 8 * 4.0, "not one after the other, each with its own grace period"
+    assert "8 of 8 jobs of stage 'count' failed" in project.err.read_text()
+
+
 def environment_of(pid: int, name: str) -> str:
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
