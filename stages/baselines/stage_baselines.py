@@ -61,7 +61,7 @@ class Baselines(Stage):
         config = self.config
         tasks = self._tasks(context.inputs["store"])
         specs = [spec for spec, _ in tasks]
-        members = [
+        members: list[dict[str, Any]] = [
             {
                 "task": spec.to_dict(), "algorithm": algorithm, "seed": seed, "statistics": statistics,
                 "settings": self._settings(algorithm),

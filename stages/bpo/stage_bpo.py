@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,22 +107,15 @@ class Bpo(Stage):
         settings = {**dataclasses.asdict(of_job), "fanout": {}}
         slugs = {name: store.table.spec_of(name).slug for name in names}
         data = digests_of(folder, slugs.values())
-        programs = [
-            MemberJobs(
-                {
-                    "task": name, "gradient": gradient, "config": settings,
-                    "data": data[slugs[name]],
-                },
-                [{"seed": seed} for seed in range(config.seeds)],
-                partial(
-                    pack_by_task,
-                    per_job=config.fanout.policies_per_job,
-                    slug=lambda member, name=f"{gradient}.{slugs[name]}": name,
-                ),
-                [f"config.{key}" for key in self.not_hashed],
-            )
-            for name, gradient in units
-        ]  # fmt: skip
+        not_hashed = [f"config.{key}" for key in self.not_hashed]
+        seeds = [{"seed": seed} for seed in range(config.seeds)]
+
+        def program(name: str, gradient: str) -> MemberJobs:
+            payload = {"task": name, "gradient": gradient, "config": settings, "data": data[slugs[name]]}
+            label, per_job = f"{gradient}.{slugs[name]}", config.fanout.policies_per_job
+            return MemberJobs(payload, seeds, lambda own: pack_by_task(own, per_job, lambda one: label), not_hashed)
+
+        programs = list(itertools.starmap(program, units))
         hashed = ["world_model"] if by_model else []
         found = fan_out_members(programs, train_policies, context, config.fanout, hashed=hashed)
         gather_finished(context.folder, store.table, [dict(enumerate(results)) for results in found])

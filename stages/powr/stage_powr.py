@@ -64,7 +64,7 @@ class Powr(Stage):
         names = config.tasks or list(table.names)
         slugs = {name: table.spec_of(name).slug for name in names}
         data = digests_of(folder, slugs.values())
-        members = [
+        members: list[dict[str, Any]] = [
             {"task": name, "seed": seed, "data": data[slugs[name]]} for name in names for seed in range(config.seeds)
         ]
         of_job = dataclasses.replace(config, tasks=[], seeds=1)

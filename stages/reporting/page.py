@@ -167,7 +167,7 @@ def _scores(data: ReportData, table: ScoreTable) -> dict[str, Any]:
         "kinds": [f"{suite}: {kind}" for suite, kind in kinds],
         "errors": [(*key, count) for key, count in errors.items()],
         "references": data.summary.references,
-        "columns": [(one.name, one.metadata["label"]) for one in fields(ScoreRow)],
+        "columns": [(one.name, one.metadata["label"]) for one in fields(ScoreRow) if one.name in table.runs],
         "runs": table.runs.to_dict("records"),
     }
 

@@ -7,7 +7,7 @@ Whatever is not there is empty or None. A file that is damaged, or lacks a colum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from ..finetune.config import ADDED, FORGETTING
 from ..fqe.estimates import ESTIMATES_FILE, ValueEstimate, read_estimates
 from ..policy.policy_index import PolicyIndex
 
-SCORE_COLUMNS = tuple(column.name for column in fields(ScoreRow))
+SCORE_COLUMNS = tuple(column.name for column in fields(ScoreRow) if column.default is MISSING)
+"""Those that every version has written."""
 VALIDATION_COLUMNS = ("step", "task", "horizon", "reward_r2")
 FORGETTING_COLUMNS = ("task", "new", "horizon", "reward_r2_before", "reward_r2_after")
 GRADIENT_COLUMNS = ("task", "horizon", "norm", "return_norm", "r2", "cosine")
