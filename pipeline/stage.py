@@ -21,7 +21,7 @@ from . import artifact
 from .errors import StageError
 from .run_folder import PARTIAL_SUFFIX, jobs_folder
 
-RUN_KEYS = ("tasks", "seeds", "seed", "algorithms")
+RUN_KEYS = ("tasks", "seeds", "seed", "algorithms", "loggers")
 """Keys of a run that its stages share."""
 
 RUN_GROUPS = ("fanout",)
@@ -82,7 +82,17 @@ class Context:
     def jobs(self) -> Path:
         """Folder of the job folders of this stage (see `fanout`). It lies beside `folder`, because logs are not part of
         the artifact."""
-        return jobs_folder(self.folder.with_name(self.folder.name.removesuffix(PARTIAL_SUFFIX)))
+        return jobs_folder(self.folder.with_name(self.logged_as))
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what loggers write, of all stages of the run; no part of any artifact."""
+        return self.folder.with_name("logs")
+
+    @property
+    def logged_as(self) -> str:
+        """Name of the stage in `logs`."""
+        return self.folder.name.removesuffix(PARTIAL_SUFFIX)
 
     def input(self, name: str) -> Path:
         """The single artifact folder of input `name`."""

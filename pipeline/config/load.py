@@ -56,6 +56,9 @@ class Settings:
     algorithms: list[str] = field(default_factory=list)
     """Algorithms to train policies with; `orrery run --help` lists them. Of the policy stages, exactly those of these
     algorithms run. Empty: every listed stage runs, with its default algorithms."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics: csv, tensorboard, wandb, mlflow; they write to RUN/logs. null = tensorboard for
+    pretrain and finetune, none for other stages."""
     world_model: str = ""
     """Pretrained world model: an artifact folder (RUN/pretrain), a run folder with one model, or a Hugging Face Hub id
     (user/name, user/name@revision). Stages after one that makes a model use that model instead."""

@@ -29,7 +29,7 @@ from .. import artifact
 from ..errors import OrreryError, StageError
 from ..logging import duration
 from ..reading import decode, read_json, read_made, reading_made
-from ..run_folder import disk_errors, partial_folder
+from ..run_folder import JOBS_SUFFIX, disk_errors, partial_folder
 from ..stage import ProgressTask
 
 SPEC = "job.json"
@@ -75,6 +75,16 @@ class JobContext:
     log: logging.Logger
     progress: Any
     """As in a stage's Context."""
+
+    @property
+    def logs(self) -> Path:
+        """As in a stage's Context: the folder `logs` of the run."""
+        return self.folder.parents[2] / "logs"
+
+    @property
+    def logged_as(self) -> str:
+        """Name of the stage and of the job in `logs`."""
+        return f"{self.folder.parents[1].name.removesuffix(JOBS_SUFFIX)}/{self.folder.parent.name}"
 
 
 JobFunction = Callable[[Mapping[str, Any], JobContext], None]

@@ -8,6 +8,7 @@ from ...pipeline.config.checks import check_choices, check_counts, check_not_neg
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 from ..sequence_model.config import REWARDS, SequenceModelConfig
+from ..training.config import check_loggers
 
 GRADIENTS = ("model", "simulator")
 FINISHED_FILE = "finished.json"
@@ -90,12 +91,15 @@ class BpoStageConfig:
     """Maximum dataset frames used as start states of imagined episodes."""
     log_every: int = 10
     """Iterations between logged metrics."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Jobs; with policies_per_job=0, one per task and gradient."""
 
     def __post_init__(self) -> None:
+        check_loggers(self)
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every")
         if not self.gradients or set(self.gradients) - set(GRADIENTS):
             raise ConfigError(f"bpo.gradients: expected some of {', '.join(GRADIENTS)}, found {self.gradients}")

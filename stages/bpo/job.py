@@ -16,6 +16,7 @@ from ..sequence_model.dynamics import Dynamics, ModelDynamics, SimulatorDynamics
 from ..sequence_model.kinds import load_model
 from ..sequence_model.losses import observation_statistics
 from ..sequence_model.networks import SequenceModel
+from ..training.loggers import logging_rows
 from ..world_model.facts import held_out_share
 from .bpo import PolicyOptimisation, imagined_horizon, return_scale, start_observations
 from .config import FINISHED_FILE, BpoStageConfig, algorithm_name
@@ -39,7 +40,10 @@ def train_policies(payload: Mapping[str, Any], context: JobContext) -> None:
     trained = optimisation(config, rows, model, payload["gradient"], seeds, held_out)
     algorithm = algorithm_name(payload["gradient"], None if model is None else model.config.kind)
     curves: list[dict[str, Any]] = []
-    with context.progress(f"{algorithm} {trained.spec.name}", total=config.iterations) as progress:
+    with (
+        context.progress(f"{algorithm} {trained.spec.name}", total=config.iterations) as progress,
+        logging_rows(config.loggers, context, config) as log,
+    ):
         for done in range(1, config.iterations + 1):
             metrics = trained.update(done - 1)
             progress.advance(1)
@@ -56,6 +60,7 @@ def train_policies(payload: Mapping[str, Any], context: JobContext) -> None:
                     }
                     for m, seed in enumerate(seeds)
                 ]
+                log(curves[-len(seeds) :])
     policies = []
     imagined, noise = trained.imagined_return().tolist(), trained.gradient_noise().tolist()
     for m, seed in enumerate(seeds):

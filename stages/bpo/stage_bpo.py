@@ -14,6 +14,7 @@ from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
+from ..training.config import check_loggers_installed
 from ..world_model.facts import read_model_facts
 from .config import BpoStageConfig
 from .gather import gather_finished
@@ -37,12 +38,13 @@ class Bpo(Stage):
     }
     output_kind = "policies"
     algorithms = ("bpo",)
-    run_keys = ("seeds", "seed")
-    not_hashed = ("log_every", "fanout")
+    run_keys = ("seeds", "seed", "loggers")
+    not_hashed = ("log_every", "loggers", "fanout")
     config: BpoStageConfig
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine(key="bpo.fanout")
+        check_loggers_installed(self.config, "bpo")
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:
         if name != "world_model" or facts is None or "model" not in self.config.gradients:

@@ -8,6 +8,7 @@ from ...pipeline.accelerator import check_accelerator, wants_gpu
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
+from ..training.config import check_loggers
 from ..world_model.config import ACTIVATION_NAMES
 
 DEFAULT_ANCHOR = {"exploration": 0.0, "expert": 1.0, "policy": 1.0, "unknown": 1.0}
@@ -217,12 +218,15 @@ class ExtractConfig:
     speed and float rounding only."""
     accelerator: str = "auto"
     """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """How policies are split into jobs, and where the jobs run. Affects speed and float rounding only."""
 
     def __post_init__(self) -> None:
+        check_loggers(self)
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every")
         check_not_negative(self, "groups")
         check_accelerator(self)

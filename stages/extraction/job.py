@@ -21,6 +21,7 @@ from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ..policy.policy_index import policy_entry
+from ..training.loggers import logging_rows
 from ..world_model.facts import held_out_share
 from ..world_model.networks import WorldModel
 from ..world_model.start_frames import frame_source
@@ -115,6 +116,7 @@ def _train(
         first, curves = saved["iteration"], saved["curves"]
     with (
         termination.deferred(),
+        logging_rows(config.loggers, context, config) as log,
         context.progress("extract", total=config.iterations, completed=first) as progress,
         groups.running() as update,
     ):
@@ -123,9 +125,12 @@ def _train(
             done = iteration + 1
             progress.advance(1)
             if done % config.log_every == 0 or done == config.iterations:
+                rows = []
                 for program, values in zip(groups.programs, metrics, strict=True):
                     program.check_finite(values, iteration)
-                    curves += _rows(program, values, done)
+                    rows += _rows(program, values, done)
+                log(rows)
+                curves += rows
                 if "imagined_reward" in metrics[0]:
                     progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per step")
             stopping = termination.requested()

@@ -19,6 +19,7 @@ from ...pipeline.reading import decode, read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyEntry, write_index
+from ..training.config import check_loggers_installed
 from ..world_model.facts import ModelFacts, models_by_task, read_model_facts
 from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
 
@@ -55,7 +56,7 @@ class Extract(Stage):
     }
     output_kind = "policies"
     algorithms = ALGORITHMS
-    not_hashed = ("first_order.compile", "log_every", "checkpoint_every", "groups", "accelerator", "fanout")
+    not_hashed = ("first_order.compile", "log_every", "loggers", "checkpoint_every", "groups", "accelerator", "fanout")
     config: ExtractConfig
 
     def check(self) -> None:
@@ -99,6 +100,7 @@ class Extract(Stage):
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine(self.config.accelerator, "extract.accelerator")
+        check_loggers_installed(self.config, "extract")
 
     def run(self, context: Context) -> str:
         from ...datasets.schema import TaskTable, read_table

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
-from ..training.config import OptimizerConfig, TrainerConfig
+from ..training.config import OptimizerConfig, TrainerConfig, check_loggers
 from ..world_model.config import LossConfig
 
 ADDED = "added.json"
@@ -68,12 +68,15 @@ class FinetuneConfig:
     """Batches of held-out windows per validation."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow. null = tensorboard."""
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Jobs of `per_task`."""
 
     def __post_init__(self) -> None:
+        check_loggers(self)
         check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
         check_choices(self, initial=INITIAL, scaling=SCALING, train=TRAIN)
         if not 0 < self.held_out < 1:

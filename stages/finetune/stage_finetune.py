@@ -19,7 +19,7 @@ from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.reading import read_csv, read_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..training.config import TRAINING_NOT_HASHED
+from ..training.config import TRAINING_NOT_HASHED, check_loggers_installed
 from ..world_model.config import WorldModelConfig
 from ..world_model.facts import MODELS, ModelFacts, read_model_facts
 from ..world_model.reward_range import beyond_bins
@@ -59,6 +59,7 @@ class Finetune(Stage):
             self.config.fanout.check_machine(trainer.accelerator, key)
         else:
             check_gpu(trainer.accelerator, key, trainer.devices)
+        check_loggers_installed(self.config, "finetune")
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:
         if name != "world_model" or facts is None:

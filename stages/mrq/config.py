@@ -17,6 +17,7 @@ from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
+from ..training.config import check_loggers
 
 IMAGE_SIZE = 84
 """Height and width in pixels; the convolutions end in 32 x 7 x 7 = 1568 features."""
@@ -262,10 +263,13 @@ class MrqConfig:
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Jobs. With fanout.policies_per_job=0, a job trains one policy on a CPU, where stacking gains nothing, and all
     policies on a GPU."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0
     """Random seed."""
 
     def __post_init__(self) -> None:
+        check_loggers(self)
         check_counts(self, "seeds", "updates", "log_every", "checkpoint_every")
         check_not_negative(self, "encoder_updates")
         if (self.behaviour_weight or 0) < 0:

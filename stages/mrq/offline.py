@@ -24,6 +24,7 @@ from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.seeding import derive_seed
 from ..policy.policy_index import policy_entry
+from ..training.loggers import logging_rows
 from ..world_model.networks import WorldModel
 from ..world_model.task_encoder import TaskEncoder
 from .config import BEHAVIOUR_WEIGHT, MrqConfig, vary
@@ -69,9 +70,12 @@ def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
     with (
         job.progress(name, total=training.total, completed=training.completed) as progress,
         termination.deferred(),
+        logging_rows(config.loggers, job, config) as log,
     ):
         while (before := training.completed) < training.total and not termination.requested():
+            logged = len(training.curve)
             training.advance()
+            log([{"algorithm": payload["algorithm"], **row} for row in training.curve[logged:]])
             progress.advance(training.completed - before)
             if training.curve:
                 progress.note(training.note)

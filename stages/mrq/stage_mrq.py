@@ -15,6 +15,7 @@ from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
+from ..training.config import check_loggers_installed
 from ..world_model.facts import read_model_facts
 from ..world_model.reward_range import beyond_bins
 from .config import MrqConfig, algorithm_name
@@ -33,8 +34,8 @@ class Mrq(Stage):
     inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True, facts=read_model_facts)}
     output_kind = "policies"
     algorithms = ("mrq",)
-    run_keys = ("seeds", "seed")
-    not_hashed = ("load_up_to_gb", "log_every", "checkpoint_every", "accelerator", "fanout")
+    run_keys = ("seeds", "seed", "loggers")
+    not_hashed = ("load_up_to_gb", "log_every", "loggers", "checkpoint_every", "accelerator", "fanout")
     config: MrqConfig
 
     def check(self) -> None:
@@ -47,6 +48,7 @@ class Mrq(Stage):
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine(self.config.accelerator, "mrq.accelerator")
+        check_loggers_installed(self.config, "mrq")
 
     def run(self, context: Context) -> str:
         import pandas as pd

@@ -9,7 +9,7 @@ from ...datasets.schema import BEHAVIOURS
 from ...pipeline.config.checks import check_choices, check_counts
 from ...pipeline.errors import ConfigError
 from ..sequence_model.config import SequenceLossConfig, SequenceModelConfig
-from ..training.config import OptimizerConfig, TrainerConfig
+from ..training.config import OptimizerConfig, TrainerConfig, check_loggers
 from ..world_model.config import LossConfig, WorldModelConfig
 
 WORLD_MODELS = ("latent", "sequence")
@@ -63,10 +63,13 @@ class PretrainConfig:
     """Batches per validation, of windows of 16 steps."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow. null = tensorboard."""
     seed: int = 0
     """Random seed (initial weights, order of windows)."""
 
     def __post_init__(self) -> None:
+        check_loggers(self)
         check_counts(self, "steps", "batch_size", "horizon", "validate_every", "validation_batches", "checkpoint_every")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"pretrain.held_out must lie between 0 and 1, found {self.held_out}")

@@ -12,7 +12,7 @@ from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.hub import find_artifact
 from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
-from ..training.config import TRAINING_NOT_HASHED
+from ..training.config import TRAINING_NOT_HASHED, check_loggers_installed
 from ..world_model.facts import ModelFacts
 from ..world_model.reward_range import beyond_bins
 from .config import PretrainConfig
@@ -61,6 +61,7 @@ class Pretrain(Stage):
             )
         # A process that was started beside others may see its own GPU alone.
         here = trainer.devices if launched() is None else 1
+        check_loggers_installed(self.config, "pretrain")
         check_gpu(trainer.accelerator, "pretrain.trainer.accelerator", here)
 
     def reads(self) -> list[Path]:

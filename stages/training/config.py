@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
@@ -10,6 +12,29 @@ from ...pipeline.errors import ConfigError
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Lightning's precisions that keep weights in float32, the format of the files and their readers."""
+
+
+LOGGERS = {"csv": "", "tensorboard": "", "wandb": "wandb", "mlflow": "mlflow"}
+"""Names of loggers, with the package and extra that they need."""
+
+
+def check_loggers(config: Any) -> None:
+    """Raise a ConfigError if `loggers` names an unknown one, or one twice."""
+    names = config.loggers or []
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise ConfigError(f"loggers: expected some of {', '.join(LOGGERS)}, found {unknown[0]!r}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"loggers must not repeat: {', '.join(names)}")
+
+
+def check_loggers_installed(config: Any, stage: str) -> None:
+    """Raise a ConfigError, before anything runs, if the package of a logger is not installed."""
+    for name in config.loggers or ():
+        if LOGGERS[name] and importlib.util.find_spec(LOGGERS[name]) is None:
+            raise ConfigError(
+                f"{stage}.loggers has {name}, which is not installed: pip install 'orrery[{LOGGERS[name]}]', or leave "
+                "it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class TrainerConfig:
 
 TRAINING_NOT_HASHED = (
     "trainer.accelerator", "trainer.strategy", "trainer.compile", "trainer.log_every",
-    "load_up_to_gb", "validate_every", "checkpoint_every",
+    "load_up_to_gb", "validate_every", "checkpoint_every", "loggers",
 )  # fmt: skip
 """`Stage.not_hashed` of stages that train with Lightning. trainer.devices and trainer.nodes are hashed, because each
 device draws its own batch."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +14,7 @@ import lightning
 import pandas as pd
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ...datasets.datamodule import WindowData
@@ -22,6 +24,7 @@ from ...pipeline.errors import StageError
 from ...pipeline.ranks import WorkerGroup
 from .checkpoints import Checkpoints
 from .config import OptimizerConfig, TrainerConfig
+from .loggers import LogPlace, close, make_loggers
 from .progress import StepProgress, quiet_lightning
 from .ranks import (
     EndWithParent,
@@ -46,9 +49,11 @@ class TrainingConfig(Protocol):
     def optimizer(self) -> OptimizerConfig: ...
     @property
     def trainer(self) -> TrainerConfig: ...
+    @property
+    def loggers(self) -> list[str] | None: ...
 
 
-class TrainingContext(Protocol):
+class TrainingContext(LogPlace, Protocol):
     """Where it is done: the Context of a stage, or of a job."""
 
     @property
@@ -91,6 +96,7 @@ def fit(
     if team is not None:
         begin = dict(team.meet(begin))
         environment = StartedTogether(team.launch, config.trainer.devices, begin["address"], begin["port"])
+    loggers = make_loggers(("tensorboard",) if config.loggers is None else config.loggers, place)
     trainer = lightning.Trainer(
         max_steps=config.steps,
         accelerator=device_of(config.trainer.accelerator).type,  # Lightning's own auto may take other kinds
@@ -112,11 +118,12 @@ def fit(
             EndWithParent(),
             Checkpoints(last, config.checkpoint_every),
             ValidateLastStep(),
+            LogSettings(loggers, config),
         ],
         logger=[
             # Flushed with every row: what was logged before a checkpoint must outlive a kill after it.
             CSVLogger(folder, name="logs", version=attempt, flush_logs_every_n_steps=1),
-            TensorBoardLogger(folder, name="tensorboard", version=""),
+            *loggers,
         ],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -124,6 +131,18 @@ def fit(
     )
     with termination.deferred(pass_on_termination), started_here() if team is None else connected(), matmul_precision():
         trainer.fit(module, data, ckpt_path=begin["checkpoint"])
+    close(loggers, "success")
+
+
+class LogSettings(lightning.Callback):
+    """Logs the config of the stage as hyperparameters when training starts."""
+
+    def __init__(self, loggers: Sequence[Logger], config: Any) -> None:
+        self._loggers, self._config = loggers, config
+
+    def on_fit_start(self, *args: Any) -> None:
+        for logger in self._loggers:
+            logger.log_hyperparams(dataclasses.asdict(self._config))
 
 
 class ValidateLastStep(lightning.Callback):

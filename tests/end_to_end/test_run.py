@@ -30,7 +30,8 @@ def orrery(*arguments, **options):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     parent = tmp_path_factory.mktemp("run")
-    result = orrery("run", TINY, cwd=parent)  # the default run folder, which is relative
+    # The default run folder, which is relative. Loggers are part of no key: later commands go without.
+    result = orrery("run", TINY, "loggers=[csv,tensorboard]", cwd=parent)
     assert result.returncode == 0, result.stderr
     return parent / "runs" / "tiny"
 
@@ -59,6 +60,19 @@ def test_every_stage_leaves_what_it_promises(finished):
     assert set(validation.step) == {20, 40}
     policy = load_policy(finished / "extract" / "pwm" / "gymnasium.CartPole-v1" / "seed_1")
     assert policy.task.action_kind == "discrete"
+
+
+def test_loggers_write_beside_the_artifacts(finished):
+    logged = pd.read_csv(next(finished.glob("logs/csv/extract/*/attempt_0/metrics.csv")))
+    training = pd.read_csv(finished / "extract" / "training.csv")
+    row = training[(training.algorithm == "pwm") & (training.seed == 1)].iloc[0]
+    name = f"pwm/{row.task}/seed_1/imagined_reward"
+    assert logged.loc[logged.step == row.iteration, name].tolist() == pytest.approx([row.imagined_reward])
+    assert "train/total" in pd.read_csv(finished / "logs/csv/pretrain/attempt_0/metrics.csv")
+    assert "latent_dim" in (finished / "logs/csv/pretrain/attempt_0/hparams.yaml").read_text()
+    for stage in ("pretrain", "extract/*"):
+        assert list(finished.glob(f"logs/tensorboard/{stage}/events.*"))
+    assert not (finished / "pretrain" / "tensorboard").exists()
 
 
 def test_every_file_may_be_read_by_whom_the_umask_says(finished):

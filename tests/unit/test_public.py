@@ -14,7 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from orrery.datasets.schema import TaskSpec
-from orrery.datasets.tasks import make_environment
+from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import StageError, TaskError
 
 from . import deployed
@@ -165,6 +165,23 @@ def test_tasks_are_registered_with_gymnasium():
     ids = [name for name in gymnasium.registry if name.startswith("orrery/")]
     assert {"orrery/metaworld-reach-v3", "orrery/myriad-cancer-v0", "orrery/dmc-ball_in_cup-catch-v0"} < set(ids)
     assert len(ids) > 100
-    vector = gymnasium.make_vec("orrery/myriad-cancer-v0", num_envs=3, vectorization_mode="sync")
-    assert vector.reset(seed=0)[0].shape == (3, 2)
+
+
+def test_a_policy_is_evaluated_in_vectorised_environments():
+    """Each lane plays the episode that the environment alone plays with its seed."""
+    policy = deployed.latent(task_spec("dmc/cartpole-balance"))
+    returns = np.zeros(3)
+    vector = gymnasium.make_vec("orrery.envs:orrery/dmc-cartpole-balance-v0", num_envs=3, vectorization_mode="sync")
+    observation, _ = vector.reset(seed=[4, 5, 6])
+    for _ in range(20):
+        observation, reward, _, _, _ = vector.step(policy.predict(observation))
+        returns += reward
     vector.close()
+    alone = gymnasium.make("orrery/dmc-cartpole-balance-v0")
+    observation, _ = alone.reset(seed=5)
+    expected = 0.0
+    for _ in range(20):
+        observation, reward, _, _, _ = alone.step(policy.predict(observation))
+        expected += float(reward)
+    assert returns[1] == pytest.approx(expected, rel=1e-4)
+    assert len(set(returns)) == 3
