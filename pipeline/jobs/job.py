@@ -4,6 +4,7 @@
     <name>/status.json      state, attempts, time, where it runs; its modification time is a sign of life
     <name>/log.txt          what all attempts printed
     <name>/progress.json    how far the present attempt is
+    <name>/cpu_seconds.json CPU time of all attempts but those that were killed
     <name>/submission.json  where a job that outlives the command was submitted, until its end has been seen
     <name>/result.partial/  where the job writes; kept between attempts, so that it can continue
     <name>/result/          the same, finished: an artifact of kind `job`, with a digest of every file
@@ -36,6 +37,7 @@ SPEC = "job.json"
 STATUS = "status.json"
 LOG = "log.txt"
 PROGRESS = "progress.json"
+CPU_SECONDS = "cpu_seconds.json"
 SUBMISSION = "submission.json"
 RESULT = "result"
 RESULT_KIND = "job"
@@ -206,10 +208,13 @@ def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
     final = folder / RESULT
     partial = partial_folder(final)
     partial.mkdir(exist_ok=True)
-    started = time.time()
+    started, cpu_started = time.time(), time.process_time()
     inputs = {input_name: Path(path) for input_name, path in spec.inputs.items()}
     with disk_errors(folder):
-        function(spec.payload, JobContext(partial, inputs, spec.threads, spec.workers, log, progress))
+        try:
+            function(spec.payload, JobContext(partial, inputs, spec.threads, spec.workers, log, progress))
+        finally:
+            artifact.write_json(folder / CPU_SECONDS, cpu_seconds(folder) + time.process_time() - cpu_started)
         artifact.finish(
             partial,
             kind=RESULT_KIND,
@@ -221,6 +226,14 @@ def execute(folder: Path, log: logging.Logger, progress: Any) -> None:
             summary="",
         )
         artifact.publish(partial, final)
+
+
+def cpu_seconds(folder: Path) -> float:
+    """CPU time of a job over its attempts, without those that were killed; 0 where it is not known."""
+    try:
+        return decode(float, read_json(folder / CPU_SECONDS, StageError))
+    except (StageError, ValueError):
+        return 0.0
 
 
 def is_done(folder: Path) -> bool:
@@ -241,7 +254,7 @@ def is_done(folder: Path) -> bool:
 
 def discard_result(folder: Path) -> None:
     """Remove what the job wrote; its log and status stay."""
-    for path in (folder / RESULT, partial_folder(folder / RESULT)):
+    for path in (folder / RESULT, partial_folder(folder / RESULT), folder / CPU_SECONDS):
         artifact.remove(path)
     artifact.remove_unfinished(folder)
 

@@ -14,7 +14,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..policy.policy_index import policy_entry, write_index
+from ..policy.policy_index import policy_entry, write_costs, write_index
 from .config import D3RLPY, BaselinesOfflineConfig
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class BaselinesOffline(Stage):
         for entry, result in zip(entries, results, strict=True):
             link(result / "policy", context.folder / entry["path"])
         write_index(context.folder, store.table, entries)
+        write_costs(context.folder, entries, results)
         curves = [read_csv(result / "curve.csv") for result in results]
         pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
         return (

@@ -18,7 +18,7 @@ from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, job_names
 from ...pipeline.reading import decode, read_made, reading_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..policy.policy_index import PolicyEntry, write_index
+from ..policy.policy_index import PolicyEntry, write_costs, write_index
 from ..training.config import check_loggers_installed
 from ..world_model.facts import ModelFacts, models_by_task, read_model_facts
 from .config import ALGORITHMS, DEFAULT_ANCHOR, ExtractConfig
@@ -263,7 +263,10 @@ def _gather(
     position = {(member.algorithm, member.task, member.seed): m for m, member in enumerate(members)}
     curves.sort(key=lambda row: (row["iteration"], position[row["algorithm"], row["task"], row["seed"]]))
     order = sorted(members, key=lambda m: (not m.imagines, table.id_of(m.task), m.algorithm, m.seed))
-    write_index(context.folder, table, [entries[member.algorithm, member.task, member.seed] for member in order])
+    identities = [(member.algorithm, member.task, member.seed) for member in order]
+    listed = [entries[identity] for identity in identities]
+    write_index(context.folder, table, listed)
+    write_costs(context.folder, listed, [found[identity] for identity in identities])
     pd.DataFrame(curves).to_csv(context.folder / "training.csv", index=False)
     count = len({member.task for member in members})
     return (

@@ -14,7 +14,7 @@ from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
-from ..policy.policy_index import policy_entry, write_index
+from ..policy.policy_index import policy_entry, write_costs, write_index
 from ..training.config import check_loggers_installed
 from ..world_model.facts import read_model_facts
 from ..world_model.reward_range import beyond_bins
@@ -82,6 +82,7 @@ class Mrq(Stage):
                 rows = logged[result]
                 curves.append(rows[(rows["task"] == task) & (rows["seed"] == seed)])
         write_index(context.folder, store.table, entries)
+        write_costs(context.folder, entries, [result for results in found for result in results])
         pd.concat(curves, ignore_index=True).to_csv(context.folder / "training.csv", index=False)
         tasks = len({entry["task"] for entry in entries})
         return (

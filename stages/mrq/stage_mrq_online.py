@@ -15,7 +15,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ...pipeline.wording import counted
-from ..policy.policy_index import policy_entry, write_index
+from ..policy.policy_index import policy_entry, write_costs, write_index
 from .config import MrqOnlineConfig, algorithm_name
 
 
@@ -82,6 +82,7 @@ class MrqOnline(Stage):
             entries.append(_publish(results[name], payload, context.folder, config.keep_replay))
             curves.append(read_csv(results[name] / "curve.csv"))
         write_index(context.folder, specs, entries)
+        write_costs(context.folder, entries, [results[name] for name in jobs])
         training = pd.concat(curves, ignore_index=True)
         training.to_csv(context.folder / "training.csv", index=False)
         return _summary(training, config)

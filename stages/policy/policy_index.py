@@ -7,6 +7,7 @@ name alone, and `path` may name a file in the folder (see `foreign`).
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from ...datasets.schema import TaskSpec
 from ...datasets.tasks import task_spec
 from ...pipeline.artifact import check_inside, digests_of, write_json
 from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.jobs.job import cpu_seconds, read_job
 from ...pipeline.reading import decode, read_json, reading
 
 POLICIES_FILE = "policies.json"
+COSTS_FILE = "logs/costs.csv"
+"""algorithm, task, seed, cpu_seconds."""
 
 
 def policy_entry(algorithm: str, task: TaskSpec, seed: int, **facts: Any) -> dict[str, Any]:
@@ -35,6 +39,23 @@ def write_index(artifact: Path, tasks: Iterable[TaskSpec], entries: Sequence[Map
         tasks: the table that the policies were made with; some may have none.
     """
     write_json(artifact / POLICIES_FILE, {"tasks": [task.to_dict() for task in tasks], "policies": entries})
+
+
+def write_costs(artifact: Path, entries: Sequence[Mapping[str, Any]], results: Sequence[Path]) -> None:
+    """Write the CPU-seconds of training each policy. Those of a job that trains several are shared equally among them.
+
+    Args:
+        results: of the job that trained each policy.
+    """
+    path = artifact / COSTS_FILE
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["algorithm", "task", "seed", "cpu_seconds"])
+        for entry, result in zip(entries, results, strict=True):
+            members = len(read_job(result.parent)[1].get("members", [entry]))
+            seconds = cpu_seconds(result.parent) / members
+            writer.writerow([entry["algorithm"], entry["task"], entry["seed"], round(seconds, 3)])
 
 
 @dataclass(frozen=True)

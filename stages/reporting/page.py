@@ -152,6 +152,7 @@ def _result(data: ReportData, table: ScoreTable) -> dict[str, Any]:
         "table": table,
         "learned": learned,
         "suites": suites if len(suites) > 1 else {},
+        "costs": {} if data.costs is None else data.costs.groupby("algorithm").cpu_seconds.mean().to_dict(),
         "unscored": AlgorithmScores(),
         "protocol": f"{counted(evaluated, 'task')}{skipped}, seeds per task: {seeds}, episodes per seed: {episodes}. "
         f"Scores are of the last iterate, acting deterministically. Report written on {hardware_line()}.",
@@ -161,14 +162,20 @@ def _result(data: ReportData, table: ScoreTable) -> dict[str, Any]:
 
 def _scores(data: ReportData, table: ScoreTable) -> dict[str, Any]:
     errors = Counter((failure.algorithm, failure.task, failure.error) for failure in data.summary.failures)
+    runs = table.runs.assign(cpu_seconds=math.nan)
+    if data.costs is not None:
+        runs = table.runs.merge(data.costs, how="left", on=["algorithm", "task", "seed"])
     kinds = dict.fromkeys((one.suite, SCORE_KINDS.get(one.score_kind, one.score_kind)) for one in data.specs.values())
     return {
         "table": table,
         "kinds": [f"{suite}: {kind}" for suite, kind in kinds],
         "errors": [(*key, count) for key, count in errors.items()],
         "references": data.summary.references,
-        "columns": [(one.name, one.metadata["label"]) for one in fields(ScoreRow) if one.name in table.runs],
-        "runs": table.runs.to_dict("records"),
+        "columns": [
+            *((one.name, one.metadata["label"]) for one in fields(ScoreRow) if one.name in runs),
+            ("cpu_seconds", "CPU-s"),
+        ],
+        "runs": runs.to_dict("records"),
     }
 
 

@@ -23,13 +23,14 @@ from ..evaluation.config import BASELINES
 from ..evaluation.scores import SUMMARY_FILE, ScoreRow, Summary
 from ..finetune.config import ADDED, FORGETTING
 from ..fqe.estimates import ESTIMATES_FILE, ValueEstimate, read_estimates
-from ..policy.policy_index import PolicyIndex
+from ..policy.policy_index import COSTS_FILE, PolicyIndex
 
 SCORE_COLUMNS = tuple(column.name for column in fields(ScoreRow) if column.default is MISSING)
 """Those that every version has written."""
 VALIDATION_COLUMNS = ("step", "task", "horizon", "reward_r2")
 FORGETTING_COLUMNS = ("task", "new", "horizon", "reward_r2_before", "reward_r2_after")
 GRADIENT_COLUMNS = ("task", "horizon", "norm", "return_norm", "r2", "cosine")
+COST_COLUMNS = ("algorithm", "task", "seed", "cpu_seconds")
 CURVE_COLUMNS = ("iteration", "algorithm", "task", "seed")
 
 
@@ -116,6 +117,13 @@ class ReportData:
     def policies(self) -> list[dict[str, Any]]:
         """Entries of every policies.json."""
         return [entry for index in self.indices for entry in index.entries]
+
+    @cached_property
+    def costs(self) -> pd.DataFrame | None:
+        """Of training: algorithm, task, seed, cpu_seconds."""
+        paths = [folder / COSTS_FILE for folder in self.inputs.get("policies", ())]
+        read = [frame for path in paths if (frame := _read_csv(path, COST_COLUMNS)) is not None]
+        return pd.concat(read, ignore_index=True) if read else None
 
     @cached_property
     def curves(self) -> dict[Path, pd.DataFrame]:

@@ -103,6 +103,9 @@ def test_a_killed_job_continues_bit_for_bit_and_one_more_algorithm_trains_only_i
         ]  # fmt: skip
         weights[name] = [(tmp_path / name / one["path"] / "policy.safetensors").read_bytes() for one in entries]
     assert weights["killed"] == weights["whole"]
+    costs = pd.read_csv(tmp_path / "killed" / "logs" / "costs.csv")
+    assert costs[["algorithm", "task", "seed"]].values.tolist() == [["td3_bc", "toy/a", 0], ["td3_bc", "toy/b", 0]]
+    assert (costs.cpu_seconds > 0).all()
     assert len(drawn) == 5 + 3 + 6, "4 updates and a kill, those behind the checkpoint at 3, and the other task"
     curve = pd.read_csv(tmp_path / "killed" / "training.csv")
     assert curve[["iteration", "task"]].values.tolist() == [[4, "toy/a"], [6, "toy/a"], [4, "toy/b"], [6, "toy/b"]]

@@ -70,7 +70,8 @@ def extract(inputs: dict[str, list[Path]], folder: Path, config: ExtractConfig, 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "logs"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def fanout(**settings) -> ExtractConfig:

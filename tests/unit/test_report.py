@@ -266,6 +266,18 @@ def test_markdown_table(full: SimpleNamespace) -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {6}
 
 
+def test_training_time_is_shown_beside_scores_where_it_is_known(full: SimpleNamespace, tmp_path: Path) -> None:
+    assert "CPU-s per policy" not in full.page
+    inputs = make_inputs(tmp_path, "store", "policies", "scores")
+    (folder := inputs["policies"][0] / "logs").mkdir()
+    rows = [{"algorithm": "pwm", "task": CUP, "seed": seed, "cpu_seconds": 30 + 6 * seed} for seed in (0, 1)]
+    pd.DataFrame(rows).to_csv(folder / "costs.csv", index=False)
+    page = write_report(tmp_path, inputs)
+    headline = page[page.index('class="headline"') : page.index("</table>")]
+    assert re.findall(r'<td class="n">(33|–)</td>', headline) == ["33", "–", "–", "–"]
+    assert '<td class="n">36</td></tr>' in page
+
+
 def test_lineage_leads_back_to_the_data(full: SimpleNamespace) -> None:
     lineage = full.page[full.page.index('id="lineage"') :]
     assert f"store: pack {full.store.digest[:12]}" in lineage
