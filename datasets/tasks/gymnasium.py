@@ -27,6 +27,15 @@ from ..spaces import flat_dim
 DEFAULT_EPISODE_LENGTH = 1000
 """Episode length in steps if an environment states no time limit."""
 
+D4RL_REFERENCES = {
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+"""Returns that score 0 and 1 in D4RL (arXiv 2004.07219; infos.py of its code): of a random policy, and of a SAC policy.
+They were measured on -v2; later versions differ slightly."""
+
 _HARMLESS_WRAPPERS = {"FlattenObservation", "FilterObservation", "TimeAwareObservation", "RescaleAction", "ClipAction"}
 """gymnasium.wrappers that an EnvSpec may ask for; others write files or keep state over episodes."""
 
@@ -57,6 +66,7 @@ def spec(name: str) -> TaskSpec:
     else:
         raise TaskError(f"task {name!r}: its actions are {action_space}, expected Box or Discrete")
     limit = environment.spec.max_episode_steps if environment.spec else None
+    random, expert = D4RL_REFERENCES.get(identifier.partition("-v")[0], (None, None))
     return TaskSpec(
         name=name,
         observation_dim=flat_dim(environment.observation_space),
@@ -64,6 +74,8 @@ def spec(name: str) -> TaskSpec:
         action_kind="discrete" if isinstance(action_space, spaces.Discrete) else "continuous",
         episode_length=limit or DEFAULT_EPISODE_LENGTH,
         terminates=True,
+        score_random=random,
+        score_expert=expert,
         environment={"kind": "gymnasium", "id": identifier},
     )
 

@@ -9,6 +9,9 @@ from ...pipeline.config.checks import check_counts, check_not_negative, check_sh
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 
+EPISODES_FILE = "episodes.npz"
+"""Beside a policy: what was played in training."""
+
 LIBRARIES = {
     "a2c": "stable_baselines3",
     "dqn": "stable_baselines3",
@@ -60,6 +63,8 @@ class BaselinesConfig:
     """Steps between evaluations, which give learning curves; 0: none."""
     evaluation_episodes: int = 10
     """Episodes per evaluation, with the most likely action."""
+    keep_replay: bool = False
+    """Save the complete episodes played in training, for the stage mrq_datasets."""
     seeds: int = 2
     """Independent runs per task and algorithm."""
     seed: int = 0

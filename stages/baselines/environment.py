@@ -1,4 +1,4 @@
-"""A task's environment as Stable-Baselines3 takes it."""
+"""A task's environment as Stable-Baselines3 takes it, which keeps what was played."""
 
 from __future__ import annotations
 
@@ -7,33 +7,55 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ...datasets.schema import TaskSpec
+from ...datasets.schema import Episode, TaskSpec
 from ...datasets.tasks import make_environment
 
 
 class LibraryEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Choices by number. With statistics, observations and rewards in standard deviations, and time limits as ends."""
 
-    def __init__(self, spec: TaskSpec, statistics: tuple[np.ndarray, np.ndarray, float] | None) -> None:
+    def __init__(
+        self, spec: TaskSpec, statistics: tuple[np.ndarray, np.ndarray, float] | None, record: bool = False
+    ) -> None:
         """Args:
         statistics: mean and scale of observations [O], and scale of rewards; None leaves both as they are.
+        record: keep the episodes.
         """
         super().__init__(make_environment(spec))
         if spec.action_kind == "discrete":
             self.action_space = gymnasium.spaces.Discrete(spec.action_dim)
             self._choices = np.eye(spec.action_dim, dtype=np.float32)
         self._discrete, self._statistics = spec.action_kind == "discrete", statistics
+        self._record = record
+        self.episodes: list[Episode] = []
+        """Complete ones, as the task's environment had them."""
+        self._observations: list[Any] = []
+        self._actions: list[Any] = []
+        self._rewards: list[float] = []
+        self._success: list[bool] = []
 
     def reset(self, **given: Any) -> Any:
         observation, info = self.env.reset(**given)
+        self._observations, self._actions, self._rewards, self._success = [observation], [], [], []
         return self._scaled(observation), info
 
     def step(self, action: Any) -> Any:
         action = self._choices[int(action)] if self._discrete else action
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._record:
+            self._observations.append(observation)
+            self._actions.append(np.array(action, np.float32))
+            self._rewards.append(float(reward))
+            self._success.append(bool(info.get("success")))
+            if terminated or truncated:
+                self.episodes.append(self._episode(bool(terminated)))
         if self._statistics is not None:
             reward, terminated, truncated = float(reward) / self._statistics[2], terminated or truncated, False
         return self._scaled(observation), reward, terminated, truncated, info
+
+    def _episode(self, terminated: bool) -> Episode:
+        observations, rewards = np.stack(self._observations).astype(np.float32), np.array(self._rewards, np.float32)
+        return Episode(observations, np.stack(self._actions), rewards, terminated, np.array(self._success))
 
     def _scaled(self, observation: Any) -> Any:
         if self._statistics is None:

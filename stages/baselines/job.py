@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.jobs.pool import run_all
 from ...pipeline.seeding import derive_seed
+from ..mrq.recorded import write_episodes
 from ..policy.policy_index import policy_entry
 from ..powr.curves import CURVES_FILE, CurveRow, completed_returns, failure_warnings, write_curves
-from .config import LIBRARIES, BaselinesConfig
+from .config import EPISODES_FILE, LIBRARIES, BaselinesConfig
 from .environment import LibraryEnv
+from .library import library
 from .mlp_policy import MlpPolicy
 
 
@@ -71,18 +72,19 @@ def _learn(run: _Run) -> list[str]:
     """Train one agent; write its policy and its curve. Returns warnings. Runs in a worker process."""
     torch.set_num_threads(1)
     config, spec = run.config, run.spec
+    environment = LibraryEnv(spec, run.statistics, config.keep_replay)
     pool = [make_environment(spec)]
     seed = derive_seed(run.algorithm, config.seed, spec.name, run.seed) % 2**31
-    model = getattr(importlib.import_module(LIBRARIES[run.algorithm]), run.algorithm.upper())(
+    model = getattr(library(LIBRARIES[run.algorithm]), run.algorithm.upper())(
         "MlpPolicy",
-        LibraryEnv(spec, run.statistics),
+        environment,
         seed=seed,
         device="cpu",
         stats_window_size=config.evaluate_every or 100,
         **run.settings,
     )
     # The library's own logger makes a folder in the temporary directory for every run.
-    model.set_logger(importlib.import_module("stable_baselines3.common.logger").Logger(None, []))
+    model.set_logger(library("stable_baselines3.common.logger").Logger(None, []))
 
     def policy() -> MlpPolicy:
         trained_by = {"algorithm": run.algorithm, "seed": run.seed}
@@ -124,5 +126,8 @@ def _learn(run: _Run) -> list[str]:
         evaluate()
         run.folder.mkdir(parents=True, exist_ok=True)
         write_curves(run.folder / CURVES_FILE, rows)
+    if config.keep_replay:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_episodes(run.folder / EPISODES_FILE, environment.episodes, "baselines.steps")
     policy().save(run.folder)
     return failure_warnings(failed)

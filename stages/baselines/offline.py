@@ -8,8 +8,6 @@ Dimension letters: R rows, N transitions, B batch, O observation, A action.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,16 +25,10 @@ from ...pipeline.jobs.job import JobContext
 from ...pipeline.seeding import derive_seed
 from ..sequence_model.losses import observation_statistics
 from .config import D3RLPY, BaselinesOfflineConfig
+from .library import library
 from .mlp_policy import MlpPolicy
 
 CHECKPOINT = "checkpoint.pt"
-
-
-def library() -> Any:
-    """d3rlpy, without what its import prints about gym."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        import d3rlpy
-    return d3rlpy
 
 
 def build_agent(algorithm: str, spec: TaskSpec, config: BaselinesOfflineConfig) -> Any:
@@ -45,7 +37,7 @@ def build_agent(algorithm: str, spec: TaskSpec, config: BaselinesOfflineConfig) 
     Raises:
         ConfigError: the library has no such setting.
     """
-    d3rlpy = library()
+    d3rlpy = library("d3rlpy")
     name = D3RLPY[algorithm]
     config_type = getattr(d3rlpy.algos, f"{name}Config")
     encoder = d3rlpy.models.VectorEncoderFactory
@@ -100,7 +92,7 @@ class OfflineBatches:
         here, after = self._rows[row], self._rows[row + 1]
         # No action follows the final observation; ReBRAC compares it with the policy's there, as it does elsewhere.
         next_action = torch.where(self._final[row + 1, None], here[:, self._action], after[:, self._action])
-        return library().torch_utility.TorchMiniBatch(
+        return library("d3rlpy.torch_utility").TorchMiniBatch(
             observations=self._scaled(here),
             actions=here[:, self._action].contiguous(),
             rewards=here[:, -1:] * self._reward_scale,

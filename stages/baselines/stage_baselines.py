@@ -18,7 +18,7 @@ from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_index
 from ..powr.curves import CURVES_FILE, FIGURE_FILE, draw_curves, read_curves, write_curves
-from .config import LIBRARIES, BaselinesConfig, SacConfig
+from .config import EPISODES_FILE, LIBRARIES, BaselinesConfig, SacConfig
 
 REWARD_ROWS = 65536
 """Transitions of the data that the reward is scaled by, at most."""
@@ -85,6 +85,8 @@ class Baselines(Stage):
         for member, result in zip(members, found, strict=True):
             entry = policy_entry(member["algorithm"], TaskSpec.from_dict(member["task"]), member["seed"])
             link(result / entry["path"], context.folder / entry["path"])
+            if config.keep_replay:
+                entry["episodes"] = f"{entry['path']}/{EPISODES_FILE}"
             entries.append(entry)
             if config.evaluate_every:
                 rows += read_curves(context.folder / entry["path"] / CURVES_FILE)

@@ -74,7 +74,11 @@ def learn_online(payload: Mapping[str, Any], job: JobContext) -> None:
     pd.DataFrame(curve).to_csv(job.folder / "curve.csv", index=False)
     training.policy({"algorithm": payload["algorithm"], "seed": payload["seed"]}).save(job.folder / "policy")
     if config.keep_replay:
-        write_episodes(job.folder / "episodes.npz", list(training.replay.episodes()))
+        write_episodes(
+            job.folder / "episodes.npz",
+            list(training.replay.episodes()),
+            "mrq_online.steps or a larger mrq_online.replay_size",
+        )
     checkpoint.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Episodes of a replay in one file, from mrq_online for mrq_datasets."""
+"""Episodes of a replay in one file, from mrq_online and baselines for mrq_datasets."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from ...pipeline.errors import StageError
 from ...pipeline.reading import make_again, read_npz, reading_made
 
 
-def write_episodes(path: Path, episodes: Sequence[Episode]) -> None:
+def write_episodes(path: Path, episodes: Sequence[Episode], keys: str) -> None:
     """Write episodes one after another into an npz file.
 
+    Args:
+        keys: of the configuration, of which more gives complete episodes.
     Raises:
         StageError: there is none, or observations are images.
     """
     if not episodes:
-        raise StageError(
-            f"{path}: the replay buffer has no complete episode; use more mrq_online.steps or a larger "
-            "mrq_online.replay_size"
-        )
+        raise StageError(f"{path}: no complete episode was played; use more {keys}")
     if episodes[0].observations.ndim != 2:
         raise StageError(
             f"{path}: datasets of images are not supported, observations are {episodes[0].observations.shape[1:]}; "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MrqDatasets(Stage):
-    """Convert the replay buffers of mrq_online into Minari datasets.
+    """Convert the replay buffers of mrq_online or baselines into Minari datasets.
 
     One dataset per task holds the episodes of all seeds.
     """
@@ -66,7 +66,7 @@ class MrqDatasets(Stage):
             there = sorted({entry["algorithm"] for entry in index.entries})
             raise StageError(
                 f"mrq_datasets: {index.artifact} has no replay buffer of {self.config.algorithm!r} (policies there: "
-                f"{', '.join(there)}); create it with the stage mrq_online and mrq_online.keep_replay=true"
+                f"{', '.join(there)}); create it with mrq_online.keep_replay=true or baselines.keep_replay=true"
             )
         by_task: dict[str, list[dict[str, Any]]] = {}
         for entry in kept:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from orrery.datasets.formats.minari import MinariReader
 from orrery.datasets.schema import Episode
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.config.load import discover_stages, load_config
@@ -23,6 +24,8 @@ from orrery.stages.baselines.config import BaselinesConfig, SacConfig
 from orrery.stages.baselines.environment import LibraryEnv
 from orrery.stages.baselines.mlp_policy import MlpPolicy
 from orrery.stages.baselines.stage_baselines import Baselines
+from orrery.stages.mrq.config import MrqDatasetsConfig
+from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets
 from orrery.stages.policy.policy import load_policy
 from torch import nn
 
@@ -147,6 +150,31 @@ def test_a_short_run_leaves_policies_and_keeps_what_is_finished(tmp_path):
     Baselines(config).run(grown)
     assert computed(grown) == {"000-myriad.cancer@10": 2, "000-myriad.cancer@10.2": 1, "001-myriad.cancer@10": 1}
     assert [(path / "policy.safetensors").read_bytes() for path in paths] == weights
+
+
+def test_what_was_played_in_training_becomes_a_dataset(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    name = "myriad/cancer@10"
+    config = BaselinesConfig(tasks=[name], steps=65, sac=SMALL, seeds=1, keep_replay=True)
+    where = context(tmp_path / "sac")
+    Baselines(config).run(where)
+    datasets = tmp_path / "datasets"
+    datasets.mkdir()
+    inputs = {"policies": [where.folder]}
+    stage = MrqDatasets(MrqDatasetsConfig(algorithm="sac"))
+    assert (
+        stage.run(dataclasses.replace(where, folder=datasets, inputs=inputs))
+        == "60 transitions in 6 episodes of 1 task"
+    )
+    record = json.loads((datasets / "datasets.json").read_text())["tasks"][name]
+    environment = make_environment(task_spec(name))
+    for episode in MinariReader(datasets / record["path"]):
+        observation, _ = environment.reset(seed=0)
+        np.testing.assert_allclose(episode.observations[0], observation, rtol=1e-6)
+        for action, after, paid in zip(episode.actions, episode.observations[1:], episode.rewards, strict=True):
+            observation, reward, *_ = environment.step(action)
+            np.testing.assert_allclose(after, observation, rtol=1e-5)
+            assert paid == pytest.approx(reward, rel=1e-5)
 
 
 def test_curves_are_written_beside_the_policies(tmp_path):

@@ -220,3 +220,13 @@ def test_the_names_written_out_are_those_of_the_suites():
 
     assert task_names("dmc") == sorted(f"dmc/{domain}-{task}" for domain, task in [*suite.ALL_TASKS, *BUILD])
     assert task_names("metaworld") == sorted(f"metaworld/{task}" for task in ALL_V3_ENVIRONMENTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"), [("Hopper-v5", 3234.3), ("Walker2d-v5", 4592.3), ("HalfCheetah-v5", 12135.0)]
+)
+def test_mujoco_tasks_have_the_references_of_d4rl(name, expert):
+    spec = task_spec(f"gymnasium/{name}")
+    assert (spec.score_kind, spec.score(expert, None), spec.score_problem) == ("normalised", 1.0, "")
+    assert abs(spec.score(0.0, None)) < 0.03
+    assert make_environment(spec).reset(seed=0)[0].shape == (spec.observation_dim,)
