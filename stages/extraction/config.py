@@ -211,6 +211,11 @@ class ExtractConfig:
     """Dataset frames per task encoded as start latents; without a store, limited to the frames saved with the model."""
     log_every: int = 10
     """Iterations between logged metrics; logging waits for the device."""
+    evaluate_every: int = 0
+    """Iterations between evaluations in the environment during extraction, logged as `evaluation_return`; 0 = off. They
+    change no policy."""
+    evaluate_episodes: int = 4
+    """Episodes per policy of such an evaluation."""
     checkpoint_every: int = 50
     """Iterations between checkpoints."""
     groups: int = 0
@@ -228,7 +233,8 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check_loggers(self)
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every")
-        check_not_negative(self, "groups")
+        check_counts(self, "evaluate_episodes")
+        check_not_negative(self, "groups", "evaluate_every")
         check_accelerator(self)
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")

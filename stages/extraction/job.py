@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...datasets.rollout import play_episodes, policy_act
 from ...datasets.store import TaskStore
 from ...datasets.windows import Split
 from ...pipeline import termination
@@ -20,6 +21,7 @@ from ...pipeline.accelerator import device_of
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
+from ...pipeline.seeding import derive_seed
 from ..policy.policy_index import policy_entry
 from ..training.loggers import logging_rows
 from ..world_model.facts import held_out_share
@@ -124,14 +126,19 @@ def _train(
             metrics = update(iteration)
             done = iteration + 1
             progress.advance(1)
-            if done % config.log_every == 0 or done == config.iterations:
+            last, every = done == config.iterations, config.evaluate_every
+            evaluating = every > 0 and (done % every == 0 or last)
+            if done % config.log_every == 0 or last or evaluating:
                 rows = []
                 for program, values in zip(groups.programs, metrics, strict=True):
                     program.check_finite(values, iteration)
-                    rows += _rows(program, values, done)
+                    own = _rows(program, values, done)
+                    rows += _evaluated(program, own, config) if evaluating else own
                 log(rows)
                 curves += rows
-                if "imagined_reward" in metrics[0]:
+                if evaluating and (found := [row["evaluation_return"] for row in rows if "evaluation_return" in row]):
+                    progress.note(f"return {sum(found) / len(found):.4g} in the environment")
+                elif "imagined_reward" in metrics[0]:
                     progress.note(f"imagined reward {metrics[0]['imagined_reward'].mean():.3f} per step")
             stopping = termination.requested()
             if done % config.checkpoint_every == 0 or done == config.iterations or stopping:
@@ -155,6 +162,26 @@ def _rows(program: Program, metrics: dict[str, Any], iteration: int) -> list[dic
         }
         for m, member in enumerate(program.members)
     ]
+
+
+def _evaluated(program: Program, rows: list[dict[str, Any]], config: ExtractConfig) -> list[dict[str, Any]]:
+    """The rows of a program's members with `evaluation_return`, the mean return of some episodes of the deterministic
+    policy; without it where no environment is known or no episode completes."""
+    found = []
+    with torch.random.fork_rng(devices=[]):  # making a policy draws weights, which training must not notice
+        for m, (member, row) in enumerate(zip(program.members, rows, strict=True)):
+            spec = program.model.table.spec_of(member.task)
+            returns = []
+            if spec.environment:
+                policy = LatentPolicy.from_member(program.model, program.actor, m, spec, program.networks, {})
+                seeds = [
+                    derive_seed("evaluate_every", config.seed, member.task, episode)
+                    for episode in range(config.evaluate_episodes)
+                ]
+                results = [one for _, one in play_episodes(spec, policy_act(policy), seeds)]
+                returns = [one.return_ for one in results if one.error is None]
+            found.append({**row, "evaluation_return": sum(returns) / len(returns)} if returns else row)
+    return found
 
 
 def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext) -> list[dict[str, Any]]:

@@ -56,7 +56,10 @@ class Extract(Stage):
     }
     output_kind = "policies"
     algorithms = ALGORITHMS
-    not_hashed = ("first_order.compile", "log_every", "loggers", "checkpoint_every", "groups", "accelerator", "fanout")
+    not_hashed = (
+        "first_order.compile", "log_every", "loggers", "evaluate_every", "evaluate_episodes", "checkpoint_every",
+        "groups", "accelerator", "fanout",
+    )  # fmt: skip
     config: ExtractConfig
 
     def check(self) -> None:

@@ -86,7 +86,8 @@ def draw_extraction(
 ) -> list[tuple[str, Markup]]:
     """Imagined reward per step over iterations, a panel per task and a line per seed.
 
-    Faint lines as logged, strong lines smoothed over a tenth of the run.
+    Faint lines as logged, strong lines smoothed over a tenth of the run. With extract.evaluate_every, the return in the
+    environment is a panel of its own.
     """
     anchors = {(entry["task"], entry["algorithm"]): entry.get("anchor") for entry in policies}
     panels = []
@@ -114,7 +115,21 @@ def draw_extraction(
         note = f" (anchor {', '.join(weights)})" if weights else ""
         text = f"Imagined reward per step of {task} during extraction; mean over seeds at the end: {', '.join(ends)}"
         panels.append((f"{task}{note}", to_svg(figure, text)))
+        if "evaluation_return" in own and own["evaluation_return"].notna().any():
+            panels.append((f"{task}, return in the environment", _draw_evaluations(own, task, styles)))
     return panels
+
+
+def _draw_evaluations(extraction: pd.DataFrame, task: str, styles: Mapping[str, tuple[str, str]]) -> Markup:
+    """Returns in the environment over iterations, a line per seed."""
+    figure, axes = new_panel(*PANEL, left=52)
+    for (algorithm, _), run in extraction.dropna(subset="evaluation_return").groupby(["algorithm", "seed"], sort=False):
+        colour = styles[str(algorithm)][0]
+        axes.plot(run["iteration"], run["evaluation_return"], color=colour, marker=".", linewidth=1.2)
+    axes.set(xlabel="Iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+    return to_svg(figure, f"Return of the policies in {task} during extraction")
 
 
 def _thin(curve: pd.DataFrame) -> pd.DataFrame:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from orrery.datasets.tasks import task_spec
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed, job_names
@@ -25,12 +27,13 @@ from orrery.stages.extraction.packing import MemoryEstimate, pack, policies_per_
 from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.stage_extract import Extract
 from orrery.stages.policy.policy import load_policy
+from orrery.stages.reporting.training_figures import draw_extraction
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
 from rich.console import Console
 from safetensors.torch import load_file
 
-from .stores import point_mass_episodes, point_mass_spec, write_store
+from .stores import numbered_episode, point_mass_episodes, point_mass_spec, write_store
 
 TASKS = ("toy/a", "toy/b")
 NETWORKS = ActorCriticConfig(actor_units=(16,), critic_units=(16,), num_critics=2)
@@ -157,6 +160,31 @@ def test_sigterm_between_two_checkpoints_loses_no_iteration(inputs, tmp_path) ->
     context = extract(inputs, tmp_path / "stopped", CONFIG)
     assert contents(context.folder) == expected
     assert read_status(checkpoint.parents[1]).attempts == 2
+
+
+def test_evaluations_in_the_environment_change_no_policy(tmp_path) -> None:
+    spec = dataclasses.replace(task_spec("gymnasium/Pendulum-v1"), episode_length=10)
+    store = write_store(tmp_path / "store", [(spec, [numbered_episode(spec, e, 10) for e in range(4)])])
+    model = WorldModel(WorldModelConfig(latent_dim=16, encoder_dim=16, mlp_dim=16, task_dim=4), store.table)
+    model.save(tmp_path / "model")
+    given = {"store": [tmp_path / "store"], "world_model": [tmp_path / "model"]}
+    plain = dataclasses.replace(CONFIG, algorithms=["pwm", "bc"])
+    config = dataclasses.replace(plain, evaluate_every=5, evaluate_episodes=2)
+    without = contents(extract(given, tmp_path / "without", plain).folder)
+    evaluated = contents(extract(given, tmp_path / "with", config).folder)
+    rows = pd.read_csv(tmp_path / "with" / "training.csv").dropna(subset="evaluation_return")
+    assert sorted(set(rows["iteration"])) == [5, 10, 12]
+    assert len(rows) == 3 * 4
+    imagining = pd.read_csv(tmp_path / "with" / "training.csv").dropna(subset="imagined_reward")
+    titles = [title for title, _ in draw_extraction(imagining, [spec.name], [], {"pwm": ("#111111", "-")})]
+    assert titles == [spec.name, f"{spec.name}, return in the environment"]
+    assert rows["evaluation_return"].between(-17 * 10, 0).all()  # Pendulum pays -16.3 to 0 per step
+    policies = {name for name in without if name.endswith("safetensors")}
+    assert len(policies) == 4
+    assert {name: evaluated[name] for name in policies} == {name: without[name] for name in policies}
+    with termination.handled(), pytest.raises(termination.Terminated):
+        extract(given, tmp_path / "stopped", config, StopsAt(7))
+    assert contents(extract(given, tmp_path / "stopped", config).folder) == evaluated
 
 
 def test_a_job_that_fails_names_its_members_and_the_others_are_kept(inputs, tmp_path, monkeypatch) -> None:
