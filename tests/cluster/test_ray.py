@@ -41,7 +41,7 @@ def options(project: Project, address: str, **others: str) -> list[str]:
 
 def test_jobs_run_on_all_hosts_and_one_that_dies_costs_only_its_own(project: Project, ray_cluster: Ray) -> None:
     head, node = ray_cluster.hosts
-    command = ["count.until=200", "count.jobs=4", *options(project, ray_cluster.address)]
+    command = ["count.until=400", "count.jobs=4", *options(project, ray_cluster.address)]
     with project.start("run", "toy", f"run_dir={project.run_dir}", *command) as run:
         project.wait_for(*(f"job{i}" for i in range(4)))
         places = {f"job{i}": read_status(project.jobs / f"job{i}").place.split()[-1] for i in range(4)}
@@ -60,7 +60,7 @@ def test_jobs_run_on_all_hosts_and_one_that_dies_costs_only_its_own(project: Pro
         assert "Plasma memory usage 0 MiB, 0 objects" in memory
         code, out, err = project.run(*command)
         assert code == 0, err
-        assert "counted 800" in out
+        assert "counted 1600" in out
     finally:
         node.reconnect()
         ray_cluster.start_node(node)

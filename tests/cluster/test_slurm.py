@@ -65,7 +65,7 @@ def test_an_array_whose_failed_job_runs_again(project: Project) -> None:
 
 def test_detached_jobs_go_on_and_are_gathered(project: Project) -> None:
     (project.faults / "job2").write_text("raise")
-    code, _, err = project.run("count.until=80", *SLURM, DETACH)
+    code, _, err = project.run("count.until=240", *SLURM, DETACH)
     assert code == 75
     assert "count: 0 of 3 jobs done, 3 queued or running on executor slurm; rerun the command to collect them" in err
     project.wait_for("job0", "job1")
@@ -77,10 +77,10 @@ def test_detached_jobs_go_on_and_are_gathered(project: Project) -> None:
 
     # What has failed meanwhile is submitted again, what runs is let be.
     (project.faults / "job2").unlink()
-    assert project.run("count.until=80", *SLURM, DETACH)[0] == 75
-    code, out, err = project.run("count.until=80", *SLURM)
+    assert project.run("count.until=240", *SLURM, DETACH)[0] == 75
+    code, out, err = project.run("count.until=240", *SLURM)
     assert code == 0, err
-    assert "counted 240, from 0 0 0" in out
+    assert "counted 720, from 0 0 0" in out
     assert attempts(project) == [["done", "1"], ["done", "1"], ["done", "2"]]
 
 
@@ -97,7 +97,7 @@ def test_detached_jobs_of_other_settings_are_ended(project: Project, cluster: Sl
 
 
 def test_jobs_that_are_lost_cancelled_or_told_of_their_preemption(project: Project, cluster: Slurm) -> None:
-    assert project.run("count.until=100", *SLURM, DETACH)[0] == 75
+    assert project.run("count.until=300", *SLURM, DETACH)[0] == 75
     project.wait_for("job0", "job1", "job2")
     # job0: killed, watcher and all. job1: cancelled. job2: told by SIGUSR2, then requeued by submitit.
     steps = {pid for host in cluster.nodes for pid in host.processes() if environment_of(pid, "SLURM_PROCID")}
@@ -105,7 +105,7 @@ def test_jobs_that_are_lost_cancelled_or_told_of_their_preemption(project: Proje
         os.kill(pid, signal.SIGKILL)
     cluster.login.run("scancel", job_id(project, "job1"))
     cluster.login.run("scancel", "--signal=USR2", job_id(project, "job2"))
-    code, _, err = project.run("count.until=100", *SLURM)
+    code, _, err = project.run("count.until=300", *SLURM)
     assert code == 0, err
     assert attempts(project) == [["done", "2"]] * 3
 
