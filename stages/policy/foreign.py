@@ -41,7 +41,8 @@ def load_any_policy(reference: str | Path, spec: TaskSpec) -> Policy:
     Raises:
         OrreryError: as `load_foreign` and `load_policy`.
     """
-    return load_foreign(reference, spec) if is_foreign(reference) else load_policy(reference)
+    foreign: Any = load_foreign(reference, spec) if is_foreign(reference) else None  # a Policy but for from_pretrained
+    return load_policy(reference) if foreign is None else foreign
 
 
 def load_foreign(reference: str | Path, spec: TaskSpec) -> ForeignPolicy:
