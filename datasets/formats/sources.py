@@ -131,18 +131,18 @@ def _unknown_folder(source: str, folder: Path, formats: Sequence[type[Format]]) 
     """The error for a folder that is a dataset of another format, or holds files of which each is one."""
     for sign, kind in _FOLDERS.items():
         if (folder / sign).is_file():
-            return DatasetError(f"{source}: is {kind}, which is not supported; expected {_READ}. {_CONVERT}")
+            return DatasetError(f"{source} is {kind}, which is not supported; expected {_READ}. {_CONVERT}")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if found := [path for path in files if any(known.detect(str(path), path) for known in formats)]:
         return DatasetError(
-            f"{source}: is a folder of {len(found)} files ({_shown(found)}), of which each is a separate "
+            f"{source} is a folder of {len(found)} files ({_shown(found)}), of which each is a separate "
             f"dataset; expected one file. Name the files, one per task (tasks=[{source}/{found[0].name}]), or copy the "
             "episodes of one task into one file, one group each"
         )
     if found := [path for path in files if path.suffix.lower() in _KINDS]:
         kind = _KINDS[found[0].suffix.lower()]
         return DatasetError(
-            f"{source}: is a folder of unsupported files ({_shown(found)}; each {kind}); expected {_READ}. {_CONVERT}"
+            f"{source} is a folder of unsupported files ({_shown(found)}; each {kind}); expected {_READ}. {_CONVERT}"
         )
     return DatasetError(
         f"{source}: not a dataset that can be read; expected {_READ}, which has data/metadata.json, meta/info.json or "

@@ -27,7 +27,7 @@ def test_08_a_reward_of_zero(run_case) -> None:
 
 def test_16_one_file_per_episode(run_case) -> None:
     printed = run_case("16-one-file-per-episode")
-    refused(printed["work/aloha"], "a folder of 3 HDF5 files (episode_0.hdf5,", "one per task")
+    refused(printed["work/aloha"], "is a folder of 3 files (episode_0.hdf5,", "one per task")
     refused(printed["work/aloha/episode_0.hdf5"], "no reward column")
     refused(printed["work/aloha/episode_*.hdf5"], "patterns are not supported")
 

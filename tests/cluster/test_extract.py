@@ -19,7 +19,7 @@ def policies(run_dir: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(run_dir)): path.read_bytes()
         for path in sorted((run_dir / "extract").rglob("*"))
-        if path.suffix in (".safetensors", ".csv") or path.name == "policies.json"
+        if path.parent.name != "logs" and (path.suffix in (".safetensors", ".csv") or path.name == "policies.json")
     }
 
 

@@ -27,7 +27,7 @@ KILLS = Path(__file__).parents[1] / "unit" / "kills.py"
 
 # What names its run folder, and the report, which says when the run was made; they have to be there all the same.
 OF_THIS_RUN = ("pack/store.json", "pack/*/task.json", "report/index.html")
-OF_ATTEMPTS = tuple(f"pretrain/{name}/*" for name in artifact.OF_ATTEMPTS)
+OF_ATTEMPTS = tuple(f"*/{name}/*" for name in artifact.OF_ATTEMPTS)
 
 FIRST_SECONDS, LAST_SECONDS = 1.0, 15.0
 """Of a kill at a random time; a command needs the first second to load."""
