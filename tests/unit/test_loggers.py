@@ -42,7 +42,7 @@ class Settings:
 def job(folder: Path) -> JobContext:
     partial = folder / "run/extract.jobs/all/result.partial"
     partial.mkdir(parents=True)
-    return JobContext(partial, {}, 1, logging.getLogger("orrery"), None)
+    return JobContext(partial, {}, 1, 1, logging.getLogger("orrery"), None)
 
 
 def log(names: list[str], place: JobContext) -> Path:
