@@ -7,7 +7,7 @@ The parts of tuple observations have a second number, `observations_0_1`. Source
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
@@ -29,7 +29,7 @@ class D3rlpyFormat(TableFormat):
 
     @staticmethod
     def detect(source: str, path: Path) -> bool:
-        if not is_hdf5(path):
+        if not path.is_file() or not is_hdf5(path):  # opening a pipe would wait for ever
             return False
         try:
             with h5py.File(path, "r") as file:
@@ -45,27 +45,28 @@ class D3rlpyFormat(TableFormat):
     @contextlib.contextmanager
     def open_file(path: Path) -> Iterator[Group]:
         with open_hdf5(path) as file:
-            numbers = list(takewhile(lambda i: f"actions_{i}" in file, count()))
-            stated = int(file["num_episodes"][()]) if "num_episodes" in file else len(numbers)
+            names = set(file)
+            numbers = list(takewhile(lambda i: f"actions_{i}" in names, count()))
+            stated = int(file["num_episodes"][()]) if "num_episodes" in names else len(numbers)
             if stated != len(numbers):
                 raise DatasetError(
                     f"{path}: states {stated:,} episodes, but holds actions_0 to actions_{len(numbers) - 1}; the file "
                     "is incomplete, dump the buffer again"
                 )
             table = Columns(file["/"])
-            yield ArrayGroup(str(path), {f"episode_{i}": _episode(file, table, i) for i in numbers})
+            yield ArrayGroup(str(path), {f"episode_{i}": _episode(names, table, i) for i in numbers})
 
 
-def _episode(file: h5py.File, table: Columns, number: int) -> dict[str, Any]:
+def _episode(names: Set[str], table: Columns, number: int) -> dict[str, Any]:
     def column(name: str) -> Any:
         return partial(table.__getitem__, name)
 
     whole = f"observations_{number}"
-    parts = {str(j): column(f"{whole}_{j}") for j in takewhile(lambda j: f"{whole}_{j}" in file, count())}
+    parts = {str(j): column(f"{whole}_{j}") for j in takewhile(lambda j: f"{whole}_{j}" in names, count())}
     items: dict[str, Any] = {"observations": parts or column(whole), "actions": column(f"actions_{number}")}
-    if f"rewards_{number}" in file:
+    if f"rewards_{number}" in names:
         items["rewards"] = column(f"rewards_{number}")
-    if f"terminated_{number}" in file:
+    if f"terminated_{number}" in names:
         items["terminated"] = partial(_flag_last, table, number)
     return items
 

@@ -14,7 +14,7 @@ import pytest
 from orrery.pipeline import artifact
 from orrery.pipeline.config.load import RunConfig, load_config
 from orrery.pipeline.jobs.fanout import FanoutConfig, FolderJob, fan_out
-from orrery.pipeline.jobs.job import STATUS
+from orrery.pipeline.jobs.job import CPU_SECONDS, STATUS
 from orrery.pipeline.lock import locked
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.run_folder import KEPT_FOLDER
@@ -85,7 +85,7 @@ class Project:
         return {
             path.relative_to(self.folder).as_posix(): _content(path)
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (".lock", "run.json", "log.txt") and KEPT_FOLDER not in path.parts
+            if path.is_file() and path.name not in (".lock", "run.json", "log.txt", CPU_SECONDS) and KEPT_FOLDER not in path.parts
         }
 
 

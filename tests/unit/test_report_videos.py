@@ -22,6 +22,10 @@ from orrery.stages.reporting.stage_report import Report
 
 from . import deployed
 
+needs_video = pytest.mark.skipif(
+    importlib.util.find_spec("imageio_ffmpeg") is None, reason="the extra `video` is not installed"
+)
+
 
 @contextlib.contextmanager
 def progress(description: str, total: float, completed: float = 0):
@@ -42,6 +46,7 @@ def write_report(root: Path, *policies) -> str:
     return (root / "report" / "index.html").read_text(encoding="utf-8")
 
 
+@needs_video
 def test_a_task_without_a_picture_has_curves_and_one_that_fails_its_reason(tmp_path):
     tumour = deployed.state(task_spec("myriad/cancer"))
     blind = deployed.latent(deployed.arm_task(kwargs={"broken": "render"}))
@@ -53,8 +58,8 @@ def test_a_task_without_a_picture_has_curves_and_one_that_fails_its_reason(tmp_p
     assert "no video: task &#39;test/arm&#39; cannot be rendered" in section
 
 
+@needs_video
 def test_a_video_is_in_the_page(tmp_path):
-    pytest.importorskip("imageio_ffmpeg", reason="the extra `video` is not installed")
     page = write_report(tmp_path, deployed.latent(deployed.arm_task()))
     assert 'src="data:video/mp4;base64,' in page
     assert "test/arm<br>pwm, seed 3: return " in page

@@ -39,7 +39,7 @@ def test_folders_of_other_formats(files, found, tmp_path):
     for name in files:
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(b"")
-    with pytest.raises(DatasetError, match=f"set: {found}|set: is {found}"):
+    with pytest.raises(DatasetError, match=f"set (is )?{found}"):
         open_reader(tmp_path / "set")
     with pytest.raises(DatasetError):
         dataset_files(tmp_path / "set")
