@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +30,8 @@ class Ray:
 
     hosts: Sequence[Host]
     folder: Path
+    files: str
+    """Where Ray keeps its sockets, whose paths may have 107 characters."""
 
     @property
     def address(self) -> str:
@@ -37,11 +40,9 @@ class Ray:
     def start_node(self, host: Host, **variables: str) -> subprocess.Popen[bytes]:
         is_head = host is self.hosts[0]
         role = ["--head", "--port=6379", "--include-dashboard=false"] if is_head else [f"--address={self.address}"]
-        folder = self.folder / host.name
-        folder.mkdir(exist_ok=True)
         return host.start(
             *COMMAND, "start", "--block", *role, f"--node-ip-address={host.address}", "--num-cpus=2",
-            "--object-store-memory=80000000", *([f"--temp-dir={folder}"] if is_head else []),
+            "--object-store-memory=80000000", *([f"--temp-dir={self.files}"] if is_head else []),
             log=self.folder / f"{host.name}.log", **variables,
         )  # fmt: skip
 
@@ -63,8 +64,9 @@ def ray(hosts: Sequence[Host], folder: Path) -> Iterator[Ray]:
             "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "5",
             "RAY_raylet_start_wait_time_s": f"{START_SECONDS:g}",
         }  # fmt: skip
-    cluster = Ray(hosts, folder)
-    for host in hosts:
-        cluster.start_node(host)
-    wait_for(lambda: cluster.answers(len(hosts)), f"all nodes to join: see {folder}", START_SECONDS)
-    yield cluster
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as files:
+        cluster = Ray(hosts, folder, files)
+        for host in hosts:
+            cluster.start_node(host)
+        wait_for(lambda: cluster.answers(len(hosts)), f"all nodes to join: see {folder}", START_SECONDS)
+        yield cluster

@@ -95,7 +95,8 @@ def check(count: int, first_seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "seed"), [("flat", 1005688), ("run", 1022448), ("run", 1025323), ("iteration record", 679), ("d3rlpy", 2044)]
+    ("name", "seed"),
+    [("flat", 1005688), ("run", 1022448), ("run", 1025323), ("iteration record", 679), ("d3rlpy", 2044)],
 )
 def test_what_was_unclear_once_is_not(name: str, seed: int) -> None:
     """A column without numbers, a link to itself, a time without end, a command that is none, and a pipe."""

@@ -85,7 +85,9 @@ class Project:
         return {
             path.relative_to(self.folder).as_posix(): _content(path)
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in (".lock", "run.json", "log.txt", CPU_SECONDS) and KEPT_FOLDER not in path.parts
+            if path.is_file()
+            and path.name not in (".lock", "run.json", "log.txt", CPU_SECONDS)
+            and KEPT_FOLDER not in path.parts
         }
 
 

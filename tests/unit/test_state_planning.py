@@ -104,7 +104,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(tmp_path):
         Mppi(MppiConfig(algorithms=["cem"])).check_input("world_model", tmp_path / "later", ModelFacts())
     with pytest.raises(ConfigError, match="state_horizon must be at least 1"):
         MppiConfig(state_horizon=0)
-    with pytest.raises(ConfigError, match=r"horizon of a prediction is 20, but the sequence model \(awm\) has learned 6 positions"):
+    with pytest.raises(ConfigError, match=r"is 20, but the sequence model \(awm\) has learned 6"):
         Planner(make_model("awm"), TABLE[0], MppiConfig(algorithms=["cem"]).planner_of("cem"), 0)
     ends = TaskTable([dataclasses.replace(TABLE[0], terminates=True)])
     with pytest.raises(ConfigError, match="can end in a terminal state, which sequence models do not predict"):
