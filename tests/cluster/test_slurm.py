@@ -160,7 +160,7 @@ def test_jobs_that_hang_or_take_too_much_memory(project: Project) -> None:
     (project.faults / "job0").write_text("hoard")
     (project.faults / "job1").write_text("hang")
     limits = ["count.fanout.time_limit_min=0.1", "count.fanout.options.mem_gb=0.5"]
-    code, _, err = project.run("count.until=5", *SLURM[:1], *limits)
+    code, _, err = project.run("count.until=40", *SLURM[:1], *limits)
     assert code == 2
     assert "2 of 3 jobs of stage 'count' failed" in err
     (log,) = re.findall(r"job0: SLURM: FAILED on host\d; see (\S+)", err)  # OUT_OF_MEMORY where there are cgroups
