@@ -72,6 +72,7 @@ def test_memory_stays_while_the_store_grows_ten_times(folder):
     private = []
     for size in (100_000_000, 1_000_000_000):
         grow(folder, size)
-        ran = subprocess.run([sys.executable, "-c", DRAW, str(folder)], capture_output=True, text=True, check=True)
-        private.append(json.loads(ran.stdout))
+        command = [sys.executable, "-c", DRAW, str(folder)]
+        ran = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+        private.append(min(json.loads(one.stdout) for one in ran))  # of one process it varies by 22 MB
     assert private[1] - private[0] < 20_000_000, private
