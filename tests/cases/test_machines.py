@@ -1,5 +1,8 @@
 """What the machine lacks: schedulers, libraries, GPUs."""
 
+import shutil
+from importlib.util import find_spec
+
 import pytest
 
 
@@ -15,6 +18,10 @@ def test_49_missing_machinery_is_said_before_anything_runs(run_case) -> None:
             "evaluate.accelerator is cuda, but no GPU is available",
         ],
     }
+    if shutil.which("srun"):  # tests/cluster says what a queue without slurm.conf answers
+        del expected["slurm executor, no SLURM"]
+    if find_spec("ray"):
+        del expected["ray executor, no ray"]
     for title, messages in expected.items():
         printed = sections[title]
         assert printed.count("rc=2") == printed.count("error: ") == len(messages), printed
