@@ -38,10 +38,6 @@ class D3rlpyFormat(TableFormat):
             return False
 
     @staticmethod
-    def files(source: str, path: Path) -> list[Path]:
-        return [path]
-
-    @staticmethod
     @contextlib.contextmanager
     def open_file(path: Path) -> Iterator[Group]:
         with open_hdf5(path) as file:

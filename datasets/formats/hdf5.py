@@ -22,10 +22,6 @@ class Hdf5Format(TableFormat):
         return is_hdf5(path) and not is_minari_folder(path.parent.parent)
 
     @staticmethod
-    def files(source: str, path: Path) -> list[Path]:
-        return [path]
-
-    @staticmethod
     def open_file(path: Path) -> AbstractContextManager[Group]:
         return open_hdf5(path)
 

@@ -32,10 +32,6 @@ class NpzFormat(TableFormat):
         return path.suffix.lower() == ".npz" and path.is_file()
 
     @staticmethod
-    def files(source: str, path: Path) -> list[Path]:
-        return [path]
-
-    @staticmethod
     @contextlib.contextmanager
     def open_file(path: Path) -> Iterator[Group]:
         remedy = "download or write it again"

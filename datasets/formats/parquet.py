@@ -29,10 +29,6 @@ class ParquetFormat(TableFormat):
         return path.suffix.lower() in (".parquet", ".pq") and path.is_file()
 
     @staticmethod
-    def files(source: str, path: Path) -> list[Path]:
-        return [path]
-
-    @staticmethod
     @contextlib.contextmanager
     def open_file(path: Path) -> Iterator[Group]:
         with reading(path, DatasetError, "download or write it again"):

@@ -83,6 +83,10 @@ class TableFormat(Format):
     has_columns = True
 
     @staticmethod
+    def files(source: str, path: Path) -> list[Path]:
+        return [path]
+
+    @staticmethod
     @abstractmethod
     def open_file(path: Path) -> AbstractContextManager[Group]:
         """The open file. Raises DatasetError: it cannot be read."""
