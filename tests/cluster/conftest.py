@@ -1,7 +1,11 @@
-"""Real engines: hosts, a SLURM cluster, a Ray cluster. Each process of the tests has its own; all end with it."""
+"""Real engines: hosts, a SLURM cluster, a Ray cluster. Each process of the tests has its own; all end with it.
+
+No two share a host: a test of one may take a host down without ending what another runs there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,28 +15,33 @@ from .ray import Ray, lacks_ray, ray
 from .slurm import Slurm, lacks_slurm, slurm
 
 
-@pytest.fixture(scope="session")
-def three_hosts() -> Iterator[list[Host]]:
+@contextlib.contextmanager
+def hosts_or_skip(*names: str) -> Iterator[list[Host]]:
     if lack := lacks_hosts():
         pytest.skip(f"no hosts: {lack}")
-    with hosts("host0", "host1", "host2") as made:
+    with hosts(*names) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def two_hosts() -> Iterator[list[Host]]:
+    with hosts_or_skip("host1", "host2") as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def cluster(three_hosts: list[Host], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A SLURM cluster of two nodes."""
     if lack := lacks_slurm():
         pytest.skip(f"no SLURM: {lack}")
-    with slurm(three_hosts, tmp_path_factory.mktemp("slurm")) as made:
-        yield made
+    with hosts_or_skip("host0", "host1", "host2") as made, slurm(made, tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(three_hosts: list[Host], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
-    """A Ray cluster of a head and a node; the third host is none of it."""
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    """A Ray cluster of a head and a node."""
     if lack := lacks_ray():
         pytest.skip(f"no Ray: {lack}")
-    with ray(three_hosts[:2], tmp_path_factory.mktemp("ray")) as made:
-        three_hosts[2].environment |= made.hosts[0].environment
-        yield made
+    with hosts_or_skip("host0", "host1", "host2") as made, ray(*made, tmp_path_factory.mktemp("ray")) as cluster:
+        yield cluster

@@ -10,6 +10,7 @@ ends with it, and nothing outside the namespaces is changed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -23,6 +24,8 @@ from typing import Any
 
 PATIENCE = 30.0
 """Seconds for what should happen at once."""
+
+_number = itertools.count()
 
 
 def lacks_hosts() -> str:
@@ -111,7 +114,7 @@ class Host:
 def hosts(*names: str) -> Iterator[list[Host]]:
     """Hosts of these names, all on one switch; they and all that runs on them are gone afterwards."""
     _remove_left()
-    prefix = f"orrery-{os.getpid()}"
+    prefix = f"orrery-{os.getpid()}-{next(_number)}"
     switch = f"{prefix}-switch"
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     file = folder / "hosts"

@@ -29,9 +29,16 @@ class Ray:
     """A running cluster."""
 
     hosts: Sequence[Host]
+    outside: Host
+    """Not of the cluster, but may connect to it."""
     folder: Path
     files: str
     """Where Ray keeps its sockets, whose paths may have 107 characters."""
+
+    @property
+    def login(self) -> Host:
+        """The head; here commands are started."""
+        return self.hosts[0]
 
     @property
     def address(self) -> str:
@@ -53,10 +60,10 @@ class Ray:
 
 
 @contextlib.contextmanager
-def ray(hosts: Sequence[Host], folder: Path) -> Iterator[Ray]:
+def ray(head: Host, node: Host, outside: Host, folder: Path) -> Iterator[Ray]:
     """A cluster whose logs are in `folder`; it ends with its hosts."""
     token = secrets.token_hex(16)
-    for host in hosts:
+    for host in (head, node, outside):
         host.environment |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0",
             # A host that is gone is noticed in seconds.
@@ -65,8 +72,8 @@ def ray(hosts: Sequence[Host], folder: Path) -> Iterator[Ray]:
             "RAY_raylet_start_wait_time_s": f"{START_SECONDS:g}",
         }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as files:
-        cluster = Ray(hosts, folder, files)
-        for host in hosts:
+        cluster = Ray((head, node), outside, folder, files)
+        for host in cluster.hosts:
             cluster.start_node(host)
-        wait_for(lambda: cluster.answers(len(hosts)), f"all nodes to join: see {folder}", START_SECONDS)
+        wait_for(lambda: cluster.answers(len(cluster.hosts)), f"all nodes to join: see {folder}", START_SECONDS)
         yield cluster

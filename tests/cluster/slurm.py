@@ -45,7 +45,7 @@ class Slurm:
             "sinfo", "--noheader", "--partition=main", "--nodes", host.name, "--format=%T"
         ).stdout.strip()
 
-    def wait_until_idle(self, seconds: float = 60) -> None:
+    def wait_until_idle(self, seconds: float = 120) -> None:
         """Until all nodes are there and nothing runs."""
         there = {"idle", "planned", "mixed"}  # the last two may be what the scheduler last saw
         deadline = time.monotonic() + seconds
@@ -103,9 +103,9 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 DefMemPerCPU=500
-SlurmdTimeout=5
+SlurmdTimeout=20
 KillWait=5
-MessageTimeout=5
+MessageTimeout=10
 SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

@@ -45,14 +45,14 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_extract_gives_the_same_bytes(
-    three_hosts: list[Host], engine: str, options: list[str], request: pytest.FixtureRequest, tmp_path: Path
+    engine: str, options: list[str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    request.getfixturevalue(engine)
+    login: Host = request.getfixturevalue(engine).login
     inline = request.getfixturevalue("inline")  # only where there is an engine to compare with
     executor, *others = options
     fanout = [f"extract.fanout.executor={executor}", *(f"extract.fanout.{option}" for option in others)]
     inputs = ["stages=[extract]", f"inputs.world_model={inline}/pretrain", f"inputs.store={inline}/pack"]
-    done = three_hosts[0].run(*ORRERY, *inputs, *JOBS, *fanout, f"run_dir={tmp_path}/run", timeout=600)
+    done = login.run(*ORRERY, *inputs, *JOBS, *fanout, f"run_dir={tmp_path}/run", timeout=600)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "run" / "extract.jobs").glob("*/result"))) == 4
     assert policies(tmp_path / "run") == policies(inline)

@@ -59,19 +59,19 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def expected(store: Path, three_hosts: list[Host], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def expected(store: Path, two_hosts: list[Host], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Of a training that nothing happened to."""
     training = Training(store, tmp_path_factory.mktemp("whole"))
-    codes = ended([training.start(three_hosts[1:], rank) for rank in range(NODES)], 300)
+    codes = ended([training.start(two_hosts, rank) for rank in range(NODES)], 300)
     assert codes == [0, 0], training.log(0) + training.log(1)
     return training.result()
 
 
 @pytest.mark.hosts
 def test_a_host_that_dies_and_one_that_does_not_come(
-    store: Path, expected: dict[str, bytes], three_hosts: list[Host], tmp_path: Path
+    store: Path, expected: dict[str, bytes], two_hosts: list[Host], tmp_path: Path
 ) -> None:
-    hosts = three_hosts[1:]
+    hosts = two_hosts
     training = Training(store, tmp_path, "wait_min=1")
     first, _ = (training.start(hosts, rank) for rank in range(NODES))
     wait_until(lambda: training.checkpoint.exists() or first.poll() is not None, 300)

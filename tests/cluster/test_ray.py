@@ -67,10 +67,8 @@ def test_jobs_run_on_all_hosts_and_one_that_dies_costs_only_its_own(project: Pro
         wait_for(lambda: ray_cluster.answers(2), "the node to join again", 120)
 
 
-def test_a_command_outside_of_the_cluster_whose_hosts_lack_its_modules(
-    ray_cluster: Ray, three_hosts: list[Host], tmp_path: Path
-) -> None:
-    project = on(three_hosts[2], tmp_path)
+def test_a_command_outside_of_the_cluster_whose_hosts_lack_its_modules(ray_cluster: Ray, tmp_path: Path) -> None:
+    project = on(ray_cluster.outside, tmp_path)
     address = f"ray://{ray_cluster.hosts[0].address}:10001"
     bare = ["count.fanout.executor=ray", f"count.fanout.options.address={address}", "count.jobs=1"]
     code, _, err = project.run("count.until=5", *bare)
