@@ -159,6 +159,8 @@ class SvgConfig:
     """Exponent of prioritized replay by the critics' errors; 0 draws transitions uniformly."""
     target_rate: float = 0.1
     """EMA rate of the target critics."""
+    average_rate: float = 0.01
+    """EMA rate of the actor's weights, whose average is the policy; 1 keeps the last update's."""
     target_noise: float = 0.2
     """Standard deviation of the noise on a target's action, as a fraction of half the action range."""
     frames_per_task: int = 200_000
@@ -169,7 +171,7 @@ class SvgConfig:
     def __post_init__(self) -> None:
         check_counts(self, "n_step", "updates", "batch_size", "starts", "frames_per_task")
         check_not_negative(self, "horizon", "target_noise")
-        check_shares(self, "lambda_", "target_rate", "priority")
+        check_shares(self, "lambda_", "target_rate", "average_rate", "priority")
         check_choices(self, weights=("lambda", "trust"))
         if self.starts > self.batch_size:
             raise ConfigError(f"starts ({self.starts}) must not exceed batch_size ({self.batch_size})")

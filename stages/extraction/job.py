@@ -173,7 +173,7 @@ def _evaluated(program: Program, rows: list[dict[str, Any]], config: ExtractConf
             spec = program.model.table.spec_of(member.task)
             returns = []
             if spec.environment:
-                policy = LatentPolicy.from_member(program.model, program.actor, m, spec, program.networks, {})
+                policy = LatentPolicy.from_member(program.model, program.policy, m, spec, program.networks, {})
                 seeds = [
                     derive_seed("evaluate_every", config.seed, member.task, episode)
                     for episode in range(config.evaluate_episodes)
@@ -199,7 +199,7 @@ def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext
                     "anchor": member.anchor,
                     "uncertainty": member.uncertainty,
                 }
-                policy = LatentPolicy.from_member(model, program.actor, m, task, program.networks, trained_by)
+                policy = LatentPolicy.from_member(model, program.policy, m, task, program.networks, trained_by)
                 entry = policy_entry(
                     **trained_by,
                     task=task,

@@ -138,13 +138,18 @@ class Program:
         """Iteration number `iteration`; numbers per member by name, those that imagine first, on the device."""
         raise NotImplementedError
 
+    @property
+    def policy(self) -> StackedActor:
+        """The actors that are evaluated and published."""
+        return self.actor
+
     def imagined_returns(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return and discounted return of each deterministic policy, each [M], over whole imagined episodes from real
         first frames."""
         length_M = torch.tensor(
             [self.model.table[int(k)].episode_length for k in self.tasks.task_M1], device=self.tasks.task_M1.device
         )
-        return imagined_return(self.model, self.actor, self._starts.initial_z_KBD[self._rows_M], self.tasks, length_M)
+        return imagined_return(self.model, self.policy, self._starts.initial_z_KBD[self._rows_M], self.tasks, length_M)
 
     def gradient_noise(self) -> torch.Tensor:
         """[P] relative variance of the actors' gradients over batches; empty if it is not measured."""

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from ...pipeline.errors import ConfigError
 from ..world_model.networks import WorldModel
-from .actor_critic import StackedCritic, clip_members_
+from .actor_critic import StackedActor, StackedCritic, clip_members_
 from .config import SvgConfig
 from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return
@@ -74,6 +74,7 @@ class SvgExtraction(Program):
         with torch.no_grad():
             self.critic.mlp.weight[-1].mul_(INITIAL_VALUES)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self._average = copy.deepcopy(self.actor).requires_grad_(False)
         self._share_H = torch.tensor([config.lambda_**h for h in range(config.horizon + 1)], device=self._rows_M.device)
         self._counts_H = split_starts((self._share_H / self._share_H.sum()).tolist(), config.starts)
         self._set_weights(self._share_H.expand(len(members), -1))
@@ -109,14 +110,23 @@ class SvgExtraction(Program):
         with torch.set_grad_enabled(self._anchored):  # without an anchor only for the record
             anchor_M = anchor_loss(self.actor.head(batch.z_MBD), batch.action_MBA, self.tasks)
         objective_M = (self._weight_MB * return_MB).sum(1) / self._loss_variance.update(return_MB)
+        parameters = list(self.actor.mlp.parameters())
+        norm_M = self._update_actors((self._anchor_M * anchor_M - objective_M).sum(), parameters)
+        # The mean of all actors so far until the EMA covers as many, so that it does not remember the first weights.
+        rate = max(self._config.average_rate, 1 / (update + 1))
+        averages: list[torch.Tensor] = list(self._average.mlp.parameters())
+        torch._foreach_lerp_(averages, [p.detach() for p in parameters], rate)
         return {
             "critic_loss": critic_loss_M,
             "value": value_M * self._value_scale_P1[:, 0],
             "anchor_loss": anchor_M.detach(),
-            "actor_grad_norm": self._update_actors(
-                (self._anchor_M * anchor_M - objective_M).sum(), list(self.actor.mlp.parameters())
-            ),
+            "actor_grad_norm": norm_M,
         }
+
+    @property
+    def policy(self) -> StackedActor:
+        """Averages of the actors' weights: successive iterates differ in score, their average less so."""
+        return self._average
 
     def _update_critics(self, batch: TransitionBatch, noise_MBA: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Fit the critics to the targets of a batch. In units of the value scale: their loss and mean value, [M], and
@@ -273,6 +283,9 @@ class SvgExtraction(Program):
         """
         relative_MB = error_MB / error_MB.mean(1, keepdim=True).clamp(min=1e-8) + LEAST_PRIORITY
         self._priority_MS.scatter_(1, number_MB, relative_MB**self._config.priority)
+
+    def _parts(self) -> dict[str, Any]:
+        return {**super()._parts(), "average": self._average}
 
     def state_dict(self) -> dict[str, Any]:
         drawn = {"priority": self._priority_MS, "block": self._block, "drawn": list(self._drawn)}

@@ -164,12 +164,28 @@ def test_members_together_equal_members_alone(setting):
     for m in (0, 3, 4):
         alone = make(setting, [EVERY[m]])
         train(alone, 0, 3)
-        for name, value in alone.actor.mlp.state_dict().items():
-            torch.testing.assert_close(together.actor.mlp.state_dict()[name][m], value[0], atol=2e-5, rtol=1e-3)
+        for name, value in alone.policy.mlp.state_dict().items():
+            torch.testing.assert_close(together.policy.mlp.state_dict()[name][m], value[0], atol=2e-5, rtol=1e-3)
         for net in ("critic", "target"):
             for name, value in getattr(alone, net).state_dict().items():
                 both = getattr(together, net).state_dict()[name].unflatten(0, (-1, 2))
                 torch.testing.assert_close(both[m], value, atol=2e-5, rtol=1e-3)
+
+
+def test_the_policy_is_an_average_of_the_actors(setting):
+    """The mean of as many as the rate covers, then an EMA; it alone is imagined."""
+    program = make(setting, EVERY, dataclasses.replace(CONFIG, updates=1, average_rate=0.4))
+    actors = []
+    for iteration in range(4):
+        program.update(iteration)
+        actors.append({name: value.clone() for name, value in program.actor.mlp.state_dict().items()})
+    for name, value in program.policy.mlp.state_dict().items():
+        first = (actors[0][name] + actors[1][name]) / 2
+        expected = 0.6 * (0.6 * first + 0.4 * actors[2][name]) + 0.4 * actors[3][name]
+        torch.testing.assert_close(value, expected)
+    imagined = program.imagined_returns()[0]
+    program.actor.load_state_dict(program.policy.state_dict())
+    torch.testing.assert_close(program.imagined_returns()[0], imagined)
 
 
 def imagined_transitions(model, transitions):
@@ -237,7 +253,7 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(setting):
     again = train(resumed, 3, 6)
     for found, expected in zip(again, metrics[3:], strict=True):
         assert all(torch.equal(found[name], value) for name, value in expected.items())
-    for net in ("actor", "critic", "target"):
+    for net in ("actor", "policy", "critic", "target"):
         for name, value in getattr(whole, net).state_dict().items():
             assert torch.equal(getattr(resumed, net).state_dict()[name], value), name
     assert digest() == before
