@@ -167,7 +167,7 @@ def connect(options: RayOptions) -> None:
             check_reachable(address)
         if ":" in address and "://" not in address:
             _check_healthy(address)
-        ray.init(address=address, **settings)
+        _init(address, settings)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise StageError(
             f"cannot connect to a Ray cluster at {address or 'this machine'}: {_one_line(error)}"
@@ -175,6 +175,20 @@ def connect(options: RayOptions) -> None:
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, former)
+
+
+def _init(address: str, settings: Mapping[str, Any], attempts: int = 3) -> None:
+    """Join a cluster. For ray:// addresses, its head forks a process per client beside running threads; on a busy head,
+    some of these processes crash before they start, and the next attempt succeeds."""
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(address=address, **settings)
+            return
+        except ConnectionAbortedError as error:
+            if attempt == attempts or "Starting Ray client server failed" not in str(error):
+                raise
 
 
 def _check_resources(options: RayOptions, resources: JobResources, group: str) -> None:
