@@ -41,8 +41,9 @@ def replay_buffer(
     episode = np.repeat(np.arange(len(terminated)), np.diff(offsets))[:size]
     last = np.zeros(size, bool)
     last[offsets[1:] - 2] = True
-    kept = ~held_out[episode]
-    kept[offsets[1:-1] - 1] = False  # a final observation has no transition
+    not_final = np.ones(size, bool)
+    not_final[offsets[1:-1] - 1] = False  # a final observation has no transition
+    kept = not_final & ~held_out[episode]
     if slice_len is None or slice_len == 1:
         sampler: RandomSampler | SliceSampler = _SomeOf(np.flatnonzero(kept))
     else:
@@ -63,6 +64,7 @@ def replay_buffer(
             "observation": observation_RO[:-1],
             "action": action_RA[:-1],
             "episode": torch.from_numpy(episode),
+            "collector": {"mask": flags(not_final)},
             "next": {
                 "observation": observation_RO[1:],
                 "reward": reward_R[:-1, None],

@@ -258,6 +258,9 @@ class TaskStore:
 
             observation [O], action [A], episode, next: observation [O], reward [1], done, terminated, truncated [1]
 
+        `sample` gives transitions only. `buffer[:]` also has a row for the final observation of each episode, which is
+        False in collector/mask, as TorchRL marks padding.
+
         Args:
             slice_len: transitions per sampled slice, which lies within one episode; None samples single transitions.
             batch_size: transitions per sample, a multiple of `slice_len`.
@@ -295,7 +298,8 @@ class TaskStore:
 
         Args:
             buffer: of transitions: observation, action, next: observation, reward, done, and terminated or truncated.
-                Episodes end at next/done, where collector/traj_ids changes, and where the rows do not join.
+                Episodes end at next/done, where collector/traj_ids changes, and where the rows do not join. Rows that
+                are False in collector/mask are left out.
             folder: of the store; must not exist.
             name: of the task, for example `lab/arm`.
             behaviour: how the data was collected.

@@ -4,7 +4,8 @@ in memory. Memory-mapped; nothing is unpickled.
 A row is a transition as TorchRL's environments and collectors write it: observation, action, and next: observation,
 reward, done, terminated, truncated. Rows of several environments are brought together by `collector/traj_ids`, a full
 buffer starts with its oldest row, and an episode ends where the next row does not start with the observation that the
-transition led to: collectors cut episodes at the ends of their batches.
+transition led to: collectors cut episodes at the ends of their batches. Rows of padding, and those of our own buffers
+that hold a final observation only, are False in `collector/mask`, and left out.
 
 Source: torchrl 0.14, `data/replay_buffers`; tensordict 0.14, `TensorDict.memmap`.
 """
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _META = "meta.json"
 _STORAGE, _WRITER = "storage/storage_metadata.json", "writer/metadata.json"
-_TRAJECTORY = "collector/traj_ids"
+_TRAJECTORY, _MASK = "collector/traj_ids", "collector/mask"
 _KINDS = {"float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "bool"}
 _NOT_OBSERVED = {"reward", "done", "terminated", "truncated", "is_init", "step_count", "episode_reward", "action"}
 """Entries of `next` that transforms add, or that every step has."""
@@ -150,12 +151,16 @@ def transitions(where: str, arrays: Mapping[str, Any], length: int | None = None
     if num_rows > len(group["action"]):
         raise DatasetError(f"{where}: states {num_rows:,} rows, has {len(group['action']):,}; dump the buffer again")
     order = np.roll(np.arange(num_rows), -cursor if cursor < num_rows else 0)
-    last = np.zeros(num_rows, bool)
+    if _MASK in group:
+        order = order[np.asarray(group[_MASK][:num_rows]).reshape(num_rows, -1)[:, 0][order] > 0]
+        if not len(order):
+            raise DatasetError(f"{where}: {_MASK} leaves out all {num_rows:,} rows; expected True for each transition")
+    last = np.zeros(len(order), bool)
     if _TRAJECTORY in group:
         trajectory = np.asarray(group[_TRAJECTORY][:num_rows]).reshape(num_rows, -1)[:, 0]
         order = order[np.argsort(trajectory[order], kind="stable")]
         last[:-1] = np.diff(trajectory[order]) != 0
-    ordered = _ordered(arrays, order)
+    ordered, num_rows = _ordered(arrays, order), len(order)
     in_order = ArrayGroup(where, ordered)
     for name in ("terminated", "truncated", "done"):
         if f"next/{name}" in group:

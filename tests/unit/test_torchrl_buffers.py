@@ -9,10 +9,13 @@ import orrery
 import pytest
 import torch
 from orrery.datasets.formats.sources import dataset_files, open_reader
+from orrery.datasets.schema import TaskSpec
 from orrery.pipeline import artifact
 from orrery.pipeline.errors import DatasetError, TaskError
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ListStorage, ReplayBuffer, TensorDictReplayBuffer
+
+from .stores import numbered_episode, write_store
 
 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of TorchRL, about itself
     from torchrl.collectors import Collector
@@ -97,6 +100,35 @@ def test_a_buffer_becomes_a_store(storage, tmp_path):
     artifact.verify(tmp_path / "store", "store")
     with pytest.raises(DatasetError, match="store: exists"):
         orrery.TaskStore.from_replay_buffer(filled(storage(30), *parts), tmp_path / "store", name="lab/arm")
+
+
+def test_a_store_becomes_a_buffer_and_the_same_store_again(tmp_path):
+    task = TaskSpec("lab/arm", 3, 1, 20, terminates=True)
+    lengths, ends = (6, 5, 9, 7), (False, True, True, False)
+    written = [
+        numbered_episode(task, e, length, terminated=end)
+        for e, (length, end) in enumerate(zip(lengths, ends, strict=True))
+    ]
+    first = write_store(tmp_path / "first", [(task, written)])
+    buffer = first.replay_buffer("lab/arm")
+    scale = {"action_low": [-1], "action_high": [1]}
+    again = orrery.TaskStore.from_replay_buffer(buffer, tmp_path / "again", name="lab/arm", **scale)
+    before, after = first.rows_of("lab/arm"), again.rows_of("lab/arm")
+    assert after.lengths.tolist() == list(lengths)
+    assert after.terminated.tolist() == list(ends)
+    torch.testing.assert_close(after.rows, before.rows)
+    assert after.summary.findings["warnings"] == []
+
+
+def test_padding_is_left_out(tmp_path):
+    parts = [episode(0, 6), episode(1, 4, terminated=True)]
+    padded = torch.cat([parts[0], parts[1], torch.zeros_like(parts[0][:2])])
+    padded["collector", "mask"] = torch.arange(12) < 10
+    padded.memmap(tmp_path / "padded")
+    assert described(open_reader(tmp_path / "padded")) == [(0, 0, 6, False), (1, 0, 4, True)]
+    padded.set(("collector", "mask"), torch.zeros(12, dtype=torch.bool)).memmap(tmp_path / "none")
+    with pytest.raises(DatasetError, match="collector/mask leaves out all 12 rows"):
+        open_reader(tmp_path / "none")
 
 
 def test_what_a_collector_wrote_in_an_environment_of_ours(tmp_path):
