@@ -1,9 +1,11 @@
 """LeRobotFormat and ParquetFormat: datasets of v2.1 and v3.0, single files, and what is refused.
 
-The files follow lerobot 0.4 (`datasets/utils.py`: paths, DEFAULT_FEATURES) and are written by pyarrow, as its own are.
+tests/golden has the data files of the same episodes as lerobot writes them (0.3.3: v2.1; 0.4.4: v3.0), by
+LeRobotDataset.create, add_frame and save_episode. The others follow them, with what a test needs.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from orrery.pipeline.errors import DatasetError
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 LENGTHS = (6, 5)
 FRAME = np.arange(sum(LENGTHS))
 EPISODE = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
@@ -60,9 +63,13 @@ def dataset(root: Path, version: str = "v3.0", features=None, info=None, **colum
     return root
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-def test_both_versions_hold_the_same_episodes(version, tmp_path):
-    path = dataset(tmp_path / "pusht", version)
+@pytest.mark.parametrize("written", ["lerobot_v21", "lerobot_v3", "v2.1", "v3.0"])
+def test_both_versions_hold_the_same_episodes(written, tmp_path):
+    path = tmp_path / "pusht"
+    if written.startswith("lerobot"):
+        path = shutil.copytree(GOLDEN / written, path)
+    else:
+        dataset(path, written)
     reader = open_reader(path)
     first, second = reader
     # The observation after the last frame is not stored, so an episode loses its last transition.
@@ -74,7 +81,7 @@ def test_both_versions_hold_the_same_episodes(version, tmp_path):
     assert (reader.name, reader.source["format"]) == ("lerobot/pusht", "lerobot")
     assert reader.source["columns"] == ["observation.state.x", "observation.state.y"]
     assert dataset_files(path)[0] == path / "meta/info.json"
-    assert len(dataset_files(path)) == (2 if version == "v3.0" else 3)
+    assert len(dataset_files(path)) == (2 if written in ("v3.0", "lerobot_v3") else 3)
     assert reader.warnings == []
 
 
