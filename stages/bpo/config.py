@@ -117,10 +117,13 @@ class BpoOnlineConfig:
     """Tasks of the suite myriad."""
     seeds: int = 2
     """Runs per task."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Jobs, one per run."""
 
     def __post_init__(self) -> None:
+        check_loggers(self)
         check_counts(self, "seeds")

@@ -13,7 +13,7 @@ made at its end, since only whole episodes are trained on; the model's scales co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from .policy import StackedPolicy
 
 
 class OnlineLoop:
-    """One task and seed. `run` gives a policy and a row per episode."""
+    """One task and seed. `run` makes a policy, and gives a row per episode."""
 
     def __init__(self, spec: TaskSpec, model: SequenceModelConfig, config: OnlineConfig, seed: int) -> None:
         """The model's horizon is made an episode's at least.
@@ -58,12 +58,11 @@ class OnlineLoop:
         """Steps that are played, in whole episodes."""
         return self.config.steps // self.spec.episode_length * self.spec.episode_length
 
-    def run(self, report: Callable[[int], None] = lambda steps: None) -> list[dict[str, Any]]:
-        """Play and learn until the steps are spent; `report` is called with those of each episode."""
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Play and learn until the steps are spent."""
         config, T = self.config, self.spec.episode_length
         policy = self._initial_policy()
         data: Episodes | None = None
-        rows: list[dict[str, Any]] = []
         model_updates = policy_updates = 0
         for episode in range(config.steps // T):
             played = self._play(policy, episode)
@@ -87,17 +86,13 @@ class OnlineLoop:
                 loss = sum(losses) / max(len(losses), 1)
             else:
                 loss = float("nan")
-            rows.append(
-                {
-                    "steps": spent,
-                    "return": float(played.reward_NT.sum()),
-                    "model_loss": loss,
-                    "model_updates": model_updates,
-                    "policy_updates": policy_updates,
-                }
-            )
-            report(T)
-        return rows
+            yield {
+                "steps": spent,
+                "return": float(played.reward_NT.sum()),
+                "model_loss": loss,
+                "model_updates": model_updates,
+                "policy_updates": policy_updates,
+            }
 
     @property
     def policy(self) -> StackedPolicy:

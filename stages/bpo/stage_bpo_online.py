@@ -9,6 +9,7 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import FolderJob, fan_out
 from ...pipeline.stage import Context, Stage
 from ...pipeline.wording import counted
+from ..training.config import check_loggers_installed
 from .config import BpoOnlineConfig
 from .gather import gather_finished
 
@@ -22,7 +23,7 @@ class BpoOnline(Stage):
     Config = BpoOnlineConfig
     output_kind = "policies"
     algorithms = ("bpo_online",)
-    not_hashed = ("fanout",)
+    not_hashed = ("loggers", "fanout")
     config: BpoOnlineConfig
 
     def check(self) -> None:
@@ -33,6 +34,7 @@ class BpoOnline(Stage):
                 raise ConfigError(f"bpo_online.tasks: {name!r} is not of the suite myriad, which bpo_online requires")
 
     def check_machine(self) -> None:
+        check_loggers_installed(self.config, "bpo_online")
         self.config.fanout.check_machine(key="bpo_online.fanout")
 
     def run(self, context: Context) -> str:

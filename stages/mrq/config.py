@@ -322,6 +322,8 @@ class MrqOnlineConfig:
     """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Jobs."""
+    loggers: list[str] | None = None
+    """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0
     """Random seed."""
 
@@ -336,6 +338,7 @@ class MrqOnlineConfig:
             "evaluation_episodes",
             "checkpoint_every",
         )
+        check_loggers(self)
         check_counts(self, *names)
         check_choices(self, warmup_actions=WARMUP_ACTIONS)
         longest = max(self.learn.horizons)

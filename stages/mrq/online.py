@@ -30,6 +30,7 @@ from ...pipeline.config.schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.seeding import derive_seed
+from ..training.loggers import logging_rows
 from .config import MrqOnlineConfig, vary
 from .learner import Learner, Shapes
 from .networks import check_image
@@ -56,10 +57,16 @@ def learn_online(payload: Mapping[str, Any], job: JobContext) -> None:
     if checkpoint.is_file():
         training.load_state_dict(torch.load(checkpoint, map_location=training.learner.device, weights_only=True))
     name = f"{payload['algorithm']} {spec.name}, seed {payload['seed']}"
-    with job.progress(name, total=config.steps, completed=training.steps) as progress, termination.deferred():
+    of_policy = {"algorithm": payload["algorithm"], "task": spec.name, "seed": payload["seed"]}
+    with (
+        job.progress(name, total=config.steps, completed=training.steps) as progress,
+        termination.deferred(),
+        logging_rows(config.loggers, job, config) as log,
+    ):
         while training.steps < config.steps and not termination.requested():
-            before = training.steps
+            before, logged = training.steps, len(training.curve)
             training.advance()
+            log([{**of_policy, **row} for row in training.curve[logged:]])
             progress.advance(training.steps - before)
             if training.curve:
                 progress.note(f"return {training.curve[-1]['return_mean']:.1f} at {training.curve[-1]['iteration']}")
@@ -68,10 +75,7 @@ def learn_online(payload: Mapping[str, Any], job: JobContext) -> None:
             if _passed(before, training.steps, config.checkpoint_every) or termination.requested():
                 with replacing(checkpoint) as temporary:
                     torch.save(training.state_dict(), temporary)
-    curve = [
-        {"algorithm": payload["algorithm"], "task": spec.name, "seed": payload["seed"], **r} for r in training.curve
-    ]
-    pd.DataFrame(curve).to_csv(job.folder / "curve.csv", index=False)
+    pd.DataFrame([{**of_policy, **row} for row in training.curve]).to_csv(job.folder / "curve.csv", index=False)
     training.policy({"algorithm": payload["algorithm"], "seed": payload["seed"]}).save(job.folder / "policy")
     if config.keep_replay:
         write_episodes(

@@ -16,6 +16,7 @@ from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import policy_entry, write_costs, write_index
+from ..training.config import check_loggers_installed
 from .config import MrqOnlineConfig, algorithm_name
 
 
@@ -29,7 +30,7 @@ class MrqOnline(Stage):
     Config = MrqOnlineConfig
     output_kind = "policies"
     algorithms = ("mrq_online",)
-    not_hashed = ("evaluate_every", "checkpoint_every", "accelerator", "fanout")
+    not_hashed = ("evaluate_every", "checkpoint_every", "accelerator", "loggers", "fanout")
     config: MrqOnlineConfig
 
     def check(self) -> None:
@@ -50,6 +51,7 @@ class MrqOnline(Stage):
             raise ConfigError("mrq_online.keep_replay: datasets of images are not supported; set it to false")
 
     def check_machine(self) -> None:
+        check_loggers_installed(self.config, "mrq_online")
         self.config.fanout.check_machine(self.config.accelerator, "mrq_online.accelerator")
 
     def run(self, context: Context) -> str:

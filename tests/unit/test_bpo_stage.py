@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -194,7 +195,7 @@ def test_a_horizon_beyond_the_model_is_refused_before_training():
 
 def test_the_online_loop_makes_the_updates_it_states_and_repeats_itself(tmp_path):
     online = OnlineConfig(steps=105, warm_up=40, model_every=2, policy_every=16, batch_size=4, bpo=POLICY)
-    config = BpoOnlineConfig(online=online, model=SMALL, tasks=["myriad/cancer@10"], seeds=2)
+    config = BpoOnlineConfig(online=online, model=SMALL, tasks=["myriad/cancer@10"], seeds=2, loggers=["csv"])
     stage = BpoOnline(config)
     stage.check()
     folder = context(tmp_path / "one")
@@ -205,6 +206,9 @@ def test_the_online_loop_makes_the_updates_it_states_and_repeats_itself(tmp_path
     assert first.model_updates.tolist() == [0, 0, 0, 0, 5, 10, 15, 20, 25, 30]
     assert first.policy_updates.tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 3, 3]
     assert first["return"].nunique() == 10
+    logged = min(tmp_path.glob("logs/csv/**/metrics.csv"))
+    of_policy = pd.read_csv(logged).filter(like="/seed_0/").rename(columns=lambda name: name.rpartition("/")[2])
+    np.testing.assert_allclose(of_policy["return"], first["return"])
     again = context(tmp_path / "again")
     stage.run(again)
     assert (again.folder / "training.csv").read_text() == (folder.folder / "training.csv").read_text()

@@ -149,7 +149,7 @@ def test_a_saved_policy_acts_as_the_learner_without_noise(tmp_path, task):
 
 
 def test_replays_become_datasets_that_pack_can_read(tmp_path):
-    config = dataclasses.replace(ONLINE, tasks=[CARTPOLE], seeds=2, keep_replay=True, steps=80)
+    config = dataclasses.replace(ONLINE, tasks=[CARTPOLE], seeds=2, keep_replay=True, steps=80, loggers=["csv"])
     MrqOnline(config).run(context_of(tmp_path, "online"))
     context = context_of(tmp_path, "data", policies=tmp_path / "online")
     MrqDatasets(MrqDatasetsConfig()).run(context)
@@ -171,6 +171,9 @@ def test_replays_become_datasets_that_pack_can_read(tmp_path):
             assert (reward, terminated) == (episode.rewards[t], t == len(episode) - 1)
     curve = (tmp_path / "online" / "training.csv").read_text().splitlines()
     assert curve[0].startswith("algorithm,task,seed,iteration,return_mean")
+    logged = list(tmp_path.glob("logs/csv/**/metrics.csv"))
+    assert len(logged) == 2
+    assert logged[0].read_text().splitlines()[0].count("gymnasium/CartPole-v1/seed_") == curve[0].count(",") - 3
     index = json.loads((tmp_path / "online" / "policies.json").read_text())
     assert [entry["seed"] for entry in index["policies"]] == [0, 1]
 
