@@ -251,7 +251,11 @@ def _extraction(data: ReportData, styles: Styles) -> Section:
     if curves is None:
         return Section(name, title, missing=reasons.no_curves(data))
     charts = training_figures.draw_extraction(curves, data.tasks, data.policies, styles)
-    return Section(name, title, {"charts": charts, "keys": list(dict.fromkeys(curves["algorithm"]))})
+    shown = {
+        "imagines": bool(curves["imagined_reward"].notna().any()),
+        "plays": bool(curves["evaluation_return"].notna().any()),
+    }
+    return Section(name, title, {"charts": charts, "keys": list(dict.fromkeys(curves["algorithm"])), **shown})
 
 
 def _data(data: ReportData) -> dict[str, Any]:

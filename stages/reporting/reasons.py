@@ -53,7 +53,10 @@ def no_imagination(data: ReportData) -> str:
 
 def no_curves(data: ReportData) -> str:
     """Return why there are no curves of policy training."""
-    return no_input(data, "policies") or _do_not_imagine(data)
+    return no_input(data, "policies") or (
+        f"{_do_not_imagine(data)}; with extract.evaluate_every=100, it would show what policies of extract earn while "
+        "they learn"
+    )
 
 
 def _do_not_imagine(data: ReportData) -> str:

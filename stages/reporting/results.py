@@ -133,9 +133,11 @@ class ReportData:
 
     @property
     def extraction(self) -> pd.DataFrame | None:
-        """Policies that imagine: iteration, algorithm, task, seed, imagined_reward."""
-        imagining = [one.dropna(subset="imagined_reward") for one in self.curves.values() if "imagined_reward" in one]
-        frames = [frame for frame in imagining if not frame.empty]
+        """What the policies earned in imagination or, with extract.evaluate_every, in their environment while they
+        learned: iteration, algorithm, task, seed, imagined_reward, evaluation_return."""
+        earned = ["imagined_reward", "evaluation_return"]
+        frames = [one.reindex(columns=[*CURVE_COLUMNS, *earned]) for one in self.curves.values()]
+        frames = [kept for one in frames if not (kept := one.dropna(subset=earned, how="all")).empty]
         return pd.concat(frames, ignore_index=True) if frames else None
 
     @cached_property

@@ -84,46 +84,55 @@ def draw_extraction(
     policies: Sequence[Mapping[str, Any]],
     styles: Mapping[str, tuple[str, str]],
 ) -> list[tuple[str, Markup]]:
-    """Imagined reward per step over iterations, a panel per task and a line per seed.
+    """Imagined reward per step and, with extract.evaluate_every, return in the environment, over iterations.
 
-    Faint lines as logged, strong lines smoothed over a tenth of the run. With extract.evaluate_every, the return in the
-    environment is a panel of its own.
+    A panel of each per task and a line per seed. Of imagined rewards, faint lines as logged, strong lines smoothed over
+    a tenth of the run.
     """
     anchors = {(entry["task"], entry["algorithm"]): entry.get("anchor") for entry in policies}
     panels = []
     for task in tasks:
-        own = extraction[extraction["task"] == task]
-        if own.empty:
-            continue
-        figure, axes = new_panel(*PANEL, left=52)
-        ends, weights = [], []
-        for algorithm, runs in own.groupby("algorithm", sort=False):
-            for _, run in runs.groupby("seed"):
-                curve = _thin(run[["iteration", "imagined_reward"]])
-                colour = styles[str(algorithm)][0]
-                axes.plot(curve["iteration"], curve["imagined_reward"], color=colour, linewidth=0.7, alpha=0.3)
-                # Each logged value is the mean over one small batch of start states, which hides the trend.
-                smooth = curve["imagined_reward"].rolling(max(1, len(curve) // 10), center=True, min_periods=1).mean()
-                axes.plot(curve["iteration"], smooth, color=colour, linewidth=1.2)
-            last = runs.loc[runs["iteration"] == runs["iteration"].max(), "imagined_reward"].mean()
-            ends.append(f"{algorithm} {last:.3g}")
-            if (anchor := anchors.get((task, str(algorithm)))) is not None:
-                weights.append(f"{anchor:g}")
-        axes.set(xlabel="Iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-        note = f" (anchor {', '.join(weights)})" if weights else ""
-        text = f"Imagined reward per step of {task} during extraction; mean over seeds at the end: {', '.join(ends)}"
-        panels.append((f"{task}{note}", to_svg(figure, text)))
-        if "evaluation_return" in own and own["evaluation_return"].notna().any():
-            panels.append((f"{task}, return in the environment", _draw_evaluations(own, task, styles)))
+        played = extraction[extraction["task"] == task]
+        if not (imagined := played.dropna(subset="imagined_reward")).empty:
+            panels.append(_draw_imagined(imagined, task, anchors, styles))
+        if not (evaluated := played.dropna(subset="evaluation_return")).empty:
+            panels.append((f"{task}, return in the environment", _draw_evaluations(evaluated, task, styles)))
     return panels
 
 
-def _draw_evaluations(extraction: pd.DataFrame, task: str, styles: Mapping[str, tuple[str, str]]) -> Markup:
+def _draw_imagined(
+    imagined: pd.DataFrame,
+    task: str,
+    anchors: Mapping[tuple[str, str], float | None],
+    styles: Mapping[str, tuple[str, str]],
+) -> tuple[str, Markup]:
+    """Imagined reward of a task over iterations, and its caption."""
+    figure, axes = new_panel(*PANEL, left=52)
+    ends, weights = [], []
+    for algorithm, runs in imagined.groupby("algorithm", sort=False):
+        for _, run in runs.groupby("seed"):
+            curve = _thin(run[["iteration", "imagined_reward"]])
+            colour = styles[str(algorithm)][0]
+            axes.plot(curve["iteration"], curve["imagined_reward"], color=colour, linewidth=0.7, alpha=0.3)
+            # Each logged value is the mean over one small batch of start states, which hides the trend.
+            smooth = curve["imagined_reward"].rolling(max(1, len(curve) // 10), center=True, min_periods=1).mean()
+            axes.plot(curve["iteration"], smooth, color=colour, linewidth=1.2)
+        last = runs.loc[runs["iteration"] == runs["iteration"].max(), "imagined_reward"].mean()
+        ends.append(f"{algorithm} {last:.3g}")
+        if (anchor := anchors.get((task, str(algorithm)))) is not None:
+            weights.append(f"{anchor:g}")
+    axes.set(xlabel="Iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+    note = f" (anchor {', '.join(weights)})" if weights else ""
+    text = f"Imagined reward per step of {task} during extraction; mean over seeds at the end: {', '.join(ends)}"
+    return f"{task}{note}", to_svg(figure, text)
+
+
+def _draw_evaluations(evaluated: pd.DataFrame, task: str, styles: Mapping[str, tuple[str, str]]) -> Markup:
     """Returns in the environment over iterations, a line per seed."""
     figure, axes = new_panel(*PANEL, left=52)
-    for (algorithm, _), run in extraction.dropna(subset="evaluation_return").groupby(["algorithm", "seed"], sort=False):
+    for (algorithm, _), run in evaluated.groupby(["algorithm", "seed"], sort=False):
         colour = styles[str(algorithm)][0]
         axes.plot(run["iteration"], run["evaluation_return"], color=colour, marker=".", linewidth=1.2)
     axes.set(xlabel="Iteration")

@@ -399,10 +399,21 @@ def test_a_missing_part_names_what_its_input_lacks(tmp_path: Path) -> None:
     said = left_out(write_report(tmp_path, inputs))
     assert "pretrain.trainer.log_every" in said["Losses of the world model"]
     assert "no episode was held out" in said["Open-loop prediction of reward"]
-    assert said["Extraction"] == "the policies (bc) were not trained in imagination"
-    assert said["Imagined and real return"] == said["Extraction"]
+    assert said["Imagined and real return"] == "the policies (bc) were not trained in imagination"
+    assert said["Extraction"].startswith(f"{said['Imagined and real return']}; with extract.evaluate_every=100")
     assert said["Result"].startswith("the evaluation has no score; other/")
     assert said["Result"].endswith("no environment is known")
+
+
+def test_returns_during_extraction_are_shown_without_imagined_rewards(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, "policies")
+    file = inputs["policies"][0] / "training.csv"
+    played = pd.read_csv(file).drop(columns="imagined_reward")
+    played.assign(evaluation_return=played["iteration"] * 1.0).to_csv(file, index=False)
+    page = write_report(tmp_path, inputs)
+    assert "Extraction" not in left_out(page)
+    assert "return in the environment" in page
+    assert "Imagined reward per step over short rollouts" not in page
 
 
 def test_a_model_that_predicts_no_reward_is_not_called_one_of_constant_rewards(tmp_path: Path) -> None:
