@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
 import math
 import os
@@ -64,12 +65,20 @@ def _wandb(place: LogPlace) -> Logger:
     place.logs.mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE", "online" if _logged_in() else "offline")
     if mode == "offline":
-        place.log.info("wandb: offline; to upload, run `wandb login` and `wandb sync %s/wandb/offline-*`", place.logs)
+        _say_offline(place.log, place.logs)
     run = place.logs.parent.name
     # Lightning sets resume="allow", with which wandb 0.31 writes nothing when it is offline.
-    return WandbLogger(
+    logger = WandbLogger(
         name=f"{run}/{place.logged_as}", group=run, project=PROJECT, save_dir=place.logs, mode=mode, resume=None
     )
+    logger._wandb_init.pop("anonymous", None)  # wandb 0.31 warns of it, whatever it says
+    return logger
+
+
+@functools.cache
+def _say_offline(log: logging.Logger, logs: Path) -> None:
+    """Once per process and run, not for each of its stages and jobs."""
+    log.info("wandb: offline; to upload, run `wandb login` and `wandb sync %s/wandb/offline-*`", logs)
 
 
 def _logged_in() -> bool:
@@ -84,13 +93,14 @@ def _logged_in() -> bool:
 
 
 def _mlflow(place: LogPlace) -> Logger:
+    import mlflow  # noqa: F401  sets the level of its messages, which are about its tables
     from lightning.pytorch.loggers import MLFlowLogger
 
+    for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     place.logs.mkdir(parents=True, exist_ok=True)
     file = place.logs / "mlflow.db"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file.absolute()}"
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     logger = MLFlowLogger(
         place.logs.parent.name,
         run_name=place.logged_as,
