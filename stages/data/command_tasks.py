@@ -39,12 +39,14 @@ class Tasks(Command):
             return 0
         from ...datasets.tasks import task_spec
 
-        specs = []
+        specs, refused = [], []
         for name in names:
             try:
                 specs.append(task_spec(name))
             except TaskError as error:  # an environment of gymnasium that needs an extra, say
-                console.print(f"{name}: {error}", style="yellow", soft_wrap=True, markup=False)
+                refused.append(str(error))
+        for text in refused:
+            Console(stderr=True, highlight=False).print(text, style="yellow", soft_wrap=True, markup=False)
         if arguments.json:
             print_json([spec.to_dict() for spec in specs], console)
             return 0

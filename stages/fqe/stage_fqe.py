@@ -51,7 +51,7 @@ class _Job:
 
 
 class Fqe(Stage):
-    """ValueEstimate from the store alone what policies earn, by fitted Q evaluation (FQE), and select one per task.
+    """Estimate from the store alone what policies earn, by fitted Q evaluation (FQE), and select one per task.
 
     For tasks without a simulator, and to choose before anything is deployed. `estimates.csv` has a row per policy:
     algorithm, task, seed; value, low, high: discounted return from the data's first states and its 95% interval over

@@ -37,6 +37,24 @@ def test_sizes(capsys):
     assert "dmc/cartpole-swingup         5            1       500 x 2  return / 1000" in capsys.readouterr().out
 
 
+def test_tasks_that_cannot_be_built_are_apart_from_the_output(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "orrery.stages.data.command_tasks._matching", lambda pattern: ["gymnasium/Pusher-v4", "dmc/cartpole-swingup"]
+    )
+    assert main(["tasks", "--long", "--json"]) == 0
+    found = capsys.readouterr()
+    assert [spec["name"] for spec in json.loads(found.out)] == ["dmc/cartpole-swingup"]
+    assert found.err.startswith("task 'gymnasium/Pusher-v4': its environment 'Pusher-v4' cannot be built: ")
+    assert found.err.count("\n") == 1
+
+
+def test_stubs_of_gymnasium_are_no_tasks(capsys):
+    assert main(["tasks", "gymnasium"]) == 0
+    names = capsys.readouterr().out.split()
+    assert "gymnasium/Ant-v5" in names
+    assert not {"gymnasium/Ant-v2", "gymnasium/GymV21Environment-v0"} & set(names)
+
+
 def test_nothing_matches(capsys):
     assert main(["tasks", "walkerr"]) == 2
     assert "no task matches 'walkerr'; expected a suite (dmc, metaworld" in capsys.readouterr().err
