@@ -17,6 +17,9 @@ from .hosts import Host, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
+ARRAY_JOBS = 5
+"""Of a job array at most: SLURM's default is 1001, too many to run here."""
+
 CPUS_PER_NODE = 4
 """More than there are: jobs of tests mostly wait."""
 MEMORY_MB = 4000
@@ -106,6 +109,7 @@ DefMemPerCPU=500
 SlurmdTimeout=20
 KillWait=5
 MessageTimeout=10
+MaxArraySize={ARRAY_JOBS}
 SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

@@ -120,6 +120,8 @@ def test_jobs_that_are_lost_together_are_noticed_together(project: Project) -> N
         assert run.wait(timeout=120) == 2
     assert time.monotonic() - killed < 8 * 4.0, "not one after the other, each with its own grace period"
     assert "8 of 8 jobs of stage 'count' failed" in project.err.read_text()
+    scripts = [path.read_text() for path in (project.jobs / ".submitit").glob("*_submission.sh")]
+    assert sorted(re.findall(r"array=(\S+)", " ".join(scripts))) == ["0-2%3", "0-4%5"], "arrays as large as they may be"
 
 
 def environment_of(pid: int, name: str) -> str:
@@ -231,3 +233,14 @@ def test_what_the_queue_refuses_is_said_before_any_stage_runs(
     assert "SLURM would not accept these jobs (sbatch --test-only --" in err
     assert message in " ".join(err.split())
     assert not project.jobs.exists()
+
+
+def test_a_run_folder_that_nodes_do_not_see_is_found_before_submission(project: Project, cluster: Slurm) -> None:
+    hidden = project.run_dir.parent / "hidden"
+    hidden.mkdir()
+    project.run_dir = hidden / "run"
+    hide = f'mount -t tmpfs none {hidden} && exec "$@"'
+    project.on = lambda *command: cluster.login.command("sh", "-c", hide, "sh", *command)
+    code, _, err = project.run(*SLURM)
+    assert code == 2
+    assert re.search(f"{hidden}/run/count.jobs is not visible on host[12]", " ".join(err.split()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ... import artifact
+from ... import artifact, termination
 from ...errors import StageError
 from ...reading import read_json
 from ...stage import Context
@@ -39,7 +40,7 @@ QUEUE_SECONDS = 10.0
 """Between questions to the controller. How a job has ended stands in its folder; this finds those that were lost."""
 
 ARRAY_JOBS = 1000
-"""Of a job array at most, by SLURM's default (MaxArraySize)."""
+"""Of a job array at most, where SLURM does not say (MaxArraySize)."""
 
 SLACK_MIN = 5
 """SLURM's own limit lies this much above ours, so that it is ours that ends a hanging job, and says so."""
@@ -103,13 +104,15 @@ class SlurmExecutor(Executor):
     def __init__(self, options: SlurmOptions, resources: JobResources, context: Context) -> None:
         import submitit
 
+        arguments = options.arguments(resources)
+        _check_visible(context.jobs.absolute(), arguments)
         self._resources = resources
+        self._array_jobs = _array_jobs()
         self._executor = submitit.SlurmExecutor(context.jobs.absolute() / SUBMITIT_FOLDER)
         self._executor.update_parameters(
             job_name="orrery",
             time=limit_minutes(resources),
-            array_parallelism=resources.parallel_jobs or ARRAY_JOBS,
-            additional_parameters=options.arguments(resources),
+            additional_parameters=arguments,
         )
         self._ids: dict[Path, str] = {}
         self._queue: dict[str, _Queued] | None = None
@@ -119,17 +122,21 @@ class SlurmExecutor(Executor):
         from submitit.core.utils import FailedJobError
 
         limit, environment = self._resources.limit_seconds, self._resources.environment
-        for first in range(0, len(folders), ARRAY_JOBS):
-            array = folders[first : first + ARRAY_JOBS]
+        arrays = [folders[i : i + self._array_jobs] for i in range(0, len(folders), self._array_jobs)]
+        parallel = self._resources.parallel_jobs
+        share = max(parallel // len(arrays), 1) if parallel else self._array_jobs
+        self._executor.update_parameters(array_parallelism=share)
+        for array in arrays:
             watches = [_Watch(str(f.absolute()), read_status(f).attempts, limit, environment) for f in array]
-            try:
-                with self._executor.batch():
-                    jobs = [self._executor.submit(watch) for watch in watches]
-            except (FailedJobError, OSError) as error:
-                raise StageError(f"SLURM rejected the jobs: {error}") from error
-            for folder, job in zip(array, jobs, strict=True):
-                self._ids[folder] = job.job_id
-                artifact.write_json(folder / SUBMISSION, {"id": job.job_id})
+            with termination.deferred():  # nobody would find jobs again whose ids are not written down
+                try:
+                    with self._executor.batch():
+                        jobs = [self._executor.submit(watch) for watch in watches]
+                except (FailedJobError, OSError) as error:
+                    raise StageError(f"SLURM rejected the jobs: {error}") from error
+                for folder, job in zip(array, jobs, strict=True):
+                    self._ids[folder] = job.job_id
+                    artifact.write_json(folder / SUBMISSION, {"id": job.job_id})
         self._queue, self._asked = None, time.monotonic()
 
     def adopt(self, folder: Path) -> None:
@@ -186,8 +193,7 @@ class SlurmExecutor(Executor):
                 f"{setting}=slurm: srun is not available on this machine. Run the command on a login node of the "
                 f"cluster, or use {setting}=local"
             )
-        arguments = options.arguments(resources).items()
-        flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments]
+        flags = _flags(options.arguments(resources))
         if reason := _refusal(["sbatch", "--test-only", *flags, "--wrap=true"]):
             raise StageError(
                 f"{setting}=slurm: SLURM would not accept these jobs (sbatch --test-only {' '.join(flags)}): {reason}. "
@@ -213,13 +219,46 @@ class _Queued:
 
 def _ask_queue() -> dict[str, _Queued] | None:
     """The jobs of this user by id, among them those that have ended in the last minutes. None if there is no answer."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%N"]
+    answer = _answer(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%N"])
+    if answer is None:
+        return None
+    rows = (line.strip().split("|") for line in answer.splitlines())
+    return {job: _Queued(state, nodes) for job, state, nodes in rows}
+
+
+def _array_jobs() -> int:
+    """Of a job array at most; 1, which is none, where the cluster has switched them off."""
+    found = re.search(r"MaxArraySize *= *(\d+)", _answer(["scontrol", "show", "config"]) or "")
+    return max(int(found[1]), 1) if found else ARRAY_JOBS
+
+
+def _check_visible(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Raise a StageError if a node that is free at this moment does not see the jobs' folder. Where none is free, jobs
+    find out: see `_end_of`."""
+    flags = _flags({**arguments, "time": 1, "immediate": 1, "chdir": "/"})
+    blind = _answer(["srun", *flags, "sh", "-c", 'test -d "$0" || hostname', str(folder)])
+    if blind:
+        raise StageError(
+            f"{folder} is not visible on {blind.split()[0]}, a node of the SLURM cluster; set run_dir to a folder on a "
+            "disk that all nodes share"
+        )
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in arguments.items()]
+
+
+def _answer(command: Sequence[str]) -> str | None:
+    """What a command of SLURM prints; None if it fails or gives no answer. It is not told of the job that this command
+    may itself run in."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_JOB")}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+        return subprocess.run(
+            command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_SECONDS,
+            check=True,
+        ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    rows = (line.strip().split("|") for line in answer.stdout.splitlines())
-    return {job: _Queued(state, nodes) for job, state, nodes in rows}
 
 
 def _is_alive(job_id: str, queue: Mapping[str, _Queued] | None) -> bool:
