@@ -65,6 +65,15 @@ __all__ = [
 SETTLE_SECONDS = 5.0
 """Grace period for the final status file."""
 
+SEEN_SECONDS = 90.0
+"""Grace period for a result: a shared file system may show new names a minute late (acdirmax of NFS)."""
+
+LOOKING = 0.1
+"""Share of the time that goes into looking at jobs: many, or a slow file system, are looked at less often."""
+
+LOOK_SECONDS = 30.0
+"""Between two looks at most."""
+
 
 class FanoutFailed(StageError):
     """Some jobs failed. The results of all others are kept."""
@@ -310,6 +319,7 @@ class _Fanout:
             free = len(self.waiting) if executor.slots is None else executor.slots - len(self.running)
             if batch := [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]:
                 self._submit(executor, batch)
+            began = time.monotonic()
             reasons = {folder: executor.ended(folder) for folder in sorted(self.running)}
             deadline = time.monotonic() + SETTLE_SECONDS  # one for all that were lost together
             for folder, reason in reasons.items():
@@ -318,8 +328,9 @@ class _Fanout:
             if self.config.detach and not self.waiting:
                 return
             if all(reason is None for reason in reasons.values()):
-                time.sleep(executor.poll_seconds)
                 self._show(progress)
+                looked = time.monotonic() - began
+                time.sleep(max(executor.poll_seconds, min(looked / LOOKING, LOOK_SECONDS)))
 
     def _submit(self, executor: Executor, folders: Sequence[Path]) -> None:
         for folder in folders:
@@ -345,7 +356,7 @@ class _Fanout:
         if status.state not in ENDED:
             error = reason or "its monitor died"
             status = replace(status, state="died", error=error, seconds=seconds_spent(folder, status), started=None)
-        if status.state == "done" and not self.is_done(folder):
+        if status.state == "done" and not (_is_seen(folder / RESULT) and self.is_done(folder)):
             status = replace(status, state="failed", error="its result is missing or damaged")
         write_status(folder, status)
         if status.state == "done":
@@ -452,6 +463,15 @@ def _last_status(folder: Path, deadline: float) -> JobStatus:
     while (status := read_status(folder)).state not in ENDED and time.monotonic() < deadline:
         time.sleep(0.1)
     return status
+
+
+def _is_seen(path: Path) -> bool:
+    """Whether there is such a name, by a list of its folder, for which NFS asks the server; to a look for the name it
+    may answer from memory."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not (seen := path in path.parent.iterdir()) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return seen
 
 
 def _stage(context: Context) -> str:

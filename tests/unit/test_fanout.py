@@ -4,10 +4,12 @@ itself. Clusters are in tests/cluster."""
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs import process as job_process
 from orrery.pipeline.jobs.config import FanoutConfig
-from orrery.pipeline.jobs.executors.local import local_slots
+from orrery.pipeline.jobs.executors.local import LocalExecutor, local_slots
 from orrery.pipeline.jobs.fanout import FanoutFailed, FolderJob, fan_out, job_folders, prune
 from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.lock import locked
@@ -229,6 +231,37 @@ def test_retries(bench: Bench, config: FanoutConfig) -> None:
     assert "1 of 5 jobs" in message
     assert "b: ValueError: 1 is a bad number (failed after 2 attempts" in message
     assert bench.attempts() == {"a": 2, "b": 2, "c": 1, "d": 1, "e": 1}
+
+
+def test_a_result_that_is_seen_later_than_its_status(bench: Bench) -> None:
+    """As on NFS."""
+    result = bench.context.jobs / "a" / "result"
+
+    def hide() -> None:
+        while not result.exists():
+            time.sleep(0.001)
+        result.rename(result.with_name("hidden"))
+        time.sleep(2)
+        result.with_name("hidden").rename(result)
+
+    with ThreadPoolExecutor() as threads:
+        hidden = threads.submit(hide)
+        assert contents(bench.run(LOCAL, a=3)) == {"a/square.json": b"9", "a/deep/name.txt": b"a"}
+        hidden.result()
+
+
+def test_jobs_on_a_slow_file_system_are_looked_at_less_often(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    def slow(executor: LocalExecutor, folder: Path) -> str | None:
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return ended(executor, folder)
+
+    ended = LocalExecutor.ended
+    monkeypatch.setattr(LocalExecutor, "ended", slow)
+    bench.run(LOCAL, a=3)
+    assert min(after - before for before, after in itertools.pairwise(looks)) > 0.4
 
 
 def test_a_job_that_does_not_answer_sigterm_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
