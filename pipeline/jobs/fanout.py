@@ -181,24 +181,34 @@ def fan_out_members(
     """
     context.jobs.mkdir(exist_ok=True)
     keys = JobKeys.of(function, _inputs(context), hashed, context.providers)
+    former = {folder: read_job(folder) for folder in _all_job_folders(context)}
+
+    def bring(folder: Path) -> Path:
+        """Move a job's folder among those of this attempt."""
+        place = folder if folder.parent == context.jobs else context.jobs / folder.name
+        if place != folder and place.exists():
+            place = context.jobs / f"{folder.name}.{former[folder][0][:8]}"
+        folder.rename(place)
+        former[place] = former.pop(folder)
+        return place
+
     jobs: list[FolderJob] = []
     found: list[tuple[dict[str, Path], dict[str, str]]] = []
     for program in programs:
         left = {artifact.hash_json(member): member for member in program.members}
         done: dict[str, Path] = {}
         groups: dict[str, Sequence[Any]] = {}
-        for folder in _all_job_folders(context):
-            key, payload = read_job(folder)
+        for folder, (key, payload) in list(former.items()):
             own = payload.get("members", ())
             if key != keys.key(FolderJob("", {**program.payload, "members": own}, program.not_hashed)):
                 continue
             hashes = [artifact.hash_json(member) for member in own]
             if _is_sound(folder):
                 if not left.keys().isdisjoint(hashes):
-                    result = _bring(folder, context) / RESULT
+                    result = bring(folder) / RESULT
                     done |= {one: result for one in hashes if left.pop(one, None) is not None}
             elif left.keys() >= set(hashes) and len(own) <= (config.policies_per_job or len(own)):
-                groups[_bring(folder, context).name] = [left.pop(one) for one in hashes]
+                groups[bring(folder).name] = [left.pop(one) for one in hashes]
         for name, group in program.pack(list(left.values())).items() if left else ():
             groups[_unused(name, {*groups, *(job.name for job in jobs)}, context)] = group
         jobs += [
@@ -253,17 +263,6 @@ def _is_sound(folder: Path) -> bool:
     with suppress(StageError):
         return is_done(folder)
     return False
-
-
-def _bring(folder: Path, context: Context) -> Path:
-    """Move a job's folder among those of this attempt."""
-    if folder.parent == context.jobs:
-        return folder
-    place = context.jobs / folder.name
-    if place.exists():
-        place = context.jobs / f"{folder.name}.{read_job(folder)[0][:8]}"
-    folder.rename(place)
-    return place
 
 
 @dataclass
