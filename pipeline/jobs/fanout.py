@@ -71,7 +71,7 @@ SEEN_SECONDS = 90.0
 LOOKING = 0.1
 """Share of the time that goes into looking at jobs: many, or a slow file system, are looked at less often."""
 
-LOOK_SECONDS = 30.0
+LOOK_SECONDS = 300.0
 """Between two looks at most."""
 
 

@@ -94,7 +94,9 @@ def test_a_signal_saves_and_the_same_command_continues(project: Project, ray_clu
         run.send_signal(signal.SIGUSR1)
         assert run.wait(timeout=120) == 75
     assert "stopped by SIGUSR1 in stage count; rerun the command to continue" in project.err.read_text()
-    assert project.status()["job0"].startswith("stopped 1")
+    job0 = project.status()["job0"]
+    assert job0.startswith("stopped 1")
+    assert f"{project.jobs}/job0/log.txt" in job0
     code, out, err = project.run(*command)
     assert code == 0, err
     assert "counted 120" in out
