@@ -18,6 +18,7 @@ from ...datasets.store import TaskStore
 from ...datasets.windows import Split
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
+from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
@@ -63,6 +64,7 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     config: ExtractConfig = build(ExtractConfig, payload["config"], "extract")
     members = [PolicySpec(**values) for values in payload["members"]]
     torch.set_num_threads(context.threads)
+    reuse_freed_memory()
     device = device_of(config.accelerator)
     inputs = {**context.inputs, "world_model": context.inputs["world_model"] / payload["model"]}
     model = WorldModel.load(inputs["world_model"]).to(device)

@@ -19,6 +19,7 @@ from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
+from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
@@ -55,6 +56,7 @@ def learn_offline(payload: Mapping[str, Any], job: JobContext) -> None:
 
     config: MrqConfig = build(MrqConfig, dict(payload["config"]), "mrq")
     torch.set_num_threads(job.threads)
+    reuse_freed_memory()
     store = TaskStore.open(job.inputs["store"])
     model = None
     if config.start_from_world_model:

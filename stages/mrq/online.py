@@ -25,6 +25,7 @@ from ...datasets.tasks import make_environment
 from ...datasets.tasks.task_env import TaskEnv
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
+from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
@@ -51,6 +52,7 @@ def learn_online(payload: Mapping[str, Any], job: JobContext) -> None:
 
     config: MrqOnlineConfig = build(MrqOnlineConfig, dict(payload["config"]), "mrq_online")
     torch.set_num_threads(job.threads)
+    reuse_freed_memory()
     spec = TaskSpec.from_dict(payload["task"])
     training = OnlineTraining(spec, config, payload["variant"], payload["seed"])
     checkpoint = job.folder / CHECKPOINT

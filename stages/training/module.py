@@ -12,6 +12,7 @@ import lightning
 import torch
 from tensordict import TensorDict
 
+from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.errors import StageError
 from .config import OptimizerConfig
 
@@ -31,6 +32,9 @@ class ModelTraining(lightning.LightningModule):
         """Sums of open-loop errors over windows of `length` steps, with `horizons`, `sums`, `add(model, batch)` and
         `result()`: [K, H] by the name of each metric."""
         raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        reuse_freed_memory()  # here, since this runs in every rank
 
     @property
     def logs_now(self) -> bool:

@@ -62,6 +62,7 @@ class WorldModelTraining(ModelTraining):
         return OpenLoopError(len(self.model.table), length, self.device)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         # Here, not before: a compiled function cannot be sent to the rank that is to run it.

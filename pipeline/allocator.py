@@ -1,0 +1,23 @@
+"""How the C library treats memory that is freed."""
+
+from __future__ import annotations
+
+import ctypes
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_KEPT, _GROWTH, _LARGEST = 2**30, 2**26, 2**25
+"""Bytes: freed memory that is kept, growth at once, and the largest block that is reused (glibc's own limit)."""
+
+
+def reuse_freed_memory() -> None:
+    """Let glibc reuse up to 1 GiB of freed memory instead of returning it to the system.
+
+    An update allocates and frees the same megabytes each time. Fetching them anew, page by page, takes 2 to 9% of the
+    CPU time of an update of a world model. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return
+    for parameter, value in ((_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH), (_MMAP_THRESHOLD, _LARGEST)):
+        mallopt(parameter, value)
