@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, StageError
@@ -67,6 +68,13 @@ def check_gpu(accelerator: str, key: str = "accelerator", devices: int = 1) -> N
             f"{key} is {accelerator} with {devices} devices, but PyTorch finds {torch.cuda.device_count()} here; use "
             f"at most that many devices, or {key}=cpu"
         )
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions that multiply bfloat16 matrices: AVX512-BF16 or AMX (as Linux says)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 @contextmanager

@@ -20,6 +20,11 @@ from torch.autograd.function import once_differentiable
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """x, in float32 if a product under autocast is narrower: norms, activations and losses are not."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def mish(x: torch.Tensor) -> torch.Tensor:
     """x tanh(softplus(x)), any shape."""
     if not _ours(x):

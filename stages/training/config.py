@@ -10,8 +10,8 @@ from ...pipeline.accelerator import check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""Lightning's precisions that keep weights in float32, the format of the files and their readers."""
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
+"""auto, and Lightning's precisions that keep weights in float32, the format of the files and their readers."""
 
 
 LOGGERS = {"csv": "", "tensorboard": "", "wandb": "wandb", "mlflow": "mlflow"}
@@ -70,7 +70,9 @@ class TrainerConfig:
     strategy: str = "auto"
     """Lightning's strategy; auto uses ddp_spawn for several devices."""
     precision: str = "32-true"
-    """32-true, 16-mixed or bf16-mixed. On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
+    """32-true, 16-mixed, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX if the model's layers are at
+    least 384 wide, else 32-true. Mixed precisions narrow matrix products only; weights, norms and losses stay in 32
+    bit. On a GPU, 32-true multiplies matrices in TF32, as TD-MPC2 does."""
     compile: bool = False
     """Compile the model's losses with torch.compile. For GPUs: on a CPU the first step takes minutes and the speed-up
     is small."""

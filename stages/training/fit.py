@@ -19,12 +19,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
-from ...pipeline.accelerator import device_of, matmul_precision
+from ...pipeline.accelerator import device_of, matmul_precision, multiplies_bfloat16
 from ...pipeline.errors import StageError
 from ...pipeline.ranks import WorkerGroup
 from .checkpoints import Checkpoints
 from .config import OptimizerConfig, TrainerConfig
 from .loggers import LogPlace, close, make_loggers
+from .module import ModelTraining
 from .progress import StepProgress, quiet_lightning
 from .ranks import (
     EndWithParent,
@@ -65,7 +66,7 @@ class TrainingContext(LogPlace, Protocol):
 
 
 def fit(
-    module: lightning.LightningModule,
+    module: ModelTraining,
     data: WindowData,
     config: TrainingConfig,
     description: str,
@@ -104,7 +105,7 @@ def fit(
         num_nodes=config.trainer.nodes,
         plugins=[environment],
         strategy=_strategy(config.trainer.launched_strategy, team),
-        precision=config.trainer.precision,  # type: ignore[arg-type]
+        precision=_precision(config.trainer, module),  # type: ignore[arg-type]
         accumulate_grad_batches=config.trainer.accumulate,
         gradient_clip_val=config.optimizer.clip_norm,
         # In batches, which are micro-steps.
@@ -151,6 +152,14 @@ class ValidateLastStep(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
         trainer.should_stop = trainer.global_step == trainer.max_steps
+
+
+def _precision(trainer: TrainerConfig, module: ModelTraining) -> str:
+    """What Lightning takes."""
+    if trainer.precision != "auto":
+        return trainer.precision
+    on_cpu = device_of(trainer.accelerator).type == "cpu"
+    return "bf16-mixed" if on_cpu and module.gains_from_bfloat16 and multiplies_bfloat16() else "32-true"
 
 
 def _strategy(name: str, team: WorkerGroup | None) -> Any:

@@ -46,6 +46,8 @@ class WorldModelTraining(ModelTraining):
     ) -> None:
         super().__init__(optimizer, total_steps, log_every, seed)
         self.model, self._loss = model, loss
+        # At a width of 256 conversions take what products gain.
+        self.gains_from_bfloat16 = model.config.mlp_dim >= 384
         self.register_buffer("reward_weight_K", reward_weight_K, persistent=False)
         self.register_buffer("value_range", torch.ones(()))
         self._compiled = compiled
@@ -102,7 +104,9 @@ class WorldModelTraining(ModelTraining):
         prior, config = self.model.policy_prior.requires_grad_(True), self._loss
         values, entropies, valids = [], [], []
         for z, batch, draws in self._rollouts:
-            value_SB, entropy_SB = prior_values(self.model, z, batch["task"], draws, config)
+            # Not in half precision, since these gradients are not scaled.
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bf16-mixed"):
+                value_SB, entropy_SB = prior_values(self.model, z, batch["task"], draws, config)
             values.append(value_SB)
             entropies.append(entropy_SB)
             # A state counts where the data took an action in it; the last one, where the episode went on.

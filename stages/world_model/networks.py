@@ -27,7 +27,7 @@ from ...pipeline.hub import find_artifact
 from ...pipeline.paths import user_path
 from ...pipeline.reading import reading
 from ...pipeline.saved_config import read_config
-from ..layers.activations import ACTIVATIONS, Activation, simnorm
+from ..layers.activations import ACTIVATIONS, Activation, at_least_float32, simnorm
 from ..layers.ensemble import HeadEnsemble
 from .config import WorldModelConfig
 from .latent_awm import LatentActionModel
@@ -48,7 +48,7 @@ class NormedLinear(nn.Module):
         self._activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._activation(self.norm(self.linear(x)))
+        return self._activation(self.norm(at_least_float32(self.linear(x))))
 
 
 def mlp(in_dim: int, hidden_dims: Sequence[int], last: nn.Module, activation: Activation) -> nn.Sequential:
@@ -257,13 +257,13 @@ class WorldModel(nn.Module):
 
     def reward_logits(self, z: torch.Tensor, action: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
         """Reward logits of `step`: [B, M]."""
-        return self.reward(self._joint(z, action, task))
+        return at_least_float32(self.reward(self._joint(z, action, task)))
 
     def continue_logits(self, z: torch.Tensor, task: torch.Tensor) -> torch.Tensor | None:
         """Logit [B] that the episode continues after reaching z; None if no task terminates."""
         if not self.models_termination:
             return None
-        return self.continue_head(torch.cat([z, self.task_embedding(task)], -1))[..., 0]
+        return at_least_float32(self.continue_head(torch.cat([z, self.task_embedding(task)], -1))[..., 0])
 
     def value_logits(
         self,
@@ -296,7 +296,7 @@ class WorldModel(nn.Module):
         The embedding is detached: the prior's loss must leave no gradient on it (TD-MPC2's code of 2026 lets one leak
         into the next step of the model).
         """
-        head = self.policy_prior(torch.cat([z, self.task_embedding(task).detach()], -1))
+        head = at_least_float32(self.policy_prior(torch.cat([z, self.task_embedding(task).detach()], -1)))
         mask = self.action_mask_KA[task]
         return sample_prior(head, noise, mask, self.config, squashed_entropy=squashed_entropy)
 

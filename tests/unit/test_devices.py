@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from omegaconf import OmegaConf
+from orrery.datasets.schema import TaskSpec, TaskTable
 from orrery.pipeline.accelerator import ACCELERATORS, check_gpu, device_of, matmul_precision
 from orrery.pipeline.config.load import discover_stages, dotted_keys
 from orrery.pipeline.config.schema import build, make_schema
@@ -14,6 +15,11 @@ from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.jobs.executors.slurm import SlurmExecutor
 from orrery.stages.extraction.packing import gpu_memory
+from orrery.stages.training import fit
+from orrery.stages.training.config import OptimizerConfig, TrainerConfig
+from orrery.stages.world_model.config import LossConfig, WorldModelConfig
+from orrery.stages.world_model.module import WorldModelTraining
+from orrery.stages.world_model.networks import WorldModel
 
 STAGES = discover_stages()
 
@@ -120,3 +126,19 @@ def test_a_gpu_is_looked_for_only_where_the_jobs_run(no_gpu, monkeypatch):
     for fanout in (FanoutConfig("inline"), FanoutConfig("local")):
         with pytest.raises(StageError, match="no GPU is available"):
             fanout.check_machine("cuda", "extract.accelerator")
+
+
+@pytest.mark.parametrize(
+    ("precision", "width", "units", "taken"),
+    [
+        ("auto", 384, True, "bf16-mixed"),
+        ("auto", 384, False, "32-true"),
+        ("auto", 256, True, "32-true"),
+        ("32-true", 384, True, "32-true"),
+    ],
+)
+def test_auto_precision_is_bfloat16_where_the_processor_and_the_model_gain(monkeypatch, precision, width, units, taken):
+    monkeypatch.setattr(fit, "multiplies_bfloat16", lambda: units)
+    model = WorldModel(WorldModelConfig(mlp_dim=width), TaskTable([TaskSpec("toy/a", 3, 1, 50)]))
+    module = WorldModelTraining(model, LossConfig(), OptimizerConfig(), torch.ones(1), total_steps=1, log_every=1)
+    assert fit._precision(TrainerConfig(accelerator="cpu", precision=precision), module) == taken

@@ -375,3 +375,25 @@ def test_the_losses_are_one_graph_for_the_compiler(terminating_batch):
     found, expected = (f(model, batch, LossConfig(), torch.ones(1), draws)[0] for f in (compiled, rollout_losses))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_mixed_precision_narrows_products_only():
+    """Latents, logits, losses and gradients stay in float32, near those of products in float32."""
+    model = make_model(config=WorldModelConfig(latent_dim=64, encoder_dim=64, mlp_dim=64, num_q=2, dropout=0.0))
+    batch = {"observation": torch.randn(8, 4, 5), "action": torch.rand(8, 3, 2), "reward": torch.rand(8, 3)}
+    batch |= {"terminated": torch.zeros(8, 3).bool(), "valid": torch.ones(8, 3).bool(), "task": torch.arange(8) % 2}
+    draws = Draws.of(torch.Generator().manual_seed(0), 3, 8, 2, 2)
+    for last in (model.reward[-1].weight, model.values.weight[-1]):
+        torch.nn.init.normal_(last, std=0.1)
+    found = {}
+    for narrow in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            losses, z = rollout_losses(model, batch, LossConfig(), torch.ones(2), draws)
+            outputs = [z, *model.step(z[1], batch["action"][:, 0], batch["task"])]
+            outputs += [model.value_logits(z[1], batch["action"][:, 0], batch["task"]), *losses.values()]
+        assert {one.dtype for one in outputs} == {torch.float32}
+        gradients = torch.autograd.grad(losses["total"], [model.reward[0].linear.weight, model.values.weight[0]])
+        found[narrow] = [*losses.values(), *gradients]
+    for exact, narrow in zip(found[False], found[True], strict=True):
+        assert (narrow - exact).norm() <= 0.03 * exact.norm()
+    assert not torch.equal(found[True][-1], found[False][-1])
