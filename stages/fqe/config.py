@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ...pipeline.config.checks import check_counts, check_positive, check_shares
 from ...pipeline.errors import ConfigError
+from ...pipeline.jobs.config import FanoutConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class FqeConfig:
     """Share of the critics that the target critics take over per update."""
     frames_per_task: int = 200_000
     """Of a task with more, as many, in whole episodes chosen at random."""
+    fanout: FanoutConfig = field(default_factory=FanoutConfig)
+    """Jobs, whose policies are estimated side by side; with policies_per_job=0, one per task, or inline one for all."""
     seed: int = 0
     """Random seed."""
 

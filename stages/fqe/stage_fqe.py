@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...datasets.facts import read_store_facts
 from ...datasets.schema import read_table
-from ...pipeline.artifact import write_json
+from ...pipeline.artifact import digests_of, link, write_json
 from ...pipeline.entry_points import load
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
-from ...pipeline.jobs.pool import run_all
+from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.reading import read_json, read_made
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
@@ -21,33 +20,12 @@ from ..policy.policy_index import PolicyIndex
 from .config import FqeConfig
 from .estimates import ESTIMATES_FILE, SELECTION_FILE, ValueEstimate, select
 
-if TYPE_CHECKING:
-    from .fitted_q import Frames
-
-ACTED_ON = 4096
-"""Frames that a policy acts on at once."""
 RESULTS = "by_policy"
 """Folder of the estimates, one file per policy."""
 
 EXPLOITS = (
     "fqe: %s exploits errors of the world model on %s, seed %d: imagined value %.4g, the data says %.4g [%.4g, %.4g]"
 )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One policy."""
-
-    entry: Mapping[str, Any]
-    """Of policies.json."""
-    folder: Path
-    store: Path
-    config: FqeConfig
-    result: Path
-    """Where its estimate is kept; an interrupted stage finds it there."""
-
-    def __str__(self) -> str:
-        return f"fitted Q evaluation of {self.entry['algorithm']} on {self.entry['task']}, seed {self.entry['seed']}"
 
 
 class Fqe(Stage):
@@ -63,22 +41,39 @@ class Fqe(Stage):
     inputs = {"policies": Input("policies", many=True), "store": Input("store", facts=read_store_facts)}
     output_kind = "estimates"
     run_keys = ("seed",)
+    not_hashed = ("fanout",)
+    calls = ("policies",)
     config: FqeConfig
+
+    def check_machine(self) -> None:
+        self.config.fanout.check_machine(key="fqe.fanout")
 
     def run(self, context: Context) -> str:
         import pandas as pd
 
-        jobs = self._jobs(context)
-        remaining = [job for job in jobs if not job.result.exists()]
-        (context.folder / RESULTS).mkdir(exist_ok=True)
-        with context.progress("fqe", total=len(jobs), completed=len(jobs) - len(remaining)) as progress:
-            for job, one in run_all(_estimate, remaining, workers=context.workers, kept="finished estimates"):
-                write_json(job.result, asdict(one))
-                progress.advance()
-                progress.note(f"{one.algorithm} {one.task}: {one.value:.4g}")
-        estimates = [read_made(job.result, ValueEstimate) for job in jobs]
+        from .job import estimate_policies
+
+        members, folders = self._members(context)
+        slugs = {spec.name: spec.slug for spec in read_table(context.input("store"))}
+        program = MemberJobs(
+            {
+                "config": {**asdict(replace(self.config, algorithms=[])), "fanout": {}},
+                "policies": {file: str(folder.absolute()) for file, folder in folders.items()},
+            },
+            members,
+            partial(
+                pack_by_task,
+                per_job=self.config.fanout.per_job(len(members), 0),
+                slug=lambda member: slugs[member["task"]],
+            ),
+            ["policies", "config.fanout"],
+        )
+        (found,) = fan_out_members([program], estimate_policies, context, self.config.fanout, hashed=[])
+        for member, result in zip(members, found, strict=True):
+            link(result / member["file"], context.folder / RESULTS / member["file"])
+        estimates = [read_made(context.folder / RESULTS / member["file"], ValueEstimate) for member in members]
         pd.DataFrame(map(asdict, estimates)).to_csv(context.folder / ESTIMATES_FILE, index=False)
-        paths = {(job.entry["algorithm"], job.entry["task"], job.entry["seed"]): job.folder for job in jobs}
+        paths = {(one["algorithm"], one["task"], one["seed"]): folders[one["file"]] for one in members}
         selected = select(estimates)
         write_json(
             context.folder / SELECTION_FILE,
@@ -96,19 +91,23 @@ class Fqe(Stage):
         counts = ", ".join(f"{name} on {counted(chosen.count(name), 'task')}" for name in dict.fromkeys(chosen))
         return f"{counted(len(estimates), 'policy', 'policies')} estimated; selected: {counts}"
 
-    def _jobs(self, context: Context) -> list[_Job]:
-        """One job per policy; those of a task are adjacent, so that a process reads its data once.
+    def _members(self, context: Context) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+        """One member per policy, those of a task side by side so that a process reads its data once; and the folder of
+        each by its file.
 
         Raises:
             ConfigError: there is no policy of the algorithms that are set, or the store is of other tasks.
         """
-        store, results = context.input("store"), context.folder / RESULTS
+        store = context.input("store")
         specs = {spec.name: spec for spec in read_table(store)}
-        jobs: list[_Job] = []
+        data = digests_of(store, [spec.slug for spec in specs.values()])
+        members: list[dict[str, Any]] = []
+        folders: dict[str, Path] = {}
         unfit: dict[str, list[str]] = {}
         known = set()
         for artifact in context.inputs["policies"]:
             index = PolicyIndex.read(artifact)
+            contents = index.contents()
             known |= {entry["algorithm"] for entry in index.entries}
             widths = {task.name: (task.observation_dim, task.action_dim) for task in index.tasks}
             for entry in index.entries:
@@ -128,48 +127,24 @@ class Fqe(Stage):
                     reason = "it plans at every step, which takes hours on recorded frames"
                     unfit.setdefault(reason, []).append(algorithm)
                 else:
-                    result = results / f"{specs[task].slug}.{algorithm}.{entry['seed']}.json"
-                    jobs.append(_Job(entry, folder, store, self.config, result))
+                    slug, seed = specs[task].slug, entry["seed"]
+                    folders[file := f"{slug}.{algorithm}.{seed}.json"] = folder
+                    policy = {"content": contents[entry["path"]], "imagined": entry.get("imagined_value")}
+                    run = {"file": file, "algorithm": algorithm, "task": task, "seed": seed}
+                    members.append({**run, **policy, "data": data[slug]})
         for reason, algorithms in unfit.items():
             context.log.warning("fqe: left out %s: %s", ", ".join(dict.fromkeys(algorithms)), reason)
         if missing := [name for name in self.config.algorithms if name not in known]:
             raise ConfigError(
                 f"fqe.algorithms: no policy of {', '.join(missing)}; there are policies of: {', '.join(sorted(known))}"
             )
-        if not jobs:
+        if not members:
             raise StageError("fqe: none of the policies can be estimated from this store; see the warnings above")
         order = list(specs)
-        return sorted(jobs, key=lambda job: order.index(job.entry["task"]))
+        return sorted(members, key=lambda member: order.index(member["task"])), folders
 
 
 def _plans(folder: Path) -> bool:
     """Whether the policy plans at every step."""
     kind = read_json(folder / "policy.json", CheckpointError)["kind"]
     return hasattr(load("policies", kind, object), "begin")
-
-
-def _estimate(job: _Job) -> ValueEstimate:
-    """Fit the critics of one policy. Runs in a worker process."""
-    import torch
-
-    from ..policy.policy import load_policy
-    from .fitted_q import estimate_values
-
-    entry, frames = job.entry, _frames(job.store, job.entry["task"], job.config.frames_per_task)
-    policy = load_policy(job.folder)
-    with torch.inference_mode():
-        acted = torch.cat([policy.act(observation) for observation in frames.observation_FO.split(ACTED_ON)])
-    values = estimate_values(frames, acted.clone(), job.config).numpy()
-    data = float(frames.return_F[frames.begin_E].mean())
-    return ValueEstimate.of_critics(
-        entry["algorithm"], entry["task"], entry["seed"], values, data, entry.get("imagined_value")
-    )
-
-
-@lru_cache(maxsize=1)
-def _frames(store: Path, task: str, limit: int) -> Frames:
-    """The data of the latest task in this process."""
-    from ...datasets.store import TaskStore
-    from .fitted_q import Frames
-
-    return Frames.read(TaskStore.open(store), task, limit)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from orrery.datasets.schema import Episode
 from orrery.pipeline.errors import ConfigError, StageError
+from orrery.pipeline.jobs.config import FanoutConfig
+from orrery.pipeline.jobs.job import read_status
 from orrery.pipeline.stage import Context
 from orrery.stages.baselines.mlp_policy import MlpPolicy, MlpPolicyConfig
 from orrery.stages.fqe.config import FqeConfig
@@ -132,16 +134,22 @@ def test_the_better_policy_is_selected_and_an_exploiting_one_is_named(tmp_path, 
     assert chosen["folder"].startswith(str(good))
 
 
-def test_finished_estimates_are_kept_when_the_stage_is_continued(tmp_path):
+@pytest.mark.parametrize("executor", ["inline", "local"])
+def test_estimates_of_earlier_policies_are_kept_and_those_of_changed_ones_are_not(tmp_path, executor):
     write_store(tmp_path / "store", [(SPEC, line_episodes(10))])
     policies = write_policies(tmp_path / "p", {("a", 0): -1.0, ("a", 1): 1.0})
-    _, before = run(tmp_path, [policies], updates=20)
-    (tmp_path / "fqe/by_policy/toy.line.a.0.json").unlink()
-    other = tmp_path / "fqe/by_policy/toy.line.a.1.json"
-    other.write_text(other.read_text().replace('"data": ', '"data": 1'))
-    _, after = run(tmp_path, [policies], updates=20)
-    assert after.value.tolist() == before.value.tolist()
-    assert after.data[0] == before.data[0] < after.data[1]
+    settings = {"updates": 20, "fanout": FanoutConfig(executor)}
+    _, before = run(tmp_path, [policies], **settings)
+    others = write_policies(tmp_path / "o", {("b", 0): -0.5})
+    _, after = run(tmp_path, [policies, others], **settings)
+    assert after.value[:2].tolist() == before.value.tolist()
+    jobs = sorted(path.name for path in (tmp_path / "fqe.jobs").iterdir())
+    assert jobs == ["000-toy.line", "000-toy.line.2"]
+    assert read_status(tmp_path / "fqe.jobs" / jobs[0]).attempts == 1
+    write_policies(tmp_path / "p", {("a", 0): -1.0, ("a", 1): 0.5})
+    _, changed = run(tmp_path, [policies], **settings)
+    assert changed.value[0] == before.value[0]
+    assert changed.value[1] != before.value[1]
 
 
 def test_what_cannot_be_estimated_is_said(tmp_path, caplog):
