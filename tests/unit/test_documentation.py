@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from orrery.pipeline.config.load import discover_stages, dotted_keys, list_experiments
 from orrery.pipeline.config.schema import make_schema
+from orrery.pipeline.errors import DatasetError
 from orrery.pipeline.stage import RUN_GROUPS
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,24 @@ def test_troubleshooting_has_the_words_of_messages():
     folders = ("pipeline", "datasets", "stages")
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     assert not [words for words in headings if not re.search(rf'"[^"\n]*{re.escape(words)}[^"\n]*"', source)]
+
+
+def test_the_format_of_the_guide_reads_a_file(tmp_path):
+    (code,) = re.findall(
+        r'```python title="csv_format.py"\n(.*?)```', (DOCS / "pages/extending.md").read_text(), re.DOTALL
+    )
+    names: dict = {}
+    exec(code, names)
+    path = tmp_path / "cart.csv"
+    path.write_text("x,v,force,reward,cut\n" + "".join(f"{t},{-t},0.5,{t},{int(t == 3)}\n" for t in range(8)))
+    columns = {"observation": ["x", "v"], "action": "force", "reward": "reward", "truncated": "cut"}
+    assert names["Csv"].detect(str(path), path)
+    reader = names["Csv"].open(str(path), path, columns=columns)
+    assert (reader.name, [len(episode) for episode in reader]) == ("csv/cart", [3, 3])
+    assert [episode.rewards.tolist() for episode in reader] == [[0, 1, 2], [4, 5, 6]]
+    path.write_text("x,v\n1\n")
+    with pytest.raises(DatasetError, match=r"cart\.csv: is no table"):
+        names["Csv"].open(str(path), path, columns=columns)
 
 
 def test_pictures_stay_small():
