@@ -150,6 +150,8 @@ def flatten_observation(space: Space, observation: Any) -> np.ndarray:
         lead = values.ndim - len(space.shape)
         if lead < 0 or values.shape[lead:] != space.shape:
             raise TaskError(f"observation has shape {values.shape}, expected {space.shape} as in {space}")
+        if values.dtype.kind not in "biuf":
+            raise TaskError(f"observation holds {values.dtype}, expected numbers as in {space}")
         return as_float32(values.reshape((*values.shape[:lead], math.prod(space.shape))))
     if isinstance(space, gs.Discrete):
         choice = values.astype(np.int64) - int(space.start)

@@ -67,6 +67,8 @@ def resolve_name(name: str) -> str:
     if (canonical := _find(name)) is not None:
         return canonical
     prefix = name.split("/", 1)[0]
+    if prefix == "gymnasium" and ":" in name:
+        _suite(prefix).spec(name)  # raises, and says whether the module or what it registers is missing
     if prefix in _SUITES and "/" in name:
         candidates = task_names(prefix)
     else:

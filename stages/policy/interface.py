@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from ...datasets.schema import TaskSpec
@@ -100,7 +101,7 @@ class Interface:
             flat = flatten_observation(space, observation)
         except (TaskError, TypeError, ValueError, KeyError, IndexError) as error:
             raise TaskError(f"{expected}, found {_described(observation)}") from error
-        if flat.ndim > 2:
+        if flat.ndim > 2 or not len(flat):
             raise TaskError(f"{expected} along one axis, found {_described(observation)}")
         if not np.isfinite(flat).all():
             raise TaskError(f"task {self.spec.name!r}: the observation holds NaN or infinity")
@@ -160,7 +161,10 @@ def _on_cpu(observation: Any) -> Any:
         return {name: _on_cpu(part) for name, part in observation.items()}
     if isinstance(observation, tuple):
         return tuple(_on_cpu(part) for part in observation)
-    return observation.detach().cpu().numpy() if hasattr(observation, "detach") else observation
+    if not isinstance(observation, torch.Tensor):
+        return observation
+    tensor = observation.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
 
 
 def _described(observation: Any) -> str:

@@ -187,11 +187,13 @@ class WorldModel(nn.Module):
 
         Args:
             observation: [B, O] float32, environment units, padded to the table's width.
-            task: [B] int64, positions in the table; or the name of one task, whose observations need no padding.
+            task: [B] int64, positions in the table; or the name of one task, whose observations need no padding and may
+                be an array or of another type.
         Raises:
             TaskError: the table has no task of that name, or its observations are of another width.
         """
         if isinstance(task, str):
+            observation = torch.as_tensor(observation).to(self.observation_mean_KO)
             self.table.spec_of(task).check_observation(observation.shape[-1])
             observation = F.pad(observation, (0, self.table.observation_dim - observation.shape[-1]))
             task = torch.full(observation.shape[:1], self.table.id_of(task), device=observation.device)

@@ -56,6 +56,8 @@ def test_predict_takes_and_gives_what_the_environment_does(policy):
     np.testing.assert_allclose(batch[0], action, rtol=1e-5)
     np.testing.assert_allclose(policy.predict(torch.from_numpy(observation).requires_grad_()), action)
     np.testing.assert_allclose(policy.predict(observation.tolist()), action)
+    half = torch.from_numpy(observation).bfloat16()
+    np.testing.assert_allclose(policy.predict(half), policy.predict(half.float()))
     # The same episode in both units, a step each.
     assert environment.step(action)[1] == scaled.step(policy.act(torch.from_numpy(flat)[None])[0].numpy())[1]
 
@@ -93,6 +95,9 @@ def test_predict_of_observations_in_parts():
         (torch.zeros(2, 5), r"ndarray \(2, 5\) of float32"),
         (["a", "b", "c"], r"\['a', 'b', 'c'\]"),
         (np.array([0, np.nan, 1]), "NaN or infinity"),
+        (np.zeros(3, complex), r"ndarray \(3,\) of complex128"),
+        (np.array([0.0, None, 1.0]), r"ndarray \(3,\) of object"),
+        (np.zeros((0, 3)), r"ndarray \(0, 3\) of float64"),
     ],
 )
 def test_predict_says_what_it_expected(observation, found):
@@ -112,6 +117,10 @@ def test_make_env_of_names():
     assert isinstance(environment.action_space, spaces.Discrete)
     with pytest.raises(TaskError, match=r"unknown task 'dmc/walker-rum': the nearest are dmc/walker-run"):
         orrery.make_env("dmc/walker-rum")
+    with pytest.raises(TaskError, match=r"environment 'no_envs:Arm-v0' cannot be imported.*PYTHONPATH"):
+        orrery.make_env("gymnasium/no_envs:Arm-v0")
+    with pytest.raises(TaskError, match=r"no environment 'json:Arm-v0'.*Importing json did not register it"):
+        orrery.make_env("gymnasium/json:Arm-v0")
 
 
 def test_encode_takes_a_task_by_its_name():
@@ -119,6 +128,9 @@ def test_encode_takes_a_task_by_its_name():
     observation = torch.randn(2, 3)
     padded = torch.nn.functional.pad(observation, (0, 3))
     torch.testing.assert_close(model.encode(observation, "test/arm"), model.encode(padded, torch.tensor([1, 1])))
+    torch.testing.assert_close(
+        model.encode(observation.double().numpy(), "test/arm"), model.encode(observation, "test/arm")
+    )
     with pytest.raises(TaskError, match="task 'test/arm' has observations of 3 numbers, found 4"):
         model.encode(torch.randn(2, 4), "test/arm")
 
