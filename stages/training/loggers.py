@@ -146,7 +146,7 @@ def logging_rows(
         steps: dict[int, dict[str, float]] = {}
         for row in rows:
             # MLflow takes no @ in a name.
-            prefix = f"{row['algorithm'].replace('@', '-')}/{row['task']}/seed_{row['seed']}"
+            prefix = f"{row['algorithm']}/{row['task']}/seed_{row['seed']}".replace("@", "-")
             found = {name: value for name, value in row.items() if name not in _ROW and _is_number(value)}
             steps.setdefault(row["iteration"], {}).update({f"{prefix}/{name}": value for name, value in found.items()})
         for step, metrics in steps.items():
