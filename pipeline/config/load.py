@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -320,7 +321,9 @@ def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> No
     if settings.wait_min <= 0:
         raise ConfigError(f"wait_min must be positive, found {settings.wait_min}")
     inputs = {input_name for name in settings.stages for input_name in stages[name].inputs}
-    for name in settings.inputs:
+    for name, value in settings.inputs.items():
+        if not all(map(str.strip, value.split(os.pathsep))):
+            raise ConfigError(f"inputs.{name}={value}: expected a folder or a Hugging Face Hub id, found an empty name")
         if name not in inputs:
             raise ConfigError(
                 f"inputs.{name}: no listed stage has an input {name!r}.{nearest(name, inputs)} "

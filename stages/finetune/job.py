@@ -24,6 +24,7 @@ from ...datasets.store import TaskStore
 from ...datasets.windows import WindowSampler
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
+from ...pipeline.wording import counted
 from ..training.fit import TrainingContext, fit, logged_metrics
 from ..world_model.balance import reward_entropy, reward_weights, scale_observations
 from ..world_model.networks import WorldModel
@@ -229,7 +230,7 @@ def _summary(
         f"{name} (from {one['nearest']})" if "nearest" in one else name for name, one in zip(names, said, strict=True)
     ]
     shown = ", ".join(added) if len(added) <= 3 else f"{len(added)} tasks"
-    line = f"{shown} added to {old_tasks} tasks in {steps} steps"
+    line = f"{shown} added to {counted(old_tasks, 'task')} in {steps} steps"
     pairs = before.merge(after, on=["task", "horizon"], suffixes=("_before", "_after"))
     for what, own in (("old", pairs[~pairs["task"].isin(names)]), ("new", pairs[pairs["task"].isin(names)])):
         own = own[own["horizon"] == own["horizon"].max()].dropna()

@@ -76,10 +76,9 @@ class Predicts:
         return Interface.of(self.task)
 
     def predict(self, observation: Any) -> Any:
-        """Return actions for observations in the form of the policy's own environment. Deterministic. A stateful policy
-        acts as at the start of an episode.
+        """Return actions for observations in the form of the policy's own environment.
 
-        Deterministic. A policy with a memory plans as at the start of an episode.
+        Deterministic. A policy with a memory acts as at the start of an episode.
 
         Args:
             observation: one, or a batch along a first axis; arrays, tensors or lists, and mappings of them where the
