@@ -87,8 +87,6 @@ class Program:
 
     target: StackedCritic | None = None
     """Slowly moving copy of the critics, where a subclass has one."""
-    fused: bool | None = None
-    """Adam's steps as one kernel: faster, and rounded differently."""
 
     def __init__(
         self,
@@ -129,7 +127,7 @@ class Program:
                     self.critic.mlp.initialise_orthogonal(m * networks.num_critics + n, generator)
         self.actor.to(device)
         self.critic.to(device)
-        adam = partial(torch.optim.Adam, lr=networks.lr, betas=(networks.beta1, networks.beta2), fused=self.fused)
+        adam = partial(torch.optim.Adam, lr=networks.lr, betas=(networks.beta1, networks.beta2), fused=True)
         self._actor_optimizer = adam(self.actor.parameters())
         self._critic_optimizer = adam(self.critic.parameters())
         self._loss_variance = RunningVariance(P, device)

@@ -49,7 +49,6 @@ class SvgExtraction(Program):
     """State and update of all members, each of which has critics."""
 
     target: StackedCritic
-    fused = True
 
     def __init__(
         self,
