@@ -163,6 +163,9 @@ class SvgConfig:
     """EMA rate of the actor's weights, whose average is the policy; 1 keeps the last update's."""
     target_noise: float = 0.2
     """Standard deviation of the noise on a target's action, as a fraction of half the action range."""
+    pre_activation_weight: float = 1e-3
+    """Weight of the mean square of the actor's output before tanh, or of its logits, relative to the normalised
+    return."""
     frames_per_task: int = 200_000
     """Maximum frames per task kept as latents; larger datasets use a random choice of episodes."""
     networks: ActorCriticConfig = SVG_NETWORKS
@@ -170,7 +173,7 @@ class SvgConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "n_step", "updates", "batch_size", "starts", "frames_per_task")
-        check_not_negative(self, "horizon", "target_noise")
+        check_not_negative(self, "horizon", "target_noise", "pre_activation_weight")
         check_shares(self, "lambda_", "target_rate", "average_rate", "priority")
         check_choices(self, weights=("lambda", "trust"))
         if self.starts > self.batch_size:

@@ -77,7 +77,6 @@ class SvgExtraction(Program):
         self._share_H = torch.tensor([config.lambda_**h for h in range(config.horizon + 1)], device=self._rows_M.device)
         self._counts_H = split_starts((self._share_H / self._share_H.sum()).tolist(), config.starts)
         self._set_weights(self._share_H.expand(len(members), -1))
-        self._anchored = any(member.anchor for member in members)
         counts_M = transitions.count_K[self._rows_M]
         every_S = torch.arange(int(counts_M.max()), device=counts_M.device)
         self._priority_MS = (every_S < counts_M[:, None]).float()
@@ -106,11 +105,14 @@ class SvgExtraction(Program):
         self._prioritise(number_MB, error_MB)
         rows = slice(0, self._config.starts)
         return_MB = self._returns(batch.z_MBD[:, rows], noise_MBA[:, rows])
-        with torch.set_grad_enabled(self._anchored):  # without an anchor only for the record
-            anchor_M = anchor_loss(self.actor.head(batch.z_MBD), batch.action_MBA, self.tasks)
+        head_MBA = self.actor.head(batch.z_MBD)
+        anchor_M = anchor_loss(head_MBA, batch.action_MBA, self.tasks)
+        # While no reward is found, actors climb noise; where tanh is flat, they would never come back.
+        square_M = (head_MBA.square() * self.tasks.mask_M1A).sum(-1).mean(1) / self.tasks.mask_M1A.sum(-1)[:, 0]
         objective_M = (self._weight_MB * return_MB).sum(1) / self._loss_variance.update(return_MB)
+        loss_M = self._anchor_M * anchor_M + self._config.pre_activation_weight * square_M - objective_M
         parameters = list(self.actor.mlp.parameters())
-        norm_M = self._update_actors((self._anchor_M * anchor_M - objective_M).sum(), parameters)
+        norm_M = self._update_actors(loss_M.sum(), parameters)
         # The mean of all actors so far until the EMA covers as many, so that it does not remember the first weights.
         rate = max(self._config.average_rate, 1 / (update + 1))
         averages: list[torch.Tensor] = list(self._average.mlp.parameters())

@@ -205,6 +205,20 @@ def imagined_transitions(model, transitions):
     )
 
 
+@pytest.mark.parametrize("weight", [0.0, CONFIG.pre_activation_weight])
+def test_saturated_actors_come_back(setting, weight):
+    """Where tanh is flat, the return has no gradient."""
+    members = members_of(["toy/small"], seeds=1, anchor=0.0)
+    program = make(setting, members, dataclasses.replace(CONFIG, pre_activation_weight=weight))
+    with torch.no_grad():
+        program.actor.mlp.bias[-1].fill_(20.0)
+    z = program._transitions.z_FD[None]
+    before = program.actor.head(z).mean()
+    train(program)
+    came_back = (before - program.actor.head(z).mean()).item()
+    assert came_back > 0.05 if weight else came_back == 0.0
+
+
 def test_a_model_is_trusted_as_far_as_it_explains_advantages(setting):
     """Wholly where the data is what it predicts, not at all where rewards and latents are those of other states."""
     members = members_of(["toy/small"])
