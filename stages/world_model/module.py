@@ -5,6 +5,7 @@ Dimension letters: S states of a window, B batch, D latent, K tasks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,9 +104,10 @@ class WorldModelTraining(ModelTraining):
         """One step of the policy prior on the latents of this step's rollouts."""
         prior, config = self.model.policy_prior.requires_grad_(True), self._loss
         values, entropies, valids = [], [], []
+        # Not in half precision, since these gradients are not scaled.
+        narrow = self.trainer.precision == "bf16-mixed"
         for z, batch, draws in self._rollouts:
-            # Not in half precision, since these gradients are not scaled.
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bf16-mixed"):
+            with torch.autocast(self.device.type, torch.bfloat16) if narrow else contextlib.nullcontext():
                 value_SB, entropy_SB = prior_values(self.model, z, batch["task"], draws, config)
             values.append(value_SB)
             entropies.append(entropy_SB)

@@ -88,7 +88,7 @@ def test_a_command_outside_of_the_cluster_whose_hosts_lack_its_modules(ray_clust
 
 
 def test_a_signal_saves_and_the_same_command_continues(project: Project, ray_cluster: Ray) -> None:
-    command = ["count.until=60", "count.jobs=2", *options(project, ray_cluster.address)]
+    command = ["count.until=400", "count.jobs=2", *options(project, ray_cluster.address)]
     with project.start("run", "toy", f"run_dir={project.run_dir}", *command) as run:
         project.wait_for("job0", "job1")
         run.send_signal(signal.SIGUSR1)
@@ -99,7 +99,7 @@ def test_a_signal_saves_and_the_same_command_continues(project: Project, ray_clu
     assert f"{project.jobs}/job0/log.txt" in job0
     code, out, err = project.run(*command)
     assert code == 0, err
-    assert "counted 120" in out
+    assert "counted 800" in out
     assert "from 0" not in out
 
 

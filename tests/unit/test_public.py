@@ -119,8 +119,8 @@ def test_make_env_of_names():
         orrery.make_env("dmc/walker-rum")
     with pytest.raises(TaskError, match=r"environment 'no_envs:Arm-v0' cannot be imported.*PYTHONPATH"):
         orrery.make_env("gymnasium/no_envs:Arm-v0")
-    with pytest.raises(TaskError, match=r"no environment 'json:Arm-v0'.*Importing json did not register it"):
-        orrery.make_env("gymnasium/json:Arm-v0")
+    with pytest.raises(TaskError, match=r"no environment 'json:Leg-v0'.*Importing json did not register it"):
+        orrery.make_env("gymnasium/json:Leg-v0")
 
 
 def test_encode_takes_a_task_by_its_name():
