@@ -172,14 +172,15 @@ def test_jobs_that_hang_or_take_too_much_memory(project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_signal_before_the_limit_of_the_queue_saves(project: Project) -> None:
-    """SLURM's limits are whole minutes."""
-    limit = ["count.jobs=1", "count.fanout.options.sbatch={time: 1, signal: USR1@40}"]
-    code, _, err = project.run("count.until=400", *SLURM, *limit)
-    assert code == 2
-    assert "job0: stopped by SIGUSR1" in err
-    code, out, err = project.run("count.until=400", *SLURM, *limit)
-    assert code == 0, err
-    assert "counted 400" in out
+    """SLURM's limits are whole minutes, and it may signal early."""
+    command = ["count.until=700", "count.jobs=1", *SLURM, "count.fanout.options.sbatch={time: 1, signal: USR1@40}"]
+    for attempt in range(5):
+        code, out, err = project.run(*command)
+        if attempt and code == 0:
+            break
+        assert code == 2
+        assert "job0: stopped by SIGUSR1" in err
+    assert "counted 700" in out
     assert "from 0" not in out
 
 
