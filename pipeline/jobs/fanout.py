@@ -313,6 +313,7 @@ class _Fanout:
             )
 
     def _drive(self, executor: Executor, progress: ProgressTask) -> None:
+        pause = executor.poll_seconds
         while self.waiting or self.running:
             termination.check()
             free = len(self.waiting) if executor.slots is None else executor.slots - len(self.running)
@@ -328,8 +329,11 @@ class _Fanout:
                 return
             if all(reason is None for reason in reasons.values()):
                 self._show(progress)
-                looked = time.monotonic() - began
-                time.sleep(max(executor.poll_seconds, min(looked / LOOKING, LOOK_SECONDS)))
+                termination.check()  # what a signal raised inside of an engine may be lost
+                # No more than twice as long as before: a single slow look says little.
+                wanted = min((time.monotonic() - began) / LOOKING, LOOK_SECONDS, 2 * pause)
+                pause = max(executor.poll_seconds, wanted)
+                time.sleep(pause)
 
     def _submit(self, executor: Executor, folders: Sequence[Path]) -> None:
         for folder in folders:
