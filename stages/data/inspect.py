@@ -200,8 +200,8 @@ def _describe_scores(values: Any) -> Contents:
         }
         for name, one in summary.algorithms.items()
     ]
-    exploiting = [f"{one.algorithm} on {one.task}" for one in summary.exploiting]
-    notes = {"exploits model errors": exploiting, "not evaluated": summary.skipped}
+    overestimated = [f"{one.algorithm} on {one.task}" for one in summary.exploiting]
+    notes = {"overestimated by the world model": overestimated, "not evaluated": summary.skipped}
     return {"protocol": summary.protocol, **{name: one for name, one in notes.items() if one}, "scores": scores}
 
 

@@ -124,7 +124,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ImaginedReturn:
-    """Return per episode that the model promised a policy, and the real one: the gap is model exploitation.
+    """Return per episode that the model promised a policy, and the real one.
 
     Not per decision: where tasks terminate, imagined and real episodes differ in length.
     """
@@ -142,7 +142,7 @@ EXPLOITED = 0.3
 
 @dataclass(frozen=True)
 class Exploiting:
-    """An algorithm that exploits errors of the world model on a task; returns are means over seeds."""
+    """An algorithm that the world model overestimates on a task; returns are means over seeds."""
 
     algorithm: str
     task: str
@@ -283,9 +283,10 @@ def evaluation_seed(seed: int, task: str, policy_seed: int, episode: int) -> int
 
 
 def exploiting(imagined: Iterable[ImaginedReturn], scores: Iterable[ScoreRow]) -> list[Exploiting]:
-    """Where policies exploit errors of their world model: an imagined return that exceeds the real one by more than
-    EXPLOITED of the task's largest return in size, imagined or real, by whatever algorithm or baseline of `scores`.
-    Largest excess first; rows that lack either return are left out."""
+    """Where the world model overestimates policies: an imagined return that exceeds the real one by more than EXPLOITED
+    of the task's largest return in size, imagined or real, by whatever algorithm or baseline of `scores`. One trained
+    through the model exploits its errors; of another (bc) the model itself is wrong. Largest excess first; rows that
+    lack either return are left out."""
     largest: dict[str, float] = {}
     for score in scores:
         largest[score.task] = max(largest.get(score.task, 0), abs(np.nan_to_num(score.return_mean)))

@@ -39,8 +39,8 @@ from .scores import (
 )
 from .statistics import INTERVAL_METHOD
 
-EXPLOITS = (
-    "evaluate: %(algorithm)s exploits errors of the world model on %(task)s: imagined return %(imagined).4g, "
+OVERESTIMATED = (
+    "evaluate: the world model overestimates %(algorithm)s on %(task)s: imagined return %(imagined).4g, "
     "real return %(real).4g"
 )
 
@@ -244,7 +244,7 @@ class Evaluate(Stage):
             ],
         )  # fmt: skip
         for one in summary.exploiting:
-            context.log.warning(EXPLOITS, asdict(one))
+            context.log.warning(OVERESTIMATED, asdict(one))
         (folder / SUMMARY_FILE).write_text(json.dumps(asdict(summary), indent=1, allow_nan=False))
         return self._headline(summary.algorithms, len(specs) - len(skipped), policies)
 

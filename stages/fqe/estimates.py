@@ -47,7 +47,7 @@ class ValueEstimate:
         return cls(algorithm, task, seed, value, value - half, value + half, data, imagined)
 
     @property
-    def exploits(self) -> bool:
+    def overestimated(self) -> bool:
         """Whether the model promises far more than the data does."""
         if self.imagined is None or self.imagined <= self.high:
             return False

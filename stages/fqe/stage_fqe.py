@@ -23,8 +23,8 @@ from .estimates import ESTIMATES_FILE, SELECTION_FILE, ValueEstimate, select
 RESULTS = "by_policy"
 """Folder of the estimates, one file per policy."""
 
-EXPLOITS = (
-    "fqe: %s exploits errors of the world model on %s, seed %d: imagined value %.4g, the data says %.4g [%.4g, %.4g]"
+OVERESTIMATED = (
+    "fqe: the world model overestimates %s on %s, seed %d: imagined value %.4g, the data says %.4g [%.4g, %.4g]"
 )
 
 
@@ -83,9 +83,9 @@ class Fqe(Stage):
             },
         )
         for one in estimates:
-            if one.exploits:
+            if one.overestimated:
                 context.log.warning(
-                    EXPLOITS, one.algorithm, one.task, one.seed, one.imagined, one.value, one.low, one.high
+                    OVERESTIMATED, one.algorithm, one.task, one.seed, one.imagined, one.value, one.low, one.high
                 )
         chosen = [one.algorithm for one in selected.values()]
         counts = ", ".join(f"{name} on {counted(chosen.count(name), 'task')}" for name in dict.fromkeys(chosen))

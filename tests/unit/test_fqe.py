@@ -127,8 +127,8 @@ def test_the_better_policy_is_selected_and_an_exploiting_one_is_named(tmp_path, 
     assert by_run.value["good", 0] > by_run.value["bad", 0]
     assert (table.low < table.value).all()
     assert (table.value < table.high).all()
-    assert "bad exploits errors of the world model on toy/line, seed 0: imagined value 50" in caplog.text
-    assert "good exploits" not in caplog.text
+    assert "the world model overestimates bad on toy/line, seed 0: imagined value 50" in caplog.text
+    assert "overestimates good" not in caplog.text
     chosen = json.loads((tmp_path / "fqe/selection.json").read_text())["toy/line"]
     assert chosen["algorithm"] == "good"
     assert chosen["folder"].startswith(str(good))

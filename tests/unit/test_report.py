@@ -247,7 +247,7 @@ def test_failures_are_marked(full: SimpleNamespace) -> None:
     assert cell(full.page, REACH, 3) == "–"
     assert "not evaluated: no environment is known" in full.page
     returns = f"imagined return {number(2.0)}, real return {number(0.1)}."
-    assert f"pwm exploits model errors on {REACH}: {returns}" in full.page
+    assert f"The world model overestimates pwm on {REACH}: {returns}" in full.page
 
 
 def test_marks_count_as_failing_unless_only_below_the_data(tmp_path: Path) -> None:
