@@ -29,13 +29,9 @@ from .stage import Input, Stage
 
 Action = Literal["fresh", "reuse", "resume", "run"]
 
-
 NOT_RUN = "not run yet"
 SHOWN_CHANGES = 4
 """Maximum changes listed in a reason."""
-
-
-NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
