@@ -96,10 +96,18 @@ def check(count: int, first_seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "seed"),
-    [("flat", 1005688), ("run", 1022448), ("run", 1025323), ("iteration record", 679), ("d3rlpy", 2044)],
+    [
+        ("flat", 1005688),
+        ("run", 1022448),
+        ("run", 1025323),
+        ("iteration record", 679),
+        ("d3rlpy", 2044),
+        ("study record", 1017000),
+    ],
 )
 def test_what_was_unclear_once_is_not(name: str, seed: int) -> None:
-    """A column without numbers, a link to itself, a time without end, a command that is none, and a pipe."""
+    """A column without numbers, a link to itself, a time without end, a command that is none, a pipe, and a
+    time that is no number."""
     ((_, _, answer),) = outcomes([(name, seed)], workers=1)
     assert answer["outcome"] in GOOD, answer
 
