@@ -149,6 +149,8 @@ def make_env(task: str | TaskSpec, backend: str = "gymnasium", *, picture: int |
     """
     if backend not in ("gymnasium", "torchrl"):
         raise TaskError(f"backend: expected gymnasium or torchrl, found {backend!r}")
+    if not isinstance(task, str | TaskSpec):
+        raise TaskError(f"task: expected a name, such as dmc/walker-run, or a TaskSpec, found {task!r}")
     spec = task if isinstance(task, TaskSpec) else task_spec(task)
     if backend == "gymnasium":
         return NativeEnv(_build(spec, picture), spec)

@@ -112,6 +112,8 @@ def test_an_environment_refuses_what_does_not_fit():
         orrery.WorldModelEnv(WorldModel(config, model.table), "test/arm", torch.randn(5, 3))
     with pytest.raises(TaskError, match="backend: expected gymnasium or torchrl, found 'jax'"):
         orrery.make_env(deployed.arm_task(), "jax")
+    with pytest.raises(TaskError, match=r"task: expected a name, such as dmc/walker-run, or a TaskSpec, found None"):
+        orrery.make_env(None)
 
 
 def test_a_collector_runs_a_policy_in_a_task_and_in_the_model():
