@@ -31,12 +31,8 @@ def mish(x: torch.Tensor) -> torch.Tensor:
         return F.mish(x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Mish.apply(x)[0]
-    # tanh(softplus(x)) = n / (n + 2) with n = e^x (e^x + 2), n + 2 = (e^x + 1)^2 + 1; it is 1 long before the bound.
-    # In place where it can be: the copies would not stay in the cache.
-    exponential = x.clamp(max=20).exp_()
-    n = (exponential + 2).mul_(exponential)
-    exponential.add_(1)
-    return n.div_(exponential.mul_(exponential).add_(1)).mul_(x)
+    _, h = _exponential_and_half(x)
+    return h.div_(h + 1).mul_(x)
 
 
 def simnorm(x: torch.Tensor, group: int) -> torch.Tensor:
@@ -56,11 +52,13 @@ def _ours(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
-def _tanh_softplus(sigmoid: torch.Tensor) -> torch.Tensor:
-    """tanh(softplus(x)) = (1 - p^2) / (1 + p^2) with p = 1 - sigmoid(x)."""
-    p = 1 - sigmoid
-    p_squared = p.mul_(p)
-    return (1 - p_squared).div_(p_squared.add_(1))
+def _exponential_and_half(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """e = e^x and h = e + e^2 / 2, with which tanh(softplus(x)) = h / (h + 1).
+
+    It is 1 long before x = 20, where e is bounded so that no square overflows.
+    """
+    e = x.clamp(max=20).exp_()
+    return e, torch.addcmul(e, e, e, value=0.5)
 
 
 class _Mish(torch.autograd.Function):
@@ -70,12 +68,12 @@ class _Mish(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sigmoid = torch.sigmoid(x)
-        t = _tanh_softplus(sigmoid)
-        value = x * t
-        # t + x sigmoid (1 - t^2)
-        slope = sigmoid.mul_(x).mul_(t.square().neg_().add_(1)).add_(t)
-        return value, slope
+        e, h = _exponential_and_half(x)
+        u = h + 1
+        t = h / u
+        # t + x sigmoid(x) (1 - t^2), where sigmoid (1 - t^2) = e (1 + e) / u^2 = 2 (h - e / 2) / u^2
+        slope = torch.addcmul(t, x, h.sub_(e, alpha=0.5).div_(u).div_(u), value=2)
+        return t.mul_(x), slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -130,7 +128,8 @@ def _exponential_is_safe(x: torch.Tensor) -> bool:
 
 def _group_sum(x: torch.Tensor, group: int) -> torch.Tensor:
     """[..., D] -> [..., D], every entry the sum of its group."""
-    return (x.reshape(-1, group) @ _ones(group, x.dtype)).view_as(x)
+    with torch.autocast("cpu", enabled=False):
+        return (x.reshape(-1, group) @ _ones(group, x.dtype)).view_as(x)
 
 
 @cache

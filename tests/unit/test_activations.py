@@ -42,6 +42,16 @@ def test_simnorm_of_large_inputs(shift):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_simnorm_is_not_narrowed():
+    """Its sums are matrix products, which autocast would round to 8 bits, and their backward pass with them."""
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.arange(64.0)
+    expected = [simnorm(x, 8), torch.autograd.grad((simnorm(x, 8) * weight).sum(), x)[0]]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [simnorm(x, 8), torch.autograd.grad((simnorm(x, 8) * weight).sum(), x)[0]]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_simnorm_survives_huge_inputs():
     y = simnorm(torch.tensor([[1e6, 0.0, -1e6, 0.0]]), 4)
     torch.testing.assert_close(y, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
