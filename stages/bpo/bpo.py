@@ -21,7 +21,7 @@ from ...datasets.store import TaskRows
 from ...datasets.windows import WindowIndex
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.seeding import derive_seed
-from ..extraction.actor_critic import clip_members_
+from ..layers.gradients import clip_members
 from ..sequence_model.dynamics import Dynamics, SimulatorDynamics
 from ..sequence_model.networks import SequenceModel
 from .config import BpoConfig
@@ -151,7 +151,7 @@ class PolicyOptimisation:
         parameters = list(self.policy.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(-objective_M.sum(), parameters), strict=True):
             parameter.grad = gradient
-        norm_M = clip_members_(parameters, len(self.seeds), self._config.clip_norm)
+        norm_M = clip_members(parameters, len(self.seeds), self._config.clip_norm)
         if not torch.isfinite(norm_M).all():
             raise StageError(
                 f"bpo: the policy gradient of task {self.spec.name!r} is not finite at iteration {iteration}; use a "

@@ -9,8 +9,6 @@ Source: PWM (arXiv 2407.02466) appendix B. Blocks are Linear, activation, LayerN
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -67,14 +65,3 @@ def straight_through_one_hot(
     soft = torch.softmax(scores, -1)
     hard = F.one_hot(scores.argmax(-1), scores.shape[-1]).to(soft)
     return hard + soft - soft.detach()
-
-
-@torch.no_grad()
-def clip_members_(parameters: Sequence[nn.Parameter], members: int, max_norm: float) -> torch.Tensor:
-    """Clip each member's gradient to `max_norm` in place. Returns the norms before clipping, [M]."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm_M = torch.stack([g.reshape(members, -1).square().sum(1) for g in gradients]).sum(0).sqrt()
-    factor_M = (max_norm / (norm_M + 1e-6)).clamp(max=1)
-    for gradient in gradients:
-        gradient.mul_(factor_M.repeat_interleave(len(gradient) // members).view(-1, 1, 1))
-    return norm_M

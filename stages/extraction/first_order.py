@@ -17,8 +17,8 @@ import torch
 
 from ...pipeline.errors import ConfigError
 from ...pipeline.seeding import derive_seed
+from ..layers.gradients import clip_members
 from ..world_model.networks import WorldModel
-from .actor_critic import clip_members_
 from .config import FirstOrderConfig
 from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return, lambda_return
@@ -170,7 +170,7 @@ class FirstOrderExtraction(Program):
                 loss_P = self._loss_of_critics(z_PRD[:, rows], target_PR[:, rows])
                 self._critic_optimizer.zero_grad(set_to_none=True)
                 loss_P.sum().backward()
-                clip_members_(list(self.critic.parameters()), P, config.networks.critic_clip_norm)
+                clip_members(list(self.critic.parameters()), P, config.networks.critic_clip_norm)
                 self._critic_optimizer.step()
                 total_P += loss_P.detach()
         return total_P / (config.critic_passes * config.critic_minibatches)

@@ -14,8 +14,9 @@ import torch
 
 from ...pipeline.errors import StageError
 from ...pipeline.seeding import derive_seed
+from ..layers.gradients import clip_members
 from ..world_model.networks import WorldModel
-from .actor_critic import StackedActor, StackedCritic, clip_members_
+from .actor_critic import StackedActor, StackedCritic
 from .config import ActorCriticConfig, ReleasedPwmConfig
 from .rollout import MemberTasks, imagined_return, member_tasks
 from .starts import StartLatents
@@ -188,7 +189,7 @@ class Program:
         # Only the actors: no gradient of the critics is computed or kept here.
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
-        norm_M = clip_members_(parameters, len(self.members), self.networks.actor_clip_norm)
+        norm_M = clip_members(parameters, len(self.members), self.networks.actor_clip_norm)
         self._actor_optimizer.step()
         return norm_M
 

@@ -76,7 +76,13 @@ def act(
     actor: StackedActor, z_MBD: torch.Tensor, noise_MBA: torch.Tensor, tasks: MemberTasks, members: slice
 ) -> torch.Tensor:
     """Sampled, masked actions [M, B, A]; `noise_MBA` is standard normal."""
-    head = actor.head(z_MBD, members)
+    return sample(actor, actor.head(z_MBD, members), noise_MBA, tasks, members)
+
+
+def sample(
+    actor: StackedActor, head: torch.Tensor, noise_MBA: torch.Tensor, tasks: MemberTasks, members: slice
+) -> torch.Tensor:
+    """As `act`, from the actors' `head` [M, B, A]."""
     action = actor.sample(head, noise_MBA, members)
     if tasks.any_discrete:
         # A Gumbel variable from the normal one, so that both kinds of action read the same random stream.

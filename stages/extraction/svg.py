@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 
 from ...pipeline.errors import ConfigError
+from ..layers.gradients import clip_members
 from ..world_model.networks import WorldModel
-from .actor_critic import StackedActor, StackedCritic, clip_members_
+from .actor_critic import StackedActor, StackedCritic
 from .config import SvgConfig
 from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return
-from .rollout import act, continue_probability
+from .rollout import continue_probability, sample
 from .starts import StartLatents
 from .transitions import LatentTransitions, TransitionBatch
 
@@ -104,8 +105,8 @@ class SvgExtraction(Program):
         critic_loss_M, value_M, error_MB = self._update_critics(batch, noise_MBA)
         self._prioritise(number_MB, error_MB)
         rows = slice(0, self._config.starts)
-        return_MB = self._returns(batch.z_MBD[:, rows], noise_MBA[:, rows])
         head_MBA = self.actor.head(batch.z_MBD)
+        return_MB = self._returns(batch.z_MBD[:, rows], head_MBA[:, rows], noise_MBA[:, rows])
         anchor_M = anchor_loss(head_MBA, batch.action_MBA, self.tasks)
         # While no reward is found, actors climb noise; where tanh is flat, they would never come back.
         square_M = (head_MBA.square() * self.tasks.mask_M1A).sum(-1).mean(1) / self.tasks.mask_M1A.sum(-1)[:, 0]
@@ -140,22 +141,22 @@ class SvgExtraction(Program):
         self._critic_optimizer.zero_grad(set_to_none=True)
         loss_M.sum().backward()
         parameters = list(self.critic.parameters())
-        clip_members_(parameters, len(self.members), self.networks.critic_clip_norm)
+        clip_members(parameters, len(self.members), self.networks.critic_clip_norm)
         self._critic_optimizer.step()
         targets: list[torch.Tensor] = list(self.target.parameters())
         torch._foreach_lerp_(targets, [p.detach() for p in parameters], self._config.target_rate)
         q_MNB = q_MNB.detach()
         return loss_M.detach(), q_MNB.mean((1, 2)), (q_MNB - target_MB[:, None]).abs().amax(1)
 
-    def _returns(self, z_MBD: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
-        """J_h of each state, [M, B], in units of the value scale.
+    def _returns(self, z_MBD: torch.Tensor, head_MBA: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
+        """J_h of each state, [M, B], in units of the value scale, from the actors' heads there.
 
         A state is rolled out over one horizon only, the longest first. Over all horizons it would cost several times as
         much and say little more, since the next batch brings other states.
         """
         counts, discount_M1 = self._counts_H, self.tasks.discount_M1
         begins = [sum(counts[h + 1 :]) for h in range(len(counts))]  # of the states that are rolled out over h steps
-        latents, actions = [z_MBD], [self._action(z_MBD, noise_MBA)]
+        latents, actions = [z_MBD], [self._sample(head_MBA, noise_MBA)]
         for going in begins[:-1]:
             z_MBD = self.model.next_latent(latents[-1][:, :going], actions[-1][:, :going], self._task(going))
             latents.append(z_MBD)
@@ -233,7 +234,10 @@ class SvgExtraction(Program):
 
     def _action(self, z_MBD: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
         """The policy's mean action, or a sample where actions are discrete: [M, B, A], masked."""
-        return act(self.actor, z_MBD, noise_MBA * self.tasks.discrete_M11, self.tasks, slice(None))
+        return self._sample(self.actor.head(z_MBD), noise_MBA)
+
+    def _sample(self, head_MBA: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
+        return sample(self.actor, head_MBA, noise_MBA * self.tasks.discrete_M11, self.tasks, slice(None))
 
     def _noisy_action(self, z_MBD: torch.Tensor, noise_MBA: torch.Tensor) -> torch.Tensor:
         """That action with clipped noise, so that a target is a mean over actions close by."""

@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from ...pipeline.errors import CheckpointError, StageError
+from ..layers.gradients import clip_members
 from . import losses
 from .actions import Actions
 from .config import LearnConfig
-from .gradients import clip_members, frozen
+from .gradients import frozen
 from .networks import MrqEncoder, PolicyNetwork, TwinValues, initialise
 from .priorities import Priorities
 from .replay import ReplayWindows

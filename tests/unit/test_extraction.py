@@ -9,13 +9,14 @@ import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
 from orrery.pipeline.errors import ConfigError, StageError
-from orrery.stages.extraction.actor_critic import clip_members_, straight_through_one_hot
+from orrery.stages.extraction.actor_critic import straight_through_one_hot
 from orrery.stages.extraction.config import ActorCriticConfig, FirstOrderConfig
 from orrery.stages.extraction.first_order import FirstOrderExtraction
 from orrery.stages.extraction.policy import LatentPolicy
 from orrery.stages.extraction.program import PolicySpec, RunningVariance, anchor_loss
 from orrery.stages.extraction.rollout import act, imagine, member_tasks
 from orrery.stages.extraction.starts import encode_starts
+from orrery.stages.layers.gradients import clip_members
 from orrery.stages.layers.mlp import StackedMLP
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
@@ -197,7 +198,7 @@ def test_anchor_alone_clones_the_data(setting):
 def test_clip_is_per_member():
     parameter = torch.nn.Parameter(torch.zeros(2, 3, 1))
     parameter.grad = torch.tensor([[[3.0], [0.0], [4.0]], [[0.3], [0.0], [0.4]]])
-    norms = clip_members_([parameter], 2, 1.0)
+    norms = clip_members([parameter], 2, 1.0)
     torch.testing.assert_close(norms, torch.tensor([5.0, 0.5]))
     torch.testing.assert_close(parameter.grad[:, :, 0], torch.tensor([[0.6, 0.0, 0.8], [0.3, 0.0, 0.4]]))
 

@@ -116,7 +116,7 @@ def test_returns_are_of_as_many_model_steps_as_their_row(setting):
     program = make(setting, EVERY)
     torch.nn.init.normal_(program.critic.mlp.weight[-1])
     z, noise = torch.rand(6, 8, 16), torch.randn(6, 8, 3)
-    found = program._returns(z, noise)
+    found = program._returns(z, program.actor.head(z), noise)
     horizons = [h for h in (2, 1, 0) for _ in range(program._counts_H[h])]
     assert sorted(set(horizons)) == [0, 1, 2]
     for m, member in enumerate(EVERY):
