@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+"""Names of `autocast`."""
 
 
 def check_accelerator(config: Any) -> None:
@@ -75,6 +77,18 @@ def multiplies_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Within, matrix products are narrowed to bfloat16 if `precision` is bf16-mixed, or auto on a CPU that multiplies
+    such matrices; as they are if it is 32-true.
+
+    Weights are narrowed anew for each product: kept, they would outlast an optimiser step.
+    """
+    import torch
+
+    narrow = precision == "bf16-mixed" or (precision == "auto" and device.type == "cpu" and multiplies_bfloat16())
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False) if narrow else nullcontext()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...pipeline.accelerator import check_accelerator, wants_gpu
+from ...pipeline.accelerator import PRECISIONS, check_accelerator, wants_gpu
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
@@ -228,6 +228,9 @@ class ExtractConfig:
     speed and float rounding only."""
     accelerator: str = "auto"
     """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX, else 32-true. bf16-mixed narrows matrix
+    products at least 32 wide; weights, norms, losses, actions and values stay in 32 bit."""
     loggers: list[str] | None = None
     """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0
@@ -241,6 +244,7 @@ class ExtractConfig:
         check_counts(self, "evaluate_episodes")
         check_not_negative(self, "groups", "evaluate_every")
         check_accelerator(self)
+        check_choices(self, precision=PRECISIONS)
         if unknown := sorted(set(self.algorithms) - set(ALGORITHMS)):
             raise ConfigError(f"extract.algorithms: unknown {unknown}, this stage has: {', '.join(ALGORITHMS)}")
         for name, weights in {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, repeat
 from typing import Any
 
@@ -30,8 +30,16 @@ class MemberGroups:
     """Several groups in step, each of them a program per kind of algorithm."""
 
     def __init__(
-        self, members: Sequence[PolicySpec], groups: int, build: Callable[[list[PolicySpec]], list[Program]]
+        self,
+        members: Sequence[PolicySpec],
+        groups: int,
+        build: Callable[[list[PolicySpec]], list[Program]],
+        narrowed: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        """Args:
+        narrowed: the context of every update, in each thread.
+        """
+        self._narrowed = narrowed
         self.groups = [build(part) for part in split_members(members, groups)]
 
     @property
@@ -44,7 +52,8 @@ class MemberGroups:
         """Yields `update(iteration)`, which updates every group and returns the metrics of each program."""
 
         def update(group: list[Program], iteration: int) -> list[dict[str, torch.Tensor]]:
-            return [program.update(iteration) for program in group]
+            with self._narrowed():
+                return [program.update(iteration) for program in group]
 
         with self._pool() as pool:
             yield lambda iteration: list(chain(*pool.map(update, self.groups, repeat(iteration))))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...datasets.rollout import play_episodes, policy_act
 from ...datasets.store import TaskStore
 from ...datasets.windows import Split
 from ...pipeline import termination
-from ...pipeline.accelerator import device_of
+from ...pipeline.accelerator import autocast, device_of
 from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
@@ -101,7 +102,7 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     saved = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
     # As many groups as the interrupted attempt had, which may have run on another kind of device.
     number = config.groups_on(device.type) if saved is None else len(saved["groups"])
-    groups = MemberGroups(members, number, programs)
+    groups = MemberGroups(members, number, programs, partial(autocast, config.precision, device))
     curves = _train(groups, saved, config, context)
     entries = _write_policies(groups, model, context)
     (context.folder / ENTRIES).write_text(json.dumps(entries))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .activations import ACTIVATIONS
+from .products import stacked_linear
 
 
 def mlp(in_dim: int, units: Sequence[int], out_dim: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
@@ -46,7 +47,7 @@ class StackedMLP(nn.Module):
             return parameter if every else parameter[members]  # the gradient of a slice is a copy of the whole
 
         for i, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-            x = torch.baddbmm(own(bias), x, own(weight))
+            x = stacked_linear(own(bias), x, own(weight))
             if i < last:
                 normed = F.layer_norm(self._activation(x), x.shape[-1:])
                 x = torch.addcmul(own(self.norm_bias[i]), normed, own(self.norm_weight[i]))

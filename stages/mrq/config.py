@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...datasets.schema import BEHAVIOURS
-from ...pipeline.accelerator import check_accelerator
+from ...pipeline.accelerator import PRECISIONS, check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
@@ -151,6 +151,9 @@ class LearnConfig:
     """LAP: minimum |TD error| in the priority."""
     shift: int = 4
     """Maximum random shift of images in pixels, in each direction; 0 = off."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX, else 32-true. bf16-mixed narrows matrix
+    products at least 32 wide; weights, norms, losses, actions and values stay in 32 bit."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -162,6 +165,7 @@ class LearnConfig:
             "exploration_noise", "target_noise", "target_noise_clip", "priority_exponent", "shift",
         )  # fmt: skip
         check_shares(self, "discount")
+        check_choices(self, precision=PRECISIONS)
         if self.design.state_action_target and self.networks.state_action_dim != self.networks.latent_dim:
             raise ConfigError(
                 "design.state_action_target feeds predicted state-action embeddings back as states: latent_dim "

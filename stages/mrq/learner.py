@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ...pipeline.accelerator import autocast
 from ...pipeline.errors import CheckpointError, StageError
 from ..layers.gradients import clip_members
 from . import losses
@@ -131,6 +132,10 @@ class Learner:
             sources: of each member.
             update_encoder: False leaves the encoder as it is.
         """
+        with autocast(self.config.precision, self.device):
+            return self._train(sources, update_encoder)
+
+    def _train(self, sources: Sequence[WindowSource], update_encoder: bool) -> dict[str, torch.Tensor]:
         metrics: dict[str, torch.Tensor] = {}
         if self.steps % self.config.period == 0:
             self._copy_targets()
@@ -154,7 +159,8 @@ class Learner:
     def pretrain_encoder(self, sources: Sequence[WindowSource]) -> dict[str, torch.Tensor]:
         """Train the encoder for one period against targets copied at its start; no policy or values are needed."""
         self._copy_targets()
-        return self._train_encoder(sources, self.config.period)
+        with autocast(self.config.precision, self.device):
+            return self._train_encoder(sources, self.config.period)
 
     def _copy_targets(self) -> None:
         pairs = (

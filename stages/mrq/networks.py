@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...pipeline.errors import ConfigError
+from ..layers.activations import at_least_float32
+from ..layers.products import stacked_linear
 from .config import IMAGE_SIZE, DesignConfig, NetworkConfig
 from .norm import norm_elu, norm_relu
 
@@ -40,7 +42,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, out_dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return stacked_linear(self.bias, x, self.weight)
 
 
 class HiddenLayers(nn.Module):
@@ -76,7 +78,7 @@ class ImageLayers(nn.Module):
         """[1, B, C, 84, 84] uint8 or float in [0, 255] -> [1, B, out]."""
         x = image[0].float() / 255 - 0.5
         for convolution in self.convolutions:
-            x = F.elu(convolution(x))
+            x = F.elu(at_least_float32(convolution(x)))
         return self.out(x.flatten(1)[None])
 
 
@@ -144,12 +146,12 @@ class MrqEncoder(nn.Module):
 
     def state_part(self, z: torch.Tensor) -> torch.Tensor:
         """Return the part of g's first layer [M, B, .] that depends on z_s [M, B, D] only."""
-        return torch.baddbmm(self.joint.l1.bias, z, self.joint.l1.weight[:, : self._latent_dim])
+        return stacked_linear(self.joint.l1.bias, z, self.joint.l1.weight[:, : self._latent_dim])
 
     def with_action(self, state_part: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """g from `state_part` on: z_sa [M, B, E] of actions [M, B, A]."""
         weight = self.joint.l1.weight[:, self._latent_dim :]
-        return self.joint.after_first(torch.baddbmm(state_part, self.embed_action(action), weight))
+        return self.joint.after_first(stacked_linear(state_part, self.embed_action(action), weight))
 
     def predict(self, z_sa: torch.Tensor) -> Prediction:
         """m: [M, B, E] -> prediction of one step."""
@@ -165,18 +167,18 @@ class MrqEncoder(nn.Module):
         steps = action_MTBA.shape[1]
         weight_z, weight_a = self.joint.l1.weight.split([z.shape[-1], self.joint.l1.weight.shape[1] - z.shape[-1]], 1)
         embedded = self.embed_action(action_MTBA.flatten(1, 2))
-        from_action = torch.baddbmm(self.joint.l1.bias, embedded, weight_a).unflatten(1, (steps, -1)).unbind(1)
+        from_action = stacked_linear(self.joint.l1.bias, embedded, weight_a).unflatten(1, (steps, -1)).unbind(1)
         if not isinstance(self.model, StackedLinear):
             return self._unroll_nonlinear(z, weight_z, from_action)
         done_w, latent_w, reward_w = self.model.weight.split(self._outputs, 2)
         done_b, latent_b, reward_b = self.model.bias.split(self._outputs, 2)
         embeddings, latents = [], []
         for part in from_action:
-            embeddings.append(self.joint.after_first(torch.baddbmm(part, z, weight_z)))
-            z = torch.baddbmm(latent_b, embeddings[-1], latent_w)
+            embeddings.append(self.joint.after_first(stacked_linear(part, z, weight_z)))
+            z = stacked_linear(latent_b, embeddings[-1], latent_w)
             latents.append(z)
         z_sa = torch.cat(embeddings, 1)
-        rest = torch.baddbmm(torch.cat([done_b, reward_b], 2), z_sa, torch.cat([done_w, reward_w], 2))
+        rest = stacked_linear(torch.cat([done_b, reward_b], 2), z_sa, torch.cat([done_w, reward_w], 2))
         rest = rest.unflatten(1, (steps, -1))
         return Prediction(rest[..., 0], torch.stack(latents, 1), rest[..., 1:])
 
@@ -185,7 +187,7 @@ class MrqEncoder(nn.Module):
     ) -> Prediction:
         predictions = []
         for part in from_action:
-            predictions.append(self.predict(self.joint.after_first(torch.baddbmm(part, z, weight_z))))
+            predictions.append(self.predict(self.joint.after_first(stacked_linear(part, z, weight_z))))
             z = predictions[-1].latent
         done, latent, reward = zip(*((p.done, p.latent, p.reward) for p in predictions), strict=True)
         return Prediction(torch.stack(done, 1), torch.stack(latent, 1), torch.stack(reward, 1))

@@ -10,7 +10,7 @@ import torch
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import StageError
 from orrery.pipeline.study.config import load_study
-from orrery.stages.mrq.config import DESIGN_STUDY, MrqConfig
+from orrery.stages.mrq.config import DESIGN_STUDY, MrqConfig, NetworkConfig
 from orrery.stages.mrq.learner import Learner, Shapes
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
@@ -85,6 +85,18 @@ def overrides_of(changes, prefix="mrq_online.learn"):
         nested = isinstance(value, Mapping)
         overrides += overrides_of(value, f"{prefix}.{key}") if nested else [f"{prefix}.{key}={value}".lower()]
     return overrides
+
+
+def test_narrowed_products_change_the_losses_of_the_model_little():
+    """Products of 32 columns and more; LEARN has fewer."""
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        networks = NetworkConfig(64, 64, 32, 64, 64, 64, num_bins=33, bin_limit=3.0)
+        learn = dataclasses.replace(LEARN, networks=networks, precision=precision)
+        training = run_to(OnlineTraining(task_spec(PENDULUM), dataclasses.replace(ONLINE, learn=learn), "mrq", 0), 30)
+        found[precision] = training.learner.train([training.replay])["model_reward"]
+    assert not torch.equal(found["bf16-mixed"], found["32-true"])
+    torch.testing.assert_close(found["bf16-mixed"], found["32-true"], rtol=0.05, atol=0)
 
 
 def test_without_the_model_the_value_loss_trains_the_encoder():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import Episode
+from orrery.pipeline.accelerator import autocast
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.extraction.config import ActorCriticConfig, SvgConfig
+from orrery.stages.extraction.groups import MemberGroups
 from orrery.stages.extraction.program import PolicySpec
 from orrery.stages.extraction.starts import encode_starts
 from orrery.stages.extraction.svg import SvgExtraction, split_starts
@@ -305,3 +308,18 @@ def test_settings_that_cannot_work_are_refused():
         SvgConfig(starts=3, horizon=3)
     with pytest.raises(ConfigError, match="n_step"):
         SvgConfig(n_step=0)
+
+
+def test_narrowed_products_change_policies_little(setting):
+    """The job's own loop: each thread of a group narrows its products, and only if the precision says so."""
+    members = members_of(["toy/small"])
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        narrowed = partial(autocast, precision, torch.device("cpu"))
+        groups = MemberGroups(members, 2, lambda part: [make(setting, part)], narrowed)
+        with groups.running() as update:
+            update(0)
+        found[precision] = groups.programs[1].actor.mlp.weight[0].detach()
+    exact, narrow = found.values()
+    assert not torch.equal(narrow, exact)
+    torch.testing.assert_close(narrow, exact, rtol=0, atol=0.05)
