@@ -223,11 +223,11 @@ class WindowSampler:
         task, start, left, ends_terminal = (values[position] for values in self._drawn)
         rows = torch.empty(self.batch_size, self.length + 1, self._width, device=self._device)
         parts = [len(start)] if self._joined else np.bincount(task, minlength=len(self._tasks)).tolist()
-        # Once more on the host, where looking at them does not wait for the device.
-        first_rows = np.split(start, np.cumsum(parts)[:-1])
-        drawn = zip(first_rows, self._to_device(start).split(parts), rows.flatten(1).split(parts), strict=True)
-        for source, windows, (first, starts, out) in zip(self._sources, self._windows, drawn, strict=True):
-            if not self._terminates or first.max(initial=0) < len(windows):
+        drawn, end = zip(self._to_device(start).split(parts), rows.flatten(1).split(parts), parts, strict=True), 0
+        for source, windows, (starts, out, count) in zip(self._sources, self._windows, drawn, strict=True):
+            end += count
+            # On the host, where looking at them does not wait for the device.
+            if not self._terminates or start[end - count : end].max(initial=0) < len(windows):
                 torch.index_select(windows, 0, starts, out=out)
             else:
                 out.copy_(_past_the_end(source, starts, self.length + 1).flatten(1))
