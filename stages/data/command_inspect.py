@@ -18,7 +18,7 @@ class Inspect(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "path", type=Path, metavar="PATH", help="such as RUN, RUN/pack, arm.hdf5, a Minari id, or model.safetensors"
+            "path", type=Path, metavar="PATH", help="RUN, RUN/pack, arm.hdf5, a Minari id, model.safetensors, ..."
         )
         add_json(parser)
 

@@ -20,16 +20,19 @@ class EvaluatePolicies(Command):
     help = "score policies of this project, ONNX, torch.export and TorchScript files, and Python functions on a task"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.usage = "%(prog)s [OPTIONS] POLICY [POLICY ...] [task=NAME] [algorithm=NAME] [seed=N]"
         parser.add_argument(
             "overrides",
             nargs="+",
-            metavar="POLICY... task=NAME algorithm=NAME seed=N",
+            metavar="POLICY",
             help="policy folder, RUN/extract, run folder, Hub id, FILE.onnx, FILE.pt2, FILE.pt (TorchScript) or "
             "module:function; files and functions need task=; algorithm= and seed= select policies of a folder",
         )
-        parser.add_argument("--episodes", type=int, default=10, metavar="N", help="per policy (default: 10)")
-        parser.add_argument("--seed", type=int, default=0, metavar="N", help="as evaluate.seed (default: 0)")
-        parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+        parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes per policy (default: 10)")
+        parser.add_argument(
+            "--seed", type=int, default=0, metavar="N", help="random seed, like evaluate.seed (default: 0)"
+        )
+        parser.add_argument("--workers", type=int, default=1, metavar="N", help="parallel processes (default: 1)")
         parser.add_argument("--video", type=Path, metavar="FILE", help="record the first episode as .gif, .mp4 or .png")
         add_json(parser)
 

@@ -27,9 +27,11 @@ class Export(Command):
     help = "export a policy as ONNX and torch.export, from raw observations to native actions"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_policy_arguments(parser, "select a policy")
-        parser.add_argument("--format", choices=list(FORMATS), default="both", help="default: both")
-        parser.add_argument("--out", type=Path, default=Path("export"), metavar="DIR", help="default: export")
+        add_policy_arguments(parser, "select one policy of several")
+        parser.add_argument("--format", choices=list(FORMATS), default="both", help="formats to write (default: both)")
+        parser.add_argument(
+            "--out", type=Path, default=Path("export"), metavar="DIR", help="output folder (default: export)"
+        )
         parser.add_argument(
             "--store",
             type=Path,

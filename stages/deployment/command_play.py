@@ -22,13 +22,15 @@ class Play(Command):
     help = "record a policy in its task as GIF, MP4 or curves (PNG)"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_policy_arguments(parser, "select a policy; for a single policy, task= plays another task of the same shape")
-        parser.add_argument("--episodes", type=int, default=1, metavar="N", help="default: 1")
+        add_policy_arguments(
+            parser, "select one policy of several; for a single policy, task= plays another task of the same shape"
+        )
+        parser.add_argument("--episodes", type=int, default=1, metavar="N", help="episodes to record (default: 1)")
         parser.add_argument(
             "--out",
             type=Path,
             metavar="FILE",
-            help=".gif, .mp4 or .png (default: TASK.gif, or TASK.png if the task cannot be rendered)",
+            help="output file, .gif, .mp4 or .png (default: TASK.gif, or TASK.png if the task cannot be rendered)",
         )
         parser.add_argument(
             "--size", type=int, default=240, metavar="PIXELS", help="width and height of a frame (default: 240)"

@@ -20,7 +20,7 @@ class Ls(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "folder", nargs="?", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs"
+            "folder", nargs="?", type=Path, default=Path("runs"), metavar="FOLDER", help="of the runs (default: runs)"
         )
         add_json(parser)
 
