@@ -27,13 +27,13 @@ def find_tasks(table: TaskTable, names: Sequence[str], folder: Path) -> list[Tas
     return [table.spec_of(name) for name in find_names(table.names, names, folder)]
 
 
-def find_names(known: Sequence[str], names: Sequence[str], folder: Path) -> list[str]:
-    """Return the same by name, out of `known`, the tasks of the model."""
+def find_names(known: Sequence[str], names: Sequence[str], folder: Path, what: str = "world model") -> list[str]:
+    """Return the same by name, out of `known`, the tasks of the artifact in `folder`: a world model or a store."""
     wanted = names_in_tables(names, known) or list(known)
     if unknown := [name for name in wanted if name not in known]:
         raise CheckpointError(
-            f"{', '.join(unknown)}: not in the task table of the world model in {folder}, which holds: "
-            f"{', '.join(known)}. Name tasks of the model; the stage finetune adds tasks"
+            f"{', '.join(unknown)}: not in the task table of the {what} in {folder}, which holds: {', '.join(known)}. "
+            f"Name tasks of the {what}" + ("" if what == "store" else "; the stage finetune adds tasks")
         )
     return wanted
 

@@ -113,7 +113,7 @@ class Stage:
     stage, it runs whenever it is listed."""
     run_keys: ClassVar[Sequence[str]] = RUN_KEYS
     """Fields of Config that take the run's value of the same name, unless the experiment or the command line sets them.
-    A stage whose `tasks` selects among those of its store leaves out `tasks`."""
+    """
     calls: ClassVar[Sequence[str]] = ()
     """Groups of entry points that `run` calls: versions of other packages that add to them count in the key."""
     about_run: ClassVar[bool] = False

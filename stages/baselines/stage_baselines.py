@@ -36,7 +36,6 @@ class Baselines(Stage):
     inputs = {"store": Input("store", optional=True)}
     output_kind = "policies"
     algorithms = tuple(LIBRARIES)
-    run_keys = ("seeds", "seed", "algorithms")
     not_hashed = ("fanout",)
     config: BaselinesConfig
 
@@ -124,10 +123,11 @@ class Baselines(Stage):
         tasks: list[tuple[TaskSpec, list[Any] | None]] = []
         for folder in stores:
             from ...datasets.store import TaskStore
+            from ...datasets.tables import find_names
             from ..sequence_model.losses import observation_statistics
 
             store = TaskStore.open(folder)
-            for name in self.config.tasks or store.table.names:
+            for name in find_names(store.table.names, self.config.tasks, folder, "store"):
                 rows = store.rows_of(name)
                 mean, scale = observation_statistics(rows, rows.spec.observation_dim)
                 reward = float(rows.rows[rows.sample_transitions(REWARD_ROWS), -1].double().std())

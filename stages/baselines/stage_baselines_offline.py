@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...datasets.facts import read_store_facts
+from ...datasets.facts import DataFacts, read_store_facts
+from ...datasets.tables import find_names
 from ...datasets.tasks import SIMULATED, task_spec
 from ...pipeline.artifact import digests_of, link
 from ...pipeline.errors import ConfigError
@@ -31,7 +33,6 @@ class BaselinesOffline(Stage):
     inputs = {"store": Input("store", facts=read_store_facts)}
     output_kind = "policies"
     algorithms = tuple(D3RLPY)
-    run_keys = ("seeds", "seed", "algorithms")
     not_hashed = ("log_every", "checkpoint_every", "fanout")
     config: BaselinesOfflineConfig
 
@@ -42,10 +43,9 @@ class BaselinesOffline(Stage):
                 f"or remove its algorithms ({', '.join(self.config.algorithms)}) from algorithms"
             )
 
-    def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
-        known = [name for facts in inputs["store"] if facts is not None for name in facts.tasks]
-        named = [name for name in self.config.tasks or known if name.startswith(SIMULATED)]
-        _check_continuous(map(task_spec, named))
+    def check_input(self, name: str, folder: Path, facts: DataFacts | None) -> None:
+        names = () if facts is None else find_names(facts.tasks, self.config.tasks, folder, "store")
+        _check_continuous(task_spec(name) for name in names if name.startswith(SIMULATED))
 
     def check_machine(self) -> None:
         self.config.fanout.check_machine(key="baselines_offline.fanout")
@@ -65,7 +65,8 @@ class BaselinesOffline(Stage):
 
         config = self.config
         store = TaskStore.open(context.input("store"))
-        tasks = [store.rows_of(name) for name in config.tasks or store.table.names]
+        names = find_names(store.table.names, config.tasks, store.folder, "store")
+        tasks = [store.rows_of(name) for name in names]
         _check_continuous(task.spec for task in tasks)
         for task in tasks:
             task.check_rewards("baselines_offline.tasks")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import read_store_facts
+from ...datasets.tables import check_same_tables, find_names, names_in_tables
 from ...pipeline.artifact import digests_of
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
@@ -38,7 +39,6 @@ class Bpo(Stage):
     }
     output_kind = "policies"
     algorithms = ("bpo",)
-    run_keys = ("seeds", "seed", "loggers")
     not_hashed = ("log_every", "loggers", "fanout")
     config: BpoStageConfig
 
@@ -47,6 +47,8 @@ class Bpo(Stage):
         check_loggers_installed(self.config, "bpo")
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "store" and facts is not None:
+            find_names(facts.tasks, self.config.tasks, folder, "store")
         if name != "world_model" or facts is None or "model" not in self.config.gradients:
             return
         facts.check_single("bpo", folder)
@@ -61,7 +63,8 @@ class Bpo(Stage):
     def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
         (data,), model = inputs["store"], next(iter(inputs["world_model"]), None)
         if data is not None:
-            self._check_tasks(self.config.tasks or data.tasks, rewards=model is None or model.rewards)
+            names = names_in_tables(self.config.tasks, data.tasks) or data.tasks
+            self._check_tasks(names, rewards=model is None or model.rewards)
 
     def _check_tasks(self, names: Sequence[str], *, rewards: bool) -> None:
         from ...datasets.tasks import SIMULATED, task_spec
@@ -100,7 +103,7 @@ class Bpo(Stage):
         by_model = "model" in config.gradients
         model = _load_model(context, store) if by_model else None
         held_out = 0.0 if model is None else held_out_share(context.input("world_model")) or 0.0
-        names = config.tasks or list(store.table.names)
+        names = find_names(store.table.names, config.tasks, folder, "store")
         units = list(itertools.product(names, config.gradients))
         # Everything that can be refused is, before the first update.
         for name, gradient in units:
@@ -128,7 +131,6 @@ class Bpo(Stage):
 
 
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
-    from ...datasets.tables import check_same_tables
     from ..sequence_model.kinds import load_model
 
     folders = context.inputs["world_model"]

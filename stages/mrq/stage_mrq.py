@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...datasets.facts import read_store_facts
+from ...datasets.tables import check_same_tables, find_names
 from ...pipeline.artifact import digests_of, link
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
@@ -31,10 +33,12 @@ class Mrq(Stage):
     """
 
     Config = MrqConfig
-    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True, facts=read_model_facts)}
+    inputs = {
+        "store": Input("store", facts=read_store_facts),
+        "world_model": Input("world_model", optional=True, facts=read_model_facts),
+    }
     output_kind = "policies"
     algorithms = ("mrq",)
-    run_keys = ("seeds", "seed", "loggers")
     not_hashed = ("load_up_to_gb", "log_every", "loggers", "checkpoint_every", "accelerator", "fanout")
     config: MrqConfig
 
@@ -42,6 +46,8 @@ class Mrq(Stage):
         self.config.fanout.check_gpus(self.config.accelerator, "mrq.accelerator")
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "store" and facts is not None:
+            find_names(facts.tasks, self.config.tasks, folder, "store")
         if name == "world_model" and facts is not None and self.config.start_from_world_model:
             facts.check_single("mrq.start_from_world_model=true", folder)
             facts.check_predicts("latents", "mrq.start_from_world_model=true", folder)
@@ -60,13 +66,14 @@ class Mrq(Stage):
         if self.config.start_from_world_model:
             self._check_world_model(context, store)
         learn = self.config.learn
-        learned = [store.rows_of(name) for name in self.config.tasks or store.table.names]
+        names = find_names(store.table.names, self.config.tasks, store.folder, "store")
+        learned = [store.rows_of(name) for name in names]
         for task in learned:
             task.check_rewards("mrq.tasks")
         said = beyond_bins(learned, learn.networks.bin_limit, "mrq.learn.networks.bin_limit", values=False)
         if said is not None and learn.design.two_hot_reward:
             context.log.warning("mrq: %s", said)
-        programs = self._programs(store)
+        programs = self._programs(store, names)
         found = fan_out_members(
             programs, learn_offline, context, self.config.fanout, accelerator=self.config.accelerator,
             hashed=["world_model"] if self.config.start_from_world_model else [],
@@ -90,13 +97,12 @@ class Mrq(Stage):
             "updates each"
         )
 
-    def _programs(self, store: TaskStore) -> list[MemberJobs]:
+    def _programs(self, store: TaskStore, names: Sequence[str]) -> list[MemberJobs]:
         """One for each variant."""
         from ...pipeline.accelerator import device_of
         from .offline import OfflineMember, split_members
 
         config = self.config
-        names = config.tasks or list(store.table.names)
         slugs = {name: store.table.spec_of(name).slug for name in names}
         data = digests_of(store.folder, slugs.values())
         members = [OfflineMember(name, seed, data[slugs[name]]) for name in names for seed in range(config.seeds)]
@@ -122,7 +128,6 @@ class Mrq(Stage):
 
     def _check_world_model(self, context: Context, store: TaskStore) -> None:
         from ...datasets.schema import read_table
-        from ...datasets.tables import check_same_tables
 
         if not context.inputs["world_model"]:
             raise StageError(

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...datasets.facts import read_store_facts
+from ...datasets.tables import check_same_tables, find_names
 from ...pipeline.artifact import digests_of, link
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
@@ -25,10 +27,12 @@ class Powr(Stage):
     """
 
     Config = PowrConfig
-    inputs = {"store": Input("store"), "world_model": Input("world_model", optional=True, facts=read_model_facts)}
+    inputs = {
+        "store": Input("store", facts=read_store_facts),
+        "world_model": Input("world_model", optional=True, facts=read_model_facts),
+    }
     output_kind = "policies"
     algorithms = (ALGORITHM,)
-    run_keys = ("seeds", "seed")
     not_hashed = ("accelerator", "fanout")
     config: PowrConfig
 
@@ -36,6 +40,8 @@ class Powr(Stage):
         self.config.fanout.check_gpus(self.config.accelerator, "powr.accelerator")
 
     def check_input(self, name: str, folder: Path, facts: Any) -> None:
+        if name == "store" and facts is not None:
+            find_names(facts.tasks, self.config.tasks, folder, "store")
         if name == "world_model" and facts is not None and self.config.states == "latent":
             facts.check_single("powr.states=latent", folder)
             facts.check_predicts("latents", "powr.states=latent", folder)
@@ -48,7 +54,6 @@ class Powr(Stage):
 
         from ...datasets.schema import read_table
         from ...datasets.store import TaskStore
-        from ...datasets.tables import check_same_tables
         from .job import plan_policies
         from .stability import radius_warning
 
@@ -61,7 +66,7 @@ class Powr(Stage):
                     "powr.states=latent needs a world model: run pretrain first, or set inputs.world_model="
                 )
             check_same_tables(read_table(context.input("world_model")), table, context)
-        names = config.tasks or list(table.names)
+        names = find_names(table.names, config.tasks, folder, "store")
         slugs = {name: table.spec_of(name).slug for name in names}
         data = digests_of(folder, slugs.values())
         members: list[dict[str, Any]] = [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import DataFacts, read_store_facts
+from ...datasets.tables import find_names
 from ...datasets.tasks import SIMULATED, task_spec
 from ...pipeline.errors import ConfigError, DatasetError
 from ...pipeline.stage import Context, Input, Stage
@@ -34,11 +35,11 @@ class Tabular(Stage):
     inputs = {"store": Input("store", facts=read_store_facts)}
     output_kind = "policies"
     algorithms = (ALGORITHM,)
-    run_keys = ()
     config: TabularConfig
 
     def check_input(self, name: str, folder: Path, facts: DataFacts | None) -> None:
-        for task in self.config.tasks or (() if facts is None else facts.tasks):
+        tasks = () if facts is None else find_names(facts.tasks, self.config.tasks, folder, "store")
+        for task in tasks:
             if task.startswith(SIMULATED):
                 _check_actions(task_spec(task))
 
@@ -46,7 +47,7 @@ class Tabular(Stage):
         from ...datasets.store import TaskStore
 
         store = TaskStore.open(context.input("store"))
-        names = self.config.tasks or list(store.table.names)
+        names = find_names(store.table.names, self.config.tasks, store.folder, "store")
         entries: list[dict[str, Any]] = []
         states, pairs = 0, 0
         with context.progress("tabular", total=len(names)) as progress:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from io import StringIO
+from pathlib import Path
 
 import pytest
+from orrery.datasets.facts import DataFacts
 from orrery.pipeline.config.help import experiment_help
 from orrery.pipeline.config.load import discover_stages, load_config
-from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.errors import CheckpointError, ConfigError
 from orrery.pipeline.plan import plan
 from orrery.pipeline.stage import Input, Stage
 from rich.console import Console
@@ -159,3 +161,19 @@ def test_tabular_rejects_continuous_actions_before_data_is_collected():
     with pytest.raises(ConfigError, match="task 'dmc/cartpole-balance' has continuous actions"):
         plan(config, stages)
     plan(load_config("tabular", stages=stages), stages)
+
+
+FROM_A_STORE = {"mrq": "mrq", "powr": "powr", "bpo": "bpo", "tabular": "tabular", "baselines_offline": "td3_bc"}
+"""A stage that trains policies for tasks of a store, and an algorithm of it."""
+
+
+@pytest.mark.parametrize(("stage", "algorithm"), FROM_A_STORE.items())
+def test_the_tasks_of_a_run_select_among_those_of_a_store_from_outside(stage, algorithm):
+    known = discover_stages()
+    overrides = ["tasks=[metaworld/reach-v3]", f"algorithms=[{algorithm}]", "inputs.store=runs/other/pack"]
+    config = load_config("quickstart", overrides, stages=known).stage_configs[stage]
+    assert config.tasks == ["metaworld/reach-v3"]
+    with pytest.raises(
+        CheckpointError, match=r"reach-v3: not in the task table of the store in \S+pack, which holds: t/a"
+    ):
+        known[stage](config).check_input("store", Path("runs/other/pack"), DataFacts(("t/a",)))
