@@ -58,7 +58,7 @@ class OnlineConfig:
 
     steps: int = field(default=5000, metadata={"renamed_from": "decisions"})
     """Environment steps, in full episodes. A step includes the action repeat."""
-    warm_up: int = 1500
+    warmup: int = field(default=1500, metadata={"renamed_from": "warm_up"})
     """Steps before the first update, with the initial policy noise."""
     model_every: int = 2
     """Steps per model update."""

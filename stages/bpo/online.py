@@ -1,7 +1,7 @@
 """The online loop of Ma et al.: act in one environment, fit the model to whole episodes, improve the policy in it.
 
     until `steps` are spent: play one episode with the stochastic policy and add it to the data;
-    after `warm_up` steps: a model update every `model_every` of them, a policy update every `policy_every`.
+    after `warmup` steps: a model update every `model_every` of them, a policy update every `policy_every`.
 
 The environment is the task's simulator, which is used like any other: no gradient goes through it.
 
@@ -40,17 +40,17 @@ class OnlineLoop:
             ConfigError: the budget holds no update.
             TaskError: the task has no simulator of this project.
         """
-        if config.warm_up >= config.steps or config.steps < 2 * spec.episode_length:
+        if config.warmup >= config.steps or config.steps < 2 * spec.episode_length:
             raise ConfigError(
                 f"{config.steps} steps of task {spec.name!r} (episodes of {spec.episode_length}), warm-up "
-                f"{config.warm_up}, leave no data to learn from; raise bpo_online.online.steps"
+                f"{config.warmup}, leave no data to learn from; raise bpo_online.online.steps"
             )
         self.spec, self.config, self.seed = spec, config, seed
         self._world = SimulatorDynamics(spec)
         model = dataclasses.replace(model, horizon=max(model.horizon, spec.episode_length))
         self._fit = ModelFit(spec, model, config.model_lr, derive_seed("online model", seed, spec.name) % 2**31)
         self.horizon = imagined_horizon(config.bpo, spec, self._fit.model, "bpo_online.online.bpo.horizon")
-        self._policy_updates = max(config.steps - config.warm_up, 0) // config.policy_every
+        self._policy_updates = max(config.steps - config.warmup, 0) // config.policy_every
         self._optimisation: PolicyOptimisation | None = None
 
     @property
@@ -68,7 +68,7 @@ class OnlineLoop:
             played = self._play(policy, episode)
             data = played if data is None else data + played
             spent = (episode + 1) * T
-            learned = max(spent - config.warm_up, 0)
+            learned = max(spent - config.warmup, 0)
             if learned:
                 if self._optimisation is None:
                     self._fit.set_statistics(data)

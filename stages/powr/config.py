@@ -167,7 +167,7 @@ class PowrOnlineConfig:
     """Discount per step."""
     transitions: int = 10000
     """Budget in transitions; learning ends after the epoch that reaches it."""
-    warm_up_episodes: int = 3
+    warmup_episodes: int = field(default=3, metadata={"renamed_from": "warm_up_episodes"})
     """Episodes of the uniform policy before the first epoch."""
     episodes: int = 3
     """Episodes per epoch."""
@@ -189,7 +189,7 @@ class PowrOnlineConfig:
 
     def __post_init__(self) -> None:
         check_counts(
-            self, "transitions", "warm_up_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"
+            self, "transitions", "warmup_episodes", "episodes", "evaluation_episodes", "evaluate_every", "seeds"
         )
         check_not_negative(self, "replan_every")
         check_choices(self, kernel=KERNELS)

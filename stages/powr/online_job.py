@@ -89,7 +89,7 @@ def _learn(run: _Run) -> list[str]:
     trained: list[float] = []
     transitions, epoch, reported = 0, 0, 0
     while transitions < config.transitions:
-        chosen = seeds("collect", epoch, config.episodes if epoch else config.warm_up_episodes)
+        chosen = seeds("collect", epoch, config.episodes if epoch else config.warmup_episodes)
         listener = hear if config.replan_every else None
         played = play_episodes(spec, sampled_act(learner, chosen), chosen, record=True, pool=pool, heard=listener)
         results = [result for _, result in sorted(played, key=lambda one: one[0])]

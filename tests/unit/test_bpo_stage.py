@@ -194,7 +194,7 @@ def test_a_horizon_beyond_the_model_is_refused_before_training():
 
 
 def test_the_online_loop_makes_the_updates_it_states_and_repeats_itself(tmp_path):
-    online = OnlineConfig(steps=105, warm_up=40, model_every=2, policy_every=16, batch_size=4, bpo=POLICY)
+    online = OnlineConfig(steps=105, warmup=40, model_every=2, policy_every=16, batch_size=4, bpo=POLICY)
     config = BpoOnlineConfig(online=online, model=SMALL, tasks=["myriad/cancer@10"], seeds=2, loggers=["csv"])
     stage = BpoOnline(config)
     stage.check()
@@ -224,7 +224,7 @@ def test_the_online_loop_refuses_what_it_cannot_simulate():
     from orrery.stages.bpo.online import OnlineLoop
 
     with pytest.raises(ConfigError, match="leave no data to learn from"):
-        OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(steps=30, warm_up=30), 0)
+        OnlineLoop(task_spec("myriad/cancer@10"), SMALL, OnlineConfig(steps=30, warmup=30), 0)
 
 
 def test_gradients_of_a_run_are_recorded_beside_their_skill(run, tmp_path):

@@ -193,7 +193,12 @@ def test_every_built_in_experiment_composes() -> None:
 
 @pytest.mark.parametrize(
     ("key", "new"),
-    [("sac.decisions", "baselines.steps"), ("bpo_online.online.decisions", "bpo_online.online.steps")],
+    [
+        ("sac.decisions", "baselines.steps"),
+        ("bpo_online.online.decisions", "bpo_online.online.steps"),
+        ("bpo_online.online.warm_up", "bpo_online.online.warmup"),
+        ("powr_online.warm_up_episodes", "powr_online.warmup_episodes"),
+    ],
 )
 def test_a_renamed_key_is_refused_with_its_new_name(key: str, new: str) -> None:
     with pytest.raises(ConfigError, match=f"'{key}' was renamed: use {new}"):
