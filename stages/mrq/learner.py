@@ -340,7 +340,7 @@ class Learner:
         for source, generator in zip(sources, self._generators, strict=True):
             uniform = torch.rand(size, generator=generator, device=self.device, dtype=torch.float64)
             cumulative = source.priorities.cumulative(horizon, source.used)
-            drawn.append(source.priorities.draw(cumulative, uniform))
+            drawn.append(losses.draw_by_priority(cumulative, uniform))
         return torch.stack(drawn, 1)
 
     def _observations(

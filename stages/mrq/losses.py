@@ -30,21 +30,9 @@ def bin_position(value: torch.Tensor, bins_K: torch.Tensor) -> tuple[torch.Tenso
     return lower, (value - low) / (high - low)
 
 
-def bin_weights(value: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
-    """[..., K] weights on the two bins around each value [...], linear in between: their mean is the value."""
-    lower, weight = bin_position(value, bins_K)
-    encoded = torch.zeros(*value.shape, len(bins_K), dtype=bins_K.dtype, device=value.device)
-    encoded.scatter_(-1, lower[..., None], 1 - weight[..., None])
-    return encoded.scatter_(-1, lower[..., None] + 1, weight[..., None])
-
-
-def bin_mean(logits: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
-    """sum_k softmax(logits)_k bin_k, in environment units: [..., K] -> [...]."""
-    return torch.softmax(logits, -1) @ bins_K
-
-
 def two_hot_cross_entropy(logits: torch.Tensor, value: torch.Tensor, bins_K: torch.Tensor) -> torch.Tensor:
-    """-sum_k bin_weights(value)_k log softmax(logits)_k, in nats: logits [..., K], value [...] -> [...]."""
+    """Cross-entropy to the two bins around the value, whose weighted mean it is, in nats: logits [..., K], value [...]
+    -> [...]."""
     lower, weight = bin_position(value, bins_K)
     log_p = F.log_softmax(logits, -1)
     below, above = (log_p.gather(-1, index[..., None])[..., 0] for index in (lower, lower + 1))
@@ -67,7 +55,7 @@ def encoder_losses(
     """The three losses of the model for each step of the unroll, [M, T] each.
 
         dynamics_t = mean_{B,D} alive_t (z~_{t+1} - f'(s_{t+1}))^2
-        reward_t   = mean_B alive_t CE(logits_t, bin_weights(r_t)),  r_t as the environment gave it
+        reward_t   = mean_B alive_t CE(logits_t, two_hot(r_t)),  r_t as the environment gave it
         done_t     = mean_B alive_t (d_t - done_t)^2
 
     Means are over the whole batch, not over what is alive of it. A prediction with one number for the reward is
@@ -141,19 +129,14 @@ def lap_priority(value_MBN: torch.Tensor, target_MB: torch.Tensor, exponent: flo
     return error.clamp(min=minimum) ** exponent
 
 
-def draw_by_priority(priority_N: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def draw_by_priority(cumulative_N: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Slots drawn with probability proportional to their priority; slots of priority 0 never are.
 
     Args:
-        priority_N: not negative, not all 0.
+        cumulative_N: sum of the priorities so far, which are not negative and not all 0, float64: a float32 sum over
+            1e6 slots would lose small ones.
         uniform: in [0, 1), any shape; each number gives one slot of the result.
     """
-    cumulative = priority_N.cumsum(0, dtype=torch.float64)  # a float32 sum over 1e6 slots would lose small priorities
-    return search_cumulative(cumulative, uniform)
-
-
-def search_cumulative(cumulative_N: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """As `draw_by_priority`, from the cumulative sum of the priorities."""
     total = cumulative_N[-1]
     slot = torch.searchsorted(cumulative_N, uniform.to(cumulative_N.dtype) * total, right=True)
     # uniform * total may round to total: the last slot with a priority then.

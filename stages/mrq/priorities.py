@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ...pipeline.errors import DatasetError
-from .losses import search_cumulative
 
 
 class Priorities:
@@ -41,15 +40,11 @@ class Priorities:
             )
 
     def cumulative(self, horizon: int, used: int) -> torch.Tensor:
-        """Return the cumulative priorities of the first `used` slots, for `draw`; valid until priorities or starts
-        change. Call `check` first."""
+        """Return the cumulative priorities of the first `used` slots, for `losses.draw_by_priority`; valid until
+        priorities or starts change. Call `check` first."""
         starts = self.starts[horizon][:used]
         weight = torch.where(starts, self.weight[:used], 0) if self._prioritised else starts
         return weight.cumsum(0, dtype=torch.float64)
-
-    def draw(self, cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """First slots of windows, one for each number of `uniform` in [0, 1)."""
-        return search_cumulative(cumulative, uniform)
 
     def update(self, slots: torch.Tensor, priority: torch.Tensor) -> None:
         """Set the priorities of drawn windows; of one that was drawn twice, the later (on a GPU, either)."""

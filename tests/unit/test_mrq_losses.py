@@ -66,7 +66,10 @@ def test_losses_of_the_model_count_up_to_the_terminal_decision():
 def test_two_hot_cross_entropy_is_that_of_the_encoded_distribution():
     bins = losses.reward_bins(9, 3.0)
     logits, value = torch.randn(7, 9, generator=torch.Generator().manual_seed(0)), torch.linspace(-25, 25, 7)
-    expected = -(losses.bin_weights(value, bins) * F.log_softmax(logits, -1)).sum(-1)
+    lower, weight = losses.bin_position(value, bins)
+    encoded = F.one_hot(lower, 9) * (1 - weight[:, None]) + F.one_hot(lower + 1, 9) * weight[:, None]
+    torch.testing.assert_close(encoded @ bins, value.clamp(bins[0], bins[-1]))
+    expected = -(encoded * F.log_softmax(logits, -1)).sum(-1)
     torch.testing.assert_close(losses.two_hot_cross_entropy(logits, value, bins), expected)
 
 
@@ -89,16 +92,19 @@ def test_behaviour_and_policy_loss_leave_padding_out():
 
 
 def test_draws_are_proportional_to_priority_and_never_of_priority_zero():
-    priority = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0])
-    drawn = losses.draw_by_priority(priority, torch.arange(4000) / 4000)
+    cumulative = torch.tensor([0.0, 1.0, 1.0, 4.0, 4.0]).double()
+    drawn = losses.draw_by_priority(cumulative, torch.arange(4000) / 4000)
     assert torch.bincount(drawn, minlength=5).tolist() == [0, 1000, 0, 3000, 0]
-    assert losses.draw_by_priority(priority, torch.tensor([1 - 1e-17, 0.0])).tolist() == [3, 1]
+    assert losses.draw_by_priority(cumulative, torch.tensor([1 - 1e-17, 0.0])).tolist() == [3, 1]
 
 
 def test_small_priorities_survive_among_many_slots():
     """A float32 sum over 2e6 slots of 10 would step in twos, and lose every second slot."""
-    priority = torch.full((2_000_000,), 10.0)
-    drawn = losses.draw_by_priority(priority, (torch.arange(1_999_000, 2_000_000).double() + 0.5) / 2_000_000)
+    priorities = Priorities(2_000_000, [5], torch.device("cpu"))
+    priorities.weight.fill_(10)
+    priorities.starts[5].fill_(True)
+    uniform = (torch.arange(1_999_000, 2_000_000).double() + 0.5) / 2_000_000
+    drawn = losses.draw_by_priority(priorities.cumulative(5, 2_000_000), uniform)
     assert torch.equal(drawn, torch.arange(1_999_000, 2_000_000))
 
 
