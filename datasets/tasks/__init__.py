@@ -98,17 +98,6 @@ def expand_names(names: Iterable[str], keep: Container[str] = ()) -> list[str]:
     return expanded
 
 
-def mt_set(name: str) -> list[TaskSpec]:
-    """The tasks of TD-MPC2's set `mt30` or `mt80`; a position is the id of the task there. Starts no simulator.
-
-    Raises:
-        TaskError: there is no such set.
-    """
-    if name not in SETS:
-        raise TaskError(f"unknown set of tasks {name!r}; expected one of {', '.join(SETS)}")
-    return [task_spec(task) for task in SETS[name]]
-
-
 def task_spec(name: str) -> TaskSpec:
     """Describe a task by name, in the evaluation protocol of its suite.
 

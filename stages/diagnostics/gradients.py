@@ -135,22 +135,10 @@ class Landscape:
         """Number of sign changes of the gradient on the line."""
         return int(count_sign_changes(self.gradient_G))
 
-    @property
-    def mean_gradient(self) -> float:
-        return float(self.gradient_G.abs().mean())
-
-    @property
-    def largest_gradient(self) -> float:
-        return float(self.gradient_G.abs().max())
-
     def cosine(self, other: Landscape) -> float:
         """Between the two gradients as vectors over the points."""
         one, two = self.gradient_G.double(), other.gradient_G.double()
         return float(one @ two / (one.norm() * two.norm()).clamp(min=1e-30))
-
-    def sign_agreement(self, other: Landscape) -> float:
-        """Share of the points where both gradients have the same sign."""
-        return float((torch.sign(self.gradient_G) == torch.sign(other.gradient_G)).double().mean())
 
 
 def landscape(value_of: Callable[[torch.Tensor], torch.Tensor], point_G: torch.Tensor) -> Landscape:
@@ -209,34 +197,3 @@ def climb(
             point.clamp_(-1, 1)
     with torch.no_grad():
         return true_value(point)
-
-
-@dataclass(frozen=True)
-class GradientNoise:
-    """Statistics of N estimates of a policy gradient."""
-
-    mean_norm: float
-    """Norm of the average estimate: the signal."""
-    standard_deviation: float
-    """Root of the summed variance of one estimate: the noise."""
-    cosine_to_truth: float
-    """Mean cosine of one estimate to the true gradient; NaN if none was given."""
-
-    @property
-    def signal_to_noise(self) -> float:
-        return self.mean_norm / max(self.standard_deviation, 1e-30)
-
-
-def gradient_noise(gradient_NP: torch.Tensor, true_P: torch.Tensor | None = None) -> GradientNoise:
-    """Spread of policy-gradient estimates, and their agreement with the true gradient.
-
-    Args:
-        gradient_NP: [N, P], one flattened gradient per independent draw of starts and noise.
-        true_P: [P], for example through the simulator.
-    """
-    gradient = gradient_NP.double()
-    cosine = torch.nan
-    if true_P is not None:
-        true = true_P.double()
-        cosine = float((gradient @ true / (gradient.norm(dim=1) * true.norm()).clamp(min=1e-30)).mean())
-    return GradientNoise(float(gradient.mean(0).norm()), float(gradient.var(0).sum().sqrt()), cosine)

@@ -66,21 +66,7 @@ def count(
     return Counts(visits_SA, next_SAS, reward_SA)
 
 
-def empirical_mdp(counts: Counts, ridge: float = 0.0, jitter: float = 0.0, copies_SA: np.ndarray | None = None) -> MDP:
-    """Normalised counts; pairs that were never seen get zero rows, so their value is 0.
-
-        P = N(x, a, y) / den,  r = sum of rewards / den,  den = N(x, a) + n ridge + jitter / copies
-
-    With ridge and jitter 0 this is the maximum-likelihood model. With POWR's, it is what POWR's regression is with a
-    delta kernel, exactly, for all of its policies.
-
-    Args:
-        copies_SA: how many centres each pair has; pairs without one get zero rows. None gives every seen pair one.
-    """
-    copies_SA = (counts.visits_SA > 0).astype(float) if copies_SA is None else copies_SA
-    known_SA = (copies_SA > 0) & (counts.visits_SA > 0)
-    total = counts.visits_SA.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shrunk_SA = counts.visits_SA + total * ridge + jitter / copies_SA
-        scale_SA = np.where(known_SA, 1 / shrunk_SA, 0.0)
+def empirical_mdp(counts: Counts) -> MDP:
+    """The maximum-likelihood model. Pairs that were never seen get zero rows, so their value is 0."""
+    scale_SA = 1 / np.maximum(counts.visits_SA, 1)
     return MDP(counts.next_SAS * scale_SA[..., None], counts.reward_SA * scale_SA)

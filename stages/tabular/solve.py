@@ -16,16 +16,8 @@ import numpy as np
 from .counts import MDP
 
 
-def policy_values(mdp: MDP, policy_SA: np.ndarray, discount: float) -> np.ndarray:
-    """Q of a policy: (I - discount P Pi)^-1 r, [S, A]."""
-    states, actions = mdp.reward_SA.shape
-    next_SASA = mdp.transition_SAS[..., None] * policy_SA
-    system = np.eye(states * actions) - discount * next_SASA.reshape(states * actions, states * actions)
-    return np.linalg.solve(system, mdp.reward_SA.ravel()).reshape(states, actions)
-
-
 def state_values(mdp: MDP, policy_SA: np.ndarray, discount: float) -> np.ndarray:
-    """V of a policy, [S]: a smaller system than that of its Q."""
+    """V of a policy: (I - discount P_pi)^-1 r_pi, [S]."""
     transition_SS = np.einsum("sa,sat->st", policy_SA, mdp.transition_SAS)
     reward_S = (policy_SA * mdp.reward_SA).sum(1)
     return np.linalg.solve(np.eye(len(reward_S)) - discount * transition_SS, reward_S)

@@ -15,7 +15,7 @@ from orrery.stages.powr.evaluation import (
 )
 from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.transitions import Transitions
-from orrery.stages.tabular.counts import count
+from orrery.stages.tabular.counts import MDP, count
 from orrery.stages.tabular.solve import mirror_descent as exact_mirror_descent
 from orrery.stages.tabular.solve import (
     state_values,
@@ -76,6 +76,25 @@ def copies(rows, index, states, actions):
     found = np.zeros((states, actions))
     np.add.at(found, (rows.state_NO[index, 0].long().numpy(), rows.action[index].numpy()), 1)
     return found
+
+
+def shrunk_mdp(counts, ridge, jitter, copies_SA):
+    """What POWR's regression is with a delta kernel, exactly: P = N(x, a, y) / den, r = sum of rewards / den, den =
+    N(x, a) + n ridge + jitter / copies. Pairs without a centre get zero rows."""
+    known_SA = (copies_SA > 0) & (counts.visits_SA > 0)
+    total = counts.visits_SA.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shrunk_SA = counts.visits_SA + total * ridge + jitter / copies_SA
+        scale_SA = np.where(known_SA, 1 / shrunk_SA, 0.0)
+    return MDP(counts.next_SAS * scale_SA[..., None], counts.reward_SA * scale_SA)
+
+
+def policy_values(mdp, policy_SA, discount):
+    """Q of a policy: (I - discount P Pi)^-1 r, [S, A]."""
+    states, actions = mdp.reward_SA.shape
+    next_SASA = mdp.transition_SAS[..., None] * policy_SA
+    system = np.eye(states * actions) - discount * next_SASA.reshape(states * actions, states * actions)
+    return np.linalg.solve(system, mdp.reward_SA.ravel()).reshape(states, actions)
 
 
 def delta_fit(rows, index, actions, ridge=1e-6, jitter=1e-6):

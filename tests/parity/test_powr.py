@@ -24,7 +24,6 @@ from orrery.stages.tabular.counts import empirical_mdp
 from orrery.stages.tabular.solve import mirror_descent as exact_mirror_descent
 from orrery.stages.tabular.solve import (
     policy_iteration,
-    policy_values,
     value_iteration,
 )
 
@@ -42,9 +41,11 @@ from .powr_problems import (
     indices,
     load,
     mirror_descent_gap,
+    policy_values,
     random_mdp,
     random_policy,
     relative,
+    shrunk_mdp,
 )
 
 
@@ -116,7 +117,7 @@ def test_random_mdp(name):
     blocks, model = delta_fit(rows, values["centre_idx"], actions, meta["lam"], meta["jitter"])
     counts = counted(rows, states, actions)
     found = copies(rows, values["centre_idx"], states, actions)
-    mdp = empirical_mdp(counts, meta["lam"], meta["jitter"], found)
+    mdp = shrunk_mdp(counts, meta["lam"], meta["jitter"], found)
     close(mdp.transition_SAS, values["tab_P"], 1e-14)
     close(mdp.reward_SA, values["tab_r"], 1e-14)
     logits, policy = uniform_logits(actions, rows.next_state_NO), np.full((states, actions), 1 / actions)
@@ -149,7 +150,7 @@ def test_frozenlake(name):
     close(counts.visits_SA, values["counts_N"], 0)
     close(counts.next_SAS, values["counts_NN"], 0)
     close(counts.reward_SA, values["counts_NR"], 0)
-    mdp = empirical_mdp(counts, meta["lam"], meta["jitter"], counts.visits_SA)
+    mdp = shrunk_mdp(counts, meta["lam"], meta["jitter"], counts.visits_SA)
     close(mdp.transition_SAS, values["tab_P"], 1e-14)
     close(mdp.reward_SA, values["tab_r"], 1e-14)
     blocks, model = delta_fit(rows, every(rows), 4, meta["lam"], meta["jitter"])

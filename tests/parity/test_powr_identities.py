@@ -31,7 +31,6 @@ from orrery.stages.powr.transitions import Transitions, with_sinks
 from orrery.stages.tabular.counts import MDP, empirical_mdp
 from orrery.stages.tabular.solve import (
     action_values,
-    policy_values,
     state_values,
     value_iteration,
 )
@@ -47,8 +46,10 @@ from .powr_problems import (
     indices,
     load,
     mirror_descent_gap,
+    policy_values,
     random_policy,
     relative,
+    shrunk_mdp,
     small_problem,
 )
 
@@ -59,7 +60,7 @@ def test_identity_3_every_policy_has_the_tabular_values(every_other):
     rows = small_problem(n=60)
     index = every(rows)[::every_other]
     blocks, model = delta_fit(rows, index, 3, 1e-3, 1e-2)
-    mdp = empirical_mdp(counted(rows, 6, 3), 1e-3, 1e-2, copies(rows, index, 6, 3))
+    mdp = shrunk_mdp(counted(rows, 6, 3), 1e-3, 1e-2, copies(rows, index, 6, 3))
     for seed in range(5):
         policy = random_policy(6, 3, seed)
         logits = torch.log(torch.from_numpy(policy))[rows.next_state_NO[:, 0].long()]
@@ -82,7 +83,7 @@ def test_identity_5_delta_kernels_are_always_solvable():
     rows = small_problem(n=60)
     blocks, model = delta_fit(rows, every(rows)[::2], 3)
     visits, centres = counted(rows, 6, 3).visits_SA, copies(rows, every(rows)[::2], 6, 3)
-    mdp = empirical_mdp(counted(rows, 6, 3), 1e-6, 1e-6, centres)
+    mdp = shrunk_mdp(counted(rows, 6, 3), 1e-6, 1e-6, centres)
     seen = centres > 0
     assert (~seen).any()
     shrinkage = visits[seen] / (visits[seen] + 60 * 1e-6 + 1e-6 / centres[seen])
@@ -113,7 +114,7 @@ def test_identity_6_copies_of_centres_change_nothing_but_the_jitter():
     assert float((few_q - q).abs().max()) > 0
     uniform = np.full((6, 3), 1 / 3)
     for found, copied in ((q, counts.visits_SA), (few_q, np.ones((6, 3)))):
-        close(found, policy_values(empirical_mdp(counts, 1e-6, 1e-6, copied), uniform, 0.9), 1e-10)
+        close(found, policy_values(shrunk_mdp(counts, 1e-6, 1e-6, copied), uniform, 0.9), 1e-10)
 
 
 def test_identity_7_order_of_rows_and_centres():

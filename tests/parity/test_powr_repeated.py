@@ -13,9 +13,8 @@ from orrery.stages.powr.kernels import StateKernel
 from orrery.stages.powr.repeated import next_state_model
 from orrery.stages.powr.stability import SingularSystemError
 from orrery.stages.powr.transitions import Transitions
-from orrery.stages.tabular.counts import empirical_mdp
 
-from .powr_problems import cells, close, copies, counted, delta_fit, every, relative, small_problem
+from .powr_problems import cells, close, copies, counted, delta_fit, every, relative, shrunk_mdp, small_problem
 
 
 def both(monkeypatch, blocks, model, logits, sizes, discount, **options):
@@ -63,7 +62,7 @@ def test_with_a_delta_kernel_it_is_the_counted_process():
     process = next_state_model(blocks, model)
     assert process is not None
     counts = counted(rows, 6, 3)
-    mdp = empirical_mdp(counts, 1e-3, 1e-2, copies(rows, every(rows), 6, 3))
+    mdp = shrunk_mdp(counts, 1e-3, 1e-2, copies(rows, every(rows), 6, 3))
     state_Y = rows.next_state_NO[process.first_Y, 0].long().numpy()
     close(process.reward_UY.T, mdp.reward_SA[state_Y], 1e-12)
     close(process.step_UYY.permute(1, 0, 2), mdp.transition_SAS[state_Y][:, :, state_Y], 1e-12)
