@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 59.5:
+    if not seconds >= 59.5:  # also what a damaged record calls a time and is no number
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

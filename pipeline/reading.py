@@ -277,7 +277,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         return {name: _decode(arguments[1], inner, f"{where}.{name}") for name, inner in value.items()}
     kinds: Any = (int, float) if hint is float else hint
     fits = isinstance(kinds, type | tuple) and isinstance(value, kinds)
-    if fits and (hint is bool or not isinstance(value, bool)) and (hint is not float or math.isfinite(value)):
+    if fits and (hint is bool or not isinstance(value, bool)) and not (hint is float and math.isinf(value)):
         return value
     if dataclasses.is_dataclass(hint):
         expected = f"the keys {', '.join(field.name for field in dataclasses.fields(hint))}"

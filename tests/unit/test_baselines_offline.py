@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from orrery.datasets.facts import DataFacts
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import ConfigError, DatasetError, StageError
 from orrery.stages.baselines.config import D3RLPY, BaselinesOfflineConfig
@@ -135,11 +136,11 @@ def test_it_refuses_what_it_cannot_learn_before_training(tmp_path):
         BaselinesOfflineConfig(settings={"td3_cb": {}})
     with pytest.raises(ConfigError, match=r"baselines_offline.units must be widths of at least 1, found \[\]"):
         BaselinesOfflineConfig(units=[])
-    facts = dataclasses.make_dataclass("Facts", ["tasks"])(("gymnasium/CartPole-v1", "dmc/walker-run"))
+    facts = DataFacts(("gymnasium/CartPole-v1", "dmc/walker-run"))
     discrete = r"need continuous actions, and those of gymnasium/CartPole-v1 are discrete; exclude such tasks"
     with pytest.raises(ConfigError, match=discrete):
-        BaselinesOffline(SMALL).check_inputs({"store": [facts]})
-    BaselinesOffline(dataclasses.replace(SMALL, tasks=["dmc/walker-run"])).check_inputs({"store": [facts]})
+        BaselinesOffline(SMALL).check_input("store", tmp_path, facts)
+    BaselinesOffline(dataclasses.replace(SMALL, tasks=["dmc/walker-run"])).check_input("store", tmp_path, facts)
     spec = point_mass_spec("toy/choice", action_dim=2, action_kind="discrete")
     write_store(tmp_path / "choices", [(spec, point_mass_episodes(spec, 2))])
     with pytest.raises(ConfigError, match="those of toy/choice are discrete"):
