@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 from ...accelerator import wants_gpu
 from ...errors import StageError
+from ...logging import LOGGER_NAME
 from ...stage import Context
 from ..executor import Executor, JobResources
 from ..job import read_status
@@ -189,6 +191,8 @@ def _init(address: str, settings: Mapping[str, Any], attempts: int = 3) -> None:
         except ConnectionAbortedError as error:
             if attempt == attempts or "Starting Ray client server failed" not in str(error):
                 raise
+            log = logging.getLogger(LOGGER_NAME)
+            log.warning("ray: the head at %s refused the connection; connecting again", address)
 
 
 def _check_resources(options: RayOptions, resources: JobResources, group: str) -> None:
