@@ -13,6 +13,9 @@ from ...pipeline.config.checks import check_counts, check_shares
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 
+COLLECTED = ("exploration", "expert", "policy")
+"""How collected data is made."""
+
 CHUNK = 20
 """Episodes that collect plays at a time: a few seconds of simulation, so that progress moves and processes end
 together."""
@@ -157,6 +160,8 @@ class CollectConfig:
     sets."""
     episodes: int = 200
     """Episodes per task."""
+    behaviour_episodes: dict[str, int] = field(default_factory=dict)
+    """Episodes per task by how they are made (exploration, expert or policy); others use `episodes`."""
     seed: int = 0
     """Random seed. Each episode depends only on the seed, its task and its number."""
     expert_noise: list[float] = field(default_factory=lambda: [0.0, 0.6])
@@ -178,6 +183,10 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")
+        if unknown := sorted(set(self.behaviour_episodes) - set(COLLECTED)):
+            raise ConfigError(f"behaviour_episodes: expected {', '.join(COLLECTED)}, found {', '.join(unknown)}")
+        if few := {name: count for name, count in self.behaviour_episodes.items() if count < 1}:
+            raise ConfigError(f"behaviour_episodes must be at least 1, found {few}")
         for name in ("expert_noise", "policy_noise"):
             noise = getattr(self, name)
             if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:

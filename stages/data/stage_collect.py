@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...datasets.facts import DataFacts
 from ...datasets.schema import Behaviour, TaskSpec
 from ...datasets.tasks import expand_names, resolve_name, task_spec
-from ...pipeline.artifact import Manifest, remove, without
+from ...pipeline.artifact import remove, without
 from ...pipeline.errors import ConfigError, StageError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.paths import user_path
@@ -64,12 +64,13 @@ class Collect(Stage):
         root = context.folder / "minari"
         names = _names(config)
         policies: Mapping[str, Sequence[Path | None]] = _policy_folders(config, names)
-        turns = {name: _in_turn(policies.get(name, [None]), config.episodes) for name in names}
+        counts = {name: _episodes(task_spec(name), config) for name in names}
+        turns = {name: _in_turn(policies.get(name, [None]), counts[name]) for name in names}
         played: dict[str, dict[int, EpisodeResult]] = {name: {} for name in names}
-        for folder, manifest in self.earlier(context, ["tasks", "episodes"]):
+        for folder, _ in self.earlier(context, ["tasks", "episodes", "behaviour_episodes"]):
             for name in names:
                 if not played[name] and read_record(root, name) is None:
-                    played[name] = self._take_over(folder / "minari", root, name, manifest, turns[name])
+                    played[name] = self._take_over(folder / "minari", root, name, turns[name])
         program = self._program(played, turns, [name for name in names if read_record(root, name) is None])
         (found,) = fan_out_members([program], play_chunks, context, config.fanout, hashed=[])
         files: dict[str, list[tuple[Sequence[int], Path]]] = {name: [] for name in names}
@@ -82,7 +83,7 @@ class Collect(Stage):
                 own = played.pop(name)
                 for numbers, file in files[name]:
                     own |= zip(numbers, read_played(file), strict=True)
-                failed += self._write(root, task_spec(name), [own[number] for number in range(config.episodes)])
+                failed += self._write(root, task_spec(name), [own[number] for number in range(counts[name])])
         # Their episodes are in the datasets now; what is wrong with those that failed may be put right.
         for folder in {result.parent for result in found}:
             remove(folder)
@@ -137,25 +138,26 @@ class Collect(Stage):
 
         if all(result.episode is None for result in episodes):
             return [f"collecting {spec.name!r}: all {len(episodes)} episodes failed; the first: {episodes[0].error}"]
-        settings = without(dataclasses.asdict(self.config), ["tasks", *self.not_hashed])
+        settings = without(dataclasses.asdict(self.config), ["tasks", "behaviour_episodes", *self.not_hashed])
+        settings["episodes"] = len(episodes)
         write_dataset(root, spec, _behaviour(spec, self.config), episodes, settings)
         return []
 
     def _take_over(
-        self, source: Path, root: Path, name: str, manifest: Manifest, turns: Sequence[tuple[Path | None, range]]
+        self, source: Path, root: Path, name: str, turns: Sequence[tuple[Path | None, range]]
     ) -> dict[int, EpisodeResult]:
-        """What an earlier artifact has of a task, where only `tasks` and `episodes` were others: all of its dataset, or
-        episodes by their numbers."""
+        """What an earlier artifact has of a task, where only tasks and numbers of episodes were others: all of its
+        dataset, or episodes by their numbers."""
         from ...datasets.collect import episode_seed, read_record, read_results, take_dataset
 
-        config = self.config
-        if read_record(source, name) is None:
+        record, spec, seed = read_record(source, name), task_spec(name), self.config.seed
+        if record is None:
             return {}
-        if manifest.config["episodes"] == config.episodes:
+        count = _episodes(spec, self.config)
+        if record["episodes"] + record["failed_episodes"] == count:
             take_dataset(source, root, name)
             return {}
-        spec = task_spec(name)
-        results = read_results(source, spec, [episode_seed(config.seed, name, n) for n in range(config.episodes)])
+        results = read_results(source, spec, [episode_seed(seed, name, number) for number in range(count)])
         known: dict[int, EpisodeResult] = {}
         for policy, numbers in turns:
             own = [number for number in numbers if number < len(results)]
@@ -194,6 +196,10 @@ def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:
     if config.policy is not None:
         return "policy"
     return "expert" if has_expert(spec) else "exploration"
+
+
+def _episodes(spec: TaskSpec, config: CollectConfig) -> int:
+    return config.behaviour_episodes.get(_behaviour(spec, config), config.episodes)
 
 
 def _in_turn(policies: Sequence[Path | None], episodes: int) -> list[tuple[Path | None, range]]:

@@ -109,8 +109,17 @@ def test_episodes_do_not_depend_on_workers_or_on_how_many_are_asked_for(tmp_path
     assert not np.array_equal(first.actions, episodes(tmp_path / "few", *few.values())[0].actions)
 
 
-@pytest.mark.parametrize("former", [{"tasks": [PENDULUM]}, {"episodes": 3}, {"episodes": 7}])
-def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, former):
+@pytest.mark.parametrize(
+    ("former", "count"),
+    [
+        ({"tasks": [PENDULUM]}, 5),
+        ({"episodes": 3}, 3),
+        ({"episodes": 7}, 7),
+        ({"episodes": 7, "behaviour_episodes": {"exploration": 3}}, 3),
+        ({"episodes": 7, "behaviour_episodes": {"exploration": 5, "expert": 2}}, 5),
+    ],
+)
+def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, former, count):
     """Byte for byte."""
     monkeypatch.setattr("orrery.stages.data.stage_collect.CHUNK", 2)
     settings = {"tasks": [PENDULUM, "gymnasium/CartPole-v1"], "episodes": 5}
@@ -131,10 +140,17 @@ def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, form
         episodes_job, "_play", lambda one: played.extend((one.spec.name, n) for n in one.numbers) or play(one)
     )
     collect(tmp_path / "grown", earlier=[tmp_path / "gone", tmp_path / "collect"], **settings)
-    old = {(task, n) for task in (settings | former)["tasks"] for n in range((settings | former)["episodes"])}
+    old = {(task, n) for task in (settings | former)["tasks"] for n in range(count)}
     assert sorted(played) == sorted({(task, n) for task in settings["tasks"] for n in range(5)} - old)
     collect(tmp_path / "whole", **settings)
     assert _files(tmp_path / "grown") == _files(tmp_path / "whole")
+
+
+def test_episodes_by_behaviour_name_one_that_collect_has():
+    with pytest.raises(ConfigError, match="behaviour_episodes: expected exploration, expert, policy, found replay"):
+        CollectConfig(behaviour_episodes={"replay": 3})
+    with pytest.raises(ConfigError, match=r"behaviour_episodes must be at least 1, found \{.expert.: 0\}"):
+        CollectConfig(behaviour_episodes={"expert": 0})
 
 
 def test_jobs_of_a_task_each_play_the_same_bytes(tmp_path):
