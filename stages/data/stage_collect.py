@@ -85,8 +85,7 @@ class Collect(Stage):
                     own |= zip(numbers, read_played(file), strict=True)
                 failed += self._write(root, task_spec(name), [own[number] for number in range(counts[name])])
         # Their episodes are in the datasets now; what is wrong with those that failed may be put right.
-        for folder in {result.parent for result in found}:
-            remove(folder)
+        remove(context.jobs)
         if failed:
             raise StageError("; ".join(failed))
         return self._finish(context, names, {name: read_record(root, name) or {} for name in names})

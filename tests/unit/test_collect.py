@@ -146,6 +146,21 @@ def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, form
     assert _files(tmp_path / "grown") == _files(tmp_path / "whole")
 
 
+def test_a_kill_after_the_datasets_are_written_leaves_no_jobs(tmp_path, monkeypatch):
+    settings = {"tasks": [PENDULUM], "episodes": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr("orrery.stages.data.stage_collect.remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(tmp_path / "collect", **settings)
+    assert list(tmp_path.glob("*.jobs/*"))
+    collect(tmp_path / "collect", **settings)
+    assert not list(tmp_path.glob("*.jobs/*"))
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
 def test_episodes_by_behaviour_name_one_that_collect_has():
     with pytest.raises(ConfigError, match="behaviour_episodes: expected exploration, expert, policy, found replay"):
         CollectConfig(behaviour_episodes={"replay": 3})
