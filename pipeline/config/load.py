@@ -284,21 +284,18 @@ def _is_path(experiment: str) -> bool:
 
 
 def _compose(experiment: str, schema: DictConfig, config_dir: Path) -> DictConfig:
+    path = find_yaml("experiment", experiment, config_dir)
+    check_yaml(path, ConfigError)
+    node: Any = OmegaConf.load(path)
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} must contain `key: value` lines, found {type(node).__name__}")
+    if "defaults" not in node:
+        node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
     store = ConfigStore.instance()
     store.store(name="schema", node=schema)
-    config_name = f"experiments/{experiment}"
-    path = find_yaml("experiment", experiment, config_dir)
-    if _is_path(experiment):
-        check_yaml(path, ConfigError)
-        node: Any = OmegaConf.load(path)
-        if not isinstance(node, DictConfig):
-            raise ConfigError(f"{path} must contain `key: value` lines, found {type(node).__name__}")
-        if "defaults" not in node:
-            node = OmegaConf.merge({"defaults": ["base", "_self_"]}, node)
-        config_name = "experiment_file"
-        store.store(name=config_name, node=node)
+    store.store(name="experiment_file", node=node)
     with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-        return compose(config_name=config_name)
+        return compose(config_name="experiment_file")
 
 
 def _check_settings(settings: Settings, stages: Mapping[str, type[Stage]]) -> None:

@@ -130,7 +130,5 @@ def write_configs(folder: Path) -> Path:
     """Write the configs of the toy project and return their folder."""
     (folder / "experiments").mkdir(parents=True)
     (folder / "base.yaml").write_text("defaults: [schema, _self_]\n")
-    (folder / "experiments" / "toy.yaml").write_text(
-        "# @package _global_\n# Adds numbers\ndefaults: [/base, _self_]\nstages: [make, add, report]\n"
-    )
+    (folder / "experiments" / "toy.yaml").write_text("# Adds numbers\nstages: [make, add, report]\n")
     return folder
