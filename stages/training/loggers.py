@@ -96,12 +96,18 @@ def _mlflow(place: LogPlace) -> Logger:
     import mlflow  # noqa: F401  sets the level of its messages, which are about its tables
     from lightning.pytorch.loggers import MLFlowLogger
 
+    class LegibleNames(MLFlowLogger):
+        """MLflow takes no @ in a name; Lightning would leave it out, and pwm@0.3 be pwm0.3."""
+
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            super().log_metrics({name.replace("@", "-"): value for name, value in metrics.items()}, step)
+
     for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     place.logs.mkdir(parents=True, exist_ok=True)
     file = place.logs / "mlflow.db"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{file.absolute()}"
-    logger = MLFlowLogger(
+    logger = LegibleNames(
         place.logs.parent.name,
         run_name=place.logged_as,
         tracking_uri=uri,
@@ -145,8 +151,7 @@ def logging_rows(
     def log(rows: Sequence[Mapping[str, Any]]) -> None:
         steps: dict[int, dict[str, float]] = {}
         for row in rows:
-            # MLflow takes no @ in a name.
-            prefix = f"{row['algorithm']}/{row['task']}/seed_{row['seed']}".replace("@", "-")
+            prefix = f"{row['algorithm']}/{row['task']}/seed_{row['seed']}"
             found = {name: value for name, value in row.items() if name not in _ROW and _is_number(value)}
             steps.setdefault(row["iteration"], {}).update({f"{prefix}/{name}": value for name, value in found.items()})
         for step, metrics in steps.items():

@@ -64,7 +64,7 @@ def test_csv_and_tensorboard_hold_the_rows_and_the_settings(tmp_path):
     logs = log(["csv", "tensorboard"], job(tmp_path))
     with (logs / "csv/extract/all/attempt_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    name = "pwm-0.3/dmc/walker-run-50/seed_1/loss"
+    name = "pwm@0.3/dmc/walker-run@50/seed_1/loss"
     assert [(int(row["step"]), float(row[name])) for row in rows] == [(10, 11), (20, 21)]
     settings = yaml.safe_load((logs / "csv/extract/all/attempt_0/hparams.yaml").read_text())
     assert settings == {"lr": 0.5, "networks": {"units": 8}}
@@ -100,7 +100,7 @@ def test_wandb_without_login_is_offline_and_says_so(tmp_path, monkeypatch, caplo
     wandb.teardown()  # its own process writes the file, at times only after finish
     (run,) = logs.glob("wandb/offline-run-*/run-*.wandb")
     content = run.read_bytes()
-    for part in (b"pwm-0.3/dmc/walker-run-50/seed_1/loss", b"units", b"extract/all"):
+    for part in (b"pwm@0.3/dmc/walker-run@50/seed_1/loss", b"units", b"extract/all"):
         assert part in content
     assert [record.message for record in caplog.records if "wandb" in record.message] == [
         f"wandb: offline; to upload, run `wandb login` and `wandb sync {logs}/wandb/offline-*`"
