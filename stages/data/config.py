@@ -160,8 +160,9 @@ class CollectConfig:
     sets."""
     episodes: int = 200
     """Episodes per task."""
-    behaviour_episodes: dict[str, int] = field(default_factory=dict)
-    """Episodes per task by how they are made (exploration, expert or policy); others use `episodes`."""
+    behaviour_mixture: dict[str, float] = field(default_factory=dict)
+    """Relative number of episodes by how they are made: exploration, expert or policy. {exploration: 2} collects twice
+    `episodes` of each task that is explored."""
     seed: int = 0
     """Random seed. Each episode depends only on the seed, its task and its number."""
     expert_noise: list[float] = field(default_factory=lambda: [0.0, 0.6])
@@ -183,10 +184,10 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")
-        if unknown := sorted(set(self.behaviour_episodes) - set(COLLECTED)):
-            raise ConfigError(f"behaviour_episodes: expected {', '.join(COLLECTED)}, found {', '.join(unknown)}")
-        if few := {name: count for name, count in self.behaviour_episodes.items() if count < 1}:
-            raise ConfigError(f"behaviour_episodes must be at least 1, found {few}")
+        if unknown := sorted(set(self.behaviour_mixture) - set(COLLECTED)):
+            raise ConfigError(f"behaviour_mixture: expected {', '.join(COLLECTED)}, found {', '.join(unknown)}")
+        if wrong := {name: share for name, share in self.behaviour_mixture.items() if share <= 0}:
+            raise ConfigError(f"behaviour_mixture must be positive, found {wrong}")
         for name in ("expert_noise", "policy_noise"):
             noise = getattr(self, name)
             if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:

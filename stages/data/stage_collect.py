@@ -67,7 +67,7 @@ class Collect(Stage):
         counts = {name: _episodes(task_spec(name), config) for name in names}
         turns = {name: _in_turn(policies.get(name, [None]), counts[name]) for name in names}
         played: dict[str, dict[int, EpisodeResult]] = {name: {} for name in names}
-        for folder, _ in self.earlier(context, ["tasks", "episodes", "behaviour_episodes"]):
+        for folder, _ in self.earlier(context, ["tasks", "episodes", "behaviour_mixture"]):
             for name in names:
                 if not played[name] and read_record(root, name) is None:
                     played[name] = self._take_over(folder / "minari", root, name, turns[name])
@@ -137,7 +137,7 @@ class Collect(Stage):
 
         if all(result.episode is None for result in episodes):
             return [f"collecting {spec.name!r}: all {len(episodes)} episodes failed; the first: {episodes[0].error}"]
-        settings = without(dataclasses.asdict(self.config), ["tasks", "behaviour_episodes", *self.not_hashed])
+        settings = without(dataclasses.asdict(self.config), ["tasks", "behaviour_mixture", *self.not_hashed])
         settings["episodes"] = len(episodes)
         write_dataset(root, spec, _behaviour(spec, self.config), episodes, settings)
         return []
@@ -198,7 +198,7 @@ def _behaviour(spec: TaskSpec, config: CollectConfig) -> Behaviour:
 
 
 def _episodes(spec: TaskSpec, config: CollectConfig) -> int:
-    return config.behaviour_episodes.get(_behaviour(spec, config), config.episodes)
+    return max(1, round(config.episodes * config.behaviour_mixture.get(_behaviour(spec, config), 1)))
 
 
 def _in_turn(policies: Sequence[Path | None], episodes: int) -> list[tuple[Path | None, range]]:

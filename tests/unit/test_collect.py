@@ -115,8 +115,8 @@ def test_episodes_do_not_depend_on_workers_or_on_how_many_are_asked_for(tmp_path
         ({"tasks": [PENDULUM]}, 5),
         ({"episodes": 3}, 3),
         ({"episodes": 7}, 7),
-        ({"episodes": 7, "behaviour_episodes": {"exploration": 3}}, 3),
-        ({"episodes": 7, "behaviour_episodes": {"exploration": 5, "expert": 2}}, 5),
+        ({"episodes": 2, "behaviour_mixture": {"exploration": 1.5}}, 3),
+        ({"episodes": 10, "behaviour_mixture": {"exploration": 0.5, "expert": 2}}, 5),
     ],
 )
 def test_a_larger_collect_plays_only_what_is_missing(tmp_path, monkeypatch, former, count):
@@ -162,10 +162,10 @@ def killed(*_):
 
 
 def test_episodes_by_behaviour_name_one_that_collect_has():
-    with pytest.raises(ConfigError, match="behaviour_episodes: expected exploration, expert, policy, found replay"):
-        CollectConfig(behaviour_episodes={"replay": 3})
-    with pytest.raises(ConfigError, match=r"behaviour_episodes must be at least 1, found \{.expert.: 0\}"):
-        CollectConfig(behaviour_episodes={"expert": 0})
+    with pytest.raises(ConfigError, match="behaviour_mixture: expected exploration, expert, policy, found replay"):
+        CollectConfig(behaviour_mixture={"replay": 3})
+    with pytest.raises(ConfigError, match=r"behaviour_mixture must be positive, found \{'expert': 0\}"):
+        CollectConfig(behaviour_mixture={"expert": 0})
 
 
 def test_jobs_of_a_task_each_play_the_same_bytes(tmp_path):

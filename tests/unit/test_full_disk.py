@@ -98,7 +98,7 @@ def test_every_writer_says_the_same(small_disk, tmp_path: Path) -> None:
 
 def test_a_run_ends_with_one_line_and_continues(small_disk, tmp_path: Path) -> None:
     orrery = f"{sys.executable} -m orrery.pipeline.cli run quickstart stages=[collect] tasks=[gymnasium/Pendulum-v1]"
-    command = f"OMP_NUM_THREADS=1 {orrery} collect.episodes=20 workers=1 run_dir=disk/run"
+    command = f"OMP_NUM_THREADS=1 {orrery} collect.episodes=10 workers=1 run_dir=disk/run"
     ended = small_disk(f"{command} || echo rc $?; mount -o remount,size=8m disk; {command}")
     assert ended.returncode == 0, ended.stderr
     [line] = ended.stderr.splitlines()
