@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_command_outside_of_the_cluster_whose_hosts_lack_its_modules(ray_clust
 def test_a_signal_saves_and_the_same_command_continues(project: Project, ray_cluster: Ray) -> None:
     command = ["count.until=400", "count.jobs=2", *options(project, ray_cluster.address)]
     with project.start("run", "toy", f"run_dir={project.run_dir}", *command) as run:
-        project.wait_for("job0", "job1")
+        project.wait_for("job0")  # on a busy machine, the other job may start when this one is done
         run.send_signal(signal.SIGUSR1)
         assert run.wait(timeout=120) == 75
     assert "stopped by SIGUSR1 in stage count; rerun the command to continue" in project.err.read_text()
@@ -99,8 +100,7 @@ def test_a_signal_saves_and_the_same_command_continues(project: Project, ray_clu
     assert f"{project.jobs}/job0/log.txt" in job0
     code, out, err = project.run(*command)
     assert code == 0, err
-    assert "counted 800" in out
-    assert "from 0" not in out
+    assert re.search("counted 800, from [1-9]", out)
 
 
 def test_bad_clusters_are_named_within_seconds(project: Project, ray_cluster: Ray) -> None:

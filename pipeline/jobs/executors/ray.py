@@ -27,6 +27,9 @@ from .local import local_slots
 CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0
 
+CANCEL_SECONDS = 3.0
+"""Between requests to cancel jobs that have not ended."""
+
 NODES_SECONDS = 5.0
 """Between looks at which nodes are alive."""
 
@@ -116,10 +119,11 @@ class RayExecutor(Executor):
     def close(self) -> None:
         import ray
 
-        for reference in self._running.values():
-            ray.cancel(reference, force=False)
-        if self._running:
-            ray.wait(list(self._running.values()), num_returns=len(self._running), timeout=GRACE_SECONDS + 5)
+        left, end = list(self._running.values()), time.monotonic() + GRACE_SECONDS + 5
+        while left and time.monotonic() < end:  # again and again: an interrupt may be lost inside of a library
+            for reference in left:
+                ray.cancel(reference, force=False)
+            _, left = ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
         if self._started_here:
             ray.shutdown()
 
@@ -280,6 +284,8 @@ def _watch(folder: str, limit_seconds: float, environment: dict[str, str]) -> No
     try:
         process.wait()
     except KeyboardInterrupt:
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # further requests change nothing
         process.stop()
         process.wait()
+        signal.signal(signal.SIGINT, former)
         raise
