@@ -27,6 +27,9 @@ from .local import local_slots
 CONNECT_SECONDS = 5.0
 HEALTH_SECONDS = 20.0
 
+CRASHED = ("Starting Ray client server failed", "ZombieProcess")
+"""What the head of a cluster answers where the process for a ray:// client crashed before it started."""
+
 CANCEL_SECONDS = 3.0
 """Between requests to cancel jobs that have not ended."""
 
@@ -193,7 +196,7 @@ def _init(address: str, settings: Mapping[str, Any], attempts: int = 3) -> None:
             ray.init(address=address, **settings)
             return
         except ConnectionAbortedError as error:
-            if attempt == attempts or "Starting Ray client server failed" not in str(error):
+            if attempt == attempts or not any(sign in str(error) for sign in CRASHED):
                 raise
             log = logging.getLogger(LOGGER_NAME)
             log.warning("ray: the head at %s refused the connection; connecting again", address)
