@@ -112,8 +112,7 @@ class Stage:
     with several has a key `algorithms`, whose default is what it trains if the run names none. Empty: not a policy
     stage, it runs whenever it is listed."""
     run_keys: ClassVar[Sequence[str]] = RUN_KEYS
-    """Fields of Config that take the run's value of the same name, unless the experiment or the command line sets them.
-    """
+    """Fields of Config that take the run's value of that name, unless the experiment or the command line sets them."""
     calls: ClassVar[Sequence[str]] = ()
     """Groups of entry points that `run` calls: versions of other packages that add to them count in the key."""
     about_run: ClassVar[bool] = False

@@ -288,7 +288,9 @@ def _watch(folder: str, limit_seconds: float, environment: dict[str, str]) -> No
         process.wait()
     except KeyboardInterrupt:
         former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # further requests change nothing
-        process.stop()
-        process.wait()
-        signal.signal(signal.SIGINT, former)
+        try:
+            process.stop()
+            process.wait()
+        finally:
+            signal.signal(signal.SIGINT, former)
         raise
