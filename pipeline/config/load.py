@@ -194,8 +194,8 @@ def _load(experiment: str, overrides: Sequence[str], stages: Mapping[str, type[S
     _follow_groups(resolved, stages)
     for name, group in run_groups(stages).items():
         build(group, resolved[name], name)
-    complete = any(override.key == "stages" for override in read)
-    selected, trained = select_stages(settings.algorithms, settings.stages, resolved, stages, complete=complete)
+    typed = {override.key for override in read}
+    selected, trained = select_stages(settings.algorithms, settings.stages, resolved, stages, typed=typed)
     resolved |= {"stages": selected, "algorithms": trained or settings.algorithms}
     settings = dataclasses.replace(settings, stages=selected, algorithms=resolved["algorithms"])
     stage_configs = {name: build(stages[name].Config, resolved[name], name) for name in settings.stages}

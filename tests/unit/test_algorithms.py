@@ -63,10 +63,12 @@ STAGES = {"make": Make, "learn": Learn, "other": Other, "unlisted": Unlisted, "r
 def load(tmp_path):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "base.yaml").write_text("defaults: [schema, _self_]\n")
-    (tmp_path / "experiments" / "toy.yaml").write_text(
-        "# @package _global_\ndefaults: [/base, _self_]\nstages: [make, learn, other, report]\n"
-    )
-    return lambda *overrides: load_config("toy", overrides, stages=STAGES, config_dir=tmp_path)
+    toy = "stages: [make, learn, other, report]\n"
+    for name, text in {"toy": toy, "chosen": toy + "algorithms: [wide, shallow]\n"}.items():
+        (tmp_path / "experiments" / f"{name}.yaml").write_text(
+            f"# @package _global_\ndefaults: [/base, _self_]\n{text}"
+        )
+    return lambda *overrides, experiment="toy": load_config(experiment, overrides, stages=STAGES, config_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,24 @@ def test_without_a_choice_listed_stages_train_their_defaults(load):
     config = load("stages=[make,unlisted]")
     assert config.settings.stages == ["make", "unlisted"]
     assert config.settings.algorithms == ["tall"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages", "trained"),
+    [
+        # Those of the experiment's algorithms that the listed stages train; before, `shallow` of a stage that is left out
+        # was refused.
+        (["stages=[make,other,report]"], ["make", "other", "report"], ["wide"]),
+        # A stage that is typed runs, also where the experiment names none of its algorithms; before, it was left out.
+        (["stages=[make,learn,unlisted]"], ["make", "learn", "unlisted"], ["shallow", "tall"]),
+        (["stages=[make,unlisted]"], ["make", "unlisted"], ["tall"]),
+        (["stages=[make,report]"], ["make", "report"], []),
+        (["stages=[make,learn,unlisted]", "algorithms=[deep]"], ["make", "learn"], ["deep"]),
+    ],
+)
+def test_stages_on_the_command_line_run_whatever_the_experiments_algorithms(load, overrides, stages, trained):
+    config = load(*overrides, experiment="chosen")
+    assert (config.settings.stages, config.resolved["algorithms"]) == (stages, trained or ["wide", "shallow"])
 
 
 def test_a_stage_may_be_told_by_itself(load):
