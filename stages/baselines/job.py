@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...datasets.recorded import write_episodes
 from ...datasets.rollout import play_episodes, policy_act
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
@@ -18,7 +19,6 @@ from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.jobs.pool import run_all
 from ...pipeline.seeding import derive_seed
-from ..mrq.recorded import write_episodes
 from ..policy.policy_index import policy_entry
 from ..powr.curves import CURVES_FILE, CurveRow, completed_returns, failure_warnings, write_curves
 from .config import EPISODES_FILE, LIBRARIES, BaselinesConfig

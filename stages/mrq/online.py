@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...datasets.collect import Controller, exploration
+from ...datasets.recorded import write_episodes
 from ...datasets.rollout import play_episodes, policy_act
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import make_environment
@@ -36,7 +37,6 @@ from .config import MrqOnlineConfig, vary
 from .learner import Learner, Shapes
 from .networks import check_image
 from .policy import MrqPolicy, policy_of_member
-from .recorded import write_episodes
 from .replay import Replay
 
 CHECKPOINT = "checkpoint.pt"

@@ -80,8 +80,8 @@ class MrqDatasets(Stage):
 
 
 def _episodes(artifact: Path, entry: dict[str, Any], spec: TaskSpec) -> list[EpisodeResult]:
+    from ...datasets.recorded import read_episodes
     from ...datasets.rollout import EpisodeResult
-    from .recorded import read_episodes
 
     label = f"{entry['algorithm']}:seed_{entry['seed']}"
     return [

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...datasets.schema import Episode
-from ...pipeline.errors import StageError
-from ...pipeline.reading import make_again, read_npz, reading_made
+from ..pipeline.errors import StageError
+from ..pipeline.reading import make_again, read_npz, reading_made
+from .schema import Episode
 
 
 def write_episodes(path: Path, episodes: Sequence[Episode], keys: str) -> None:
