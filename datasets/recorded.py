@@ -1,4 +1,4 @@
-"""Episodes of a replay in one file, from mrq_online and baselines for mrq_datasets."""
+"""Episodes of a replay in one file, from mrq_online and baselines for replay_datasets."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ RENAMED = {
     "powr_baselines.task": "baselines.tasks",
     "powr_baselines.transitions": "baselines.steps",
     "powr_baselines": "baselines",
+    "mrq_datasets": "replay_datasets",
 }
 """Stages of earlier versions and their keys, with their current names; the first match counts."""
 

@@ -64,7 +64,7 @@ class BaselinesConfig:
     evaluation_episodes: int = 10
     """Episodes per evaluation, with the most likely action."""
     keep_replay: bool = False
-    """Save the complete episodes played in training, for the stage mrq_datasets."""
+    """Save the complete episodes played in training, for the stage replay_datasets."""
     seeds: int = 2
     """Independent runs per task and algorithm."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Configs of the stages pack and collect. Reading them imports no torch."""
+"""Configs of the stages collect, replay_datasets and pack. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ...datasets.schema import BEHAVIOURS
 from ...datasets.tasks import expand_names
 from ...datasets.tasks.tdmpc2 import SETS
-from ...pipeline.config.checks import check_counts, check_shares
+from ...pipeline.config.checks import check_choices, check_counts, check_shares
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.config import FanoutConfig
 
@@ -193,3 +193,19 @@ class CollectConfig:
             if len(noise) != 2 or not 0 <= noise[0] <= noise[1]:
                 raise ConfigError(f"{name} must be two numbers 0 <= low <= high, found {noise}")
         check_shares(self, "random_share", "policy_random_share")
+
+
+@dataclass(frozen=True)
+class ReplayDatasetsConfig:
+    """Replay buffers to convert."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to write. Empty: every task that was learned."""
+    algorithm: str = ""
+    """Algorithm or variant whose replay buffers are written. Empty: the only one that has some."""
+    behaviour: str = "exploration"
+    """Behaviour recorded with the data, which sets the defaults of later stages. A replay buffer covers random to
+    trained actions and is as wide as exploration; policy or unknown would anchor extraction to it."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, behaviour=BEHAVIOURS)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...datasets.schema import BEHAVIOURS
 from ...pipeline.accelerator import PRECISIONS, check_accelerator
 from ...pipeline.config.checks import check_choices, check_counts, check_not_negative, check_positive, check_shares
 from ...pipeline.errors import ConfigError
@@ -319,7 +318,7 @@ class MrqOnlineConfig:
     checkpoint_every: int = 2_500
     """Steps between checkpoints, which include the replay buffer."""
     keep_replay: bool = False
-    """Save the complete episodes of the replay buffer, for the stage mrq_datasets."""
+    """Save the complete episodes of the replay buffer, for the stage replay_datasets."""
     learn: LearnConfig = field(default_factory=LearnConfig)
     """Training step."""
     accelerator: str = "auto"
@@ -350,19 +349,3 @@ class MrqOnlineConfig:
             raise ConfigError(f"mrq_online.warmup must be at least {longest + 1}, one window, found {self.warmup}")
         check_accelerator(self)
         check_variants(self.variants, "mrq_online")
-
-
-@dataclass(frozen=True)
-class MrqDatasetsConfig:
-    """Replay buffers to convert."""
-
-    tasks: list[str] = field(default_factory=list)
-    """Tasks to write. Empty: every task that was learned."""
-    algorithm: str = "mrq_online"
-    """Algorithm whose replay buffers are written, if several variants were trained."""
-    behaviour: str = "exploration"
-    """Behaviour recorded with the data, which sets the defaults of later stages. A replay buffer covers random to
-    trained actions and is as wide as exploration; policy or unknown would anchor extraction to it."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, behaviour=BEHAVIOURS)

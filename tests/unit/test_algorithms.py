@@ -102,10 +102,9 @@ def test_without_a_choice_listed_stages_train_their_defaults(load):
 @pytest.mark.parametrize(
     ("overrides", "stages", "trained"),
     [
-        # Those of the experiment's algorithms that the listed stages train; before, `shallow` of a stage that is left out
-        # was refused.
+        # Those of the experiment's algorithms that the listed stages train.
         (["stages=[make,other,report]"], ["make", "other", "report"], ["wide"]),
-        # A stage that is typed runs, also where the experiment names none of its algorithms; before, it was left out.
+        # A stage that is typed runs, also where the experiment names none of its algorithms.
         (["stages=[make,learn,unlisted]"], ["make", "learn", "unlisted"], ["shallow", "tall"]),
         (["stages=[make,unlisted]"], ["make", "unlisted"], ["tall"]),
         (["stages=[make,report]"], ["make", "report"], []),

@@ -24,8 +24,8 @@ from orrery.stages.baselines.config import BaselinesConfig, SacConfig
 from orrery.stages.baselines.environment import LibraryEnv
 from orrery.stages.baselines.mlp_policy import MlpPolicy
 from orrery.stages.baselines.stage_baselines import Baselines
-from orrery.stages.mrq.config import MrqDatasetsConfig
-from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets
+from orrery.stages.data.config import ReplayDatasetsConfig
+from orrery.stages.data.stage_replay_datasets import ReplayDatasets
 from orrery.stages.policy.policy import load_policy
 from torch import nn
 
@@ -161,7 +161,7 @@ def test_what_was_played_in_training_becomes_a_dataset(tmp_path):
     datasets = tmp_path / "datasets"
     datasets.mkdir()
     inputs = {"policies": [where.folder]}
-    stage = MrqDatasets(MrqDatasetsConfig(algorithm="sac"))
+    stage = ReplayDatasets(ReplayDatasetsConfig())
     assert (
         stage.run(dataclasses.replace(where, folder=datasets, inputs=inputs))
         == "60 transitions in 6 episodes of 1 task"

@@ -8,11 +8,12 @@ import json
 import pytest
 from orrery.datasets.tasks import task_spec
 from orrery.pipeline.errors import CheckpointError, ConfigError, DatasetError, StageError, TaskError
+from orrery.stages.data.config import ReplayDatasetsConfig
+from orrery.stages.data.stage_replay_datasets import ReplayDatasets
 from orrery.stages.mrq.config import (
     DesignConfig,
     LearnConfig,
     MrqConfig,
-    MrqDatasetsConfig,
     MrqOnlineConfig,
     NetworkConfig,
     vary,
@@ -21,7 +22,6 @@ from orrery.stages.mrq.networks import MrqEncoder
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
 from orrery.stages.mrq.stage_mrq import Mrq
-from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets
 from orrery.stages.mrq.stage_mrq_online import MrqOnline
 
 from .mrq_cases import CARTPOLE, OFFLINE, ONLINE, PENDULUM, SMALL, context_of, made, run_to, with_frames
@@ -84,11 +84,23 @@ def test_a_world_model_that_is_not_there_is_asked_for(tmp_path):
         Mrq(config).run(context_of(tmp_path, "mrq", store=tmp_path / "store", world_model=None))
 
 
-def test_data_without_a_kept_replay_is_refused(tmp_path):
-    index = {"tasks": [], "policies": [{"algorithm": "mrq_online", "task": CARTPOLE, "seed": 0, "path": "x"}]}
-    (made(tmp_path / "policies") / "policies.json").write_text(json.dumps(index))
-    with pytest.raises(StageError, match=r"mrq_online\.keep_replay=true"):
-        MrqDatasets(MrqDatasetsConfig()).run(context_of(tmp_path, "data", policies=tmp_path / "policies"))
+@pytest.mark.parametrize(
+    ("algorithms", "kept", "message"),
+    [
+        (["mrq_online"], False, r"no replay buffer \(policies: mrq_online\); .* mrq_online\.keep_replay=true"),
+        (
+            ["mrq_online", "no_lap"],
+            True,
+            "buffers of mrq_online, no_lap; .* replay_datasets.algorithm=mrq_onl",
+        ),
+    ],
+)
+def test_data_without_one_algorithms_replay_is_refused(tmp_path, algorithms, kept, message):
+    replay = {"episodes": "x.npz"} if kept else {}
+    policies = [{"algorithm": one, "task": CARTPOLE, "seed": 0, "path": "x"} | replay for one in algorithms]
+    (made(tmp_path / "policies") / "policies.json").write_text(json.dumps({"tasks": [], "policies": policies}))
+    with pytest.raises(StageError, match=message):
+        ReplayDatasets(ReplayDatasetsConfig()).run(context_of(tmp_path, "data", policies=tmp_path / "policies"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +114,7 @@ def test_data_without_a_kept_replay_is_refused(tmp_path):
         (lambda: MrqConfig(behaviour_weight=-1.0), "behaviour_weight must not be negative"),
         (lambda: LearnConfig(discount=1.5), r"discount must lie in \[0, 1\]"),
         (lambda: NetworkConfig(latent_dim=0), "latent_dim must be at least 1"),
-        (lambda: MrqDatasetsConfig(behaviour="expertise"), "behaviour: expected exploration"),
+        (lambda: ReplayDatasetsConfig(behaviour="expertise"), "behaviour: expected exploration"),
         (lambda: MrqOnline(MrqOnlineConfig()).check(), "mrq_online.tasks is empty"),
         (lambda: MrqOnline(MrqOnlineConfig(tasks=[PENDULUM], pixels=True)).check(), r"renders dm_control tasks"),
         (lambda: vary(LearnConfig(networks=NetworkConfig(state_action_dim=8)), "revert"), "must be equal"),

@@ -14,12 +14,12 @@ from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError
 from orrery.pipeline.jobs.job import read_status
-from orrery.stages.mrq.config import MrqDatasetsConfig
+from orrery.stages.data.config import ReplayDatasetsConfig
+from orrery.stages.data.stage_replay_datasets import ReplayDatasets
 from orrery.stages.mrq.offline import OfflineMember, OfflineTraining
 from orrery.stages.mrq.online import OnlineTraining
 from orrery.stages.mrq.pixels import pixel_spec
 from orrery.stages.mrq.stage_mrq import Mrq
-from orrery.stages.mrq.stage_mrq_datasets import MrqDatasets
 from orrery.stages.mrq.stage_mrq_online import MrqOnline
 from orrery.stages.policy.policy import load_policy
 from orrery.stages.world_model.config import WorldModelConfig
@@ -152,7 +152,7 @@ def test_replays_become_datasets_that_pack_can_read(tmp_path):
     config = dataclasses.replace(ONLINE, tasks=[CARTPOLE], seeds=2, keep_replay=True, steps=80, loggers=["csv"])
     MrqOnline(config).run(context_of(tmp_path, "online"))
     context = context_of(tmp_path, "data", policies=tmp_path / "online")
-    MrqDatasets(MrqDatasetsConfig()).run(context)
+    ReplayDatasets(ReplayDatasetsConfig()).run(context)
     entry = json.loads((tmp_path / "data" / "datasets.json").read_text())["tasks"][CARTPOLE]
     reader = open_reader(tmp_path / "data" / entry["path"])
     episodes = list(reader)

@@ -1,4 +1,4 @@
-"""The stage mrq_datasets."""
+"""The stage replay_datasets."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ...pipeline.errors import StageError
 from ...pipeline.stage import Context, Input, Stage
 from ...pipeline.wording import counted
 from ..policy.policy_index import PolicyIndex
-from .config import MrqDatasetsConfig
+from .config import ReplayDatasetsConfig
 
 if TYPE_CHECKING:
     from ...datasets.rollout import EpisodeResult
     from ...datasets.schema import TaskSpec
 
 
-class MrqDatasets(Stage):
+class ReplayDatasets(Stage):
     """Convert the replay buffers of mrq_online or baselines into Minari datasets.
 
     One dataset per task holds the episodes of all seeds.
     """
 
-    Config = MrqDatasetsConfig
+    Config = ReplayDatasetsConfig
     inputs = {"policies": Input("policies")}
     output_kind = "datasets"
     run_keys = ()
-    config: MrqDatasetsConfig
+    config: ReplayDatasetsConfig
 
     def run(self, context: Context) -> str:
         from ...datasets.collect import read_record, write_dataset
@@ -43,7 +43,7 @@ class MrqDatasets(Stage):
                 record = read_record(root, name)
                 if record is None:
                     results = [result for entry in entries for result in _episodes(artifact, entry, specs[name])]
-                    settings = {"policies": str(artifact), "algorithm": self.config.algorithm}
+                    settings = {"policies": str(artifact), "algorithm": entries[0]["algorithm"]}
                     behaviour: Any = self.config.behaviour
                     write_dataset(root, specs[name], behaviour, results, settings)
                     record = read_record(root, name) or {}
@@ -60,13 +60,18 @@ class MrqDatasets(Stage):
 
     def _replays(self, index: PolicyIndex) -> dict[str, list[dict[str, Any]]]:
         """Policies with a replay by task."""
-        own = [entry for entry in index.entries if entry["algorithm"] == self.config.algorithm]
-        kept = [entry for entry in own if "episodes" in entry]
+        wanted = self.config.algorithm
+        kept = [entry for entry in index.entries if "episodes" in entry and wanted in ("", entry["algorithm"])]
         if not kept:
-            there = sorted({entry["algorithm"] for entry in index.entries})
+            there = ", ".join(sorted({entry["algorithm"] for entry in index.entries}))
             raise StageError(
-                f"mrq_datasets: {index.artifact} has no replay buffer of {self.config.algorithm!r} (policies there: "
-                f"{', '.join(there)}); create it with mrq_online.keep_replay=true or baselines.keep_replay=true"
+                f"replay_datasets: {index.artifact} has no replay buffer{wanted and f' of {wanted!r}'} (policies: "
+                f"{there}); create it with mrq_online.keep_replay=true or baselines.keep_replay=true"
+            )
+        if len(several := sorted({entry["algorithm"] for entry in kept})) > 1:
+            raise StageError(
+                f"replay_datasets: {index.artifact} has replay buffers of {', '.join(several)}; choose one with "
+                f"replay_datasets.algorithm={several[0]}"
             )
         by_task: dict[str, list[dict[str, Any]]] = {}
         for entry in kept:
@@ -74,7 +79,7 @@ class MrqDatasets(Stage):
         names = self.config.tasks or list(by_task)
         if missing := [name for name in names if name not in by_task]:
             raise StageError(
-                f"mrq_datasets.tasks: no replay buffer of {', '.join(missing)}, only of {', '.join(by_task)}"
+                f"replay_datasets.tasks: no replay buffer of {', '.join(missing)}, only of {', '.join(by_task)}"
             )
         return {name: by_task[name] for name in names}
 
