@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STORE_FILE = "store.json"
+STATISTICS_ROWS = 65536
+"""Transitions of a task, at most, from which statistics of its data are taken."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,10 @@ class TaskRows:
         number.sort()
         episode = np.searchsorted(after, number, side="right")
         return torch.from_numpy(first[episode] + number - (after - length)[episode])
+
+    def reward_std(self, held_out: float = 0.0) -> float:
+        """Standard deviation of the reward over random transitions of episodes that are not held out."""
+        return float(self.rows[self.sample_transitions(STATISTICS_ROWS, held_out), -1].double().std())
 
 
 class TaskStore:

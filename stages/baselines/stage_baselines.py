@@ -20,9 +20,6 @@ from ..policy.policy_index import policy_entry, write_index
 from ..powr.curves import CURVES_FILE, FIGURE_FILE, draw_curves, read_curves, write_curves
 from .config import EPISODES_FILE, LIBRARIES, BaselinesConfig, SacConfig
 
-REWARD_ROWS = 65536
-"""Transitions of the data that the reward is scaled by, at most."""
-
 
 class Baselines(Stage):
     """Train SAC, PPO, DQN, A2C and TRPO (Stable-Baselines3) online in each task's environment, as model-free baselines.
@@ -130,9 +127,8 @@ class Baselines(Stage):
             for name in find_names(store.table.names, self.config.tasks, folder, "store"):
                 rows = store.rows_of(name)
                 mean, scale = observation_statistics(rows, rows.spec.observation_dim)
-                reward = float(rows.rows[rows.sample_transitions(REWARD_ROWS), -1].double().std())
                 size = rows.spec.observation_dim
-                tasks.append((rows.spec, [mean[:size].tolist(), scale[:size].tolist(), max(reward, 1e-6)]))
+                tasks.append((rows.spec, [mean[:size].tolist(), scale[:size].tolist(), max(rows.reward_std(), 1e-6)]))
         for name in () if stores else self.config.tasks:
             spec = task_spec(name)
             if self.config.environment:

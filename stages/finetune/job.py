@@ -28,7 +28,7 @@ from ...pipeline.wording import counted
 from ..training.fit import TrainingContext, fit, logged_metrics
 from ..world_model.balance import reward_entropy, reward_weights, scale_observations
 from ..world_model.networks import WorldModel
-from ..world_model.open_loop import OpenLoopError, validation_length
+from ..world_model.open_loop import OpenLoopError, reward_stds, validation_length
 from ..world_model.start_frames import (
     SAVED_FRAMES,
     SAVED_INITIAL,
@@ -167,7 +167,7 @@ def open_loop_errors(model: WorldModel, data: JoinedWindowData, batches: int) ->
     found: OpenLoopError | None = None
     for step in range(batches):
         batch = windows.batch(step)
-        found = found or OpenLoopError(len(model.table), batch["action"].shape[1], batch["action"].device)
+        found = found or OpenLoopError(reward_stds(data, model.table), batch["action"].shape[1])
         found.add(model, batch)
     model.train(training)
     assert found is not None

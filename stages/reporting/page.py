@@ -205,7 +205,7 @@ def _estimates(data: ReportData) -> dict[str, Any]:
 
 
 def _open_loop(data: ReportData) -> Section:
-    """R^2 by task and horizon at the last validation; NaN if the held-out reward is constant."""
+    """R^2 by task and horizon at the last validation; NaN if the held-out reward hardly varies."""
     name, title = "open_loop", "Open-loop prediction of reward"
     if data.validation is None or data.predicts_no_reward:
         return Section(name, title, missing=reasons.no_validation(data))

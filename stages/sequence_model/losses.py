@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from ...datasets.store import TaskRows, TaskStore
+from ...datasets.store import STATISTICS_ROWS, TaskRows, TaskStore
 from .config import SequenceLossConfig
 from .networks import MarkovModel, SequenceModel
 from .stochastic import StochasticActionModel
-
-_SAMPLED_ROWS = 65536
 
 
 def masked_mean(loss_BT: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
@@ -149,6 +147,6 @@ def _transitions(
     rows: TaskRows, observation_dim: int, held_out: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Observations before and after, and rewards, of random transitions, float64."""
-    index = rows.sample_transitions(_SAMPLED_ROWS, held_out).to(rows.rows.device)
+    index = rows.sample_transitions(STATISTICS_ROWS, held_out).to(rows.rows.device)
     before, after = rows.rows[index].double().cpu(), rows.rows[index + 1].double().cpu()
     return before[:, :observation_dim], after[:, :observation_dim], before[:, -1]

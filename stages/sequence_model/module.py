@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from ...pipeline.seeding import derive_seed
 from ..training.config import OptimizerConfig
-from ..training.module import ModelTraining, diagnosed_horizons
+from ..training.module import HARDLY_VARIES, ModelTraining, diagnosed_horizons, r2
 from .config import SequenceLossConfig
 from .losses import sequence_losses
 from .networks import SequenceModel
@@ -36,6 +36,9 @@ class OpenLoopSkill:
         # [S, K, H, C]: count, sum, sum of squares, sum of squared errors.
         shape = (4, len(model.table), len(self.horizons), columns)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        # Observations are in units of their standard deviation.
+        self._least_std_K1C = torch.full((len(model.table), 1, columns), 1e-3, dtype=torch.float64, device=device)
+        self._least_std_K1C[:, 0, -1] = HARDLY_VARIES * model.reward_scale_K
 
     @torch.no_grad()
     def add(self, model: SequenceModel, batch: TensorDict) -> None:
@@ -59,9 +62,7 @@ class OpenLoopSkill:
 
     def result(self) -> dict[str, torch.Tensor]:
         """R^2 of the observation [K, H] and of the reward [K, H]; NaN if nothing varies."""
-        count, total, squares, error = self.sums
-        variance = squares - total.square() / count
-        r2_KHC = torch.where(variance > 1e-6 * count, 1 - error / variance, torch.nan)
+        r2_KHC = r2(self.sums, self._least_std_K1C)
         own_KHO = torch.where(self._predicted_K1O, r2_KHC[..., :-1], torch.nan)
         return {"observation_r2": own_KHO.nanmean(-1), "reward_r2": r2_KHC[..., -1]}
 

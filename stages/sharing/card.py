@@ -81,7 +81,7 @@ def limitations(facts: Provenance) -> list[str]:
     if poor := [task for task, value in facts.open_loop.items() if value is not None and value < 0.5]:
         lines.append(f"Open-loop R2 below 0.5: {', '.join(poor)}.")
     if unknown := [task for task, value in facts.open_loop.items() if value is None]:
-        lines.append(f"Open-loop R2 undefined, because the held-out data does not vary: {', '.join(unknown)}.")
+        lines.append(f"Open-loop R2 undefined, because the held-out reward hardly varies: {', '.join(unknown)}.")
     if not facts.score_table:
         lines.append("No scores are included.")
     if not facts.data:

@@ -75,6 +75,24 @@ class ModelTraining(lightning.LightningModule):
         self.log_dict(values, sync_dist=True)  # equal on all ranks already: the sums were reduced
 
 
+HARDLY_VARIES = 0.01
+"""Standard deviation of held-out rewards, relative to that of the training data, below which R^2 says nothing about the
+reward that policies earn: errors that do not matter to them make it -50,000, or shades of no reward make it 0.99."""
+
+
+def r2(sums: torch.Tensor, least_std: torch.Tensor) -> torch.Tensor:
+    """R^2 of predictions: 1 - squared error / variance; NaN where the standard deviation is below `least_std`, or 0.
+
+    Args:
+        sums: [4, ...] count, sum and sum of squares of what is predicted, and sum of squared errors.
+        least_std: [...].
+    """
+    count, total, squares, error = sums
+    variance = squares - total.square() / count
+    least = torch.maximum(least_std.square() * count, 1e-12 * squares)  # of a constant, rounding is left
+    return torch.where(variance > least, 1 - error / variance, torch.nan)
+
+
 def diagnosed_horizons(ahead: Sequence[int], length: int) -> tuple[int, ...]:
     """Those of `ahead` that lie below `length`, and `length`."""
     return (*(horizon for horizon in ahead if horizon < length), length)

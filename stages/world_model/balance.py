@@ -7,17 +7,15 @@ import math
 
 import torch
 
-from ...datasets.store import TaskRows, TaskStore
+from ...datasets.store import STATISTICS_ROWS, TaskRows, TaskStore
 from .losses import two_hot
 from .networks import WorldModel
-
-_SAMPLED_ROWS = 65536
 
 
 def scale_observations(model: WorldModel, k: int, rows: TaskRows, held_out: float) -> None:
     """Set what the model does to observations of task number `k`, from random transitions of the episodes that are not
     held out: mean and deviation, and which columns are angles, as far as its config asks for them."""
-    chosen = rows.sample_transitions(_SAMPLED_ROWS, held_out)
+    chosen = rows.sample_transitions(STATISTICS_ROWS, held_out)
     observation_NO = rows.rows[chosen, : rows.spec.observation_dim].double()
     if model.config.normalize_observations:
         mean_O, std_O = observation_NO.mean(0), observation_NO.std(0, unbiased=False)
@@ -35,7 +33,7 @@ def reward_entropy(store: TaskStore, bins_M: torch.Tensor, held_out: float = 0.0
     """
     entropies = []
     for task in store.tasks:
-        rewards = task.rows[task.sample_transitions(_SAMPLED_ROWS, held_out), -1]
+        rewards = task.rows[task.sample_transitions(STATISTICS_ROWS, held_out), -1]
         marginal_M = two_hot(rewards, bins_M).mean(0)
         entropies.append(-(marginal_M * marginal_M.clamp(min=1e-12).log()).sum())
     return torch.stack(entropies)

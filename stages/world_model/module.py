@@ -19,7 +19,7 @@ from ..training.module import ModelTraining
 from .config import LossConfig
 from .networks import WorldModel
 from .objective import Draws, prior_values, rollout_losses
-from .open_loop import OpenLoopError
+from .open_loop import OpenLoopError, reward_stds
 from .values import percentile_range, prior_loss
 
 
@@ -55,6 +55,7 @@ class WorldModelTraining(ModelTraining):
         self._has_values = model.config.num_q > 0
         self._prior_state: dict[str, Any] | None = None
         self._prior_metrics: dict[str, torch.Tensor] = {}
+        self._reward_std_K: torch.Tensor | None = None
         self._rollouts: list[tuple[torch.Tensor, TensorDict, Draws]] = []
         """Of the micro-batches of this step."""
         if self._has_values:
@@ -62,7 +63,9 @@ class WorldModelTraining(ModelTraining):
             model.policy_prior.requires_grad_(False)
 
     def new_open_loop(self, length: int) -> OpenLoopError:
-        return OpenLoopError(len(self.model.table), length, self.device)
+        if self._reward_std_K is None:
+            self._reward_std_K = reward_stds(self.trainer.datamodule, self.model.table).to(self.device)
+        return OpenLoopError(self._reward_std_K, length)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from ..training.module import diagnosed_horizons
+from ...datasets.datamodule import WindowData
+from ...datasets.schema import TaskTable
+from ..training.module import HARDLY_VARIES, diagnosed_horizons, r2
 from .networks import WorldModel
 
 DIAGNOSED_HORIZONS = (1, 4, 8, 16, 50, 100, 200)
@@ -24,14 +26,25 @@ def validation_length(horizon: int, longest_prediction: int | None) -> int:
     return length if longest_prediction is None else min(length, longest_prediction)
 
 
+def reward_stds(data: WindowData | None, table: TaskTable) -> torch.Tensor:
+    """[K] float64 standard deviations of the reward in the training data; 0 for tasks that it lacks."""
+    found = {} if data is None else data.reward_std()
+    return torch.tensor([found.get(name, 0.0) for name in table.names], dtype=torch.float64)
+
+
 class OpenLoopError:
     """Sums over held-out windows that give open-loop R^2 of the reward and the latent error, per task and horizon."""
 
-    def __init__(self, num_tasks: int, length: int, device: torch.device) -> None:
-        """`length`: steps of the windows."""
+    def __init__(self, reward_std_K: torch.Tensor, length: int) -> None:
+        """Args:
+        reward_std_K: standard deviation of the reward in the training data.
+        length: steps of the windows.
+        """
         self.horizons = diagnosed_horizons(DIAGNOSED_HORIZONS, length)
         # [K, H, S]: count, sum r, sum r^2, sum (r_hat - r)^2, sum latent MSE.
-        self.sums = torch.zeros(num_tasks, len(self.horizons), 5, dtype=torch.float64, device=device)
+        shape = (len(reward_std_K), len(self.horizons), 5)
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=reward_std_K.device)
+        self._least_std_K1 = HARDLY_VARIES * reward_std_K[:, None]
 
     @torch.no_grad()
     def add(self, model: WorldModel, batch: TensorDict) -> None:
@@ -48,8 +61,6 @@ class OpenLoopError:
             self.sums[:, h].index_add_(0, task, terms * valid[:, None])
 
     def result(self) -> dict[str, torch.Tensor]:
-        """R^2 of the reward [K, H] (NaN if the reward does not vary) and mean latent MSE [K, H]."""
-        count, total, squares, error, latent = self.sums.unbind(-1)
-        variance = squares - total**2 / count
-        r2 = torch.where(variance > 1e-8 * count, 1 - error / variance, torch.nan)
-        return {"reward_r2": r2, "latent_mse": latent / count}
+        """R^2 of the reward [K, H] (NaN if it hardly varies) and mean latent MSE [K, H]."""
+        *reward, latent = self.sums.unbind(-1)
+        return {"reward_r2": r2(torch.stack(reward), self._least_std_K1), "latent_mse": latent / self.sums[..., 0]}

@@ -72,8 +72,8 @@ def test_a_sample_knows_episodes_of_any_length(tmp_path):
 @pytest.fixture
 def few_rows(monkeypatch):
     """So few that a stride would be a whole episode, or all but its last row."""
-    monkeypatch.setattr(losses, "_SAMPLED_ROWS", EPISODES)
-    monkeypatch.setattr(balance, "_SAMPLED_ROWS", EPISODES)
+    monkeypatch.setattr(losses, "STATISTICS_ROWS", EPISODES)
+    monkeypatch.setattr(balance, "STATISTICS_ROWS", EPISODES)
     monkeypatch.setattr("orrery.stages.powr.job.FEATURE_ROWS", EPISODES)
 
 

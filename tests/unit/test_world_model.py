@@ -203,7 +203,8 @@ def test_open_loop_r2_of_a_perfect_and_of_a_constant_prediction(tmp_path):
         def decode_reward(self, logits):
             return logits
 
-    perfect = OpenLoopError(1, 16, torch.device("cpu"))
+    std_K = torch.tensor([store.tasks[0].reward_std()])
+    perfect = OpenLoopError(std_K, 16)
     perfect.add(Oracle(), batch)
     r2, latent = perfect.result().values()
     assert r2.tolist() == [[1.0] * 4]
@@ -213,11 +214,20 @@ def test_open_loop_r2_of_a_perfect_and_of_a_constant_prediction(tmp_path):
         def decode_reward(self, logits):
             return logits.mean().expand(len(logits))
 
-    constant = OpenLoopError(1, 16, torch.device("cpu"))
+    constant = OpenLoopError(std_K, 16)
     constant.add(Mean(), batch)
     torch.testing.assert_close(
         constant.result()["reward_r2"], torch.zeros(1, 4, dtype=torch.float64), atol=1e-6, rtol=0
     )
+    # Where windows hold almost no reward, of whatever unit, an error that hardly matters would be an R^2 of -50,000.
+    for unit in (1e-3, 1.0, 1e3):
+        batch["reward"] = unit * (1 + 2e-3 * torch.rand(batch["reward"].shape))
+        of_unit = OpenLoopError(unit * std_K, 16)
+        of_unit.add(Mean(), batch)
+        assert of_unit.result()["reward_r2"].isnan().all()
+        batch["reward"] = unit * (1 + 0.2 * torch.rand(batch["reward"].shape))
+        of_unit.add(Mean(), batch)
+        assert not of_unit.result()["reward_r2"].isnan().any()
 
 
 def test_reward_weights_raise_sparse_tasks(tmp_path):
