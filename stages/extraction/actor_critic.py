@@ -39,6 +39,14 @@ class StackedActor(nn.Module):
         """tanh(mean + std * noise), noise standard normal."""
         return torch.tanh(head_MBA + self.log_std[members].clamp(min=self._log_std_min).exp() * noise_MBA)
 
+    def log_density(
+        self, head_MBA: torch.Tensor, noise_MBA: torch.Tensor, members: slice = slice(None)
+    ) -> torch.Tensor:
+        """Log density of mean + std * noise, as a fixed number, up to a constant: [M, B, A]."""
+        log_std = self.log_std[members].clamp(min=self._log_std_min)
+        drawn = (head_MBA + log_std.exp() * noise_MBA).detach()
+        return -0.5 * ((drawn - head_MBA) / log_std.exp()).square() - log_std
+
 
 class StackedCritic(nn.Module):
     """N value functions per member, of states or of states and actions, in units of the member's value scale."""

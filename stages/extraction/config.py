@@ -98,6 +98,9 @@ class FirstOrderConfig:
     """Imagined rollouts per policy and iteration."""
     lambda_: float = 0.95
     """TD(lambda) of the critic targets; 0 gives the one-step targets of the released multi-task code."""
+    gradient: str = "pathwise"
+    """pathwise: the gradient of the return through the model (first-order). score_function: REINFORCE with the critics
+    as baseline (zeroth-order), without gradients through the model, for comparisons."""
     policy_input_gradient: float = 0.0
     """Share of the gradient that flows from the policy into its input latent; PWM stops this gradient (0)."""
     critic_passes: int = 8
@@ -115,6 +118,7 @@ class FirstOrderConfig:
     def __post_init__(self) -> None:
         check_counts(self, "horizon", "batch_size", "critic_passes", "critic_minibatches")
         check_shares(self, "lambda_", "policy_input_gradient")
+        check_choices(self, gradient=("pathwise", "score_function"))
         if (self.horizon * self.batch_size) % self.critic_minibatches:
             raise ConfigError(
                 f"horizon x batch_size ({self.horizon} x {self.batch_size}) must be a multiple of "

@@ -22,7 +22,7 @@ from ..world_model.networks import WorldModel
 from .config import FirstOrderConfig
 from .program import NOISE_BLOCK, PolicySpec, Program, anchor_loss
 from .returns import bootstrapped_return, lambda_return
-from .rollout import Rollout, imagine
+from .rollout import Rollout, imagine, log_probability
 from .starts import StartLatents
 
 
@@ -41,7 +41,7 @@ class FirstOrderExtraction(Program):
         """Args as those of Program, with `iterations` updates of the actors."""
         latent_dim = model.config.latent_dim
         super().__init__(model, starts, members, config.networks, latent_dim, iterations, seed, config.released)
-        self._config = config
+        self._config, self._pathwise = config, config.gradient == "pathwise"
         if config.released.unscaled_values:
             self._value_scale_P1 = torch.ones_like(self._value_scale_P1)
         self._penalty_P1 = self._penalty_weights(starts)
@@ -71,15 +71,18 @@ class FirstOrderExtraction(Program):
         loss = (self._anchor_M * anchor_M).sum()
         metrics = {"anchor_loss": anchor_M.detach()}
         if P:
-            rollout, objective_HPB, return_PB = self._imagined(z_MBD[:P], noise_HMBA)
+            with torch.set_grad_enabled(self._pathwise):
+                rollout, objective_HPB, return_PB = self._imagined(z_MBD[:P], noise_HMBA)
+            target_HPB = self._critic_targets(rollout, objective_HPB)
+            raised_PB = return_PB if self._pathwise else self._score_function(rollout, target_HPB, noise_HMBA)
             deviation_P = self._loss_variance.update(return_PB)
-            loss = loss - (return_PB.mean(1) / deviation_P).sum()
+            loss = loss - (raised_PB.mean(1) / deviation_P).sum()
             metrics["imagined_reward"] = rollout.reward_HMB.detach().mean((0, 2))
 
         parameters = [p for p in self.actor.parameters() if P or p is not self.actor.log_std]
         metrics["actor_grad_norm"] = self._update_actors(loss, parameters)
         if P:
-            metrics["critic_loss"] = self._update_critics(rollout, objective_HPB.detach(), iteration)
+            metrics["critic_loss"] = self._update_critics(rollout, target_HPB, iteration)
         return metrics
 
     def _imagine(self, z_PBD: torch.Tensor, noise_HPBA: torch.Tensor) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
@@ -103,6 +106,20 @@ class FirstOrderExtraction(Program):
             objective_HPB, final_value_PB, rollout.continue_HMB, self._imagining.discount_M1
         )
         return rollout, objective_HPB, return_PB
+
+    def _score_function(self, rollout: Rollout, target_HPB: torch.Tensor, noise_HPBA: torch.Tensor) -> torch.Tensor:
+        """[P, B] whose gradient estimates that of the return without the model's gradient:
+
+            sum_t discount^t alive_t log pi(a_t | z_t) (G_t - V(z_t)),    G_t the TD(lambda) target
+
+        Source: Williams (1992); on imagined rollouts with this baseline, DreamerV2 (arXiv 2010.02193) eq. 6.
+        """
+        with torch.no_grad():
+            advantage_HPB = target_HPB - torch.stack([self._value(z_PBD) for z_PBD in rollout.z_HMBD])
+            factor_HPB = torch.cumprod(self._imagining.discount_M1 * rollout.continue_HMB, 0)
+            advantage_HPB[1:] *= factor_HPB[:-1]
+        members = slice(0, self.num_imagining)
+        return (log_probability(self.actor, rollout, noise_HPBA, self._imagining, members) * advantage_HPB).sum(0)
 
     def _critic_loss(self, z_PRD: torch.Tensor, target_PR: torch.Tensor) -> torch.Tensor:
         """[P], mean over critics and rows, in units of the value scale."""
@@ -144,20 +161,19 @@ class FirstOrderExtraction(Program):
         """Smallest value over the critics, [P, B], environment units."""
         return self.critic(z_PBD).amin(1) * self._value_scale_P1
 
-    def _update_critics(self, rollout: Rollout, objective_HPB: torch.Tensor, iteration: int) -> torch.Tensor:
-        """Fit the critics to TD(lambda) targets of the objective; mean loss per member [P], in value-scale units."""
+    @torch.no_grad()
+    def _critic_targets(self, rollout: Rollout, objective_HPB: torch.Tensor) -> torch.Tensor:
+        """TD(lambda) targets of the objective, [H, P, B], environment units."""
+        next_value_HPB = torch.stack([self._value(next_z) for next_z in rollout.next_z_HMBD])
+        return lambda_return(
+            objective_HPB, next_value_HPB, rollout.continue_HMB, self._imagining.discount_M1, self._config.lambda_
+        )
+
+    def _update_critics(self, rollout: Rollout, target_HPB: torch.Tensor, iteration: int) -> torch.Tensor:
+        """Fit the critics to their targets [H, P, B]; mean loss per member [P], in value-scale units."""
         config, P = self._config, self.num_imagining
         z = rollout.z_HMBD.detach()
-        with torch.no_grad():
-            next_value_HPB = torch.stack([self._value(next_z) for next_z in rollout.next_z_HMBD])
-            target_HPB = lambda_return(
-                objective_HPB,
-                next_value_HPB,
-                rollout.continue_HMB,
-                self._imagining.discount_M1,
-                config.lambda_,
-            )
-            target_PR = (target_HPB / self._value_scale_P1).transpose(0, 1).flatten(1)
+        target_PR = (target_HPB / self._value_scale_P1).transpose(0, 1).flatten(1)
         z_PRD = z.transpose(0, 1).flatten(1, 2)
         # One order for all members: it carries no information about any, and the minibatches stay one indexing.
         generator = torch.Generator(z.device).manual_seed(derive_seed("critic order", self._seed, iteration))
@@ -192,8 +208,10 @@ class FirstOrderExtraction(Program):
             # Iterations that training does not reach, so that their random numbers are new.
             index_MB, noise_HMBA = self._random(self._updates + draw)
             z_MBD = self._starts.z_KND[self._rows_M[:, None], index_MB]
-            return_PB = self._imagine(z_MBD[:P], noise_HMBA)[2]
-            found = torch.autograd.grad(return_PB.mean(1).sum(), parameters)
+            rollout, objective_HPB, raised_PB = self._imagine(z_MBD[:P], noise_HMBA)
+            if not self._pathwise:
+                raised_PB = self._score_function(rollout, self._critic_targets(rollout, objective_HPB), noise_HMBA)
+            found = torch.autograd.grad(raised_PB.mean(1).sum(), parameters)
             gradients.append([g[:P].flatten(1) for g in found])
         stacked_NPX = torch.stack([torch.cat(one, 1) for one in gradients])
         return stacked_NPX.var(0).sum(1) / stacked_NPX.mean(0).square().sum(1)

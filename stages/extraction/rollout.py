@@ -92,6 +92,23 @@ def sample(
     return action * tasks.mask_M1A
 
 
+def log_probability(
+    actor: StackedActor, rollout: Rollout, noise_HMBA: torch.Tensor, tasks: MemberTasks, members: slice
+) -> torch.Tensor:
+    """Log density of the rollout's actions, which `noise_HMBA` made, in the actors' parameters: [H, M, B].
+
+    Up to a constant: tanh's Jacobian is the same for a given action.
+    """
+    H, _, B, _ = noise_HMBA.shape
+    head = actor.head(rollout.z_HMBD.detach().transpose(0, 1).flatten(1, 2), members)
+    head_HMBA = head.unflatten(1, (H, B)).transpose(0, 1)
+    log_HMBA = actor.log_density(head_HMBA, noise_HMBA, members)
+    if tasks.any_discrete:
+        logits, chosen_HMBA = head_HMBA.masked_fill(tasks.mask_M1A == 0, -1e9), rollout.action_HMBA.detach()
+        log_HMBA = torch.where(tasks.discrete_M11, torch.log_softmax(logits, -1) * chosen_HMBA, log_HMBA)
+    return (log_HMBA * tasks.mask_M1A).sum(-1)
+
+
 def act_deterministic(actor: StackedActor, z_MBD: torch.Tensor, tasks: MemberTasks) -> torch.Tensor:
     """tanh(mean), or the one-hot of the largest logit: [M, B, A], masked. Used by the published policy."""
     head = actor.head(z_MBD)

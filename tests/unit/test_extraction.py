@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 
 import pytest
@@ -63,11 +64,11 @@ def members_of(names, seeds=2, anchor=0.5):
     return imagining + [PolicySpec("bc", name, seed, 1.0, False) for name in names for seed in range(seeds)]
 
 
-def make(setting, members, seed=0, iterations=10):
+def make(setting, members, seed=0, iterations=10, config=CONFIG):
     store, model = setting
     ids = sorted({model.table.id_of(member.task) for member in members})
     starts = encode_starts(model, ids, lambda name: draw_frames(store, name, 64, 4, seed))
-    return FirstOrderExtraction(model, starts, members, CONFIG, iterations=iterations, seed=seed)
+    return FirstOrderExtraction(model, starts, members, config, iterations=iterations, seed=seed)
 
 
 def train(extraction, first=0, last=10):
@@ -127,6 +128,62 @@ def test_resuming_equals_going_on(setting):
         assert torch.equal(resumed.actor.state_dict()[name], value), name
     for name, value in whole.critic.state_dict().items():
         assert torch.equal(resumed.critic.state_dict()[name], value), name
+
+
+def gradients_of(setting, task, **changes):
+    """Of the return through the model and of its score function, flat, over many rollouts; and the extraction."""
+    store, model = setting
+    config = dataclasses.replace(CONFIG, batch_size=20_000, lambda_=1.0, policy_input_gradient=1.0, **changes)
+    starts = encode_starts(model, [model.table.id_of(task)], lambda name: draw_frames(store, name, 64, 4, 0))
+    extraction = FirstOrderExtraction(model, starts, [PolicySpec("pwm", task, 0, 0.0, True)], config, 10, 0)
+    index_MB, noise = extraction._random(0)
+    z_MBD = starts.z_KND[extraction._rows_M[:, None], index_MB]
+    rollout, objective, return_PB = extraction._imagine(z_MBD, noise)
+    surrogate_PB = extraction._score_function(rollout, extraction._critic_targets(rollout, objective), noise)
+    assert surrogate_PB.shape == return_PB.shape
+    weights = list(extraction.actor.mlp.parameters())
+    flat = [flat_gradient(x.mean(), weights) for x in (return_PB, surrogate_PB)]
+    return *flat, extraction, z_MBD
+
+
+def flat_gradient(x, weights):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(x, weights, retain_graph=True)])
+
+
+@pytest.mark.parametrize("task", ["toy/small", "toy/wide"])
+def test_both_gradients_estimate_that_of_the_return(setting, task):
+    pathwise, score, *_ = gradients_of(setting, task, horizon=2)
+    assert torch.cosine_similarity(pathwise, score, 0) > 0.95
+    assert 0.8 < float(score.norm() / pathwise.norm()) < 1.25
+
+
+def test_the_score_function_of_choices_is_the_gradient_of_their_mean(setting):
+    """Against the mean over both choices; straight-through gradients are only a relaxation."""
+    _, score, extraction, z_MBD = gradients_of(setting, "toy/choice", horizon=1)
+    model, tasks = setting[1], extraction.tasks
+    probability = torch.softmax(extraction.actor.head(z_MBD)[..., :2], -1)
+    task, total = tasks.task_M1.expand(z_MBD.shape[:2]), 0
+    for choice in range(2):
+        action = torch.nn.functional.one_hot(torch.tensor(choice), 3).float().expand(*z_MBD.shape[:2], 3)
+        value = extraction._value(model.next_latent(z_MBD, action, task))
+        reward = model.decode_reward(model.reward_logits(z_MBD, action, task))
+        total = total + (probability[..., choice] * (reward + tasks.discount_M1 * value).detach()).mean()
+    exact = flat_gradient(total, list(extraction.actor.mlp.parameters()))
+    assert torch.cosine_similarity(exact, score, 0) > 0.95
+    assert 0.8 < float(score.norm() / exact.norm()) < 1.25
+
+
+def test_a_score_function_learns_without_gradients_through_the_model(setting, monkeypatch):
+    config = dataclasses.replace(CONFIG, gradient="score_function")
+    extraction = make(setting, members_of(["toy/small", "toy/choice"]), config=config)
+    rollouts = []
+    imagined = extraction._imagined
+    monkeypatch.setattr(extraction, "_imagined", lambda *given: rollouts.append(imagined(*given)) or rollouts[-1])
+    before = copy.deepcopy(extraction.actor.state_dict())
+    train(extraction)
+    assert not any(rollout.reward_HMB.requires_grad for rollout, _, _ in rollouts)
+    assert not torch.equal(before["log_std"], extraction.actor.state_dict()["log_std"])
+    assert all(not torch.equal(before[n], v) for n, v in extraction.actor.state_dict().items())
 
 
 def test_actor_gradient_is_that_of_the_return(setting):
