@@ -7,6 +7,7 @@ while it computes. On a GPU one group is the fastest.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,7 +28,7 @@ def split_members(members: Sequence[PolicySpec], groups: int) -> list[list[Polic
 
 
 class MemberGroups:
-    """Several groups in step, each of them a program per kind of algorithm."""
+    """Several groups in step, each of them a program per algorithm."""
 
     def __init__(
         self,
@@ -52,8 +53,13 @@ class MemberGroups:
         """Yields `update(iteration)`, which updates every group and returns the metrics of each program."""
 
         def update(group: list[Program], iteration: int) -> list[dict[str, torch.Tensor]]:
-            with self._narrowed():
-                return [program.update(iteration) for program in group]
+            metrics = []
+            for program in group:
+                started = time.thread_time()
+                with self._narrowed():
+                    metrics.append(program.update(iteration))
+                program.cpu_seconds += time.thread_time() - started
+            return metrics
 
         with self._pool() as pool:
             yield lambda iteration: list(chain(*pool.map(update, self.groups, repeat(iteration))))

@@ -20,11 +20,11 @@ from ...datasets.windows import Split
 from ...pipeline import termination
 from ...pipeline.accelerator import autocast, device_of
 from ...pipeline.allocator import reuse_freed_memory
-from ...pipeline.artifact import replacing
+from ...pipeline.artifact import replacing, write_json
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.seeding import derive_seed
-from ..policy.policy_index import policy_entry
+from ..policy.policy_index import SHARES_FILE, policy_entry
 from ..training.loggers import logging_rows
 from ..world_model.facts import held_out_share
 from ..world_model.networks import WorldModel
@@ -87,16 +87,15 @@ def train_members(payload: Mapping[str, Any], context: JobContext) -> None:
     unseen = encoded("held_out") if from_data and config.svg.weights == "trust" else None
 
     def programs(part: list[PolicySpec]) -> list[Program]:
-        svg = [member for member in part if member.objective == "svg"]
-        others = [member for member in part if member.objective != "svg"]
-        built: list[Program] = []
-        if others:
-            built += [FirstOrderExtraction(model, starts, others, config.first_order, config.iterations, config.seed)]
-        if svg and transitions is not None:
-            built += [
-                SvgExtraction(model, starts, transitions, svg, config.svg, config.iterations, config.seed, unseen)
-            ]
-        return built
+        # One per algorithm, so that each one's CPU time is known.
+        by_algorithm = {name: [member for member in part if member.objective == name] for name in ALGORITHMS}
+        return [program(name, own) for name, own in by_algorithm.items() if own]
+
+    def program(algorithm: str, own: list[PolicySpec]) -> Program:
+        if algorithm != "svg":
+            return FirstOrderExtraction(model, starts, own, config.first_order, config.iterations, config.seed)
+        assert transitions is not None
+        return SvgExtraction(model, starts, transitions, own, config.svg, config.iterations, config.seed, unseen)
 
     checkpoint = context.folder / CHECKPOINT
     saved = torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.is_file() else None
@@ -188,7 +187,7 @@ def _evaluated(program: Program, rows: list[dict[str, Any]], config: ExtractConf
 
 
 def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext) -> list[dict[str, Any]]:
-    entries = []
+    entries, shares = [], {}
     with context.progress("imagine whole episodes", total=len(groups.programs)) as progress:
         for program, imagined in groups.imagined_returns():
             progress.advance(1)
@@ -212,4 +211,8 @@ def _write_policies(groups: MemberGroups, model: WorldModel, context: JobContext
                 )
                 policy.save(context.folder / entry["path"])
                 entries.append(entry)
+                shares[entry["path"]] = program.cpu_seconds / len(program.members)
+    if total := sum(shares.values()):  # nothing is known of updates that an earlier attempt made
+        (context.folder / SHARES_FILE).parent.mkdir(exist_ok=True)
+        write_json(context.folder / SHARES_FILE, {path: seconds / total for path, seconds in shares.items()})
     return entries

@@ -88,6 +88,8 @@ class Program:
 
     target: StackedCritic | None = None
     """Slowly moving copy of the critics, where a subclass has one."""
+    cpu_seconds = 0.0
+    """Of the updates of this attempt, in the thread that ran them."""
 
     def __init__(
         self,

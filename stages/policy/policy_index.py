@@ -16,13 +16,15 @@ from typing import Any
 from ...datasets.schema import TaskSpec
 from ...datasets.tasks import task_spec
 from ...pipeline.artifact import check_inside, digests_of, write_json
-from ...pipeline.errors import CheckpointError, ConfigError
+from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs.job import cpu_seconds, read_job
 from ...pipeline.reading import decode, read_json, reading
 
 POLICIES_FILE = "policies.json"
 COSTS_FILE = "logs/costs.csv"
 """algorithm, task, seed, cpu_seconds."""
+SHARES_FILE = "logs/cpu_shares.json"
+"""In the result of a job that trains several policies: the share of its CPU time of each, by the policy's path."""
 
 
 def policy_entry(algorithm: str, task: TaskSpec, seed: int, **facts: Any) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def write_index(artifact: Path, tasks: Iterable[TaskSpec], entries: Sequence[Map
 
 
 def write_costs(artifact: Path, entries: Sequence[Mapping[str, Any]], results: Sequence[Path]) -> None:
-    """Write the CPU-seconds of training each policy. Those of a job that trains several are shared equally among them.
+    """Write the CPU-seconds of training each policy: its share of its job's, an equal one without SHARES_FILE.
 
     Args:
         results: of the job that trained each policy.
@@ -53,8 +55,10 @@ def write_costs(artifact: Path, entries: Sequence[Mapping[str, Any]], results: S
         writer = csv.writer(file)
         writer.writerow(["algorithm", "task", "seed", "cpu_seconds"])
         for entry, result in zip(entries, results, strict=True):
-            members = len(read_job(result.parent)[1].get("members", [entry]))
-            seconds = cpu_seconds(result.parent) / members
+            share = 1 / len(read_job(result.parent)[1].get("members", [entry]))
+            if (result / SHARES_FILE).is_file():
+                share = read_json(result / SHARES_FILE, StageError)[entry["path"]]
+            seconds = cpu_seconds(result.parent) * share
             writer.writerow([entry["algorithm"], entry["task"], entry["seed"], round(seconds, 3)])
 
 

@@ -18,7 +18,7 @@ from orrery.datasets.tasks import task_spec
 from orrery.pipeline import termination
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.fanout import FanoutConfig, FanoutFailed, job_names
-from orrery.pipeline.jobs.job import read_status
+from orrery.pipeline.jobs.job import cpu_seconds, read_status
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
 from orrery.stages.extraction import packing
@@ -112,6 +112,16 @@ def test_the_split_changes_rounding_alone(inputs, tmp_path) -> None:
     ]
     assert heads[0] == heads[1]
     assert heads[0][1:4] == [["4", "pwm", "toy/a", "0"], ["4", "pwm", "toy/a", "1"], ["4", "pwm", "toy/b", "0"]]
+
+
+def test_cpu_time_is_that_of_each_algorithm(inputs, tmp_path) -> None:
+    job = extract(inputs, tmp_path / "extract", dataclasses.replace(CONFIG, iterations=60, log_every=60))
+    costs = pd.read_csv(job.folder / "logs" / "costs.csv")
+    (folder,) = job.jobs.iterdir()
+    assert costs.cpu_seconds.sum() == pytest.approx(cpu_seconds(folder), abs=0.01)
+    by_algorithm = costs.groupby("algorithm").cpu_seconds.mean()
+    assert by_algorithm["bc"] < 0.7 * by_algorithm["svg"]
+    assert by_algorithm["bc"] < 0.7 * by_algorithm["pwm"]
 
 
 def test_one_more_seed_and_task_train_only_their_own_policies(inputs, tmp_path) -> None:
