@@ -39,9 +39,9 @@ class StackedMLP(nn.Module):
         self.norm_bias = nn.ParameterList([torch.zeros(members, 1, b) for b in units])
 
     def forward(self, x: torch.Tensor, members: slice = slice(None)) -> torch.Tensor:
-        """[M, B, in] -> [M, B, out]; `members` selects those that x holds."""
+        """[M, B, in] -> [M, B, out]; `members`, a range, selects those that x holds."""
         M, last = len(self.weight[0]), len(self.weight) - 1
-        every = members.indices(M) == (0, M, 1)
+        every = members.start in (None, 0) and members.stop in (None, M)
 
         def own(parameter: torch.Tensor) -> torch.Tensor:
             return parameter if every else parameter[members]  # the gradient of a slice is a copy of the whole

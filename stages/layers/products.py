@@ -18,7 +18,7 @@ def stacked_linear(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) ->
     Under autocast, x, weight and their product are rounded to its type; biases and what follows are not.
     """
     device = x.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (device in ("cpu", "cuda") and torch.is_autocast_enabled(device)):
         return torch.baddbmm(bias, x, weight)
     if min(weight.shape[1:]) < LEAST_WIDTH:
         with torch.autocast(device, enabled=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import math
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
@@ -162,12 +164,16 @@ def _precision(trainer: TrainerConfig, module: ModelTraining) -> str:
     return "bf16-mixed" if on_cpu and module.gains_from_bfloat16 and multiplies_bfloat16() else "32-true"
 
 
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.13
+_KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+"""Buffers are constants, or computed alike on every rank: sending them costs as much as the gradients."""
+
+
 def _strategy(name: str, team: WorkerGroup | None) -> Any:
-    """What Lightning takes. Buffers are constants, or computed alike on every rank: sending them costs as much as the
-    gradients."""
+    """What Lightning takes."""
     if team is not None:
-        return DDPStrategy(forward_sync_buffers=False, timeout=timedelta(seconds=team.limit_seconds))
-    return DDPStrategy(start_method="spawn", forward_sync_buffers=False) if name == "ddp_spawn" else name
+        return DDPStrategy(timeout=timedelta(seconds=team.limit_seconds), **_KEEP_BUFFERS)
+    return DDPStrategy(start_method="spawn", **_KEEP_BUFFERS) if name == "ddp_spawn" else name
 
 
 def _read_log(file: Path) -> pd.DataFrame:
