@@ -18,6 +18,7 @@ Dimension letters: R rows, E episodes, O observation and A action of the table.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import warnings
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..pipeline.artifact import finish, publish, unfinished
+from ..pipeline.artifact import digests_of, finish, hash_json, publish, unfinished
 from ..pipeline.errors import DatasetError
 from ..pipeline.paths import user_path
 from ..pipeline.reading import decode, read_json, read_made, read_npz, reading
@@ -74,6 +75,9 @@ class TaskSummary:
     reward_max: float | None = None
     generated: int = 0
     """Number of generated episodes, which come last; returns, lengths and success rates exclude them."""
+    content: str = ""
+    """Digest of observations, actions, rewards and ends of all episodes, without padding; empty in stores of earlier
+    versions."""
 
 
 class TaskWriter:
@@ -104,6 +108,7 @@ class TaskWriter:
         self._partial.mkdir(parents=True)
         lengths, returns, terminated, any_success, last_success = [], [], [], [], []
         reward_min, reward_max = np.inf, -np.inf
+        content = hashlib.sha256()
         total = np.zeros(self._spec.observation_dim)
         total_squares = np.zeros(self._spec.observation_dim)
         with (self._partial / "rows.f32").open("wb") as file:
@@ -113,6 +118,8 @@ class TaskWriter:
                 rows[:-1, self._observation_dim :][:, : self._spec.action_dim] = episode.actions
                 rows[:-1, -1] = episode.rewards
                 file.write(rows.data)
+                for part in (episode.observations, episode.actions, episode.rewards):
+                    content.update(np.ascontiguousarray(part, np.float32).data)
                 lengths.append(len(episode))
                 returns.append(float(episode.rewards.sum(dtype=np.float64)))
                 reward_min = min(reward_min, float(episode.rewards.min()))
@@ -133,6 +140,7 @@ class TaskWriter:
             terminated=np.array(terminated),
             returns=np.array(returns),
         )
+        content.update(offsets.tobytes() + bytes(terminated))
         mean = total / offsets[-1]
         variance = np.maximum(total_squares / offsets[-1] - mean**2, 0)
         summary = TaskSummary(
@@ -154,6 +162,7 @@ class TaskWriter:
             findings=dict(findings or {}),
             reward_min=reward_min,
             reward_max=reward_max,
+            content=content.hexdigest(),
         )
         (self._partial / "task.json").write_text(json.dumps(dataclasses.asdict(summary), indent=1))
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -173,6 +182,16 @@ def finish_store(folder: Path, table: TaskTable) -> list[TaskSummary]:
 def read_summaries(folder: Path) -> list[TaskSummary]:
     """What store.json says of each task, without opening the data; raises StageError where it is missing or damaged."""
     return read_made(folder / STORE_FILE, _StoreRecord).tasks
+
+
+def data_digests(folder: Path) -> dict[str, str]:
+    """Of each task of a store, a digest of its spec and its data, which other tasks of the store do not change."""
+    specs, summaries = read_table(folder), read_summaries(folder)
+    padded = digests_of(folder, [spec.slug for spec in specs])  # of stores that record no content
+    return {
+        spec.name: hash_json([spec.to_dict(), one.behaviour, one.generated, one.content or padded[spec.slug]])
+        for spec, one in zip(specs, summaries, strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ...datasets.facts import DataFacts, read_store_facts
 from ...datasets.tables import find_names
 from ...datasets.tasks import SIMULATED, task_spec
-from ...pipeline.artifact import digests_of, link
+from ...pipeline.artifact import link
 from ...pipeline.errors import ConfigError
 from ...pipeline.reading import read_csv
 from ...pipeline.stage import Context, Input, Stage
@@ -59,7 +59,7 @@ class BaselinesOffline(Stage):
     def run(self, context: Context) -> str:
         import pandas as pd
 
-        from ...datasets.store import TaskStore
+        from ...datasets.store import TaskStore, data_digests
         from ...pipeline.jobs.fanout import FolderJob, fan_out
         from .offline import learn_offline
 
@@ -70,7 +70,7 @@ class BaselinesOffline(Stage):
         _check_continuous(task.spec for task in tasks)
         for task in tasks:
             task.check_rewards("baselines_offline.tasks")
-        data = digests_of(store.folder, [task.spec.slug for task in tasks])
+        data = data_digests(store.folder)
         jobs, entries = [], []
         for task in tasks:
             for algorithm in config.algorithms:
@@ -80,7 +80,7 @@ class BaselinesOffline(Stage):
                 for seed in range(config.seeds):
                     payload = {
                         "algorithm": algorithm, "task": task.spec.name, "seed": seed, "config": values,
-                        "data": data[task.spec.slug],
+                        "data": data[task.spec.name],
                     }  # fmt: skip
                     name = f"{algorithm}.{task.spec.slug}.seed_{seed}"
                     jobs.append(FolderJob(name, payload, [f"config.{key}" for key in self.not_hashed]))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import read_store_facts
 from ...datasets.tables import check_same_tables, find_names, names_in_tables
-from ...pipeline.artifact import digests_of
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.stage import Context, Input, Stage
@@ -94,7 +93,7 @@ class Bpo(Stage):
                 )
 
     def run(self, context: Context) -> str:
-        from ...datasets.store import TaskStore
+        from ...datasets.store import TaskStore, data_digests
         from ..world_model.facts import held_out_share
         from .job import optimisation, train_policies
 
@@ -110,14 +109,13 @@ class Bpo(Stage):
             optimisation(config, store.rows_of(name), model, gradient, [0], held_out)
         of_job = dataclasses.replace(config, tasks=[], seeds=1, gradients=["model"] if by_model else ["simulator"])
         settings = {**dataclasses.asdict(of_job), "fanout": {}}
-        slugs = {name: store.table.spec_of(name).slug for name in names}
-        data = digests_of(folder, slugs.values())
+        data = data_digests(folder)
         not_hashed = [f"config.{key}" for key in self.not_hashed]
         seeds = [{"seed": seed} for seed in range(config.seeds)]
 
         def program(name: str, gradient: str) -> MemberJobs:
-            payload = {"task": name, "gradient": gradient, "config": settings, "data": data[slugs[name]]}
-            label, per_job = f"{gradient}.{slugs[name]}", config.fanout.policies_per_job
+            payload = {"task": name, "gradient": gradient, "config": settings, "data": data[name]}
+            label, per_job = f"{gradient}.{store.table.spec_of(name).slug}", config.fanout.policies_per_job
             return MemberJobs(payload, seeds, lambda own: pack_by_task(own, per_job, lambda one: label), not_hashed)
 
         programs = list(itertools.starmap(program, units))

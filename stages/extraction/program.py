@@ -39,6 +39,8 @@ class PolicySpec:
     """False: behaviour cloning, without the return term."""
     uncertainty: float = 0.0
     """Weight of the penalty on the model's disagreement, subtracted from the imagined reward."""
+    data: str = ""
+    """Digest of the task's data; empty if it comes with the world model."""
 
     @property
     def objective(self) -> str:

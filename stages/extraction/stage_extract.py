@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,8 +129,9 @@ class Extract(Stage):
             for plan in plans
         ]
         results = fan_out_members(
-            programs, train_members, context, config.fanout, cpus=config.cores, accelerator=config.accelerator
-        )
+            programs, train_members, context, config.fanout, cpus=config.cores, accelerator=config.accelerator,
+            hashed=["world_model"],
+        )  # fmt: skip
         found = {
             (member.algorithm, member.task, member.seed): folder
             for plan, folders in zip(plans, results, strict=True)
@@ -151,7 +152,9 @@ class Extract(Stage):
         table = read_table(folder)
         behaviours = self._behaviours(table, folder, names, context)
         anchors = {task: weight for task, weight in config.task_anchor.items() if not names or task in names}
-        members = plan_members(dataclasses.replace(config, task_anchor=anchors), behaviours)
+        data = self._digests(behaviours, context)
+        planned = plan_members(dataclasses.replace(config, task_anchor=anchors), behaviours)
+        members = [dataclasses.replace(member, data=data.get(member.task, "")) for member in planned]
         model_bytes = (folder / "model.safetensors").stat().st_size
 
         def per_job(count: int) -> int:
@@ -183,6 +186,15 @@ class Extract(Stage):
             )
         context.log.info("extract: no store; imagined rollouts start from the frames saved in %s", saved_folder(given))
         return {name: saved[name] for name in names}
+
+    def _digests(self, names: Iterable[str], context: Context) -> dict[str, str]:
+        """A digest of what policies of each task learn from; empty where it is saved with the world model."""
+        from ...datasets.store import data_digests
+        from ..world_model.start_frames import STARTS, frame_digests
+
+        for folder in context.inputs.get("store", ()):
+            return data_digests(folder)
+        return next((frame_digests(folder, names) for folder in context.inputs.get(STARTS, ())), {})
 
 
 def _pack(

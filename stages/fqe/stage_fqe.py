@@ -9,7 +9,8 @@ from typing import Any
 
 from ...datasets.facts import read_store_facts
 from ...datasets.schema import read_table
-from ...pipeline.artifact import digests_of, link, write_json
+from ...datasets.store import data_digests
+from ...pipeline.artifact import link, write_json
 from ...pipeline.entry_points import load
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
@@ -100,7 +101,7 @@ class Fqe(Stage):
         """
         store = context.input("store")
         specs = {spec.name: spec for spec in read_table(store)}
-        data = digests_of(store, [spec.slug for spec in specs.values()])
+        data = data_digests(store)
         members: list[dict[str, Any]] = []
         folders: dict[str, Path] = {}
         unfit: dict[str, list[str]] = {}
@@ -131,7 +132,7 @@ class Fqe(Stage):
                     folders[file := f"{slug}.{algorithm}.{seed}.json"] = folder
                     policy = {"content": contents[entry["path"]], "imagined": entry.get("imagined_value")}
                     run = {"file": file, "algorithm": algorithm, "task": task, "seed": seed}
-                    members.append({**run, **policy, "data": data[slug]})
+                    members.append({**run, **policy, "data": data[task]})
         for reason, algorithms in unfit.items():
             context.log.warning("fqe: left out %s: %s", ", ".join(dict.fromkeys(algorithms)), reason)
         if missing := [name for name in self.config.algorithms if name not in known]:

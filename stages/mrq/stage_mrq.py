@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import read_store_facts
 from ...datasets.tables import check_same_tables, find_names
-from ...pipeline.artifact import digests_of, link
+from ...pipeline.artifact import link
 from ...pipeline.errors import StageError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members
 from ...pipeline.reading import read_csv
@@ -99,15 +99,16 @@ class Mrq(Stage):
 
     def _programs(self, store: TaskStore, names: Sequence[str]) -> list[MemberJobs]:
         """One for each variant."""
+        from ...datasets.store import data_digests
         from ...pipeline.accelerator import device_of
         from .offline import OfflineMember, split_members
 
         config = self.config
-        slugs = {name: store.table.spec_of(name).slug for name in names}
-        data = digests_of(store.folder, slugs.values())
-        members = [OfflineMember(name, seed, data[slugs[name]]) for name in names for seed in range(config.seeds)]
+        data = data_digests(store.folder)
+        members = [OfflineMember(name, seed, data[name]) for name in names for seed in range(config.seeds)]
         of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"])
         settings = {**dataclasses.asdict(of_job), "fanout": {}}
+        widths = [store.table.observation_dim, store.table.action_dim]  # padded, as networks are
         on_cpu = device_of(config.accelerator).type == "cpu"
 
         def pack(algorithm: str, own: Sequence[Any]) -> dict[str, list[Any]]:
@@ -117,7 +118,7 @@ class Mrq(Stage):
 
         return [
             MemberJobs(
-                {"algorithm": algorithm, "variant": variant, "config": settings},
+                {"algorithm": algorithm, "variant": variant, "config": settings, "widths": widths},
                 [dataclasses.asdict(one) for group in split_members(members, store.table, 1) for one in group],
                 partial(pack, algorithm),
                 [f"config.{name}" for name in self.not_hashed],

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...datasets.facts import read_store_facts
 from ...datasets.tables import check_same_tables, find_names
-from ...pipeline.artifact import digests_of, link
+from ...pipeline.artifact import link
 from ...pipeline.errors import ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, pack_by_task
 from ...pipeline.reading import read_made
@@ -53,7 +53,7 @@ class Powr(Stage):
         import pandas as pd
 
         from ...datasets.schema import read_table
-        from ...datasets.store import TaskStore
+        from ...datasets.store import TaskStore, data_digests
         from .job import plan_policies
         from .stability import radius_warning
 
@@ -68,9 +68,9 @@ class Powr(Stage):
             check_same_tables(read_table(context.input("world_model")), table, context)
         names = find_names(table.names, config.tasks, folder, "store")
         slugs = {name: table.spec_of(name).slug for name in names}
-        data = digests_of(folder, slugs.values())
+        data = data_digests(folder)
         members: list[dict[str, Any]] = [
-            {"task": name, "seed": seed, "data": data[slugs[name]]} for name in names for seed in range(config.seeds)
+            {"task": name, "seed": seed, "data": data[name]} for name in names for seed in range(config.seeds)
         ]
         of_job = dataclasses.replace(config, tasks=[], seeds=1)
         program = MemberJobs(

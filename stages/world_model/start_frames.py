@@ -9,7 +9,8 @@ Dimension letters: N frames, B first frames of episodes, O observation and A act
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from ...datasets.schema import TaskSpec
 from ...datasets.store import TaskStore
 from ...datasets.windows import WindowIndex
+from ...pipeline.artifact import hash_json
 from ...pipeline.checkpoint import load_tensors, save_weights
 from ...pipeline.errors import CheckpointError
 from ...pipeline.saved_config import read_config
@@ -169,6 +171,17 @@ def saved_count(folder: Path) -> int:
 def saved_behaviours(folder: Path) -> dict[str, str]:
     """How the data behind saved frames was made, by task."""
     return {name: one["behaviour"] for name, one in read_config(folder, STARTS, SavedStarts).tasks.items()}
+
+
+def frame_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """A digest of the saved frames of each of these tasks."""
+    stored, tensors = read_config(folder, STARTS, SavedStarts), load_tensors(folder, STARTS)
+
+    def digest(name: str) -> str:
+        rows = [hashlib.sha256(tensors[f"{name}/{part}"].numpy()).hexdigest() for part in _PARTS]
+        return hash_json([stored.tasks[name], *rows])
+
+    return {name: digest(name) for name in names}
 
 
 def load_frames(folder: Path, specs: Sequence[TaskSpec]) -> dict[str, StartFrames]:

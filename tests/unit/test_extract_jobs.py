@@ -30,6 +30,7 @@ from orrery.stages.policy.policy import load_policy
 from orrery.stages.reporting.training_figures import draw_extraction
 from orrery.stages.world_model.config import WorldModelConfig
 from orrery.stages.world_model.networks import WorldModel
+from orrery.stages.world_model.start_frames import save_store_frames
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -124,10 +125,25 @@ def test_cpu_time_is_that_of_each_algorithm(inputs, tmp_path) -> None:
     assert by_algorithm["bc"] < 0.7 * by_algorithm["pwm"]
 
 
-def test_one_more_seed_and_task_train_only_their_own_policies(inputs, tmp_path) -> None:
-    larger = dataclasses.replace(fanout(policies_per_job=1), checkpoint_every=3)
+@pytest.mark.parametrize("source", ["store", "starts"])
+def test_one_more_seed_and_task_train_only_their_own_policies(inputs, tmp_path, source) -> None:
+    algorithms = CONFIG.algorithms if source == "store" else ["pwm"]
+    larger = dataclasses.replace(
+        fanout(policies_per_job=1), tasks=list(TASKS), checkpoint_every=3, algorithms=algorithms
+    )
     smaller = dataclasses.replace(larger, tasks=["toy/a"], seeds=1, checkpoint_every=4)
-    extract(inputs, tmp_path / "grown", smaller)
+    # The data grows, too, by a task that is wider than the first.
+    specs = [*map(point_mass_spec, TASKS), point_mass_spec("toy/wide", observation_dim=2, action_dim=3)]
+    tasks = [(spec, point_mass_episodes(spec, 6)) for spec in specs]
+    few, more = write_store(tmp_path / "few", tasks[:1]), write_store(tmp_path / "more", tasks)
+    if source == "starts":
+        for store in (few, more):
+            (tmp_path / f"{store.folder.name}.starts").mkdir()
+            save_store_frames(store, tmp_path / f"{store.folder.name}.starts")
+        first, inputs = ({**inputs, "store": [], "starts": [tmp_path / f"{name}.starts"]} for name in ("few", "more"))
+    else:
+        first, inputs = ({**inputs, "store": [tmp_path / name]} for name in ("few", "more"))
+    extract(first, tmp_path / "grown", smaller)
     shutil.rmtree(tmp_path / "grown")
     grown = extract(inputs, tmp_path / "grown", larger)
     assert contents(grown.folder) == contents(extract(inputs, tmp_path / "whole", larger).folder)
@@ -136,7 +152,9 @@ def test_one_more_seed_and_task_train_only_their_own_policies(inputs, tmp_path) 
     assert all(path.stat().st_nlink == 2 for path in grown.folder.rglob("*.safetensors"))  # jobs take no space
     # Fewer settings again take what is there, too.
     shutil.rmtree(grown.folder)
-    fewer = extract(inputs, tmp_path / "grown", dataclasses.replace(larger, tasks=["toy/b"], algorithms=["bc"]))
+    fewer = extract(
+        inputs, tmp_path / "grown", dataclasses.replace(larger, tasks=["toy/b"], algorithms=algorithms[-1:])
+    )
     assert len(list(fewer.folder.rglob("policy.json"))) == 2
     assert {read_status(path).attempts for path in grown.jobs.iterdir()} == {1}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import TaskSpec
-from orrery.datasets.store import TaskStore, TaskWriter
+from orrery.datasets.store import TaskStore, TaskWriter, data_digests
 from orrery.pipeline.errors import CheckpointError, DatasetError, TaskError
 
 from .stores import numbered_episode, write_store
@@ -47,6 +49,26 @@ def test_held_out_choice_depends_on_the_number_of_episodes_alone(tmp_path):
     assert task.held_out(0.001).sum() == 1
     assert task.held_out(0).sum() == 0
     assert np.array_equal(task.held_out(0.1), task.held_out(0.1))
+
+
+def test_a_task_has_the_same_digest_whatever_other_tasks_are_in_the_store(tmp_path):
+    episodes = [numbered_episode(SPEC, 0, 4), numbered_episode(SPEC, 1, 6, terminated=True)]
+    wide = TaskSpec("toy/wide", 7, 4, 50)
+    stores = {
+        "alone": [(SPEC, episodes)],
+        "beside a wider one": [(wide, [numbered_episode(wide, 0, 4)]), (SPEC, episodes)],
+        "another episode": [(SPEC, [*episodes, numbered_episode(SPEC, 2, 4)])],
+        "another end": [(SPEC, [numbered_episode(SPEC, 0, 4, terminated=True), episodes[1]])],
+        "another spec": [(dataclasses.replace(SPEC, episode_length=60), episodes)],
+    }
+    found = []
+    for name, tasks in stores.items():
+        write_store(tmp_path / name, tasks)
+        found.append(data_digests(tmp_path / name)["toy/a"])
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    write_store(tmp_path / "experts", stores["alone"], behaviour="expert")
+    assert data_digests(tmp_path / "experts")["toy/a"] not in found
 
 
 def test_an_empty_dataset_is_refused(tmp_path):
