@@ -160,6 +160,14 @@ def test_stages_take_the_runs_keys_unless_their_own_are_set(load):
     assert "other.tasks  [] (list[str])" in shown.getvalue()
 
 
+def test_another_name_is_another_report():
+    stages = discover_stages()
+    titles = [
+        load_config("quickstart", words, stages=stages).stage_configs["report"].title for words in ([], ["name=A"])
+    ]
+    assert titles == ["", "A"]
+
+
 @pytest.mark.parametrize("algorithm", ["mrq", "powr", "sac", "bpo", "tabular", "tdmpc2_plan"])
 def test_an_algorithm_takes_the_place_of_extraction_and_changes_nothing_else(algorithm):
     stages = discover_stages()
