@@ -1,37 +1,33 @@
-"""Sources of the inputs of each stage, and whether its artifact is up to date. Reads the disk, writes nothing."""
+"""Whether the artifact of each stage is up to date, and what would run. Reads the disk, writes nothing."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.text import Text
 
 from . import artifact
-from .artifact import OUTSIDE, InputRecord, MadeFrom
-from .config.load import RunConfig, dotted_keys
+from .artifact import MadeFrom
+from .config.load import RunConfig
 from .config.schema import nearest
 from .entry_points import providers
-from .errors import ConfigError, OrreryError, StageError
-from .hub import find_artifact
+from .errors import ConfigError
 from .jobs.job import SUBMISSION
 from .kept import kept_places
+from .keys import find_made, key_of, what_changed
 from .lock import lock_holder
 from .logging import duration
 from .paths import user_path
 from .run_folder import jobs_folder, partial_folder, read_attempt
-from .stage import Input, Stage
+from .sources import Source, check_world_model_is_used, find_sources, input_records
+from .stage import Stage
 
 Action = Literal["fresh", "reuse", "resume", "run"]
 
 NOT_RUN = "not run yet"
-SHOWN_CHANGES = 4
-"""Maximum changes listed in a reason."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +59,6 @@ def start_line(decision: Decision) -> Text:
     verb = "continuing" if decision.action == "resume" else "running"
     reason = "" if decision.reason in ("", NOT_RUN) else f" ({decision.reason})"
     return Text(f"{decision.stage}: {verb}{reason}", style="dim")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Origin of an input: an earlier stage of this run, or an external folder."""
-
-    folder: Path
-    kind: str
-    stage: str | None
 
 
 def plan(config: RunConfig, stages: Mapping[str, type[Stage]], anew: Collection[str] = ()) -> list[Decision]:
@@ -124,28 +111,6 @@ def check_all(config: RunConfig, stages: Mapping[str, type[Stage]]) -> dict[str,
     return found
 
 
-def check_world_model_is_used(
-    config: RunConfig, stages: Mapping[str, type[Stage]], found: Mapping[str, Mapping[str, list[Source]]]
-) -> None:
-    """Refuse a `world_model` in whose place every stage reads one that the run makes.
-
-    Args:
-        found: sources by stage and input name.
-    """
-    readers = {
-        name: found[name][input_name]
-        for name in config.settings.stages
-        for input_name, wanted in stages[name].inputs.items()
-        if wanted.kind == "world_model"
-    }
-    makers = {source.stage for sources in readers.values() for source in sources if source.stage is not None}
-    if config.settings.world_model and makers and not any(s.stage is None for many in readers.values() for s in many):
-        raise ConfigError(
-            f"world_model={config.settings.world_model} would not be used: {', '.join(readers)} would use the model of "
-            f"stage {', '.join(sorted(makers))}. Remove that stage from `stages`, or remove world_model"
-        )
-
-
 def check_inputs(
     config: RunConfig,
     stages: Mapping[str, type[Stage]],
@@ -180,106 +145,6 @@ def check_machine(config: RunConfig, stages: Mapping[str, type[Stage]], decision
             stages[decision.stage](config.stage_configs[decision.stage]).check_machine()
 
 
-def find_sources(config: RunConfig, stages: Mapping[str, type[Stage]], name: str) -> dict[str, list[Source]]:
-    """Where each input of stage `name` comes from: given paths, else the latest stage before it that makes its kind,
-    else what stages that this command does not list have left in the run folder.
-
-    Raises:
-        StageError: an input has no source, or a given path does not hold it.
-    """
-    order = config.settings.stages
-    found: dict[str, list[Source]] = {}
-    for input_name, wanted in stages[name].inputs.items():
-        earlier = [
-            Source(config.run_dir / other, wanted.kind, other)
-            for other in order[: order.index(name)]
-            if stages[other].output_kind == wanted.kind and not wanted.outside
-        ]
-        if (value := config.settings.inputs.get(input_name)) is not None:
-            named = _several(value) if wanted.many else [value]
-            note = f" (inputs.{input_name} is a list separated by {os.pathsep!r})" if len(named) > 1 else ""
-            given = [_given(one, f"inputs.{input_name}", wanted.kind, note) for one in named]
-            found[input_name] = [*earlier, *given] if wanted.many else given
-        elif config.settings.world_model and wanted.kind == "world_model" and not earlier:
-            found[input_name] = [_given(config.settings.world_model, "world_model", wanted.kind)]
-        else:
-            earlier = earlier or _published(config, stages, wanted)
-            found[input_name] = earlier if wanted.many else earlier[-1:]
-        if not found[input_name] and not wanted.optional:
-            makers = [other for other, stage in stages.items() if stage.output_kind == wanted.kind]
-            raise StageError(
-                f"stage {name!r} needs an input {input_name!r} of kind {wanted.kind!r}; no stage before it produces "
-                f"one. Add one of these stages before it: {', '.join(makers) or 'none known'}; or use an external "
-                f"artifact: {_key_of(input_name, wanted.kind)}=PATH"
-            )
-    return found
-
-
-def _published(config: RunConfig, stages: Mapping[str, type[Stage]], wanted: Input) -> list[Source]:
-    """What an earlier command left in the run folder, the latest last, by stages that this command does not list."""
-    if wanted.outside:
-        return []
-    others = [name for name, stage in stages.items() if stage.output_kind == wanted.kind]
-    manifests = {
-        name: manifest
-        for name in others
-        if name not in config.settings.stages
-        and (config.run_dir / name).is_dir()
-        and (manifest := artifact.read_manifest(config.run_dir / name)) is not None
-    }
-    latest_last = sorted(manifests, key=lambda name: manifests[name].created)
-    return [Source(config.run_dir / name, wanted.kind, None) for name in latest_last]
-
-
-def _key_of(input_name: str, kind: str) -> str:
-    """The setting that gives an input from elsewhere."""
-    return "world_model" if kind == "world_model" else f"inputs.{input_name}"
-
-
-def _several(value: str) -> list[str]:
-    """The folders and Hub ids of a list whose separator may also be part of a folder's name: the longest that exist."""
-    words = value.split(os.pathsep)
-    found = []
-    while words:
-        ends = range(len(words), 0, -1)
-        end = next((n for n in ends if user_path(os.pathsep.join(words[:n])).is_dir()), 1)
-        found.append(os.pathsep.join(words[:end]))
-        del words[:end]
-    return found
-
-
-def _given(reference: str, key: str, kind: str, note: str = "") -> Source:
-    try:
-        return Source(find_artifact(reference, kind), kind, None)
-    except OrreryError as error:
-        raise type(error)(f"{key}: {error}{note}") from error
-
-
-def input_records(
-    config: RunConfig,
-    stage: type[Stage],
-    name: str,
-    sources: Mapping[str, list[Source]],
-    pending: Mapping[str, str] | None = None,
-) -> dict[str, list[InputRecord]]:
-    """Paths and digests of what a stage is made from; files outside the run stand under `OUTSIDE`.
-
-    Args:
-        pending: keys by stage that stand for the digests of artifacts that are still to be made.
-    """
-    keys = pending or {}
-    records = {
-        input_name: [
-            InputRecord(str(source.folder), keys.get(source.stage or "") or artifact.digest_of(source.folder))
-            for source in many
-        ]
-        for input_name, many in sources.items()
-    }
-    if outside := stage(config.stage_configs[name]).reads():
-        records[OUTSIDE] = [InputRecord(str(path), artifact.stat_digest(path)) for path in outside]
-    return records
-
-
 def decide(
     config: RunConfig,
     stage: type[Stage],
@@ -305,7 +170,7 @@ def decide(
     elif manifest is None:
         reason = NOT_RUN
     elif key_of(stage, name, manifest.made_from) != key:
-        reason = _what_changed(name, manifest.made_from, now, stage)
+        reason = what_changed(name, manifest.made_from, now, stage)
     else:
         reason = worker.outdated(final, folders)
     attempt = read_attempt(final)
@@ -325,7 +190,7 @@ def decide(
     if begun:
         reason = f"{partial_folder(final)} of the interrupted attempt is missing"
     elif attempt is not None:
-        changes = _what_changed(name, attempt.made_from, now, stage)
+        changes = what_changed(name, attempt.made_from, now, stage)
         reason = f"{changes}; the interrupted attempt ({duration(attempt.seconds)}) is kept"
     return Decision(name, "run", reason or "", key)
 
@@ -382,65 +247,3 @@ def _elsewhere(config: RunConfig, name: str) -> Iterator[Path]:
 def _is_idle(place: Path) -> bool:
     """Whether nobody works on an attempt that another run has left: neither its command nor jobs that outlive it."""
     return lock_holder(place.parent) is None and not any(jobs_folder(place).glob(f"*/{SUBMISSION}"))
-
-
-def key_of(stage: type[Stage], name: str, made_from: MadeFrom) -> str:
-    """Hash of everything that decides a stage's result: artifacts with the same key are the same, wherever they are."""
-    # Without inputs that are not given, so that a stage can get a new optional one.
-    digests = {input_name: [record.digest for record in many] for input_name, many in made_from.inputs.items() if many}
-    return artifact.hash_json([name, stage.output_kind, hashed(made_from.config, stage), digests, made_from.version])
-
-
-def find_made(stage: type[Stage], name: str, key: str, folders: Iterable[Path]) -> Path | None:
-    """The first of these folders that holds the artifact with this key, and all of its files.
-
-    Keys are computed from what the manifests record, so that artifacts of versions that hashed more are found, too.
-    """
-    for folder in folders:
-        with contextlib.suppress(StageError):  # no folder, or damaged
-            manifest = artifact.read_manifest(folder)
-            if manifest is not None and key_of(stage, name, manifest.made_from) == key:
-                artifact.verify_quick(folder, stage.output_kind)
-                return folder
-    return None
-
-
-def hashed(config: Mapping[str, Any], stage: type[Stage]) -> dict[str, Any]:
-    """The part of a stage's config that decides its result: everything except `Stage.not_hashed`.
-
-    A config that an earlier version recorded is brought up to date: settings that it lacks have their defaults, and
-    renamed ones their new names.
-    """
-    return artifact.without(_complete(config, stage.Config()), stage.not_hashed)
-
-
-def _complete(recorded: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
-    config, plain = dict(recorded), json.loads(json.dumps(asdict(defaults)))
-    for one in fields(defaults):
-        former, value = one.metadata.get("renamed_from", ""), getattr(defaults, one.name)
-        if one.name not in config:
-            config[one.name] = config.pop(former) if former in config else plain[one.name]
-        if is_dataclass(value) and isinstance(config[one.name], Mapping):
-            config[one.name] = _complete(config[one.name], value)
-    return config
-
-
-def _what_changed(name: str, former: MadeFrom, now: MadeFrom, stage: type[Stage]) -> str:
-    before, after = (dict(dotted_keys(hashed(one.config, stage))) for one in (former, now))
-    changes = [
-        f"{name}.{key} {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) or (key in before) != (key in after)
-    ]
-    if former.version != now.version:
-        changes.append(f"orrery {former.version} -> {now.version}")
-    for input_name in sorted(former.inputs.keys() | now.inputs.keys()):
-        recorded = {one.path: one.digest for one in former.inputs.get(input_name, ())}
-        present = {one.path: one.digest for one in now.inputs.get(input_name, ())}
-        if list(recorded.values()) == list(present.values()):
-            continue
-        files = [path for path in {**recorded, **present} if recorded.get(path) != present.get(path)]
-        changes += [f"{path} changed" for path in files] if input_name == OUTSIDE else [f"input {input_name} changed"]
-    more = f" and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES + 1 else ""
-    shown = changes[:SHOWN_CHANGES] if more else changes
-    return ", ".join(shown) + more or "the definition of the stage changed"

@@ -35,7 +35,7 @@ from .kept import (
     restore_attempt,
 )
 from .logging import ConsoleProgress, duration, logging_to
-from .plan import Decision, Source, check_all, check_machine, decide, decide_all, input_records, start_line
+from .plan import Decision, check_all, check_machine, decide, decide_all, start_line
 from .ranks import gathered
 from .run_folder import (
     RUN_FILE,
@@ -47,6 +47,7 @@ from .run_folder import (
     read_attempt,
     write_attempt,
 )
+from .sources import Source, input_records
 from .stage import Context, Stage
 from .status import read_run_file
 

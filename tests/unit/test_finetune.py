@@ -20,8 +20,10 @@ from orrery.pipeline import artifact
 from orrery.pipeline.config.load import discover_stages, load_config
 from orrery.pipeline.errors import CheckpointError, ConfigError, StageError
 from orrery.pipeline.jobs.fanout import FanoutConfig
+from orrery.pipeline.keys import hashed
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.plan import check_all, find_sources, hashed
+from orrery.pipeline.plan import check_all
+from orrery.pipeline.sources import find_sources
 from orrery.pipeline.stage import Context
 from orrery.pipeline.study.config import prepare_study
 from orrery.stages.extraction.config import ActorCriticConfig, ExtractConfig, FirstOrderConfig

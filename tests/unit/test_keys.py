@@ -8,7 +8,7 @@ import pytest
 from orrery.pipeline import entry_points
 from orrery.pipeline.artifact import without
 from orrery.pipeline.config.load import discover_stages
-from orrery.pipeline.plan import hashed
+from orrery.pipeline.keys import hashed
 
 
 def test_entries_are_left_out_by_dotted_keys() -> None:

@@ -12,9 +12,10 @@ from orrery.pipeline.artifact import MANIFEST
 from orrery.pipeline.config.load import load_config
 from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.kept import KEPT_PER_STAGE, kept_places
+from orrery.pipeline.keys import find_made
 from orrery.pipeline.lock import lock_holder, locked
 from orrery.pipeline.logging import ConsoleProgress
-from orrery.pipeline.plan import find_made, plan
+from orrery.pipeline.plan import plan
 from orrery.pipeline.run_folder import read_attempt
 from orrery.pipeline.runner import Outcome, StageInterrupted, run
 from orrery.pipeline.status import read_run_file
