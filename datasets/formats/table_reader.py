@@ -1,19 +1,17 @@
 """Files of columns as episodes: flat in D4RL's style, one group per episode in robomimic's, others by a column map.
 
-Decides which rows are an episode's and what becomes of one whose final observation was not stored; `columns.py` decides
-where the parts of a transition are, `episode_ends.py` where episodes end, and each format how its files are opened.
+`columns.py` decides where the parts of a transition are, `episode_ends.py` where episodes end, `spans.py` which rows
+are an episode's, and each format how its files are opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,13 +19,14 @@ from ...pipeline.errors import DatasetError
 from ...pipeline.paths import user_path
 from ..actions import ActionExtent, ActionScale, Choices, read_actions
 from ..schema import Behaviour, Episode, TaskSpec
-from ..spaces import as_float32, flat_parts, order_parts
+from ..spaces import flat_parts, order_parts
 from ..task_from_data import limit_warnings, split_overrides, success_flags
 from ..tasks import recorded_in
 from .columns import ColumnMap, detect_columns
-from .episode_ends import END_PARTS, as_flags, find_ends, sounds_like_ends
+from .episode_ends import as_flags
 from .format import Format
-from .table import ArrayGroup, Column, Group, Table, columns_of, table_of
+from .spans import Span, find_spans, joined, looks_shifted, width_of
+from .table import ArrayGroup, Group, Table, table_of
 
 _CHUNK = 65536
 """Rows of actions that are looked at together when fitting their scale."""
@@ -46,33 +45,11 @@ _LOOKS_SHIFTED = (
     "the first row of every episode has neither action nor reward: if a row holds the action and reward that led to "
     "its observation, set shifted: true in a column map; `orrery inspect` shows which reward follows which action"
 )
-_LOOKED_AT = 100
-"""Episodes whose first rows show whether rows are shifted."""
 
 NO_REWARD = (
     "no column of rewards: every reward is 0, and only imitation of the data learns a policy (algorithms=[bc]). Name "
     "the column in a column map (reward: NAME) if there is one"
 )
-
-Final = Literal["row", "shortened", "next", "repeat"]
-"""The final observation of an episode: the row at its `stop`, that row because the last transition was given up for it,
-the next observation of its last row, or that last row again."""
-
-
-@dataclass(frozen=True)
-class _Span:
-    """The rows of one episode: of the whole file's columns if it is flat, else of those in a group."""
-
-    group: str
-    start: int
-    stop: int
-    """Row after that of the last transition's first observation."""
-    terminated: bool
-    final: Final
-    """Where the final observation is."""
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 class TableFormat(Format):
@@ -163,7 +140,7 @@ class TableReader:
             given, said = recognise(file) if columns is None else (ColumnMap.load(columns), [])
             groups, others = given.groups(file)
             self._columns = given.resolve(file, groups[0])
-            self._spans, self.warnings = _find_spans(file, groups, self._columns, fields.get("episode_length"))
+            self._spans, self.warnings = find_spans(file, groups, self._columns, fields.get("episode_length"))
             self.warnings += said
             if isinstance(file, ArrayGroup):
                 self.warnings += file.warnings
@@ -175,19 +152,19 @@ class TableReader:
                 self.warnings.append(
                     f"groups without {given.action!r} are skipped ({len(others)}): {', '.join(others[:8])}"
                 )
-            if _looks_shifted(file, self._columns, self._spans):
+            if looks_shifted(file, self._columns, self._spans):
                 # Dreamer's records and RLDS's have the same names for the marks of their ends.
                 if columns is None and self._columns.final_row:
                     self._columns = dataclasses.replace(self._columns, shifted=True)
                 self.warnings.append(_SHIFTED if self._columns.shifted else _LOOKS_SHIFTED)
             first = file[self._spans[0].group]
             if environment is not None:
-                parts = [(key, _width(first[key])) for key in self._columns.observation]
+                parts = [(key, width_of(first[key])) for key in self._columns.observation]
                 order, said = order_parts(parts, flat_parts(environment.observation_space))
                 self._columns = self._columns.reorder(order)
                 self.warnings += said
             names = _column_names(first, self._columns.observation)
-            width = _width(first[self._columns.action])
+            width = width_of(first[self._columns.action])
             self._actions, said = read_actions(
                 ActionExtent.of(self._action_chunks(file, groups, width), width),
                 fields,
@@ -241,16 +218,16 @@ class TableReader:
                     name, columns = span.group, table_of(file[span.group])
                 yield self._read(columns, span, f"{self._path}:{self._place(index, span)}")
 
-    def _place(self, index: int, span: _Span) -> str:
+    def _place(self, index: int, span: Span) -> str:
         if self._columns.episode_group is None:
             return f"episode {index} (from row {span.start})"
         return span.group.strip("/") + (f" (from row {span.start})" if span.start else "")
 
-    def _read(self, columns: Table, span: _Span, label: str) -> Episode:
+    def _read(self, columns: Table, span: Span, label: str) -> Episode:
         names = self._columns
-        observations = _joined(columns, names.observation, span.start, span.stop + (span.final in ("row", "shortened")))
+        observations = joined(columns, names.observation, span.start, span.stop + (span.final in ("row", "shortened")))
         if span.final == "next":
-            final = _joined(columns, names.next_observation or (), span.stop - 1, span.stop)
+            final = joined(columns, names.next_observation or (), span.stop - 1, span.stop)
             observations = np.concatenate([observations, final])
         elif span.final == "repeat":
             observations = np.concatenate([observations, observations[-1:]])
@@ -267,7 +244,7 @@ class TableReader:
         if names.reward is None:
             rewards = np.zeros(len(span), np.float32)
         else:
-            rewards = _joined(columns, (names.reward,), *rows).reshape(-1)
+            rewards = joined(columns, (names.reward,), *rows).reshape(-1)
         return Episode(observations, actions, rewards, span.terminated, success, label)
 
     def _action_chunks(self, file: Group, groups: Sequence[str], width: int) -> Iterator[np.ndarray]:
@@ -278,9 +255,9 @@ class TableReader:
         for group in groups:
             columns = table_of(file[group])
             actions = columns[self._columns.action]
-            if _width(actions) != width:
+            if width_of(actions) != width:
                 raise DatasetError(
-                    f"{self._path}:{group.strip('/')}: actions have {_width(actions)} components, those of the first "
+                    f"{self._path}:{group.strip('/')}: actions have {width_of(actions)} components, those of the first "
                     f"episode have {width}; remove episodes of other tasks"
                 )
             chunks = [(start, start + _CHUNK) for start in range(0, len(actions), _CHUNK)]
@@ -288,178 +265,11 @@ class TableReader:
                 yield columns.rows(self._columns.action, *rows).reshape(-1, width)
 
 
-def _find_spans(
-    file: Group, groups: Sequence[str], columns: ColumnMap, episode_length: int | None
-) -> tuple[list[_Span], list[str]]:
-    """The episodes of the file, in order, without those that hold no complete transition; and what to warn of."""
-    flat = columns.episode_group is None
-    counts: list[tuple[int, int]] = []
-    marks: dict[str, list[np.ndarray]] = {part: [] for part in columns.ends_named}
-    for name in groups:
-        table = table_of(file[name])
-        counts.append(_count_rows(file[name], table, columns, file.filename))
-        for part, key in columns.ends_named.items():
-            marks[part].append(_column(table, key))
-    firsts = np.cumsum([0, *(num_rows for num_rows, _ in counts)])
-    if firsts[-1] == 0:
-        raise DatasetError(f"{file.filename}: has no complete transition; expected at least one episode with one")
-    ends = find_ends(
-        {part: np.concatenate(values) for part, values in marks.items()},
-        columns.ends_named,
-        int(firsts[-1]),
-        file.filename,
-        rows_per_episode=episode_length and episode_length + columns.one_more_row,
-        group_stops=None if flat else firsts[1:],
-        unread=_unread(file, columns) if flat else {},
-    )
-    warnings = ends.warnings
-    spans = []
-    num_short = sum(num_rows == 0 for num_rows, _ in counts) if not flat else 0
-    for first, stop, terminated in zip(
-        ends.starts.tolist(), ends.stops.tolist(), ends.terminated.tolist(), strict=True
-    ):
-        index = int(np.searchsorted(firsts, first, side="right")) - 1
-        start, end = first - int(firsts[index]), stop - int(firsts[index])
-        if columns.one_more_row or (not flat and end < counts[index][1]):
-            end -= columns.one_more_row
-            final: Final = "row"
-        elif columns.next_observation:
-            final = "next"
-        elif terminated:
-            final = "repeat"
-        else:
-            end, final = end - 1, "shortened"
-        if end > start:
-            spans.append(_Span(groups[index], start, end, terminated, final))
-        else:
-            num_short += 1
-    if not spans:
-        raise DatasetError(f"{file.filename}: has no complete transition; expected at least one episode with one")
-    if num_short:
-        warnings.append(f"episodes without a complete transition are skipped: {num_short:,}")
-    return spans, warnings
-
-
-def _column(columns: Table, name: str) -> np.ndarray:
-    """[N] a column with one number per row."""
-    return columns.rows(name, 0, len(columns[name])).reshape(-1)
-
-
-def _unread(file: Group, columns: ColumnMap) -> dict[str, np.ndarray]:
-    """[N] columns of a flat file that are not read, hold one number per row and have a name that speaks of ends."""
-    read = {*columns.ends_named.values(), columns.action, columns.reward, columns.success, *columns.observation}
-    names = [name for name in columns_of(file) if name not in read and sounds_like_ends(name)]
-    table = table_of(file["/"])
-    unread = {name: _column(table, name) for name in names if _is_numbers(table[name]) and _width(table[name]) == 1}
-    return {name: values for name, values in unread.items() if np.isfinite(values).all()}
-
-
-def _looks_shifted(file: Group, columns: ColumnMap, spans: Sequence[_Span]) -> bool:
-    """Whether the first row of every episode holds nothing, as where a row has the action that led to it.
-
-    Integers are left out: choice 0 is none of nothing.
-    """
-    shown = spans[:_LOOKED_AT]
-    if len(spans) < 2 or columns.shifted or file[spans[0].group][columns.action].dtype.kind != "f":
-        return False
-    tables: dict[str, Table] = {}
-
-    def empty(span: _Span, row: int) -> bool:
-        table = tables.setdefault(span.group, table_of(file[span.group]))
-        values = _joined(table, (columns.action, *([columns.reward] if columns.reward else [])), row, row + 1)
-        return bool(((values == 0) | np.isnan(values)).all())
-
-    last = [span.stop - 1 + columns.one_more_row for span in shown]
-    return all(empty(span, span.start) for span in shown) and not all(map(empty, shown, last))
-
-
-def _count_rows(group: Group, table: Table, columns: ColumnMap, path: str) -> tuple[int, int]:
-    """Rows of actions T, and rows of observations, which may be T + 1 in an episode's own group.
-
-    Raises:
-        DatasetError: another column has a different number of rows, or a row of it not the numbers that are expected.
-    """
-    where = f"{path}:{group.name.strip('/')}" if columns.episode_group else path
-    marks = {part: name for part, name in columns.ends_named.items() if END_PARTS[part].per_row}
-    single = (columns.reward, *marks.values(), columns.success)
-    named = (columns.action, *single)
-    for part, key in columns.ends_named.items():
-        if part not in marks:
-            _check_numbers(table[key], f"{where}: column {key!r}")
-    allowed_one_more = columns.observation if columns.episode_group else ()
-    num_rows, stored = -1, -1
-    for key in [k for k in named if k is not None] + [*columns.observation, *(columns.next_observation or ())]:
-        try:
-            column = table[key]
-        except KeyError:
-            if key in group:  # and cannot be opened
-                raise
-            raise DatasetError(
-                f"{where}: has no column {key!r}, which the first episode has; add or remove it"
-            ) from None
-        _check_numbers(column, f"{where}: column {key!r}")
-        rows = len(column)
-        if num_rows < 0:
-            num_rows = rows
-        if rows != num_rows and not (key in allowed_one_more and rows == num_rows + 1):
-            raise DatasetError(
-                f"{where}: column {key!r} has {rows} rows, {columns.action!r} has {num_rows}; expected one per "
-                "transition. The file is misaligned or truncated: write it again"
-            )
-        if key in single and _width(column) != 1:
-            _refuse_shape(key, table, columns, where)
-        if key in columns.observation:
-            stored = rows if stored < 0 else min(stored, rows)
-    return num_rows, stored
-
-
-def _refuse_shape(key: str, table: Table, columns: ColumnMap, where: str) -> None:
-    """Raise a DatasetError over a column with several numbers per row where one is expected."""
-    shape, num_rows = table[key].shape, table[columns.action].shape
-    found = f"{where}: column {key!r} has shape {list(shape)}, {_width(table[key])} numbers per row; expected one. "
-    if len(shape) > 1 and shape[:2] == num_rows[:2] == table[columns.observation[0]].shape[:2]:
-        raise DatasetError(
-            f"{found}The columns seem to be [episode, time, ...], {shape[0]} episodes of {shape[1]} steps: write them "
-            "as [episode * time, ...] with a column that marks each episode's last row, or as one group per episode"
-        )
-    raise DatasetError(f"{found}Write the relevant one as a column of its own, or name another in a column map")
-
-
-def _is_numbers(column: Column) -> bool:
-    return bool(column.ndim) and column.dtype.kind in "biuf"
-
-
-def _check_numbers(column: Column, where: str) -> None:
-    """Raise a DatasetError unless there is a number, or several, in every row."""
-    if not _is_numbers(column):
-        found = "one value for the whole episode" if column.ndim == 0 else f"text or records ({column.dtype})"
-    elif _width(column):
-        return
-    else:
-        found = f"no number in a row (shape {list(column.shape)})"
-    raise DatasetError(
-        f"{where} holds {found}; expected numbers, one row per transition. Convert it, or exclude it by naming the "
-        "columns to read in a column map"
-    )
-
-
-def _width(dataset: Column) -> int:
-    """Numbers per row."""
-    return math.prod(dataset.shape[1:])
-
-
 def _column_names(group: Group, keys: tuple[str, ...]) -> list[str]:
     labels = group.labels if isinstance(group, ArrayGroup) else {}
-    widths = {key: _width(group[key]) for key in keys}
+    widths = {key: width_of(group[key]) for key in keys}
     return [
         f"{key}.{labels[key][index]}" if len(labels.get(key, ())) == width else f"{key}[{index}]"
         for key, width in widths.items()
         for index in range(width)
     ]
-
-
-def _joined(columns: Table, keys: tuple[str, ...], start: int, stop: int) -> np.ndarray:
-    """[stop - start, numbers per row] float32."""
-    return np.concatenate(
-        [as_float32(columns.rows(key, start, stop).reshape(stop - start, -1)) for key in keys], axis=1
-    )
