@@ -12,7 +12,7 @@ from orrery.datasets.formats.hdf5 import Hdf5Reader
 from orrery.datasets.formats.hdf5_file import Columns, is_hdf5, open_hdf5
 from orrery.pipeline.errors import DatasetError
 
-from .test_hdf5 import flat_columns, write
+from .hdf5_files import flat_columns, write
 
 
 @pytest.mark.parametrize(

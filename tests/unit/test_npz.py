@@ -5,7 +5,7 @@ import pytest
 from orrery.datasets.formats.sources import dataset_files, open_reader
 from orrery.pipeline.errors import DatasetError
 
-from .test_hdf5 import flat_columns
+from .hdf5_files import flat_columns
 
 ROW = np.arange(10.0, dtype=np.float32)
 
