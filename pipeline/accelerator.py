@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 """Names of `autocast`."""
+LEAST_AUTO_WIDTH = 384
+"""Of the layers that `auto` narrows. Below it, conversions may take more than the products gain: a single policy of
+width 128 takes 1.3 times as long."""
 
 
 def check_accelerator(config: Any) -> None:
@@ -79,15 +82,22 @@ def multiplies_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Within, matrix products are narrowed to bfloat16 if `precision` is bf16-mixed, or auto on a CPU that multiplies
-    such matrices; as they are if it is 32-true.
+def narrows(precision: str, device: torch.device, width: int) -> bool:
+    """Whether matrix products are narrowed to bfloat16: if `precision` is bf16-mixed, or auto on a CPU that multiplies
+    such matrices and layers of `width` that gain by it."""
+    if precision != "auto":
+        return precision == "bf16-mixed"
+    return device.type == "cpu" and width >= LEAST_AUTO_WIDTH and multiplies_bfloat16()
+
+
+def autocast(precision: str, device: torch.device, width: int) -> AbstractContextManager[Any]:
+    """Within, matrix products are narrowed if `narrows` says so.
 
     Weights are narrowed anew for each product: kept, they would outlast an optimiser step.
     """
     import torch
 
-    narrow = precision == "bf16-mixed" or (precision == "auto" and device.type == "cpu" and multiplies_bfloat16())
+    narrow = narrows(precision, device, width)
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False) if narrow else nullcontext()
 
 

@@ -233,8 +233,9 @@ class ExtractConfig:
     accelerator: str = "auto"
     """Device: cpu, cuda (alias gpu), or auto (a GPU if there is one)."""
     precision: str = "32-true"
-    """32-true, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX, else 32-true. bf16-mixed narrows matrix
-    products at least 32 wide; weights, norms, losses, actions and values stay in 32 bit."""
+    """32-true, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX for algorithms with critics at least 384
+    wide (pwm's by default, not svg's), else 32-true. bf16-mixed narrows matrix products at least 32 wide; weights,
+    norms, losses, actions and values stay in 32 bit."""
     loggers: list[str] | None = None
     """Loggers of training metrics, by default those of the run: csv, tensorboard, wandb, mlflow."""
     seed: int = 0

@@ -35,10 +35,10 @@ class MemberGroups:
         members: Sequence[PolicySpec],
         groups: int,
         build: Callable[[list[PolicySpec]], list[Program]],
-        narrowed: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        narrowed: Callable[[int], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Args:
-        narrowed: the context of every update, in each thread.
+        narrowed: the context of the updates of a program, by the width of its critics.
         """
         self._narrowed = narrowed
         self.groups = [build(part) for part in split_members(members, groups)]
@@ -56,7 +56,7 @@ class MemberGroups:
             metrics = []
             for program in group:
                 started = time.thread_time()
-                with self._narrowed():
+                with self._narrowed(max(program.networks.critic_units, default=0)):
                     metrics.append(program.update(iteration))
                 program.cpu_seconds += time.thread_time() - started
             return metrics

@@ -151,8 +151,9 @@ class LearnConfig:
     shift: int = 4
     """Maximum random shift of images in pixels, in each direction; 0 = off."""
     precision: str = "32-true"
-    """32-true, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX, else 32-true. bf16-mixed narrows matrix
-    products at least 32 wide; weights, norms, losses, actions and values stay in 32 bit."""
+    """32-true, bf16-mixed or auto: bf16-mixed on a CPU with AVX512-BF16 or AMX if `networks.value_dim` is at least 384,
+    else 32-true. bf16-mixed narrows matrix products at least 32 wide; weights, norms, losses, actions and values stay
+    in 32 bit."""
 
     def __post_init__(self) -> None:
         check_positive(

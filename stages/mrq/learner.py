@@ -132,7 +132,7 @@ class Learner:
             sources: of each member.
             update_encoder: False leaves the encoder as it is.
         """
-        with autocast(self.config.precision, self.device):
+        with autocast(self.config.precision, self.device, self.config.networks.value_dim):
             return self._train(sources, update_encoder)
 
     def _train(self, sources: Sequence[WindowSource], update_encoder: bool) -> dict[str, torch.Tensor]:
@@ -159,7 +159,7 @@ class Learner:
     def pretrain_encoder(self, sources: Sequence[WindowSource]) -> dict[str, torch.Tensor]:
         """Train the encoder for one period against targets copied at its start; no policy or values are needed."""
         self._copy_targets()
-        with autocast(self.config.precision, self.device):
+        with autocast(self.config.precision, self.device, self.config.networks.value_dim):
             return self._train_encoder(sources, self.config.period)
 
     def _copy_targets(self) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...datasets.datamodule import WindowData
 from ...pipeline import termination
-from ...pipeline.accelerator import device_of, matmul_precision, multiplies_bfloat16
+from ...pipeline.accelerator import device_of, matmul_precision, narrows
 from ...pipeline.errors import StageError
 from ...pipeline.ranks import WorkerGroup
 from .checkpoints import Checkpoints
@@ -160,8 +160,7 @@ def _precision(trainer: TrainerConfig, module: ModelTraining) -> str:
     """What Lightning takes."""
     if trainer.precision != "auto":
         return trainer.precision
-    on_cpu = device_of(trainer.accelerator).type == "cpu"
-    return "bf16-mixed" if on_cpu and module.gains_from_bfloat16 and multiplies_bfloat16() else "32-true"
+    return "bf16-mixed" if narrows("auto", device_of(trainer.accelerator), module.width) else "32-true"
 
 
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.13

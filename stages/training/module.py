@@ -20,8 +20,8 @@ from .config import OptimizerConfig
 class ModelTraining(lightning.LightningModule):
     """Base of the modules that train a model of a task table. `training_step` and its optimiser are the subclass's."""
 
-    gains_from_bfloat16 = False
-    """Whether updates take less time where a CPU multiplies matrices in bfloat16, conversions included."""
+    width = 0
+    """Of the layers, for `narrows`; 0 if narrower products never pay."""
 
     model: Any
     _open_loop: Any

@@ -47,8 +47,7 @@ class WorldModelTraining(ModelTraining):
     ) -> None:
         super().__init__(optimizer, total_steps, log_every, seed)
         self.model, self._loss = model, loss
-        # At a width of 256 conversions take what products gain.
-        self.gains_from_bfloat16 = model.config.mlp_dim >= 384
+        self.width = model.config.mlp_dim
         self.register_buffer("reward_weight_K", reward_weight_K, persistent=False)
         self.register_buffer("value_range", torch.ones(()))
         self._compiled = compiled

@@ -161,7 +161,7 @@ class Check:
         clock = Clock(self.device, count=not compiled)
         with matmul_precision("highest"):
             for number in range(clock.end):
-                with clock.step(number), autocast(KINDS[kind][1], self.device):
+                with clock.step(number), autocast(KINDS[kind][1], self.device, 0):
                     extraction.update_all(built, number)
         return clock.row(0)
 

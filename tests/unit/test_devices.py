@@ -138,7 +138,7 @@ def test_a_gpu_is_looked_for_only_where_the_jobs_run(no_gpu, monkeypatch):
     ],
 )
 def test_auto_precision_is_bfloat16_where_the_processor_and_the_model_gain(monkeypatch, precision, width, units, taken):
-    monkeypatch.setattr(fit, "multiplies_bfloat16", lambda: units)
+    monkeypatch.setattr("orrery.pipeline.accelerator.multiplies_bfloat16", lambda: units)
     model = WorldModel(WorldModelConfig(mlp_dim=width), TaskTable([TaskSpec("toy/a", 3, 1, 50)]))
     module = WorldModelTraining(model, LossConfig(), OptimizerConfig(), torch.ones(1), total_steps=1, log_every=1)
     assert fit._precision(TrainerConfig(accelerator="cpu", precision=precision), module) == taken

@@ -31,19 +31,25 @@ def test_products_of_few_columns_are_as_exact_as_without_autocast():
 
 
 @pytest.mark.parametrize(
-    ("precision", "units", "narrow"),
-    [("32-true", True, False), ("bf16-mixed", False, True), ("auto", True, True), ("auto", False, False)],
+    ("precision", "width", "units", "narrow"),
+    [
+        ("32-true", 512, True, False),
+        ("bf16-mixed", 128, False, True),
+        ("auto", 384, True, True),
+        ("auto", 383, True, False),
+        ("auto", 512, False, False),
+    ],
 )
-def test_precision(monkeypatch, precision, units, narrow):
+def test_precision(monkeypatch, precision, width, units, narrow):
     monkeypatch.setattr(accelerator, "multiplies_bfloat16", lambda: units)
-    with accelerator.autocast(precision, torch.device("cpu")):
+    with accelerator.autocast(precision, torch.device("cpu"), width):
         assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == (torch.bfloat16 if narrow else torch.float32)
 
 
 def test_narrowed_weights_do_not_outlast_a_step():
     """Autocast keeps them by default, and a second product would read those before the step."""
     weight = torch.nn.Parameter(torch.zeros(1, 64, 64))
-    with accelerator.autocast("bf16-mixed", torch.device("cpu")):
+    with accelerator.autocast("bf16-mixed", torch.device("cpu"), 64):
         x = torch.ones(1, 1, 64)
         stacked_linear(torch.zeros(1, 1, 64), x, weight)
         with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from orrery.datasets.schema import Episode
-from orrery.pipeline.accelerator import autocast
+from orrery.pipeline import accelerator
 from orrery.pipeline.errors import ConfigError
 from orrery.stages.extraction.config import ActorCriticConfig, SvgConfig
 from orrery.stages.extraction.groups import MemberGroups
@@ -310,16 +310,18 @@ def test_settings_that_cannot_work_are_refused():
         SvgConfig(n_step=0)
 
 
-def test_narrowed_products_change_policies_little(setting):
+def test_narrowed_products_change_policies_little(setting, monkeypatch):
     """The job's own loop: each thread of a group narrows its products, and only if the precision says so."""
+    monkeypatch.setattr(accelerator, "multiplies_bfloat16", lambda: True)
     members = members_of(["toy/small"])
     found = {}
-    for precision in ("32-true", "bf16-mixed"):
-        narrowed = partial(autocast, precision, torch.device("cpu"))
+    for precision in ("32-true", "bf16-mixed", "auto"):
+        narrowed = partial(accelerator.autocast, precision, torch.device("cpu"))
         groups = MemberGroups(members, 2, lambda part: [make(setting, part)], narrowed)
         with groups.running() as update:
             update(0)
         found[precision] = groups.programs[1].actor.mlp.weight[0].detach()
-    exact, narrow = found.values()
+    exact, narrow, auto = found.values()
     assert not torch.equal(narrow, exact)
+    assert torch.equal(auto, exact)  # these critics are too small to gain
     torch.testing.assert_close(narrow, exact, rtol=0, atol=0.05)
