@@ -39,6 +39,11 @@ def kept_places(final: Path) -> list[Path]:
     return [folder / final.name for folder in sorted(folders, key=lambda one: one.stat().st_mtime_ns, reverse=True)]
 
 
+def is_kept(place: Path) -> bool:
+    """Whether a place is one of `kept_places`."""
+    return place.parents[2].name == KEPT_FOLDER
+
+
 def keep_artifact(final: Path, key: str) -> None:
     """Make room for the artifact with `key`: keep a published one with another key, unless it is damaged."""
     with contextlib.suppress(StageError):
@@ -50,7 +55,7 @@ def keep_artifact(final: Path, key: str) -> None:
 
 def forget_artifact(place: Path, final: Path) -> None:
     """Remove a kept artifact that is back as `final`, where its jobs go too; an attempt beside it stays."""
-    if place.parents[2].name == KEPT_FOLDER:
+    if is_kept(place):
         artifact.remove(place)
         if not attempt_file(place).exists():
             if jobs_folder(place).is_dir() and not jobs_folder(final).exists():
@@ -81,7 +86,7 @@ def restore_attempt(place: Path, final: Path) -> Attempt | None:
         _move(partial_folder(place), partial_folder(final))
         if jobs_folder(place).is_dir():
             _move(jobs_folder(place), jobs_folder(final))
-        if place.parents[2].name == KEPT_FOLDER:
+        if is_kept(place):
             _remove(place)
         attempt_file(place).unlink(missing_ok=True)
     return attempt

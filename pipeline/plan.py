@@ -16,7 +16,7 @@ from .config.schema import nearest
 from .entry_points import providers
 from .errors import ConfigError
 from .jobs.job import SUBMISSION
-from .kept import kept_places
+from .kept import is_kept, kept_places
 from .keys import find_made, key_of, what_changed
 from .lock import lock_holder
 from .logging import duration
@@ -28,6 +28,7 @@ from .stage import Stage
 Action = Literal["fresh", "reuse", "resume", "run"]
 
 NOT_RUN = "not run yet"
+EARLIER = "kept from earlier settings"
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def decide(
     elsewhere = [] if stage.about_run else list(_elsewhere(config, name))
     found = find_made(stage, name, key, [*kept_places(final), *elsewhere]) if reason else None
     if found is not None and worker.outdated(found, folders) is None:
-        return Decision(name, "reuse", f"made in {found}", key, found)
+        return Decision(name, "reuse", EARLIER if is_kept(found) else f"made in {found}", key, found)
     for place in (final, *kept_places(final), *filter(_is_idle, elsewhere)):
         one = read_attempt(place)
         if one is not None and partial_folder(place).is_dir() and key_of(stage, name, one.made_from) == key:

@@ -28,6 +28,7 @@ from .jobs.pool import usable_cores
 from .kept import (
     KEPT_PER_STAGE,
     forget_artifact,
+    is_kept,
     keep_artifact,
     keep_attempt,
     kept_places,
@@ -35,7 +36,7 @@ from .kept import (
     restore_attempt,
 )
 from .logging import ConsoleProgress, duration, logging_to
-from .plan import Decision, check_all, check_machine, decide, decide_all, start_line
+from .plan import EARLIER, Decision, check_all, check_machine, decide, decide_all, start_line
 from .ranks import gathered
 from .run_folder import (
     RUN_FILE,
@@ -62,12 +63,12 @@ class Outcome:
     """Time over all attempts."""
     summary: str = ""
     made_in: str = ""
-    """Run folder of a reused artifact."""
+    """Run folder of an artifact that is reused from another run."""
 
 
 def end_line(outcome: Outcome) -> Text:
     """The console line of a stage that has ended: `pack: done in 2.1 s, 480,000 transitions of 8 tasks`."""
-    notes = {"fresh": "up to date", "reused": f"reused from {outcome.made_in}"}
+    notes = {"fresh": "up to date", "reused": f"reused from {outcome.made_in}" if outcome.made_in else EARLIER}
     note = notes.get(outcome.status) or f"done in {duration(outcome.seconds)}"
     return Text.assemble((outcome.stage, "bold"), f": {note}{outcome.summary and f', {outcome.summary}'}")
 
@@ -142,7 +143,8 @@ def run(
                 keep_artifact(final, decision.key)
                 manifest = artifact.take(decision.made, final, records)
                 forget_artifact(decision.made, final)
-            outcomes[name] = replace(_outcome(manifest, "reused"), made_in=str(decision.made.parent))
+            made_in = "" if is_kept(decision.made) else str(decision.made.parent)
+            outcomes[name] = replace(_outcome(manifest, "reused"), made_in=made_in)
         else:
             on_start(decision)
             log.debug("%s", start_line(decision))

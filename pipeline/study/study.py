@@ -26,7 +26,7 @@ from ..config.schema import build
 from ..errors import Detached, OrreryError, StageError, labelled
 from ..lock import locked
 from ..paths import CONFIG_DIR, user_path
-from ..plan import NOT_RUN, Decision, check_machine, plan, start_line
+from ..plan import EARLIER, NOT_RUN, Decision, check_machine, plan, start_line
 from ..reading import decode, make_again, read_csv, read_json, reading
 from ..run_folder import disk_errors
 from ..runner import Outcome, end_line, run_on_console
@@ -286,8 +286,9 @@ class _Loop:
         def on_end(outcome: Outcome) -> None:
             self.made[variant.name].append(outcome.stage)
             if outcome.status == "reused":
-                maker = sibling(self._series, Path(outcome.made_in))
-                origin = f"shared with {maker}" if maker else f"reused from {outcome.made_in}"
+                made_in = outcome.made_in
+                maker = sibling(self._series, Path(made_in)) if made_in else ""
+                origin = f"shared with {maker}" if maker else f"reused from {made_in}" if made_in else EARLIER
                 self._reused.setdefault(origin, []).append(outcome.stage)
             else:
                 self._print_end(outcome)

@@ -211,7 +211,7 @@ def test_a_replaced_artifact_is_kept_and_reused_when_its_settings_come_back(toy:
     toy.run()
     former = inode()
     assert toy.statuses("make.size=4") == ["done", "done", "done"]
-    assert [action for action, _ in toy.plan()] == ["reuse"] * 3
+    assert toy.plan() == [("reuse", "kept from earlier settings")] * 3
     assert toy.statuses() == ["reused"] * 3
     assert inode() == former  # the same file, which takes no further space
     assert toy.statuses() == ["fresh"] * 3
