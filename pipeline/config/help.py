@@ -146,7 +146,7 @@ def stage_keys(name: str, stage: type[Stage], values: Mapping[str, Any]) -> Iter
             yield dataclasses.replace(key, meaning=key.meaning + shared)
     for group, cls in groups.items():
         own = {key: value for key, value in values[group].items() if value != dataclasses.asdict(cls())[key]}
-        meaning = f"{field_docs(stage.Config).get(group, '')} Keys are those of the run's `{group}`, their defaults."
+        meaning = f"{field_docs(stage.Config).get(group, '')} Keys and defaults are those of the run's `{group}`."
         yield Key(f"{name}.{group}", own, cls.__name__, meaning)
 
 

@@ -33,7 +33,7 @@ class SacConfig:
     batch_size: int = 128
     """Transitions per update."""
     learning_rate: float = 3e-4
-    """Of Adam, for actor, critics and temperature."""
+    """Learning rate of actor, critics and temperature (Adam)."""
     gamma: float = 0.99
     """Discount per step."""
     actor_units: list[int] = field(default_factory=lambda: [128, 128])
@@ -70,7 +70,7 @@ class BaselinesConfig:
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs, whose runs learn side by side; with policies_per_job=0, one per run, or inline one for all."""
+    """Jobs, whose runs learn in parallel. With policies_per_job=0: one per run; with executor=inline, one for all."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.algorithms) - set(LIBRARIES)):

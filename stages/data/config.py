@@ -180,7 +180,7 @@ class CollectConfig:
     policy_random_share: float = 0.0
     """Share of their episodes that explore at random, as without a policy."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs, whose episodes are played side by side: one per task, or inline one for all."""
+    """Jobs, whose episodes are played in parallel: one per task; with executor=inline, one for all."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")

@@ -26,7 +26,8 @@ class EvaluateConfig:
     accelerator: str = "cpu"
     """Device: cpu, cuda (alias gpu) or auto. Only planning with a large model benefits from a GPU."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs, whose policies act side by side; with policies_per_job=0, one per task, or inline one for all."""
+    """Jobs, whose policies act in parallel. With policies_per_job=0: one per task; with executor=inline, one for
+    all."""
 
     def __post_init__(self) -> None:
         check_counts(self, "episodes")

@@ -209,7 +209,7 @@ class ExtractConfig:
     anchor: list[float] = field(default_factory=list)
     """Weight of the behaviour anchor |tanh(mean(z_0)) - a_0|^2, relative to the normalised return. Empty: 0 for tasks
     with exploration data, 1 for data of experts, policies or unknown origin. Several weights train one policy each,
-    reported as pwm@WEIGHT."""
+    reported as ALGORITHM@WEIGHT."""
     task_anchor: dict[str, float] = field(default_factory=dict)
     """Anchor weight by task; overrides `anchor`."""
     uncertainty: list[float] = field(default_factory=lambda: [0.0])
@@ -223,8 +223,8 @@ class ExtractConfig:
     evaluate_every: int = 0
     """Iterations between evaluations in the environment during extraction, logged as `evaluation_return`; 0 = off. They
     change no policy."""
-    evaluate_episodes: int = 4
-    """Episodes per policy of such an evaluation."""
+    evaluation_episodes: int = field(default=4, metadata={"renamed_from": "evaluate_episodes"})
+    """Episodes per policy and evaluation of `evaluate_every`."""
     checkpoint_every: int = 50
     """Iterations between checkpoints."""
     groups: int = 0
@@ -246,7 +246,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check_loggers(self)
         check_counts(self, "seeds", "iterations", "starts_per_task", "log_every", "checkpoint_every")
-        check_counts(self, "evaluate_episodes")
+        check_counts(self, "evaluation_episodes")
         check_not_negative(self, "groups", "evaluate_every")
         check_accelerator(self)
         check_choices(self, precision=PRECISIONS)
@@ -294,7 +294,7 @@ class StartsConfig:
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs, whose episodes are played side by side: one per task, or inline one for all."""
+    """Jobs, whose episodes are played in parallel: one per task; with executor=inline, one for all."""
 
     def __post_init__(self) -> None:
         check_choices(self, source=SOURCES)

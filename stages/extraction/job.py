@@ -178,7 +178,7 @@ def _evaluated(program: Program, rows: list[dict[str, Any]], config: ExtractConf
                 policy = LatentPolicy.from_member(program.model, program.policy, m, spec, program.networks, {})
                 seeds = [
                     derive_seed("evaluate_every", config.seed, member.task, episode)
-                    for episode in range(config.evaluate_episodes)
+                    for episode in range(config.evaluation_episodes)
                 ]
                 results = [one for _, one in play_episodes(spec, policy_act(policy), seeds)]
                 returns = [one.return_ for one in results if one.error is None]

@@ -57,7 +57,7 @@ class Extract(Stage):
     output_kind = "policies"
     algorithms = ALGORITHMS
     not_hashed = (
-        "first_order.compile", "log_every", "loggers", "evaluate_every", "evaluate_episodes", "checkpoint_every",
+        "first_order.compile", "log_every", "loggers", "evaluate_every", "evaluation_episodes", "checkpoint_every",
         "groups", "accelerator", "fanout",
     )  # fmt: skip
     config: ExtractConfig

@@ -14,9 +14,9 @@ class FqeConfig:
     """Fitted Q evaluation of policies."""
 
     algorithms: list[str] = field(default_factory=list)
-    """Algorithms to evaluate. Empty: all that the policies are of."""
+    """Algorithms to evaluate. Empty: all."""
     critics: int = 3
-    """Per policy, each fitted to its own resample of the episodes; their spread gives the interval."""
+    """Critics per policy, each fitted to its own resample of the episodes; their spread gives the interval."""
     units: list[int] = field(default_factory=lambda: [128, 128])
     """Hidden widths of a critic."""
     updates: int = 3000
@@ -26,11 +26,12 @@ class FqeConfig:
     lr: float = 1e-3
     """Learning rate of Adam at the start; falls linearly to 5%."""
     target_rate: float = 0.05
-    """Share of the critics that the target critics take over per update."""
+    """EMA rate of the target critics."""
     frames_per_task: int = 200_000
-    """Of a task with more, as many, in whole episodes chosen at random."""
+    """Maximum frames per task; of a larger dataset, a random choice of whole episodes is used."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs, whose policies are estimated side by side; with policies_per_job=0, one per task, or inline one for all."""
+    """Jobs, whose policies are estimated in parallel. With policies_per_job=0: one per task; with
+    executor=inline, one for all."""
     seed: int = 0
     """Random seed."""
 

@@ -185,7 +185,7 @@ class PowrOnlineConfig:
     seed: int = 0
     """Random seed."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
-    """Jobs, whose seeds learn side by side; with policies_per_job=0, one per seed, or inline one for all."""
+    """Jobs, whose seeds learn in parallel. With policies_per_job=0: one per seed; with executor=inline, one for all."""
 
     def __post_init__(self) -> None:
         check_counts(

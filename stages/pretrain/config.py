@@ -51,7 +51,7 @@ class PretrainConfig:
     """Fraction of a sparse task's training windows drawn from those with a reward above half its maximum; applies to
     tasks of which fewer windows hold one. 0 = draw all windows uniformly."""
     reward_balance: float = 30.0
-    """Maximum factor on the reward loss of sparse tasks; 1 = off (see world_model/balance.py)."""
+    """Maximum factor on the reward loss of sparse tasks, which raises it to that of dense ones; 1 = off."""
     held_out: float = 0.05
     """Fraction of each task's episodes held out for validation."""
     load_up_to_gb: float = 2.0
@@ -60,7 +60,7 @@ class PretrainConfig:
     validate_every: int = 500
     """Steps between validations; the last step is always validated."""
     validation_batches: int = 8
-    """Batches per validation, of windows of 16 steps."""
+    """Batches of held-out windows per validation."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     loggers: list[str] | None = None

@@ -197,7 +197,7 @@ def test_evaluations_in_the_environment_change_no_policy(tmp_path) -> None:
     model.save(tmp_path / "model")
     given = {"store": [tmp_path / "store"], "world_model": [tmp_path / "model"]}
     plain = dataclasses.replace(CONFIG, algorithms=["pwm", "bc"])
-    config = dataclasses.replace(plain, evaluate_every=5, evaluate_episodes=2)
+    config = dataclasses.replace(plain, evaluate_every=5, evaluation_episodes=2)
     without = contents(extract(given, tmp_path / "without", plain).folder)
     evaluated = contents(extract(given, tmp_path / "with", config).folder)
     rows = pd.read_csv(tmp_path / "with" / "training.csv").dropna(subset="evaluation_return")
