@@ -8,10 +8,12 @@ Dimension letters: B episodes being played, O observation, A action.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -116,6 +118,16 @@ def play_episodes(
             if running.error is None:
                 pool.append(running.environment)
             yield running.index, running.result(record)
+
+
+def kept_environments(spec: TaskSpec) -> list[TaskEnv]:
+    """A pool for `play_episodes` that lasts from one call to the next in this process, until another task is played."""
+    return _pool(json.dumps(spec.to_dict(), sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _pool(_spec: str) -> list[TaskEnv]:
+    return []
 
 
 def policy_act(policy: Any, device: str | torch.device = "cpu") -> Act:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,6 @@ from .scores import EpisodeRow, evaluation_seed
 
 if TYPE_CHECKING:
     from ...datasets.rollout import Act
-    from ...datasets.tasks.task_env import TaskEnv
 
 Run = tuple[str, str, int]
 """(algorithm, task, policy seed)."""
@@ -52,7 +49,7 @@ class EvaluationJob:
 
 def evaluate_run(job: EvaluationJob) -> list[EpisodeRow]:
     """Play the episodes of one run. Runs in a worker process."""
-    from ...datasets.rollout import play_episodes, policy_act
+    from ...datasets.rollout import kept_environments, play_episodes, policy_act
 
     algorithm, task, seed = job.run
     episodes = range(job.first, job.config.episodes)
@@ -67,19 +64,12 @@ def evaluate_run(job: EvaluationJob) -> list[EpisodeRow]:
         def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
             return policy(observation, episode + job.first)
 
-    pool = _pool(json.dumps(job.spec.to_dict(), sort_keys=True))
-    results = dict(play_episodes(job.spec, act, seeds, pool=pool))
+    results = dict(play_episodes(job.spec, act, seeds, pool=kept_environments(job.spec)))
     return [
         EpisodeRow(algorithm, task, seed, episodes[index], result.seed, result.return_, result.length,
                    result.success_any, result.success_last, result.error)
         for index, result in sorted(results.items())
     ]  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def _pool(_spec: str) -> list[TaskEnv]:
-    """Environments of the latest task in this process, kept from one run to the next."""
-    return []
 
 
 def _random_act(spec: TaskSpec, seeds: Sequence[int]) -> Act:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...datasets.rollout import play_episodes, policy_act
+from ...datasets.rollout import kept_environments, play_episodes, policy_act
 from ...datasets.store import TaskStore
 from ...datasets.windows import Split
 from ...pipeline import termination
@@ -180,7 +180,9 @@ def _evaluated(program: Program, rows: list[dict[str, Any]], config: ExtractConf
                     derive_seed("evaluate_every", config.seed, member.task, episode)
                     for episode in range(config.evaluation_episodes)
                 ]
-                results = [one for _, one in play_episodes(spec, policy_act(policy), seeds)]
+                results = [
+                    one for _, one in play_episodes(spec, policy_act(policy), seeds, pool=kept_environments(spec))
+                ]
                 returns = [one.return_ for one in results if one.error is None]
             found.append({**row, "evaluation_return": sum(returns) / len(returns)} if returns else row)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...datasets.collect import Variation, behaviour_act, episode_seed, noisy
 from ...datasets.played import write_played
-from ...datasets.rollout import play_episodes, policy_act
+from ...datasets.rollout import kept_environments, play_episodes, policy_act
 from ...datasets.schema import TaskSpec
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.jobs.pool import run_all
@@ -84,5 +84,5 @@ def _play(chunk: _Chunk) -> None:
         act, lanes = policy_act(load_policy(chunk.policy)), behaviour.lanes
         if high or behaviour.policy_random_share:
             act = noisy(act, spec, numbers, behaviour.seed, (low, high), behaviour.policy_random_share)
-    results = dict(play_episodes(spec, act, seeds, record=True, lanes=lanes))
+    results = dict(play_episodes(spec, act, seeds, record=True, lanes=lanes, pool=kept_environments(spec)))
     write_played(chunk.file, [results[index] for index in range(len(seeds))])

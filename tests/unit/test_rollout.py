@@ -1,10 +1,12 @@
 """Episodes are the same however many are played together, and one that fails costs only itself."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from orrery.datasets.rollout import play_episodes
+from orrery.datasets.rollout import kept_environments, play_episodes
 from orrery.datasets.schema import TaskSpec
 from orrery.datasets.tasks import task_spec
 
@@ -53,6 +55,18 @@ def test_a_failure_ends_its_own_episode_and_says_why(lanes):
     assert (results[0].return_, results[0].length) == (2.5, 5)
     assert (results[0].success_any, results[0].success_last) == (True, False)
     assert (results[1].success_any, results[1].success_last) == (None, None)
+
+
+def test_environments_are_kept_until_another_task_is_played():
+    dict(play_episodes(MOODY, half, [0, 5], lanes=1, pool=kept_environments(MOODY)))
+    (environment,) = kept_environments(MOODY)
+    dict(play_episodes(MOODY, half, [0, 1], lanes=1, pool=kept_environments(MOODY)))
+    assert kept_environments(MOODY) == []  # that of the episode that failed is gone
+    dict(play_episodes(MOODY, half, [0], pool=kept_environments(MOODY)))
+    longer = dataclasses.replace(MOODY, episode_length=6)
+    assert kept_environments(longer) == []
+    assert kept_environments(MOODY) == []
+    assert environment.task == MOODY
 
 
 def test_a_recorded_episode_is_aligned():
