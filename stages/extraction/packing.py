@@ -6,15 +6,14 @@ Dimension letters as in first_order.py: H horizon, B rollouts of a policy, D lat
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ...pipeline.memory import machine_memory
 from ..world_model.config import WorldModelConfig
 from .config import ActorCriticConfig, FirstOrderConfig, SvgConfig
 from .program import NOISE_BLOCK
@@ -153,13 +152,3 @@ def gpu_memory() -> float:
         return 0
     torch.cuda.empty_cache()  # what this process keeps of an earlier stage is free for the jobs
     return min(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
-
-
-def machine_memory() -> float:
-    """Bytes of memory that this process may use: the machine's, or its control group's where that is less."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return total if limit == "max" else min(total, int(limit))

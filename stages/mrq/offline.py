@@ -19,10 +19,10 @@ from ...datasets.schema import TaskTable
 from ...datasets.store import TaskStore
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
-from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
+from ...pipeline.memory import reuse_freed_memory
 from ...pipeline.seeding import derive_seed
 from ..policy.policy_index import policy_entry
 from ..training.loggers import logging_rows

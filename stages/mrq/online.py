@@ -26,11 +26,11 @@ from ...datasets.tasks import make_environment
 from ...datasets.tasks.task_env import TaskEnv
 from ...pipeline import termination
 from ...pipeline.accelerator import device_of
-from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.artifact import replacing
 from ...pipeline.config.schema import build
 from ...pipeline.errors import CheckpointError, ConfigError, StageError
 from ...pipeline.jobs.job import JobContext
+from ...pipeline.memory import reuse_freed_memory
 from ...pipeline.seeding import derive_seed
 from ..training.loggers import logging_rows
 from .config import MrqOnlineConfig, vary

@@ -12,8 +12,8 @@ import lightning
 import torch
 from tensordict import TensorDict
 
-from ...pipeline.allocator import reuse_freed_memory
 from ...pipeline.errors import StageError
+from ...pipeline.memory import reuse_freed_memory
 from .config import OptimizerConfig
 
 

@@ -1,12 +1,24 @@
-"""How the C library treats memory that is freed."""
+"""Memory of this machine: how much there is, and how freed memory is treated."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _KEPT, _GROWTH, _LARGEST = 2**30, 2**26, 2**25
 """Bytes: freed memory that is kept, growth at once, and the largest block that is reused (glibc's own limit)."""
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this process may use: the machine's, or its control group's where that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
 
 
 def reuse_freed_memory() -> None:

@@ -8,7 +8,7 @@ import pytest
 FAULTS = """
 import resource
 import numpy as np
-from orrery.pipeline.allocator import reuse_freed_memory
+from orrery.pipeline.memory import reuse_freed_memory
 
 def update():
     arrays = [np.ones(500_000) for _ in range(20)]  # 4 MB each
