@@ -26,6 +26,7 @@ import torch
 from tensordict import TensorDict
 
 from ..pipeline.errors import ConfigError, DatasetError
+from ..pipeline.memory import machine_memory, read_at_random
 from .store import TaskRows, TaskStore
 
 _BLOCK = 16
@@ -181,6 +182,11 @@ class WindowSampler:
         self._rewarded: RewardWindows | None = None
         if reward_windows:
             self._rewarded = RewardWindows.find(store.tasks, self._index, length, reward_windows, joined=self._joined)
+        if not self._joined and store.num_bytes > machine_memory() / 2:
+            # Windows lie all over the files, and what is read ahead of one would be gone before another needs it. Of a
+            # smaller store it stays, and fills memory faster.
+            for rows in self._sources:
+                read_at_random(rows.data_ptr(), rows.nbytes)
         self._terminates = bool(self._index.terminated.any())
         self._drawn_block = -1
         self._drawn: tuple[np.ndarray, ...] = ()

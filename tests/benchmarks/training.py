@@ -86,7 +86,7 @@ def trainer_line(folder: Path, devices: int, batch_size: int, steps: int) -> dic
     trainer = TrainerConfig(accelerator="cpu", devices=devices)
     config = replace(PretrainConfig(steps=steps, validate_every=steps, checkpoint_every=steps), trainer=trainer)
     model = WorldModel(WorldModelConfig(size="1"), store.table)
-    module = TimedTraining(model, LossConfig(), OptimizerConfig(), torch.ones(len(SPECS)), steps, log_every=25)
+    module = TimedTraining(model, LossConfig(), OptimizerConfig(), torch.ones(len(store.table)), steps, log_every=25)
     settings = WindowSettings(HORIZON, batch_size, 0, 0.1, 16, 1)
     with tempfile.TemporaryDirectory() as place:
         module.times_in = place

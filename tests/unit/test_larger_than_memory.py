@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -65,6 +66,17 @@ def test_a_store_larger_than_memory_and_swap_opens_and_is_drawn_from(folder):
     assert store.num_bytes > size * 0.99
     batch = WindowSampler(store, length=16, batch_size=64, seed=0).batch(3)
     assert batch["observation"].shape == (64, 17, 1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("share", "at_random"), [(1.9, True), (2.1, False)])
+def test_the_kernel_reads_ahead_of_windows_only_if_it_can_keep_the_store(folder, monkeypatch, share, at_random):
+    store = TaskStore.open(folder)
+    monkeypatch.setattr("orrery.datasets.windows.machine_memory", lambda: share * store.num_bytes)
+    WindowSampler(store, length=16, batch_size=64, seed=0)
+    (_, mapping) = Path("/proc/self/smaps").read_text().split(str(folder / SPEC.slug / "rows.f32"))
+    flags = next(line for line in mapping.splitlines() if line.startswith("VmFlags:")).split()
+    assert ("rr" in flags) == at_random
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes")
