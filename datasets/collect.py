@@ -74,7 +74,7 @@ def behaviour_act(spec: TaskSpec, numbers: Sequence[int], seed: int, variation: 
         controllers.append(expert(spec, rng, variation) if has_expert(spec) else exploration(spec, rng))
 
     def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
-        return np.stack([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
+        return np.array([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
 
     return act
 
@@ -157,12 +157,13 @@ def _ornstein_uhlenbeck(rng: np.random.Generator, time_scale: float, action_dim:
     """
     deviation = rng.uniform(0.1, 1.0)
     keep = np.exp(-1 / time_scale)
+    spread = np.sqrt(1 - keep**2) * deviation
     state = deviation * rng.standard_normal(action_dim)
 
     def controller(_: np.ndarray) -> np.ndarray:
         nonlocal state
-        action = np.clip(state, -1, 1).astype(np.float32)
-        state = keep * state + np.sqrt(1 - keep**2) * deviation * rng.standard_normal(action_dim)
+        action = state.clip(-1, 1).astype(np.float32)
+        state = keep * state + spread * rng.standard_normal(action_dim)
         return action
 
     return controller

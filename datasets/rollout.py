@@ -107,7 +107,7 @@ def play_episodes(
             playing[-1].reset()
         started = [running for running in playing if not running.over]
         if started:
-            observation = np.stack([running.observations[-1] for running in started])
+            observation = np.array([running.observations[-1] for running in started])
             actions = act(observation, np.array([running.index for running in started]))
             for running, action in zip(started, actions, strict=True):
                 running.step(np.asarray(action, np.float32))

@@ -111,7 +111,8 @@ def _action_map(space: spaces.Space[Any], spec: TaskSpec) -> Any:
         raise TaskError(f"task {spec.name!r}: its environment takes {space}, expected {spec.action_kind} actions")
     _check_width(flat_dim(space), spec)
     middle, half = (part.reshape(space.shape) for part in action_scale(space.low, space.high, spec))
-    return lambda action: (middle + half * np.clip(action, -1, 1).reshape(space.shape)).astype(space.dtype)
+    shape, dtype = space.shape, space.dtype
+    return lambda action: (middle + half * action.clip(-1, 1).reshape(shape)).astype(dtype)
 
 
 def action_scale(low: np.ndarray, high: np.ndarray, spec: TaskSpec) -> tuple[np.ndarray, np.ndarray]:

@@ -78,6 +78,6 @@ def _random_act(spec: TaskSpec, seeds: Sequence[int]) -> Act:
     controllers = [uniform(spec, np.random.default_rng(derive_seed("random", seed))) for seed in seeds]
 
     def act(observation: np.ndarray, episode: np.ndarray, /) -> np.ndarray:
-        return np.stack([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
+        return np.array([controllers[index](row) for index, row in zip(episode, observation, strict=True)])
 
     return act
