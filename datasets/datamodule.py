@@ -147,8 +147,8 @@ class WindowData(lightning.LightningDataModule):
         return any(self._weights(TaskStore.open(self._folder), "held_out").values())
 
     def reward_std(self) -> dict[str, float]:
-        """Standard deviation of the reward in the training episodes of every task."""
-        return {task.spec.name: task.reward_std(self._settings.held_out) for task in self._opened().tasks}
+        """Standard deviation of the reward in the training episodes of every task, read on the host."""
+        return {task.spec.name: task.reward_std(self._settings.held_out) for task in TaskStore.open(self._folder).tasks}
 
     def _weights(self, store: TaskStore, split: Split) -> dict[str, float]:
         """Of every task of the store. In validation all count the same whose held-out episodes hold a window."""

@@ -84,7 +84,7 @@ class JoinedWindowData(WindowData):
         return min(part.validation_length() for part in self._parts if part.has_held_out())
 
     def reward_std(self) -> dict[str, float]:
-        return {name: std for part in self._attached() for name, std in part.reward_std().items()}
+        return {name: std for part in self._parts for name, std in part.reward_std().items()}
 
     def _attached(self) -> list[WindowData]:
         for part in self._parts:

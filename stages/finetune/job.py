@@ -167,7 +167,8 @@ def open_loop_errors(model: WorldModel, data: JoinedWindowData, batches: int) ->
     found: OpenLoopError | None = None
     for step in range(batches):
         batch = windows.batch(step)
-        found = found or OpenLoopError(reward_stds(data, model.table), batch["action"].shape[1])
+        action = batch["action"]
+        found = found or OpenLoopError(reward_stds(data, model.table).to(action.device), action.shape[1])
         found.add(model, batch)
     model.train(training)
     assert found is not None

@@ -63,7 +63,8 @@ class WorldModelTraining(ModelTraining):
 
     def new_open_loop(self, length: int) -> OpenLoopError:
         if self._reward_std_K is None:
-            self._reward_std_K = reward_stds(self.trainer.datamodule, self.model.table).to(self.device)
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._reward_std_K = reward_stds(data, self.model.table).to(self.device)
         return OpenLoopError(self._reward_std_K, length)
 
     def setup(self, stage: str) -> None:

@@ -178,7 +178,7 @@ def frame_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     stored, tensors = read_config(folder, STARTS, SavedStarts), load_tensors(folder, STARTS)
 
     def digest(name: str) -> str:
-        rows = [hashlib.sha256(tensors[f"{name}/{part}"].numpy()).hexdigest() for part in _PARTS]
+        rows = [hashlib.sha256(tensors[f"{name}/{part}"].numpy().data).hexdigest() for part in _PARTS]
         return hash_json([stored.tasks[name], *rows])
 
     return {name: digest(name) for name in names}
