@@ -35,8 +35,9 @@ def save_weights(folder: Path, name: str, state: Mapping[str, torch.Tensor], con
 
 
 def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade = as_it_is) -> M:
-    """What `make` builds, filled as by `load_weights`. It is built without memory first and compared with the file, so
-    that sizes which a damaged config declares are never allocated.
+    """What `make` builds, filled as by `load_weights`, after `upgrade` has given tensors of an older version their
+    present names. It is built without memory first and compared with the file, so that sizes which a damaged config
+    declares are never allocated.
 
     Raises:
         CheckpointError: as `load_weights`.
@@ -50,14 +51,13 @@ def load_module(folder: Path, name: str, make: Callable[[], M], upgrade: Upgrade
     return module
 
 
-def load_weights(folder: Path, name: str, module: torch.nn.Module, upgrade: Upgrade = as_it_is) -> None:
-    """Fill `module` from `<name>.safetensors`; every key and shape has to match, after `upgrade` has given tensors of
-    an older version their present names.
+def load_weights(folder: Path, name: str, module: torch.nn.Module) -> None:
+    """Fill `module` from `<name>.safetensors`; every key and shape has to match.
 
     Raises:
         CheckpointError: names each missing, unexpected and misshapen tensor, or the damaged file.
     """
-    state = upgrade(load_tensors(folder, name))
+    state = load_tensors(folder, name)
     _check_fits(folder, name, state, module)
     module.load_state_dict(state)
 

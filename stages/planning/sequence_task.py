@@ -23,15 +23,12 @@ from ..sequence_model.networks import SequenceModel
 class StateModel(nn.Module):
     """Imagined returns of one task of a frozen sequence model; see `world_model.planner.Imaginable`."""
 
-    def __init__(self, model: SequenceModel, task: str, reward: str = "auto") -> None:
-        """Args:
-            reward: as `ModelDynamics` takes it.
-        Raises:
-            ConfigError: the task terminates, which these models do not predict, or there is no reward to plan for.
-        """
+    def __init__(self, model: SequenceModel, task: str) -> None:
+        """Raises ConfigError: the task terminates, which these models do not predict, or there is no reward to plan
+        for."""
         super().__init__()
         self.model = model
-        self.dynamics = ModelDynamics(model, task, reward)
+        self.dynamics = ModelDynamics(model, task, "auto")
         spec = self.dynamics.spec
         if spec.terminates:
             raise ConfigError(
