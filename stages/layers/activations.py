@@ -42,7 +42,9 @@ def simnorm(x: torch.Tensor, group: int) -> torch.Tensor:
     """
     if not _ours(x):
         return _softmax(x, group)
-    return _SimNorm.apply(x, group)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _SimNorm.apply(x, group)
+    return _SimNorm.forward(x, group)  # `apply` takes 30 us, as long as all layers of a policy's encoder
 
 
 ACTIVATIONS: dict[str, Activation] = {"mish": mish, "silu": F.silu, "relu": F.relu}
