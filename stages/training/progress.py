@@ -43,7 +43,9 @@ class StepProgress(lightning.Callback):
             return
         self._task.advance(trainer.global_step - self._shown)
         self._shown = trainer.global_step
-        if loss := trainer.logged_metrics.get("train/total"):
+        # At other steps nothing new is logged, and reading it would wait for the device.
+        logs = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if logs and (loss := trainer.logged_metrics.get("train/total")) is not None:
             self._task.note(f"loss {float(loss):.3f}")
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
