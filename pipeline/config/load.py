@@ -55,8 +55,8 @@ class Settings:
     seed: int = 0
     """Random seed of the whole run."""
     algorithms: list[str] = field(default_factory=list)
-    """Algorithms to train policies with; `orrery run --help` lists them. Of the policy stages, exactly those of these
-    algorithms run. Empty: every listed stage runs, with its default algorithms."""
+    """Algorithms to train policies with; `orrery run --help` lists them. Their stages are added, other policy stages
+    are left out. Empty: every listed stage runs, with its default algorithms."""
     loggers: list[str] | None = None
     """Loggers of training metrics: csv, tensorboard, wandb, mlflow; they write to RUN/logs. null = tensorboard for
     pretrain and finetune, none for other stages."""
@@ -67,8 +67,8 @@ class Settings:
     """External artifacts by input name, as folders or Hub ids; they take precedence over this run's own:
     inputs.store=other/run/pack. For several artifacts: inputs.policies=one/extract:other/extract."""
     reuse_from: list[str] = field(default_factory=list)
-    """Run folders, or folders of runs: an artifact in them with the same key is linked into this run instead of
-    computed."""
+    """Run folders, or folders of runs: an artifact in them that has the same settings and inputs is linked into this
+    run instead of computed."""
     workers: int = 0
     """Processes for parallel work; 0 = one per core."""
     threads: int = 0

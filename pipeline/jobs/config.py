@@ -25,7 +25,8 @@ class FanoutConfig:
     policies_per_job: int = field(default=0, metadata={"renamed_from": "members_per_job"})
     """Policies per job, trained as one program; 0 = auto, by memory estimate, spread over parallel jobs."""
     memory_gb: float = 0.0
-    """Memory per job in GB (GPU memory if it uses one) for that estimate; 0 = this machine's."""
+    """Memory per job in GB (GPU memory if it uses one), from which policies per job are estimated; 0 = this
+    machine's."""
     jobs_per_gpu: int = 1
     """Jobs that share a GPU (local, ray)."""
     parallel_jobs: int = 0

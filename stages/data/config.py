@@ -29,13 +29,12 @@ class SourceConfig:
     """HDF5, npz or Parquet file, folder of a Minari, LeRobot or TorchRL dataset, or Minari id; for mt30 and mt80, the
     folder of TD-MPC2's chunk_*.pt."""
     columns: str = ""
-    """YAML column map of any of these but Minari. Empty: recognise the columns by their names."""
+    """YAML column map of the dataset (not for Minari). Empty: recognise the columns by their names."""
     behaviour: str = ""
     """How the data was collected: exploration, expert or policy; sets the default behaviour anchor. Empty: use the
     dataset's metadata; mt30 and mt80 count as exploration."""
     episode_length: int = 0
-    """Episode length in steps, including the action repeat; 0 = the environment's time limit, or the longest
-    episode."""
+    """Episode length in rows of the dataset; 0 = the environment's time limit, or the longest episode."""
     score_random: float | None = None
     """Return that scores 0."""
     score_expert: float | None = None
@@ -103,10 +102,10 @@ class PackConfig:
     """Tasks of the store, in order: collected tasks, names under `sources`, minari/<id>, or files and folders of
     datasets; mt30 and mt80 are TD-MPC2's sets. Empty: all collected tasks, then all sources."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Datasets by task name, or by the path or id that `tasks` has, whose `path` then stays empty; mt30 or mt80
+    """Settings of each dataset, by its name in `tasks`; if that is a path or an id, `path` stays empty. mt30 or mt80
     provides every task of TD-MPC2's set."""
     window: int = 5
-    """Training-window length in steps; fails if no episode is that long."""
+    """Steps that some episode of each task must have; set it to `pretrain.horizon`."""
     episodes: int = 0
     """Maximum episodes per task, from the start of its dataset; 0 = all."""
 
@@ -173,12 +172,12 @@ class CollectConfig:
     """Folder of a policies artifact that collects instead; the policies of a task take turns. Every task needs a policy
     in it."""
     policy_algorithm: str = ""
-    """Algorithm of that artifact that collects. Empty: the first one listed."""
+    """Algorithm in the artifact `collect.policy` that collects. Empty: the first one listed."""
     policy_noise: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Minimum and maximum exploration noise on those policies, drawn once per episode: standard deviation for
+    """Minimum and maximum exploration noise of `collect.policy`, drawn once per episode: standard deviation for
     continuous actions, share of uniformly random choices for discrete ones."""
     policy_random_share: float = 0.0
-    """Share of their episodes that explore at random, as without a policy."""
+    """Share of episodes with random exploration instead of `collect.policy`."""
     fanout: FanoutConfig = field(default_factory=FanoutConfig)
     """Jobs, whose episodes are played in parallel: one per task; with executor=inline, one for all."""
 

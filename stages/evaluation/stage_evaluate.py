@@ -230,7 +230,7 @@ class Evaluate(Stage):
             protocol={
                 "episodes": self.config.episodes,
                 "seed": self.config.seed,
-                "policy": "last iterate, deterministic actions",
+                "policy": "final, deterministic actions",
                 "success": "at any step",
                 "interval": INTERVAL_METHOD,
             },

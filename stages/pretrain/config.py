@@ -48,10 +48,10 @@ class PretrainConfig:
     behaviour_mixture: dict[str, float] = field(default_factory=dict)
     """Relative share of tasks by how their data was collected: exploration, expert, policy or unknown."""
     reward_windows: float = 0.0
-    """Fraction of a sparse task's training windows drawn from those with a reward above half its maximum; applies to
-    tasks of which fewer windows hold one. 0 = draw all windows uniformly."""
+    """Minimum share of a task's training windows with a reward above half its maximum: such windows are drawn more
+    often where they are rarer. 0 = draw all windows uniformly."""
     reward_balance: float = 30.0
-    """Maximum factor on the reward loss of sparse tasks, which raises it to that of dense ones; 1 = off."""
+    """Maximum factor by which the reward loss of sparse tasks is scaled up to that of dense tasks; 1 = off."""
     held_out: float = 0.05
     """Fraction of each task's episodes held out for validation."""
     load_up_to_gb: float = 2.0

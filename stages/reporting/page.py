@@ -155,7 +155,7 @@ def _result(data: ReportData, table: ScoreTable) -> dict[str, Any]:
         "costs": {} if data.costs is None else data.costs.groupby("algorithm").cpu_seconds.mean().to_dict(),
         "unscored": AlgorithmScores(),
         "protocol": f"{counted(evaluated, 'task')}{skipped}, seeds per task: {seeds}, episodes per seed: {episodes}. "
-        f"Scores are of the last iterate, acting deterministically. Report written on {hardware_line()}.",
+        f"Scores are of the final policies, acting deterministically. Report written on {hardware_line()}.",
         "interval": protocol.get("interval", ""),
     }
 
