@@ -47,7 +47,9 @@ class Ray:
     def start_node(self, host: Host, **variables: str) -> subprocess.Popen[bytes]:
         is_head = host is self.hosts[0]
         role = ["--head", "--port=6379", "--include-dashboard=false"] if is_head else [f"--address={self.address}"]
+        # Started as scripts start it, `ray start ... &`: the shell then lets Ray and its workers ignore SIGINT.
         return host.start(
+            "sh", "-c", "trap '' INT; exec \"$@\"", "sh",
             *COMMAND, "start", "--block", *role, f"--node-ip-address={host.address}", "--num-cpus=2",
             "--object-store-memory=80000000", *([f"--temp-dir={self.files}"] if is_head else []),
             log=self.folder / f"{host.name}.log", **variables,

@@ -283,14 +283,13 @@ def _check_healthy(address: str) -> None:
 
 def _watch(folder: str, limit_seconds: float, environment: dict[str, str]) -> None:
     """Runs in a worker of Ray, which interrupts it when the job is cancelled."""
+    # Ray cancels by SIGINT, which its workers ignore if a script started it in the background (`ray start ... &`).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = JobProcess(Path(folder), limit_seconds=limit_seconds, environment=environment)
     try:
         process.wait()
     except KeyboardInterrupt:
-        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # further requests change nothing
-        try:
-            process.stop()
-            process.wait()
-        finally:
-            signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # further requests change nothing
+        process.stop()
+        process.wait()
         raise
