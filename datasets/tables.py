@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..pipeline.errors import CheckpointError
+from ..pipeline.errors import CheckpointError, ConfigError
 from ..pipeline.stage import Context
 from .formats.sources import dataset_task
 from .schema import TaskSpec, TaskTable
@@ -41,6 +41,12 @@ def find_names(known: Sequence[str], names: Sequence[str], folder: Path, what: s
 def names_in_tables(names: Sequence[str], known: Sequence[str]) -> list[str]:
     """Expand names of tasks; the path or id of a dataset becomes the name of its task. A table has those in `known`."""
     return [name if name in known else dataset_task(name) for name in expand_names(names, keep=known)]
+
+
+def check_entries(key: str, entries: Collection[str], tasks: Sequence[str], where: str) -> None:
+    """Raise a ConfigError if the setting `key` has an entry for a task that is not among `tasks`, those of `where`."""
+    if unknown := sorted(set(entries) - set(tasks)):
+        raise ConfigError(f"{key} names {', '.join(unknown)}, but {where}: {', '.join(tasks)}")
 
 
 def check_same_tables(model: TaskTable, store: TaskTable, context: Context) -> None:

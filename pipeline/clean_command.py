@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the command."""
     folder = arguments.run_dir
     if not folder.is_dir():
-        raise StageError(f"there is no run folder {folder}")
+        raise StageError(f"there is no folder {folder.absolute()}; `orrery ls FOLDER` lists runs")
     if not (found := list_kept(folder)):
         console.print(Text(f"{folder} has no artifacts of earlier settings"), soft_wrap=True)
         return 0

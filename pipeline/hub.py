@@ -108,7 +108,7 @@ def download(repository: str, revision: str | None = None) -> Path:
 
     unreachable = _why_unreachable()
     name = f"{repository}@{revision}" if revision else repository
-    local = f"There is no local folder of that name either: {Path(name).absolute()}"
+    local = f"there is no folder {Path(name).absolute()}, and"
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=unreachable is not None))
     except errors.GatedRepoError as error:
@@ -117,16 +117,16 @@ def download(repository: str, revision: str | None = None) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{name}: no such repository on the Hugging Face Hub, or it is private and you are not logged in (hf auth "
-            f"login). {local}"
+            f"{local} the Hugging Face Hub has no repository {name}, or it is private and you are not logged in (hf "
+            "auth login)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository}: no revision {revision!r} on the Hugging Face Hub") from error
     except errors.LocalEntryNotFoundError as error:
         reason = unreachable or error.__cause__ or error
         raise CheckpointError(
-            f"{name}: the Hugging Face Hub cannot be reached ({type(reason).__name__}: {_line(reason)}), and there is "
-            f"no cached copy. {local}"
+            f"{local} no copy of {name} in the cache of the Hugging Face Hub, which cannot be reached "
+            f"({type(reason).__name__}: {_line(reason)})"
         ) from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise _failed(name, "downloading it from the Hugging Face Hub", error) from error

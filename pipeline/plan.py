@@ -48,6 +48,8 @@ class Decision:
     """What stands in place of the stage's folder beside the attempt to continue: itself, or where it is kept."""
     anew: bool = False
     """Whether to run although there may be an artifact or an attempt with this key, which is replaced."""
+    waits: bool = False
+    """Whether a stage that it reads runs first."""
 
     @property
     def would(self) -> str:
@@ -90,7 +92,8 @@ def decide_all(
         }
         if waits:
             now = _made_from(config, stages[name], name, read, {one: decisions[one].key for one in waits})
-            decisions[name] = Decision(name, "run", f"input from {waits[0]}", key_of(stages[name], name, now))
+            key = key_of(stages[name], name, now)
+            decisions[name] = Decision(name, "run", f"{waits[0]} runs first", key, waits=True)
         else:
             decisions[name] = decide(config, stages[name], name, read, anew=name in anew, redone=redone)
     return list(decisions.values())

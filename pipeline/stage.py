@@ -99,6 +99,10 @@ class Context:
         (folder,) = self.inputs[name]
         return folder
 
+    def optional_input(self, name: str) -> Path | None:
+        """The single artifact folder of input `name`, if there is one."""
+        return self.input(name) if self.inputs.get(name) else None
+
 
 class Stage:
     """Base class of stages. Subclasses set the four class variables and implement `run`."""

@@ -84,6 +84,8 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
+        if not run_dir.exists():
+            raise StageError(f"there is no folder {run_dir.absolute()}; `orrery ls FOLDER` lists runs") from None
         raise StageError(f"{run_dir} is not a run folder: it has no {RUN_FILE}") from None
     with reading(path, StageError, "rerun `orrery run` with the same run_dir to rewrite it"):
         record: dict[str, Any] = read_json(path, StageError, "rerun `orrery run` with the same run_dir to rewrite it")

@@ -122,8 +122,8 @@ def _unknown(source: str, path: Path, formats: Sequence[type[Format]]) -> Datase
     if path.is_dir():
         return _unknown_folder(source, path, formats)
     return DatasetError(
-        f"no dataset {source!r}: expected {_READ}, or a Minari id such as mujoco/hopper/medium-v0; for a simulated "
-        "task, run the stage collect"
+        f"no dataset {source!r}: there is no file or folder {path.absolute()}. Expected {_READ}, or the id of a Minari "
+        "dataset (minari/mujoco/hopper/medium-v0); for a simulated task, run the stage collect"
     )
 
 

@@ -106,11 +106,9 @@ def show_plan(series: Series, stages: Mapping[str, type[Stage]], console: Consol
         label, decisions = variant.name, plans[variant.name]
         if decisions is None:
             table.add_row(Text(label), "", "", f"it waits for {variant.reads_from}")
-        for would, group in itertools.groupby(
-            decisions or (), key=lambda one: (one.would, one.reason.split(" from ")[0])
-        ):
+        for _, group in itertools.groupby(decisions or (), key=lambda one: (one.would, one.waits or one.reason)):
             own = list(group)
-            table.add_row(Text(label), ", ".join(one.stage for one in own), would[0], Text(own[0].reason))
+            table.add_row(Text(label), ", ".join(one.stage for one in own), own[0].would, Text(own[0].reason))
             label = ""
     console.print(table)
     return 0

@@ -83,7 +83,7 @@ def plan_series(series: Series, stages: Mapping[str, type[Stage]]) -> dict[str, 
         )
         if stages[decision.stage].about_run or maker in ("", name):
             return decision
-        return replace(decision, action="reuse", reason=f"shared with {maker}")
+        return replace(decision, action="reuse", reason=f"shared with {maker}", waits=False)
 
     for variant in series.variants:
         before = plans[variant.reads_from] if variant.reads_from else []

@@ -131,12 +131,12 @@ class Bpo(Stage):
 def _load_model(context: Context, store: TaskStore) -> SequenceModel:
     from ..sequence_model.kinds import load_model
 
-    folders = context.inputs["world_model"]
-    if not folders:
+    folder = context.optional_input("world_model")
+    if folder is None:
         raise CheckpointError(
             "bpo.gradients has `model`, but the run has no world model: run pretrain first, set "
             "inputs.world_model=RUN/pretrain, or set bpo.gradients=[simulator]"
         )
-    model = load_model(folders[0])
+    model = load_model(folder)
     check_same_tables(model.table, store.table, context)
     return model

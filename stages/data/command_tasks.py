@@ -80,9 +80,14 @@ def _matching(pattern: str) -> list[str]:
     names = [name for suite in wanted for name in task_names(suite)]
     if pattern and len(wanted) > 1:
         glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-        names = [name for name in names if fnmatch.fnmatchcase(name.lower(), glob.lower())]
+        names = [name for name in names if _matches(name.lower(), glob.lower())]
     if not names:
         raise TaskError(
             f"no task matches {pattern!r}; expected a suite ({', '.join(suites())}), mt30, mt80 or a pattern"
         )
     return names
+
+
+def _matches(name: str, glob: str) -> bool:
+    """Whether the name of a task, with or without its suite, is as `glob` says."""
+    return any(fnmatch.fnmatchcase(part, glob) for part in (name, name.partition("/")[2]))

@@ -138,16 +138,16 @@ class Dyna(Stage):
 
     def _policies(self, context: Context, task: str) -> list[Path]:
         """The policies that act in a task, one per seed; empty if other actions are taken."""
-        artifacts = context.inputs["policies"]
+        folder = context.optional_input("policies")
         if self.config.actions not in ("auto", "policies"):
             return []
-        if not artifacts:
+        if folder is None:
             if self.config.actions == "policies":
                 raise ConfigError(
                     "dyna.actions=policies, but the run has none: make some before, or give inputs.policies="
                 )
             return []
-        return PolicyIndex.read(artifacts[0]).folders([task], self.config.algorithm, "dyna.algorithm")[task]
+        return PolicyIndex.read(folder).folders([task], self.config.algorithm, "dyna.algorithm")[task]
 
 
 def _all_episodes(rows: TaskRows, store: TaskStore, generated: Episodes) -> Iterator[Episode]:

@@ -179,9 +179,8 @@ class Evaluate(Stage):
         episodes: Sequence[EpisodeRow],
     ) -> tuple[dict[str, TaskSpec], dict[str, dict[str, Any]]]:
         """The specs with the references of normalised scores, and what summary.json says of these."""
-        earlier: dict[str, Any] = {}
-        for folder in context.inputs.get("references", ()):
-            earlier = Summary.read(folder).references
+        folder = context.optional_input("references")
+        earlier = {} if folder is None else Summary.read(folder).references
         known, references = {}, {}
         for name, spec in specs.items():
             random = [row for row in episodes if (row.task, row.algorithm) == (name, "random") and row.error is None]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...datasets.facts import DataFacts, read_store_facts
-from ...datasets.tables import check_common_tasks, find_names, names_in_tables
+from ...datasets.tables import check_common_tasks, check_entries, find_names, names_in_tables
 from ...pipeline.artifact import link
 from ...pipeline.errors import CheckpointError, ConfigError
 from ...pipeline.jobs.fanout import MemberJobs, fan_out_members, job_names
@@ -86,7 +86,8 @@ class Extract(Stage):
             if name in self.config.algorithms:
                 facts.check_horizon(getattr(self.config, part).horizon, f"extract.{part}.horizon", folder)
         if facts.tasks is not None:
-            find_names(facts.tasks, self.config.tasks, folder)
+            names = find_names(facts.tasks, self.config.tasks, folder)
+            check_entries("extract.task_anchor", self.config.task_anchor, names, EXTRACTED)
 
     def check_inputs(self, inputs: Mapping[str, Sequence[Any]]) -> None:
         needy = [name for name in self.config.algorithms if name in NEED_DATA]
@@ -172,7 +173,7 @@ class Extract(Stage):
         from ...datasets.store import TaskStore
         from ..world_model.start_frames import saved_behaviours, saved_folder
 
-        for folder in context.inputs.get("store", ()):
+        if (folder := context.optional_input("store")) is not None:
             store = TaskStore.open(folder)
             names = check_common_tasks(table, store.table, wanted, context)
             self._check_windows(read_store_facts(folder), names, folder)
@@ -192,9 +193,10 @@ class Extract(Stage):
         from ...datasets.store import data_digests
         from ..world_model.start_frames import STARTS, frame_digests
 
-        for folder in context.inputs.get("store", ()):
-            return data_digests(folder)
-        return next((frame_digests(folder, names) for folder in context.inputs.get(STARTS, ())), {})
+        if (store := context.optional_input("store")) is not None:
+            return data_digests(store)
+        starts = context.optional_input(STARTS)
+        return {} if starts is None else frame_digests(starts, names)
 
 
 def _pack(
@@ -214,6 +216,9 @@ NEED_DATA = {
 }
 """Algorithms that start frames are not enough for, with the reason."""
 
+EXTRACTED = "policies are extracted for"
+"""Says what the tasks in an error are."""
+
 
 def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[PolicySpec]:
     """Every (algorithm, task, anchor, seed), those that imagine first.
@@ -225,9 +230,7 @@ def plan_members(config: ExtractConfig, behaviours: Mapping[str, str]) -> list[P
     """
     from .program import PolicySpec
 
-    if unknown := sorted(set(config.task_anchor) - set(behaviours)):
-        known = ", ".join(behaviours)
-        raise ConfigError(f"extract.task_anchor names {unknown}, but policies are extracted for: {known}")
+    check_entries("extract.task_anchor", config.task_anchor, list(behaviours), EXTRACTED)
     members = []
     for objective in ("pwm", "svg"):
         penalties = config.uncertainty if objective == "pwm" else [0.0]

@@ -116,9 +116,9 @@ class Finetune(Stage):
         ModelFacts.of(model, table.names).check_horizon(self.config.horizon, "finetune.horizon", folder)
         check_unknown(table.names, [task.name for task in new], f"the world model in {folder}")
         check_can_join(table, new, model.complete().task_dim, folder)
-        for replayed in context.inputs.get("replay", ()):
+        if (replayed := context.optional_input("replay")) is not None:
             check_replayed(table, TaskStore.open(replayed).table, folder, replayed)
-        if self.config.replay and not context.inputs.get("replay"):
+        elif self.config.replay:
             raise StageError(
                 f"finetune.replay is {self.config.replay}, but the old tasks' data is missing: set inputs.replay to "
                 "the store that the model was trained on (RUN/pack), or finetune.replay=0"

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...datasets.facts import read_store_facts
+from ...datasets.facts import DataFacts, read_store_facts
+from ...datasets.tables import check_entries
 from ...pipeline.accelerator import check_gpu
-from ...pipeline.errors import ConfigError, StageError
+from ...pipeline.errors import StageError
 from ...pipeline.hub import find_artifact
 from ...pipeline.ranks import launched
 from ...pipeline.stage import Context, Input, Stage
@@ -40,6 +41,10 @@ class Pretrain(Stage):
 
     def check(self) -> None:
         self.reads()
+
+    def check_input(self, name: str, folder: Path, facts: DataFacts | None) -> None:
+        if facts is not None:
+            check_entries("pretrain.mixture", self.config.mixture, facts.tasks, "the store holds")
 
     @property
     def processes(self) -> int:
@@ -171,8 +176,7 @@ def mixture_weights(config: PretrainConfig, behaviours: Mapping[str, str]) -> di
     Raises:
         ConfigError: `mixture` names a task that is not there.
     """
-    if unknown := sorted(set(config.mixture) - set(behaviours)):
-        raise ConfigError(f"pretrain.mixture names {unknown}, but the store holds: {', '.join(behaviours)}")
+    check_entries("pretrain.mixture", config.mixture, list(behaviours), "the store holds")
     by_behaviour = {name: config.behaviour_mixture.get(kind, 1.0) for name, kind in behaviours.items()}
     return {**by_behaviour, **config.mixture}
 

@@ -62,8 +62,8 @@ class ImportTdmpc2(Stage):
         return user_path(self.config.checkpoint)
 
     def _table(self, published: Published, context: Context) -> TaskTable:
-        for folder in context.inputs["store"]:
-            return read_table(folder)
+        if (store := context.optional_input("store")) is not None:
+            return read_table(store)
         if self.config.tasks:
             return TaskTable([task_spec(name) for name in expand_names(self.config.tasks)])
         context.log.warning(

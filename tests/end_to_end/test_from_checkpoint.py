@@ -76,5 +76,5 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(model: Path, tmp_path: Path
     refused = orrery(tmp_path, "run", "from_checkpoint", "world_model=me/tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert refused.returncode == 2
     message = " ".join(refused.stderr.split())
-    assert "world_model: me/tiny: the Hugging Face Hub cannot be reached" in message
+    assert "no copy of me/tiny in the cache of the Hugging Face Hub, which cannot be reached" in message
     assert "Traceback" not in message

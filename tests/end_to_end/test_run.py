@@ -97,7 +97,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(finished, tmp
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if line}
     assert all("up to date" in lines[stage] for stage in ("collect", "pack", "pretrain"))
     assert "iterations 20 -> 10" in lines["extract"]
-    assert "input from extract" in lines["evaluate"]
+    assert "extract runs first" in lines["evaluate"]
     result = orrery("run", TINY, f"run_dir={folder}", "extract.iterations=10")
     assert result.returncode == 0, result.stderr
     for stage, same in [("pretrain", True), ("extract", False), ("evaluate", False)]:

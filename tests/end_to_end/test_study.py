@@ -89,7 +89,7 @@ def test_the_same_command_again_does_nothing_and_a_new_value_only_what_it_needs(
     assert rows[at : at + 3] == [
         [rows[at][0], "collect, pack, pretrain, gradients", "reuse", "shared with latent=mish,horizon=2"],
         ["extract", "run", "not run yet"],
-        ["evaluate", "run", "input from extract"],
+        ["evaluate", "run", "extract runs first"],
     ]
     status = orrery("status", finished).stdout
     assert "not running, 4 of 4 variants complete" in status

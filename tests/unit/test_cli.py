@@ -264,6 +264,8 @@ def test_status_tells_the_stages_apart(orrery, run_dir: Path, monkeypatch) -> No
         assert re.search(r"^add +running", out, re.MULTILINE), out
     assert f"running     process {os.getpid()} on" in printed[2]
 
+    code, _, err = orrery("status", str(run_dir / "mkae"))
+    assert (code, err) == (2, f"error: there is no folder {run_dir / 'mkae'}; `orrery ls FOLDER` lists runs\n")
     code, _, err = orrery("status", str(run_dir / "make"))
     assert code == 2
     assert "is not a run folder" in err

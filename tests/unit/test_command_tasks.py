@@ -55,6 +55,11 @@ def test_stubs_of_gymnasium_are_no_tasks(capsys):
     assert not {"gymnasium/Ant-v2", "gymnasium/GymV21Environment-v0"} & set(names)
 
 
+def test_a_pattern_may_leave_the_suite_out(capsys):
+    assert main(["tasks", "cartpole-swing*"]) == 0
+    assert capsys.readouterr().out.split() == ["dmc/cartpole-swingup", "dmc/cartpole-swingup_sparse"]
+
+
 def test_nothing_matches(capsys):
     assert main(["tasks", "walkerr"]) == 2
     assert "no task matches 'walkerr'; expected a suite (dmc, metaworld" in capsys.readouterr().err

@@ -65,6 +65,11 @@ LONG = ExtractConfig(algorithms=["pwm"], first_order=FirstOrderConfig(horizon=17
         (Extract(LONG), AWM, "extract.first_order.horizon is 17, .* later .*has learned 16 positions"),
         (Extract(ExtractConfig(tasks=["toy/z"])), AWM, "toy/z: not in the task table .* toy/a, toy/b, toy/new"),
         (Extract(ExtractConfig(tasks=["toy/a"])), PER_TASK, "toy/a: not in the task table .* holds: toy/new"),
+        (
+            Extract(ExtractConfig(tasks=["toy/a"], task_anchor={"toy/b": 1.0})),
+            AWM,
+            "extract.task_anchor names toy/b, but policies are extracted for: toy/a",
+        ),
         (Finetune(FinetuneConfig(horizon=17)), AWM, "finetune.horizon is 17, .*has learned 16 positions"),
         (
             Finetune(FinetuneConfig()),

@@ -71,7 +71,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_depends_on_it(toy: ToyProje
     assert toy.plan("add.scale=2") == [
         ("fresh", ""),
         ("run", "add.scale 1 -> 2"),
-        ("run", "input from add"),
+        ("run", "add runs first"),
     ]
     assert toy.statuses("add.scale=2") == ["fresh", "done", "done"]
     assert toy.statuses("add.scale=2", "report.title=other") == ["fresh", "fresh", "done"]
@@ -108,7 +108,7 @@ def test_artifacts_with_the_same_key_are_reused_from_other_runs(toy: ToyProject,
     assert toy.plan("add.scale=3", reuse) == [
         ("reuse", f"made in {tmp_path}/others/a/make"),
         ("run", "not run yet"),  # its input is known by content
-        ("run", "input from add"),
+        ("run", "add runs first"),
     ]
     assert not toy.run_dir.exists()
     outcomes = toy.run("add.scale=3", f"reuse_from=[{tmp_path}/others/a]")
@@ -170,7 +170,7 @@ def test_an_interrupted_stage_continues(toy: ToyProject, monkeypatch, failure: s
 def test_a_stage_that_calls_its_artifact_outdated_runs_again_and_continues(toy: ToyProject, monkeypatch) -> None:
     toy.run()
     monkeypatch.setenv("TOY_OUTDATED", "an abacus is there now")
-    assert toy.plan() == [("fresh", ""), ("run", "an abacus is there now"), ("run", "input from add")]
+    assert toy.plan() == [("fresh", ""), ("run", "an abacus is there now"), ("run", "add runs first")]
     monkeypatch.setenv("TOY_FAILURE", "interrupt")
     with pytest.raises(StageInterrupted):
         toy.run()
@@ -195,7 +195,7 @@ def test_an_attempt_with_other_settings_is_kept_and_continues_when_they_come_bac
     assert toy.run("add.scale=3")["add"].summary == "total 9 (from the start)"
     assert toy.run()["add"].summary == "total 3 (continued)"
     assert toy.run("add.scale=2")["add"].summary == "total 6 (continued)"
-    assert toy.plan("make.size=4")[1] == ("run", "input from make")
+    assert toy.plan("make.size=4")[1] == ("run", "make runs first")
 
     monkeypatch.setenv("TOY_FAILURE", "bug")
     for scale in range(4, 6 + KEPT_PER_STAGE):  # without bound, they would fill the disk

@@ -411,7 +411,7 @@ def test_the_plan_shows_what_is_shared_and_writes_nothing(toy: ToyStudy) -> None
     shown = rows(out)
     assert ["factor=1,scale=1", "make", "run", "not run yet"] in shown
     at = shown.index(["factor=1,scale=10", "make, tune", "reuse", "shared with factor=1,scale=1"])
-    assert shown[at + 1] == ["add, report", "run", "input from tune"]
+    assert shown[at + 1] == ["add, report", "run", "tune runs first"]
     assert ["factor=2,scale=1", "make", "reuse", "shared with factor=1,scale=1"] in shown
     toy.study(path)
     shown = rows(toy.study(path, "--plan", "grid.add.scale=[1,5]")[1])

@@ -252,7 +252,7 @@ def test_mixture_weights_by_task_before_behaviour():
     behaviours = {"toy/a": "exploration", "toy/b": "expert", "toy/c": "exploration"}
     config = PretrainConfig(mixture={"toy/c": 5.0}, behaviour_mixture={"exploration": 2.0})
     assert mixture_weights(config, behaviours) == {"toy/a": 2.0, "toy/b": 1.0, "toy/c": 5.0}
-    with pytest.raises(ConfigError, match=r"pretrain\.mixture names \['toy/d'\], but the store holds: toy/a, toy/b"):
+    with pytest.raises(ConfigError, match=r"pretrain\.mixture names toy/d, but the store holds: toy/a, toy/b"):
         mixture_weights(PretrainConfig(mixture={"toy/d": 1.0}), behaviours)
     with pytest.raises(ConfigError, match=r"pretrain\.behaviour_mixture: expected exploration, expert"):
         PretrainConfig(behaviour_mixture={"explore": 1.0})
