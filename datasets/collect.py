@@ -1,6 +1,6 @@
 """Behaviours that make data, and how their episodes are written: one Minari HDF5 dataset per task.
 
-Decides what exploration looks like (per episode one of three kinds of noise, so that a dataset holds many time scales),
+Decides what exploration looks like (per episode one of three kinds, at many time scales),
 how a scripted expert is varied, and that an episode depends only on (seed, task, its number): not on how the work was
 split. The recorded actions are those of the project, [-1, 1] or a choice, so a dataset describes its environment by the
 TaskSpec in its metadata rather than by a gymnasium EnvSpec.
@@ -42,6 +42,12 @@ EPISODE_OVERHEAD, FILE_OVERHEAD = 24 * 1024, 256 * 1024
 MEAN_HOLD = (1.0, 32.0)
 """Range, in steps, of the mean time for which held actions last, and of the time scale of correlated noise."""
 
+POLICY_HOLD = 8
+"""Mean time for which a random policy acts, in time scales of its noise."""
+
+SMALL_VARIANCE = 1e-12
+"""Added to the variance of an observation, so that one that never changes counts as 0."""
+
 Controller = Callable[[np.ndarray], np.ndarray]
 """One episode's behaviour: observation [O] -> action [A] in [-1, 1]."""
 
@@ -80,16 +86,17 @@ def behaviour_act(spec: TaskSpec, numbers: Sequence[int], seed: int, variation: 
 
 
 def exploration(spec: TaskSpec, rng: np.random.Generator) -> Controller:
-    """One episode's exploration: uniform, correlated (Ornstein-Uhlenbeck) or held bang-bang noise, a third each.
+    """One episode's exploration: random linear policies, correlated noise (Ornstein-Uhlenbeck) or held bang-bang noise.
 
-    The time scale is drawn log-uniformly from `MEAN_HOLD`. Discrete choices are uniform, held for a random time.
+    Each kind has a third of the episodes; the time scale is drawn log-uniformly from `MEAN_HOLD`. Discrete
+    choices are uniform, held for a random time.
     """
     time_scale = float(np.exp(rng.uniform(*np.log(MEAN_HOLD))))
     if spec.action_kind == "discrete":
         return _held(rng, time_scale, lambda: np.eye(spec.action_dim, dtype=np.float32)[rng.integers(spec.action_dim)])
     kind = rng.integers(3)
     if kind == 0:
-        return uniform(spec, rng)
+        return _linear_policies(rng, time_scale, spec)
     if kind == 1:
         return _ornstein_uhlenbeck(rng, time_scale, spec.action_dim)
     return _held(rng, time_scale, lambda: rng.choice(np.array([-1, 1], np.float32), spec.action_dim))
@@ -165,6 +172,39 @@ def _ornstein_uhlenbeck(rng: np.random.Generator, time_scale: float, action_dim:
         action = state.clip(-1, 1).astype(np.float32)
         state = keep * state + spread * rng.standard_normal(action_dim)
         return action
+
+    return controller
+
+
+def _linear_policies(rng: np.random.Generator, time_scale: float, spec: TaskSpec) -> Controller:
+    """Random linear policies, one after the other, with correlated noise: they reach states that only feedback reaches,
+    among them those in which trained policies fail.
+
+    As in augmented random search (Mania et al. 2018, arXiv 1803.07055), a policy acts on observations that are
+    standardised by those seen so far, here in the episode. A new one is drawn after `POLICY_HOLD * time_scale` steps on
+    average.
+    """
+    noise = _ornstein_uhlenbeck(rng, time_scale, spec.action_dim)
+    count, mean_O, square_O = 0, np.zeros(spec.observation_dim), np.zeros(spec.observation_dim)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        gain = rng.uniform(0.3, 3.0) / np.sqrt(spec.observation_dim)
+        return gain * rng.standard_normal((spec.action_dim, spec.observation_dim)), rng.uniform(
+            -0.5, 0.5, spec.action_dim
+        )
+
+    weight_AO, bias_A = draw()
+
+    def controller(observation: np.ndarray) -> np.ndarray:
+        nonlocal count, mean_O, square_O, weight_AO, bias_A
+        count += 1
+        off_O = observation - mean_O
+        mean_O = mean_O + off_O / count
+        square_O = square_O + off_O * (observation - mean_O)  # Welford's sum of squares
+        if rng.random() < 1 / (POLICY_HOLD * time_scale):
+            weight_AO, bias_A = draw()
+        scaled_O = (observation - mean_O) / np.sqrt(square_O / count + SMALL_VARIANCE)
+        return np.clip(weight_AO @ scaled_O + bias_A + 0.5 * noise(observation), -1, 1).astype(np.float32)
 
     return controller
 

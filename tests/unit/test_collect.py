@@ -303,19 +303,36 @@ def correlation(actions):
 
 def test_exploration_covers_time_scales_and_stays_in_range():
     spec = TaskSpec("test/t", 1, 3, 500)
+    observations = np.random.default_rng(0).standard_normal((400, 1))
     runs = []
     for number in range(60):
         controller = exploration(spec, np.random.default_rng(number))
-        runs.append(np.stack([controller(np.zeros(1)) for _ in range(400)]))
+        runs.append(np.stack([controller(observation) for observation in observations]))
     assert max(np.abs(run).max() for run in runs) <= 1
     memory = np.array([correlation(run) for run in runs])
-    assert (memory < 0.3).mean() > 0.25  # uniform
+    assert (memory < 0.3).mean() > 0.2
     assert (memory > 0.8).mean() > 0.2
     bang_bang = [run for run in runs if (np.abs(run) == 1).all()]
     assert 0.15 < len(bang_bang) / len(runs) < 0.55
     held = [400 / max((np.diff(run, axis=0) != 0).any(1).sum(), 1) for run in bang_bang]
     assert min(held) < 4
     assert max(held) > 6
+
+
+def test_a_third_of_exploration_acts_by_what_it_observes():
+    """At two distant observations, a random policy acts differently, whatever their units; noise does not."""
+    spec = TaskSpec("test/t", 2, 1, 500)
+    for scale in (1e-3, 1e3):
+        side = np.where(np.random.default_rng(0).random(2000) < 0.5, -1.0, 1.0)
+        observations = scale * np.stack([5 + side, np.full(2000, 7.0)], axis=1)
+        by_observation = []
+        for number in range(60):
+            controller = exploration(spec, np.random.default_rng(number))
+            action = np.array([controller(observation)[0] for observation in observations])
+            high, low = action[side > 0][:100].mean(), action[side < 0][:100].mean()
+            again = abs(action[side > 0][:100:2].mean() - action[side > 0][1:100:2].mean())
+            by_observation.append(abs(high - low) > 0.3 + again)
+        assert 0.15 < np.mean(by_observation) < 0.5
 
 
 def test_discrete_exploration_is_one_hot_and_tries_every_choice():
