@@ -33,7 +33,7 @@ class StateModel(nn.Module):
         if spec.terminates:
             raise ConfigError(
                 f"task {task!r} can end in a terminal state, which sequence models do not predict; plan for it with a "
-                "latent model (pretrain.world_model=latent) and tdmpc2_plan"
+                "latent model (pretrain.kind=latent) and tdmpc2_plan"
             )
         self.action_dim, self.discrete = spec.action_dim, spec.action_kind == "discrete"
         self.discount = float(spec.discount or 1.0)

@@ -40,7 +40,7 @@ class Mppi(Stage):
             if algorithm not in known:
                 raise CheckpointError(
                     f"mppi.algorithms has {algorithm}, but the world model in {folder} predicts {facts.predicts}, "
-                    f"which supports {' and '.join(known)}; pretrain with pretrain.world_model="
+                    f"which supports {' and '.join(known)}; pretrain with pretrain.kind="
                     f"{'latent' if observations else 'sequence'}, or remove {algorithm} from `algorithms`"
                 )
         if not observations:

@@ -12,14 +12,14 @@ from ..sequence_model.config import SequenceLossConfig, SequenceModelConfig
 from ..training.config import OptimizerConfig, TrainerConfig, check_loggers
 from ..world_model.config import LossConfig, WorldModelConfig
 
-WORLD_MODELS = ("latent", "sequence")
+KINDS = ("latent", "sequence")
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Training of the world model."""
 
-    world_model: str = "latent"
+    kind: str = field(default="latent", metadata={"renamed_from": "world_model"})
     """latent: encoder, dynamics and heads, for extract and planning (`model`, `loss`). sequence: a model of
     observations given actions, for bpo (`sequence`, `sequence_loss`)."""
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
@@ -80,14 +80,14 @@ class PretrainConfig:
         for key in ("mixture", "behaviour_mixture"):
             if negative := [name for name, weight in getattr(self, key).items() if not weight >= 0]:
                 raise ConfigError(f"pretrain.{key}: weights must not be negative, but are for {', '.join(negative)}")
-        check_choices(self, world_model=WORLD_MODELS)
-        if self.world_model == "sequence" and self.horizon > self.sequence.horizon:
+        check_choices(self, kind=KINDS)
+        if self.kind == "sequence" and self.horizon > self.sequence.horizon:
             raise ConfigError(
                 f"pretrain.horizon {self.horizon} is longer than the {self.sequence.horizon} steps of "
                 "pretrain.sequence.horizon"
             )
         positions = self.sequence.longest_prediction() or 0
-        if self.world_model == "sequence" and self.horizon < positions:
+        if self.kind == "sequence" and self.horizon < positions:
             raise ConfigError(
                 f"pretrain.horizon {self.horizon} would leave {positions - self.horizon} of the {positions} positions "
                 f"of the {self.sequence.kind} model untrained; set pretrain.horizon and pretrain.sequence.horizon to "
@@ -98,10 +98,8 @@ class PretrainConfig:
                 f"pretrain.model.awm_horizon is {self.model.awm_horizon} and pretrain.horizon {self.horizon}: windows "
                 "of this length would leave positions untrained or exceed them; set pretrain.horizon only"
             )
-        if self.world_model == "sequence" and self.trainer.compile:
-            raise ConfigError(
-                "pretrain.trainer.compile is for pretrain.world_model=latent; remove it for a sequence model"
-            )
+        if self.kind == "sequence" and self.trainer.compile:
+            raise ConfigError("pretrain.trainer.compile is for pretrain.kind=latent; remove it for a sequence model")
         check_counts(self, "reward_balance")
 
     @property

@@ -52,7 +52,7 @@ class Pretrain(Stage):
 
     def promise(self, inputs: Mapping[str, Sequence[Any]]) -> ModelFacts:
         (data,) = inputs["store"]
-        config = self.config.latent_model if self.config.world_model == "latent" else self.config.sequence
+        config = self.config.latent_model if self.config.kind == "latent" else self.config.sequence
         return ModelFacts.of(config, None if data is None else data.tasks)
 
     def check_machine(self) -> None:
@@ -84,15 +84,15 @@ class Pretrain(Stage):
         store = TaskStore.open(context.input("store"))
         torch.manual_seed(config.seed)
         self._check_rewards(store, context)
-        module, validation_length = self._latent(store) if config.world_model == "latent" else self._sequence(store)
+        module, validation_length = self._latent(store) if config.kind == "latent" else self._sequence(store)
         for folder in self.reads():
-            take_weights(module.model, folder, "model" if config.world_model == "latent" else "sequence_model")
+            take_weights(module.model, folder, "model" if config.kind == "latent" else "sequence_model")
         weights = mixture_weights(config, {task.spec.name: task.summary.behaviour for task in store.tasks})
         self._fit(module, weights, validation_length, context)
         if context.team is not None and context.team.launch.rank > 0:
             return ""  # the first process writes the output
         module.model.save(context.folder)
-        if config.world_model == "latent":
+        if config.kind == "latent":
             save_store_frames(store, context.folder, config.held_out)
         training, validation = logged_metrics(context.folder)
         training.to_csv(context.folder / "training.csv", index=False)
@@ -100,7 +100,7 @@ class Pretrain(Stage):
         return _summary(module.model, config.steps, validation)
 
     def _check_rewards(self, store: TaskStore, context: Context) -> None:
-        if self.config.world_model == "latent":
+        if self.config.kind == "latent":
             model = self.config.model.complete()
             said = beyond_bins(store.tasks, model.bin_limit, "pretrain.model.bin_limit", values=model.num_q > 0)
             if said is not None:

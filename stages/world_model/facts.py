@@ -72,7 +72,7 @@ class ModelFacts:
             kind = "latent" if wanted == "latents" else "sequence"
             raise CheckpointError(
                 f"{stage} needs a world model that predicts {wanted}, but the one in {folder} predicts "
-                f"{self.predicts}; pretrain one with pretrain.world_model={kind}"
+                f"{self.predicts}; pretrain one with pretrain.kind={kind}"
             )
 
 

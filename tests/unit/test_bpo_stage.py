@@ -62,7 +62,7 @@ def run(tmp_path_factory):
         tasks.append((spec, [Episode(*part, False) for part in parts]))
     write_store(folder / "store", tasks)
     config = PretrainConfig(
-        world_model="sequence", sequence=SMALL, optimizer=OptimizerConfig(lr=1e-2),
+        kind="sequence", sequence=SMALL, optimizer=OptimizerConfig(lr=1e-2),
         trainer=TrainerConfig(accelerator="cpu", log_every=5), steps=20, batch_size=16, horizon=10, held_out=0.1,
         validate_every=10, checkpoint_every=10, validation_batches=2,
     )  # fmt: skip
@@ -156,11 +156,11 @@ def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
 
     def made(**changes):
         sequence = dataclasses.replace(SMALL, **changes)
-        config = PretrainConfig(world_model="sequence", sequence=sequence, horizon=10)
+        config = PretrainConfig(kind="sequence", sequence=sequence, horizon=10)
         return Pretrain(config).promise({"store": [None]})
 
     latent = Pretrain(PretrainConfig()).promise({"store": [None]})
-    with pytest.raises(CheckpointError, match=r"bpo needs .* observations, .* latents; .*world_model=sequence"):
+    with pytest.raises(CheckpointError, match=r"bpo needs .* observations, .* latents; .*pretrain.kind=sequence"):
         check(latent)
     check(read_model_facts(run[0] / "model"))
     check(latent, gradients=["simulator"])  # which reads no model
@@ -188,9 +188,9 @@ def test_what_cannot_work_is_refused_before_anything_runs(run, tmp_path):
 
 def test_a_horizon_beyond_the_model_is_refused_before_training():
     with pytest.raises(ConfigError, match=r"pretrain.horizon 20 is longer than the 10 steps"):
-        PretrainConfig(world_model="sequence", sequence=SMALL, horizon=20)
+        PretrainConfig(kind="sequence", sequence=SMALL, horizon=20)
     with pytest.raises(ConfigError, match="expected latent, sequence"):
-        PretrainConfig(world_model="markov")
+        PretrainConfig(kind="markov")
 
 
 def test_the_online_loop_makes_the_updates_it_states_and_repeats_itself(tmp_path):

@@ -55,7 +55,7 @@ def imported(*tasks: str) -> ModelFacts:
 
 AWM = finetuned(pretrained(model=WorldModelConfig(dynamics="awm", num_q=2), horizon=16))
 WITHOUT_VALUES, PER_TASK = finetuned(pretrained()), finetuned(pretrained(), per_task=True)
-SEQUENCE = pretrained(world_model="sequence", horizon=100)
+SEQUENCE = pretrained(kind="sequence", horizon=100)
 LONG = ExtractConfig(algorithms=["pwm"], first_order=FirstOrderConfig(horizon=17))
 
 
@@ -112,7 +112,7 @@ def test_a_promise_is_what_the_artifact_states(tmp_path):
     assert read_model_facts(tmp_path / "latent") == pretrained(model=latent)
     sequence = SequenceModelConfig(horizon=10, width=8, heads=2, layers=1)
     build_model(sequence, table).save(tmp_path / "sequence")
-    assert read_model_facts(tmp_path / "sequence") == pretrained(world_model="sequence", sequence=sequence, horizon=10)
+    assert read_model_facts(tmp_path / "sequence") == pretrained(kind="sequence", sequence=sequence, horizon=10)
 
 
 def test_a_plan_hands_promises_on(tmp_path):

@@ -113,10 +113,10 @@ def test_positions_of_a_sequence_model_that_no_window_reaches_are_refused():
     kinds = {kind: SequenceModelConfig(kind=kind, horizon=10) for kind in ("awm", "hwm", "ssm", "markov")}
     for kind in ("awm", "hwm"):
         with pytest.raises(ConfigError, match=r"pretrain\.horizon 4 would leave 6 of the 10 positions"):
-            PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=4)
-        PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=10)
+            PretrainConfig(kind="sequence", sequence=kinds[kind], horizon=4)
+        PretrainConfig(kind="sequence", sequence=kinds[kind], horizon=10)
     for kind in ("ssm", "markov"):  # have none
-        PretrainConfig(world_model="sequence", sequence=kinds[kind], horizon=4)
+        PretrainConfig(kind="sequence", sequence=kinds[kind], horizon=4)
 
 
 def test_a_renamed_key_says_its_new_name():

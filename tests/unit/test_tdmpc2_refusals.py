@@ -191,8 +191,8 @@ def test_a_model_that_td_mpc2_cannot_hold_is_refused_before_it_is_trained():
     stage, folder = ExportTdmpc2(ExportTdmpc2Config()), Path("pretrain")
     with pytest.raises(CheckpointError, match=r"it scales observations\. Pretrain one with pretrain\.model\.num_q=5 "):
         stage.check_input("world_model", folder, promised(PretrainConfig()))
-    with pytest.raises(CheckpointError, match=r"pretrain\.world_model=latent"):
-        stage.check_input("world_model", folder, promised(PretrainConfig(world_model="sequence", horizon=100)))
+    with pytest.raises(CheckpointError, match=r"pretrain\.kind=latent"):
+        stage.check_input("world_model", folder, promised(PretrainConfig(kind="sequence", horizon=100)))
     angles = PretrainConfig(model=WorldModelConfig(size="1", normalize_observations=False, wrap_angles=True))
     with pytest.raises(
         CheckpointError, match=r"it reads sines and cosines\. Pretrain one with pretrain\.model\.wrap_an"
