@@ -1,9 +1,9 @@
 """Behaviours that make data, and how their episodes are written: one Minari HDF5 dataset per task.
 
-Decides what exploration looks like (per episode one of three kinds, at many time scales),
-how a scripted expert is varied, and that an episode depends only on (seed, task, its number): not on how the work was
-split. The recorded actions are those of the project, [-1, 1] or a choice, so a dataset describes its environment by the
-TaskSpec in its metadata rather than by a gymnasium EnvSpec.
+Decides what exploration looks like (per episode one of three kinds, at many time scales), how a scripted expert is
+varied, and that an episode depends only on (seed, task, its number): not on how the work was split. The recorded
+actions are those of the project, [-1, 1] or a choice, so a dataset describes its environment by the TaskSpec in its
+metadata rather than by a gymnasium EnvSpec.
 
 Dimension letters: B episodes being played, O observation, A action.
 """
@@ -88,8 +88,8 @@ def behaviour_act(spec: TaskSpec, numbers: Sequence[int], seed: int, variation: 
 def exploration(spec: TaskSpec, rng: np.random.Generator) -> Controller:
     """One episode's exploration: random linear policies, correlated noise (Ornstein-Uhlenbeck) or held bang-bang noise.
 
-    Each kind has a third of the episodes; the time scale is drawn log-uniformly from `MEAN_HOLD`. Discrete
-    choices are uniform, held for a random time.
+    Each kind has a third of the episodes; the time scale is drawn log-uniformly from `MEAN_HOLD`. Discrete choices are
+    uniform, held for a random time.
     """
     time_scale = float(np.exp(rng.uniform(*np.log(MEAN_HOLD))))
     if spec.action_kind == "discrete":
@@ -188,10 +188,10 @@ def _linear_policies(rng: np.random.Generator, time_scale: float, spec: TaskSpec
     count, mean_O, square_O = 0, np.zeros(spec.observation_dim), np.zeros(spec.observation_dim)
 
     def draw() -> tuple[np.ndarray, np.ndarray]:
+        # From gentle feedback to actions that are mostly at their limits.
         gain = rng.uniform(0.3, 3.0) / np.sqrt(spec.observation_dim)
-        return gain * rng.standard_normal((spec.action_dim, spec.observation_dim)), rng.uniform(
-            -0.5, 0.5, spec.action_dim
-        )
+        weight_AO = gain * rng.standard_normal((spec.action_dim, spec.observation_dim))
+        return weight_AO, rng.uniform(-0.5, 0.5, spec.action_dim)
 
     weight_AO, bias_A = draw()
 
