@@ -85,8 +85,8 @@ class WorldModelConfig:
     """Scale each task's observations to mean 0 and standard deviation 1. TD-MPC2 does not; without it, small angles are
     lost beside large velocities."""
     wrap_angles: bool = False
-    """Give the encoder the sine and cosine of observation columns whose range in a task's data exceeds 2 pi, such as
-    the angle of a joint that turns without limit, beside the columns themselves."""
+    """Give the encoder the sine and cosine of angles that turn without limit, beside the columns themselves. These are
+    columns whose range in a task's data exceeds 2 pi and whose velocity is another column."""
     num_bins: int = 101
     """Bins of the two-hot reward and value heads."""
     bin_limit: float = 10.0

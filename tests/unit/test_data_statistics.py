@@ -114,12 +114,6 @@ def test_held_out_episodes_decide_nothing(store, tmp_path):
     assert latent.observation_mean_KO[0, 0].item() == pytest.approx(seen.mean(), rel=1e-5)
     assert latent.observation_scale_KO[0, 0].item() == pytest.approx(seen.std(), rel=1e-5)
 
-    angles = WorldModel(
-        WorldModelConfig(latent_dim=8, encoder_dim=8, mlp_dim=8, task_dim=4, wrap_angles=True), store.table
-    )
-    balance.scale_observations(angles, 0, rows, 0.25)
-    assert angles.angle_KO.tolist() == [[1, 1]]
-
     save_store_frames(store, tmp_path, 0.25)
     saved = load_frames(tmp_path, [rows.spec])["toy/point"]
     drawn = draw_frames(store, "toy/point", 500, 100, 0, 0.25)
@@ -132,12 +126,32 @@ def test_held_out_episodes_decide_nothing(store, tmp_path):
     assert len(begun) == EPISODES - rows.held_out(PowrConfig().offline.held_out).sum()
 
 
+@pytest.mark.parametrize("noise", [0, 0.02])
+def test_an_angle_turns_without_limit_and_has_a_velocity(noise):
+    """A driven, damped wheel, of which a whole turn is 2 pi; and all of it again at a hundredth of the size."""
+    random = np.random.default_rng(0)
+    torque = np.repeat(random.normal(0, 60, 100), 10)
+    velocity = np.zeros(1001)
+    for step in range(1000):
+        velocity[step + 1] = 0.9 * velocity[step] + 0.1 * torque[step]
+    angle = np.concatenate([[0], 0.05 * (velocity[1:] + velocity[:-1]).cumsum() / 2])
+    constant = np.full(1001, 8.0)
+    alone = 20 * np.sin(np.arange(1001) / 7)  # a wide column without a velocity
+    columns = torch.tensor(np.stack([angle, velocity, angle / 100, constant, alone], 1))
+    columns += noise * torch.tensor(random.normal(size=columns.shape))
+    assert np.ptp(velocity) > 2 * np.pi
+    assert np.ptp(angle) > 2 * np.pi > np.ptp(angle / 100)
+    assert balance.turning(columns[:-1], columns[1:]).tolist() == [True, False, False, False, False]
+    assert not balance.turning(columns[:-1, [0, 2, 3]], columns[1:, [0, 2, 3]]).any()
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_the_encoder_sees_whole_turns_as_equal(tmp_path, normalized):
-    """Columns of a range above 2 pi are angles: their values, two turns apart, differ in the scaled column alone."""
+    """The values of an angle, two turns apart, differ in the scaled column alone."""
     spec = point_mass_spec(observation_dim=2, episode_length=LENGTH)
     turning = numbered_episode(spec, 0, LENGTH)
-    turning.observations[:, 0], turning.observations[:, 1] = np.linspace(-3, 3.2, LENGTH + 1), np.linspace(0, 9, 101)
+    turning.observations[:, 0] = np.linspace(-3, 9, LENGTH + 1)
+    turning.observations[:, 1] = 0.1 * turning.observations[:, 0].cumsum()
     store = write_store(tmp_path / "turning", [(spec, [turning])])
     config = WorldModelConfig(
         latent_dim=8, encoder_dim=8, mlp_dim=8, task_dim=4, wrap_angles=True, normalize_observations=normalized
