@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...pipeline.config.schema import build
 from ...pipeline.jobs.job import JobContext
 from ...pipeline.jobs.pool import run_all
 from ...pipeline.seeding import derive_seed
+from ...pipeline.stage import ProgressTask
 from ..policy.policy_index import policy_entry
 from ..powr.curves import CURVES_FILE, CurveRow, completed_returns, failure_warnings, write_curves
 from .config import EPISODES_FILE, LIBRARIES, BaselinesConfig
@@ -60,16 +62,22 @@ def learn_policies(payload: Mapping[str, Any], context: JobContext) -> None:
             statistics = (*(np.array(one, np.float32) for one in statistics[:2]), statistics[2])
         runs.append(_Run(config, spec, member["algorithm"], member["seed"], member["settings"], statistics, folder))
     waiting = [run for run in runs if not (run.folder / "policy.json").is_file()]
-    with context.progress("baselines", total=len(runs), completed=len(runs) - len(waiting)) as progress:
-        for run, messages in run_all(_learn, waiting, workers=context.workers):
+    done, total = len(runs) - len(waiting), len(runs) * config.steps
+    with context.progress("baselines", total=total, completed=done * config.steps) as progress:
+        # Other processes cannot tell how far they are.
+        alone = min(context.workers, len(waiting)) <= 1
+        learn = partial(_learn, progress=progress) if alone else _learn
+        for run, messages in run_all(learn, waiting, workers=1 if alone else context.workers):
             for message in messages:
                 context.log.warning("%s: %s", run, message)
-            progress.advance(1)
-            progress.note(str(run))
+            if not alone:
+                progress.advance(config.steps)
+                progress.note(f"{run}: done")
 
 
-def _learn(run: _Run) -> list[str]:
-    """Train one agent; write its policy and its curve. Returns warnings. Runs in a worker process."""
+def _learn(run: _Run, progress: ProgressTask | None = None) -> list[str]:
+    """Train one agent; write its policy and its curve. Returns warnings. Runs in a worker process, or tells `progress`
+    of every step."""
     torch.set_num_threads(1)
     config, spec = run.config, run.spec
     environment = LibraryEnv(spec, run.statistics, config.keep_replay)
@@ -116,12 +124,22 @@ def _learn(run: _Run) -> list[str]:
 
     def watch(_locals: dict[str, Any], _globals: dict[str, Any]) -> bool:
         """Called after every step. True: continue."""
-        if model.num_timesteps % config.evaluate_every == 0 and model.num_timesteps < config.steps:
-            evaluate()
+        # Algorithms that learn from whole rollouts go on to the end of the last one.
+        if model.num_timesteps > config.steps:
+            return True
+        if progress is not None:
+            progress.advance(1)
+        if config.evaluate_every and model.num_timesteps % config.evaluate_every == 0:
+            if model.num_timesteps < config.steps:
+                evaluate()
+            if progress is not None:
+                progress.note(f"{run}: return {rows[-1].greedy_return:.1f} at {rows[-1].transitions}")
         return True
 
+    if progress is not None:
+        progress.note(str(run))
     # One call: the exploration of DQN falls over a tenth of all steps, and would over a tenth of each part's.
-    model.learn(config.steps, callback=watch if config.evaluate_every else None)
+    model.learn(config.steps, callback=watch)
     if config.evaluate_every:
         evaluate()
         run.folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -177,13 +178,38 @@ def test_what_was_played_in_training_becomes_a_dataset(tmp_path):
             assert paid == pytest.approx(reward, rel=1e-5)
 
 
-def test_curves_are_written_beside_the_policies(tmp_path):
+class Steps:
+    """A progress that keeps what it is told."""
+
+    def __init__(self):
+        self.began, self.steps, self.notes = [], 0, []
+
+    @contextlib.contextmanager
+    def __call__(self, description, total, completed=0):
+        self.began.append((description, total, completed))
+        yield self
+
+    def advance(self, amount=1):
+        self.steps += amount
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_curves_are_written_beside_the_policies(tmp_path, workers):
+    """An on-policy algorithm ends after a whole rollout, a step later; the progress counts what was asked for."""
     pytest.importorskip("stable_baselines3")
     config = BaselinesConfig(
         ["gymnasium/FrozenLake-v1"], {"is_slippery": False}, ["dqn", "a2c"], SMALL, 64, 32, 2, seeds=1
     )
-    where = context(tmp_path / "out")
+    progress = Steps()
+    where = dataclasses.replace(context(tmp_path / "out"), workers=workers, progress=progress)
     summary = Baselines(config).run(where)
+    assert progress.began == [("baselines", 128, 0)]
+    assert progress.steps == 128
+    if workers == 1:
+        assert [note for note in progress.notes if note.startswith("dqn on gymnasium/FrozenLake-v1, seed 0: return ")]
     assert summary.startswith("last greedy return dqn ")
     curves = pd.read_csv(where.folder / "curves.csv")
     assert curves.groupby("algorithm").transitions.apply(list).to_dict() == {"a2c": [32, 65], "dqn": [32, 64]}
