@@ -29,7 +29,7 @@ from ..pipeline.reading import read_json, reading
 
 ActionKind = Literal["continuous", "discrete"]
 ScoreKind = Literal["return_per_1000", "success", "normalised"]
-Behaviour = Literal["exploration", "expert", "policy", "unknown"]
+Behaviour = Literal["exploration", "expert", "policy", "replay", "unknown"]
 """How a dataset was collected. Sets the default behaviour anchor of extraction."""
 BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
 

@@ -315,7 +315,7 @@ class TaskStore:
         folder: str | Path,
         *,
         name: str,
-        behaviour: Behaviour = "policy",
+        behaviour: Behaviour = "replay",
         window: int = 5,
         **fields: Any,
     ) -> TaskStore:

@@ -61,7 +61,8 @@ class ChainReader:
 
 def joint_behaviour(parts: Sequence[Behaviour]) -> Behaviour:
     """How data was made that comes from several behaviours: exploration if any of it does, since it is then wide
-    enough to trust a model on; else what they all are, or policy."""
-    if "exploration" in parts:
-        return "exploration"
+    enough to trust a model on; else replay if any does; else what they all are, or policy."""
+    for wide in ("exploration", "replay"):
+        if wide in parts:
+            return wide
     return parts[0] if len(set(parts)) == 1 else "policy"

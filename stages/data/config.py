@@ -202,9 +202,8 @@ class ReplayDatasetsConfig:
     """Tasks to write. Empty: every task that was learned."""
     algorithm: str = ""
     """Algorithm or variant whose replay buffers are written. Empty: the only one that has some."""
-    behaviour: str = "exploration"
-    """Behaviour recorded with the data, which sets the defaults of later stages. A replay buffer covers random to
-    trained actions and is as wide as exploration; policy or unknown would anchor extraction to it."""
+    behaviour: str = "replay"
+    """Behaviour recorded with the data, which sets the defaults of later stages."""
 
     def __post_init__(self) -> None:
         check_choices(self, behaviour=BEHAVIOURS)

@@ -226,7 +226,7 @@ def algorithm_name(stage: str, variant: str) -> str:
     return stage if variant == "mrq" else f"{stage}@{variant}"
 
 
-BEHAVIOUR_WEIGHT = {"exploration": 0.0, "expert": 0.1, "policy": 0.1, "unknown": 0.1}
+BEHAVIOUR_WEIGHT = {"exploration": 0.0, "expert": 0.1, "policy": 0.1, "replay": 0.1, "unknown": 0.1}
 """Default weight of the behaviour term by the behaviour that made the data; 0.1 is that of TD7 (arXiv 2306.02451)."""
 
 

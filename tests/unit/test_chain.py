@@ -82,3 +82,5 @@ def test_data_that_holds_exploration_counts_as_exploration():
     assert joint_behaviour(["policy", "exploration"]) == "exploration"
     assert joint_behaviour(["expert", "expert"]) == "expert"
     assert joint_behaviour(["expert", "policy"]) == "policy"
+    assert joint_behaviour(["expert", "replay", "policy"]) == "replay"
+    assert joint_behaviour(["replay", "exploration"]) == "exploration"

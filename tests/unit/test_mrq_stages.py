@@ -158,7 +158,7 @@ def test_replays_become_datasets_that_pack_can_read(tmp_path):
     episodes = list(reader)
     assert len(episodes) == entry["episodes"]
     assert reader.task == task_spec(CARTPOLE)
-    assert reader.behaviour == "exploration"
+    assert reader.behaviour == "replay"
     # What is written is what the environment does: each episode, played again from its first state.
     environment = make_environment(reader.task)
     for episode in episodes[:3]:

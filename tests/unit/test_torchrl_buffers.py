@@ -95,7 +95,7 @@ def test_a_buffer_becomes_a_store(storage, tmp_path):
     parts = [episode(0, 6), episode(1, 5, terminated=True), episode(2, 5)]
     store = orrery.TaskStore.from_replay_buffer(filled(storage(30), *parts), tmp_path / "store", name="lab/arm")
     (rows,) = store.tasks
-    assert (rows.spec.name, rows.summary.behaviour, rows.lengths.tolist()) == ("lab/arm", "policy", [6, 5, 5])
+    assert (rows.spec.name, rows.summary.behaviour, rows.lengths.tolist()) == ("lab/arm", "replay", [6, 5, 5])
     assert rows.terminated.tolist() == [False, True, False]
     artifact.verify(tmp_path / "store", "store")
     with pytest.raises(DatasetError, match="store: exists"):
