@@ -31,8 +31,8 @@ class SourceConfig:
     columns: str = ""
     """YAML column map of the dataset (not for Minari). Empty: recognise the columns by their names."""
     behaviour: str = ""
-    """How the data was collected: exploration, expert or policy; sets the default behaviour anchor. Empty: use the
-    dataset's metadata; mt30 and mt80 count as exploration."""
+    """How the data was collected: exploration, expert, policy or replay (of a learner); sets the default behaviour
+    anchor. Empty: use the dataset's metadata; mt30 and mt80 count as exploration."""
     episode_length: int = 0
     """Episode length in rows of the dataset; 0 = the environment's time limit, or the longest episode."""
     score_random: float | None = None
