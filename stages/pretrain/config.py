@@ -46,7 +46,7 @@ class PretrainConfig:
     mixture: dict[str, float] = field(default_factory=dict)
     """Relative share of each task in a batch. Tasks without an entry use `behaviour_mixture`, or 1."""
     behaviour_mixture: dict[str, float] = field(default_factory=dict)
-    """Relative share of tasks by how their data was collected: exploration, expert, policy or unknown."""
+    """Relative share of tasks by how their data was collected: exploration, expert, policy, replay or unknown."""
     reward_windows: float = 0.0
     """Minimum share of a task's training windows with a reward above half its maximum: such windows are drawn more
     often where they are rarer. 0 = draw all windows uniformly."""
