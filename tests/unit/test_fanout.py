@@ -27,7 +27,8 @@ from orrery.pipeline.stage import Context
 from rich.console import Console
 
 HERE = Path(__file__).parent
-LIMIT_MIN = 0.05
+LIMIT_MIN = 0.15
+"""Long enough for a job to start and end on a loaded machine."""
 NAMES = ("a", "b", "c", "d", "e")
 
 LOCAL = FanoutConfig(executor="local", parallel_jobs=5, time_limit_min=LIMIT_MIN)
