@@ -129,9 +129,9 @@ def _learn(run: _Run, progress: ProgressTask | None = None) -> list[str]:
             return True
         if progress is not None:
             progress.advance(1)
-        if config.evaluate_every and model.num_timesteps % config.evaluate_every == 0:
-            if model.num_timesteps < config.steps:
-                evaluate()
+        due = config.evaluate_every and model.num_timesteps % config.evaluate_every == 0
+        if due and model.num_timesteps < config.steps:
+            evaluate()
             if progress is not None:
                 progress.note(f"{run}: return {rows[-1].greedy_return:.1f} at {rows[-1].transitions}")
         return True

@@ -217,3 +217,11 @@ def test_curves_are_written_beside_the_policies(tmp_path, workers):
     index = json.loads((where.folder / "policies.json").read_text())
     assert index["tasks"][0]["environment"]["kwargs"] == {"is_slippery": False}
     assert load_policy(where.folder / index["policies"][0]["path"]).act(torch.eye(16)).sum() == 16
+
+
+def test_a_single_evaluation_is_that_of_the_last_step(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    config = BaselinesConfig(["gymnasium/FrozenLake-v1"], {}, ["dqn"], SMALL, 64, 64, 1, seeds=1)
+    where = context(tmp_path / "out")
+    Baselines(config).run(where)
+    assert pd.read_csv(where.folder / "curves.csv").transitions.tolist() == [64]
