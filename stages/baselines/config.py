@@ -65,6 +65,8 @@ class BaselinesConfig:
     """Episodes per evaluation, with the most likely action."""
     keep_replay: bool = False
     """Save the complete episodes played in training, for the stage replay_datasets."""
+    checkpoint_every: int = 10_000
+    """Steps between checkpoints, which include the replay buffer."""
     seeds: int = 2
     """Independent runs per task and algorithm."""
     seed: int = 0
@@ -77,7 +79,7 @@ class BaselinesConfig:
             raise ConfigError(
                 f"baselines.algorithms: expected some of {', '.join(LIBRARIES)}, found {', '.join(unknown)}"
             )
-        check_counts(self, "steps", "evaluation_episodes", "seeds")
+        check_counts(self, "steps", "evaluation_episodes", "checkpoint_every", "seeds")
         check_not_negative(self, "evaluate_every")
         if "sac" in self.algorithms and not 0 <= self.sac.learning_starts < self.steps:
             raise ConfigError(

@@ -25,15 +25,15 @@ class Baselines(Stage):
     """Train SAC, PPO, DQN, A2C and TRPO (Stable-Baselines3) online in each task's environment, as model-free baselines.
 
     If there is a store, its tasks are trained with observations and rewards scaled by the standard deviations of its
-    data, which is not used otherwise, and every episode end counts as terminal. Each run has its own process; finished
-    runs are kept if the stage is interrupted.
+    data, which is not used otherwise, and every episode end counts as terminal. Each run has its own process. If the
+    stage is interrupted, finished runs are kept, and others continue from their last checkpoint bit for bit.
     """
 
     Config = BaselinesConfig
     inputs = {"store": Input("store", optional=True)}
     output_kind = "policies"
     algorithms = tuple(LIBRARIES)
-    not_hashed = ("fanout",)
+    not_hashed = ("checkpoint_every", "fanout")
     config: BaselinesConfig
 
     def check(self) -> None:
@@ -75,6 +75,7 @@ class Baselines(Stage):
                 per_job=config.fanout.per_job(len(members), 1),
                 slug=lambda member: TaskSpec.from_dict(member["task"]).slug,
             ),
+            ["config.checkpoint_every"],
         )
         (found,) = fan_out_members([program], learn_policies, context, config.fanout, hashed=[])
         entries, rows = [], []

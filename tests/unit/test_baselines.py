@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -16,11 +18,13 @@ import torch
 from orrery.datasets.formats.minari import MinariReader
 from orrery.datasets.schema import Episode
 from orrery.datasets.tasks import make_environment, task_spec
+from orrery.pipeline import termination
 from orrery.pipeline.config.load import discover_stages, load_config
-from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.errors import ConfigError, StageError
 from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.stage import Context
+from orrery.stages.baselines import continuation, online
 from orrery.stages.baselines.config import BaselinesConfig, SacConfig
 from orrery.stages.baselines.environment import LibraryEnv
 from orrery.stages.baselines.mlp_policy import MlpPolicy
@@ -225,3 +229,74 @@ def test_a_single_evaluation_is_that_of_the_last_step(tmp_path):
     where = context(tmp_path / "out")
     Baselines(config).run(where)
     assert pd.read_csv(where.folder / "curves.csv").transitions.tolist() == [64]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task", "steps", "after_crash", "after_signal"),
+    [
+        ("a2c", "gymnasium/CartPole-v1", 200, 120, 170),
+        ("dqn", "gymnasium/CartPole-v1", 200, 120, 172),
+        ("ppo", "gymnasium/CartPole-v1", 2100, 2048, 2048),  # learns from rollouts of 2,048 steps
+        ("sac", "gymnasium/Pendulum-v1", 500, 420, 470),
+    ],
+)
+@pytest.mark.parametrize("ended_by", ["a crash", "a signal"])
+def test_an_interrupted_run_continues_bit_for_bit(
+    tmp_path, monkeypatch, algorithm, task, steps, after_crash, after_signal, ended_by
+):
+    """A crash loses what came after the last checkpoint, a signal nothing but a rollout that would be the last."""
+    pytest.importorskip("stable_baselines3")
+    config = BaselinesConfig(
+        [task], {}, [algorithm], SMALL, steps, steps // 2, 1, keep_replay=True, checkpoint_every=60, seeds=1
+    )
+    whole, interrupted = context(tmp_path / "whole"), context(tmp_path / "interrupted")
+    Baselines(config).run(whole)
+    taken, take, continued = 0, LibraryEnv.step, []
+
+    def step(self, action):
+        nonlocal taken
+        taken += 1
+        if taken == steps - 30:
+            if ended_by == "a crash":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, action)
+
+    def restore(agent, environment, state):
+        continued.append(state["counters"]["num_timesteps"])
+        continuation.restore(agent, environment, state)
+
+    monkeypatch.setattr(LibraryEnv, "step", step)
+    monkeypatch.setattr(online, "restore", restore)
+    with termination.handled(), pytest.raises((KeyboardInterrupt, termination.Terminated)):
+        Baselines(config).run(interrupted)
+    Baselines(config).run(interrupted)
+    assert continued == [after_crash if ended_by == "a crash" else after_signal]
+    written = [
+        {path.relative_to(where.folder): path.read_bytes() for path in where.folder.rglob("*") if path.is_file()}
+        for where in (whole, interrupted)
+    ]
+    assert len(written[0]) >= 5
+    assert written[0] == written[1]
+
+
+def test_another_environment_than_that_of_the_checkpoint_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    config = BaselinesConfig(["gymnasium/Pendulum-v1"], sac=SMALL, steps=90, checkpoint_every=60, seeds=1)
+    where = context(tmp_path / "out")
+    take = LibraryEnv.step
+
+    def stop(self, action):
+        if len(self.given) == 70:
+            raise KeyboardInterrupt
+        return take(self, action)
+
+    def other(self, action):
+        return take(self, -action)
+
+    monkeypatch.setattr(LibraryEnv, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Baselines(config).run(where)
+    monkeypatch.setattr(LibraryEnv, "step", other)
+    with pytest.raises(StageError, match=r"Pendulum-v1', episode 0, step 60: replayed from its seed, .* scratch"):
+        Baselines(config).run(where)
