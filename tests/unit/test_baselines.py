@@ -237,6 +237,7 @@ def test_a_single_evaluation_is_that_of_the_last_step(tmp_path):
         ("a2c", "gymnasium/CartPole-v1", 200, 120, 170),
         ("dqn", "gymnasium/CartPole-v1", 200, 120, 172),
         ("ppo", "gymnasium/CartPole-v1", 2100, 2048, 2048),  # learns from rollouts of 2,048 steps
+        ("trpo", "gymnasium/CartPole-v1", 2100, 2048, 2048),
         ("sac", "gymnasium/Pendulum-v1", 500, 420, 470),
     ],
 )
