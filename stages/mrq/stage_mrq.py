@@ -100,7 +100,7 @@ class Mrq(Stage):
     def _programs(self, store: TaskStore, names: Sequence[str]) -> list[MemberJobs]:
         """One for each variant."""
         from ...datasets.store import data_digests
-        from ...pipeline.accelerator import device_of
+        from ...pipeline.accelerator import device_of, wants_gpu
         from .offline import OfflineMember, split_members
 
         config = self.config
@@ -109,7 +109,8 @@ class Mrq(Stage):
         of_job = dataclasses.replace(config, tasks=[], seeds=1, variants=["mrq"])
         settings = {**dataclasses.asdict(of_job), "fanout": {}}
         widths = [store.table.observation_dim, store.table.action_dim]  # padded, as networks are
-        on_cpu = device_of(config.accelerator).type == "cpu"
+        # A GPU that is named may be another machine's.
+        on_cpu = not wants_gpu(config.accelerator) and device_of(config.accelerator).type == "cpu"
 
         def pack(algorithm: str, own: Sequence[Any]) -> dict[str, list[Any]]:
             per_job = config.fanout.policies_per_job or (1 if on_cpu else len(own))

@@ -13,6 +13,7 @@ import torch
 from orrery.datasets.formats.sources import open_reader
 from orrery.datasets.tasks import make_environment, task_spec
 from orrery.pipeline.errors import ConfigError
+from orrery.pipeline.jobs.config import FanoutConfig
 from orrery.pipeline.jobs.job import read_status
 from orrery.stages.data.config import ReplayDatasetsConfig
 from orrery.stages.data.stage_replay_datasets import ReplayDatasets
@@ -196,6 +197,15 @@ def test_offline_policies_with_and_without_a_world_model(tmp_path):
             action = policy.act(torch.randn(3, policy.task.observation_dim))
             assert action.shape == (3, policy.task.action_dim)
             assert (policy.features is None) is not start
+
+
+def test_a_cluster_gpu_trains_policies_together_though_this_machine_has_none(tmp_path):
+    spec = point_mass_spec()
+    store = write_store(tmp_path / "store", [(spec, point_mass_episodes(spec, 6))])
+    slurm = FanoutConfig(executor="slurm", time_limit_min=1.0, options={"gpus": 1})
+    stage = Mrq(dataclasses.replace(OFFLINE, seeds=3, accelerator="cuda", fanout=slurm))
+    (program,) = stage._programs(store, [spec.name])
+    assert [len(members) for members in program.pack(program.members).values()] == [3]
 
 
 def cartpole_episodes(spec):
