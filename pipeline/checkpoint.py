@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors beside a config.json that says what to build. Nothing is ever unpickled."""
+"""Weights on disk: safetensors beside a JSON file that says what to build. Nothing is ever unpickled."""
 
 from __future__ import annotations
 

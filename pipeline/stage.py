@@ -105,7 +105,7 @@ class Context:
 
 
 class Stage:
-    """Base class of stages. Subclasses set the four class variables and implement `run`."""
+    """Base class of stages. Subclasses set `Config` and `output_kind`, and implement `run`."""
 
     Config: ClassVar[type]
     """A frozen dataclass; every field has a default."""

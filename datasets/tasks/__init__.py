@@ -48,7 +48,7 @@ def suites() -> list[str]:
 
 
 def task_names(suite: str) -> list[str]:
-    """Names of every task of a suite: `dmc`, `metaworld`, or `gymnasium` (all registered ids).
+    """Names of every task of a suite: `dmc`, `metaworld`, `myriad`, or `gymnasium` (all registered ids).
 
     Raises:
         TaskError: the suite is unknown.

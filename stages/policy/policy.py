@@ -46,7 +46,7 @@ class Policy(Protocol):
         """Load the policy named by `reference` on the CPU, and verify every file.
 
         Args:
-            reference: one policy's folder (RUN/extract/pwm/dmc.cup-catch/seed_0), a policies artifact (RUN/extract), a
+            reference: one policy's folder (RUN/extract/svg/dmc.walker-run/seed_0), a policies artifact (RUN/extract), a
                 run folder that holds one, or an id of the Hugging Face Hub: user/name, user/name@revision.
             task, algorithm: which, where there are several.
             seed: which; None takes the lowest, so that no score has a part in the choice.

@@ -62,7 +62,8 @@ class Pretrain(Stage):
             raise StageError(
                 f"pretrain.trainer.nodes is {nodes}, but this process was started alone. Start the command once per "
                 f"device and node: srun --nodes={nodes} --ntasks-per-node={devices} orrery run ..., or on each node "
-                f"torchrun --nnodes={nodes} --nproc-per-node={devices} --no-python orrery run ..."
+                f"torchrun --nnodes={nodes} --nproc-per-node={devices} --node-rank=NUMBER --master-addr=FIRST_NODE "
+                "--no-python orrery run ..."
             )
         # A process that was started beside others may see its own GPU alone.
         here = trainer.devices if launched() is None else 1

@@ -3,7 +3,7 @@
     import orrery
 
     run = orrery.load_run("runs/quickstart")            # or orrery.run("quickstart", run_dir="runs/quickstart")
-    policy = run.policy("dmc/cartpole-balance", algorithm="pwm")
+    policy = run.policy("dmc/cartpole-balance", algorithm="svg")
     env = orrery.make_env("dmc/cartpole-balance")
     observation, _ = env.reset(seed=0)
     env.step(policy.predict(observation))

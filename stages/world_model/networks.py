@@ -244,10 +244,7 @@ class WorldModel(nn.Module):
         return self.action_dynamics.advance(carry, action * self.action_mask_KA[task], self.task_embedding(task))
 
     def rollout(self, z: torch.Tensor, action_TBA: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """Return open-loop latents [T + 1, B, D], starting with z [B, D]. Equal to `advance` up to float rounding.
-
-        The same numbers as those of `advance`, up to float rounding.
-        """
+        """Return open-loop latents [T + 1, B, D], starting with z [B, D]. Equal to `advance` up to float rounding."""
         if self.in_parallel:
             self.config.check_horizon(len(action_TBA), "the horizon of a rollout")
             masked = action_TBA * self.action_mask_KA[task]
@@ -335,7 +332,7 @@ class WorldModel(nn.Module):
         weight.div_(weight.norm(dim=-1, keepdim=True).clamp(min=1))
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors, config.json and tasks.json."""
+        """Write model.safetensors, model.json and tasks.json."""
         save_weights(folder, "model", self.state_dict(), self.config)
         (folder / "tasks.json").write_text(self.table.to_json())
 
