@@ -8,8 +8,8 @@
       extract.first_order.horizon: [4, 8, 16]
 
 `grid` makes one variant of every combination. `variants` names sets of overrides, {narrow: [key=value, ...]}; with
-both, every named set meets every combination. Values of the key `seed` in a grid are repetitions of the whole pipeline
-on new data and with new models: they are variants too, and form one group.
+both, every named set meets every combination. Values of a seed in a grid repeat the whole pipeline on new data and
+with new models (`seed`), or a stage and all that follow (`pretrain.seed`). They are variants too, and form one group.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from ..stage import Stage
 
 KEYS = ("experiment", "overrides", "grid", "variants")
 FORM = "experiment: NAME, overrides: [key=value], grid: {KEY: [value, value]}, variants: {NAME: [key=value]}"
-SEED = "seed"
-"""The key of a run that all its random streams come from."""
 NAMED = "variant"
 """The parameter that a named set of overrides gives to its variants."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9._+-]+")
+
+
+def is_seed(key: str) -> bool:
+    """Whether a key is that of a random seed: the run's `seed`, or a stage's."""
+    return key.rpartition(".")[2] == "seed"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Variant:
     name: str
     """And its folder below that of the series."""
     group: str
-    """Its name without the seed of the whole pipeline: variants of a group differ only in that seed."""
+    """Its name without seeds: variants of a group differ only in these."""
     parameters: Mapping[str, str]
     """What tells it from the others, as text: values by the grid's dotted keys, and `variant` for named overrides."""
     config: RunConfig
@@ -158,7 +161,7 @@ def prepare_study(
         for values in itertools.product(*study.grid.values()):
             shown = {key: show(value) for key, value in zip(keys, values, strict=True)}
             parts = {key: f"{short[key]}={_in_folder(text)}" for key, text in shown.items()}
-            unseeded = [part for key, part in parts.items() if key != SEED]
+            unseeded = [part for key, part in parts.items() if not is_seed(key)]
             overrides = [*(own or ()), *(f"{key}={written(value)}" for key, value in zip(keys, values, strict=True))]
             found.append((
                 ",".join(filter(None, [name, *parts.values()])),

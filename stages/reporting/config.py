@@ -10,7 +10,7 @@ class VariantConfig:
     """One variant of a study."""
 
     group: str = ""
-    """Name of the variant without the seed of the whole pipeline."""
+    """Name of the variant without seeds."""
     parameters: dict[str, str] = field(default_factory=dict)
     """Values of the keys that the study varies."""
     artifacts: dict[str, list[str]] = field(default_factory=dict)

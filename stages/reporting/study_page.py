@@ -13,7 +13,7 @@ from ..evaluation.statistics import INTERVAL_METHOD
 from . import study_figures
 from .machine import hardware_line
 from .page import render
-from .study_results import PIPELINES, QUANTILES, StudyResults
+from .study_results import QUANTILES, RUNS, StudyResults
 
 ERROR_LABELS = {"reward_r2": "Reward R²", "latent_mse": "Latent error"}
 GROWTH_LABELS = {"norm": "Jacobian norm", "return_norm": "Return gradient"}
@@ -56,14 +56,14 @@ def _scores(results: StudyResults) -> dict[str, Any]:
             returns = tasks.dropna(subset="return_mean").set_index("task")["return_mean"].to_dict()
             scored = int(tasks["score"].notna().sum())
             estimates[str(name)] = AlgorithmScores(**values, tasks=scored, of_tasks=len(tasks), returns=returns)
-        counts = {name: int(own[name].max()) for name in ("seeds", "pipelines")}
+        counts = {name: int(own[name].max()) for name in ("seeds", "runs")}
         rows.append({"group": group, "estimates": estimates} | counts)
     learned = [name for name in results.algorithms if name not in BASELINES]
     return {
         "rows": rows,
         "columns": [(name, "mean", "mean") for name in results.algorithms] + [(name, "iqm", "IQM") for name in learned],
         "figures": [*study_figures.draw_scores(results, "mean"), *study_figures.draw_scores(results, "iqm")],
-        "pipelines": int(headline["pipelines"].max()) if PIPELINES in set(headline["interval"]) else 1,
+        "runs": int(headline["runs"].max()) if RUNS in set(headline["interval"]) else 1,
     }
 
 
@@ -89,7 +89,7 @@ def _cell(score: float, return_mean: float) -> str:
 
 
 def _models(results: StudyResults, rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
-    """By model and steps predicted: median over tasks, mean over pipelines.
+    """By model and steps predicted: median over tasks, mean over runs.
 
     Args:
         rows: variant, group, model, task, predicted and the columns.
@@ -126,7 +126,7 @@ def _label(results: StudyResults, groups: frozenset[str]) -> str:
 
 
 def _actor_gradients(results: StudyResults) -> dict[str, Any]:
-    """Quantiles over all tasks, mean over the pipelines of a group."""
+    """Quantiles over all tasks, mean over the runs of a group."""
     overall = results.actor_gradients[results.actor_gradients["task"] == ""]
     keys = ["statistic", "algorithm", "group", *results.parameters]
     rows = overall.groupby(keys, sort=False)[list(QUANTILES)].mean().reset_index()

@@ -3,17 +3,18 @@
 `scores`, which becomes study.csv and what `read_study` returns: one row per variant, algorithm and task, and per
 variant and algorithm one each for `mean` and `iqm`, over all tasks.
 
-    variant, group       name, and name without the seed of the whole pipeline
+    variant, group       name, and name without seeds
     <parameter>          one column per key that the study varies, under the last part of its name
     row                  task, mean or iqm
     algorithm, task      task is empty for mean and iqm
     score, low, high     mean over seeds with its 95% interval, empty if seeds show no spread
-    interval             what the interval is over: policy seeds, or whole pipelines
-    return_mean, success_rate, episodes, seeds, pipelines
+    interval             what the interval is over: policy seeds, or runs
+    return_mean, success_rate, episodes, seeds, runs
 
-Rows of several whole-pipeline seeds (a grid over `seed`) are followed by rows that pool them: `variant` is empty,
-`group` is what they share, `pipelines` says how many, and score is the mean over pipelines with Student's t interval
-over them. Policies of one pipeline share its data and model: their own spread says nothing about another pipeline.
+Rows of several seeds (a grid over `seed`, which repeats everything, or over a stage's, such as `pretrain.seed`) are
+followed by rows that pool their runs: `variant` is empty, `group` is what they share, `runs` says how many, and score
+is the mean over runs with Student's t interval over them. Policies of one run share its data and model: their own
+spread says nothing about another run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pandas as pd
 from ...pipeline.artifact import MANIFEST, read_manifest
 from ...pipeline.config.overrides import short_names
 from ...pipeline.reading import reading_made
-from ...pipeline.study.config import NAMED, SEED
+from ...pipeline.study.config import NAMED, is_seed
 from ..evaluation.config import BASELINES
 from ..evaluation.statistics import mean_interval
 from ..policy.policy_index import POLICIES_FILE
@@ -38,7 +39,7 @@ from .results import ReportData, baselines_last
 
 SET = "set"
 """Column of the named set of overrides, where there is a grid besides."""
-POLICY_SEEDS, PIPELINES = "policy seeds", "whole pipelines"
+POLICY_SEEDS, RUNS = "policy seeds", "runs"
 KEY = ["row", "algorithm", "task"]
 MODEL = ["model", "task", "predicted"]
 ERRORS = ["reward_r2", "latent_mse"]
@@ -81,7 +82,7 @@ class StudyResults:
     @property
     def parameters(self) -> list[str]:
         """Columns of the parameters that tell groups apart."""
-        return [column for key, column in self.names.items() if key != SEED]
+        return [column for key, column in self.names.items() if not is_seed(key)]
 
     @property
     def groups(self) -> list[str]:
@@ -98,7 +99,7 @@ class StudyResults:
         values = {
             self.names[key]: [number_or_text(one.parameters[key]) for one in self.variants.values()]
             for key in self.names
-            if key not in (SEED, NAMED)
+            if key != NAMED and not is_seed(key)
         }
         counts = {
             column: len(set(own)) for column, own in values.items() if not any(isinstance(one, str) for one in own)
@@ -143,12 +144,14 @@ def read_results(variants: Mapping[str, VariantConfig], folder: Path) -> StudyRe
             ]
         actor_gradients += [own | row for row in _actor_rows(data)]
     start = ["variant", "group", *names.values()]
-    of_group = [column for key, column in names.items() if key != SEED]
+    of_group = [column for key, column in names.items() if not is_seed(key)]
     values = [*_NUMBERS[:3], "interval", *_NUMBERS[3:], *_COUNTS]
     return StudyResults(
         variants,
         names,
-        _pooled(_frame(scores, [*start, *KEY, *values]), of_group),
+        _pooled(
+            _frame(scores, [*start, *KEY, *values]), of_group, [one for one in names.values() if one not in of_group]
+        ),
         _frame(open_loop, [*start, *MODEL, *ERRORS]),
         _frame(model_gradients, [*start, *MODEL, *GROWTH]),
         _frame(actor_gradients, [*start, "statistic", "algorithm", "task", *QUANTILES]),
@@ -156,7 +159,7 @@ def read_results(variants: Mapping[str, VariantConfig], folder: Path) -> StudyRe
 
 
 _NUMBERS = ("score", "low", "high", "return_mean", "success_rate")
-_COUNTS = ("episodes", "seeds", "pipelines")
+_COUNTS = ("episodes", "seeds", "runs")
 _RESERVED = {
     "variant", "group", "interval", "statistic", *KEY, *_NUMBERS, *_COUNTS, *MODEL, *ERRORS, *GROWTH, *QUANTILES,
 }  # fmt: skip
@@ -190,7 +193,7 @@ def _score_rows(data: ReportData) -> Iterator[dict[str, Any]]:
     """Rows of one evaluation. Means and intervals over all tasks are those that it computed."""
     if data.scores is None:
         return
-    own: dict[str, Any] = {"interval": POLICY_SEEDS, "pipelines": 1}
+    own: dict[str, Any] = {"interval": POLICY_SEEDS, "runs": 1}
     for (algorithm, task), runs in data.scores.groupby(["algorithm", "task"], sort=False):
         seeds = {"seeds": int(runs["score"].notna().sum())}
         yield own | {"row": "task", "algorithm": algorithm, "task": task} | pool(runs) | seeds
@@ -243,21 +246,21 @@ def _data_summary(run_dir: Path) -> str:
     return next((one.summary for one in made if one is not None and one.kind == "store"), "")
 
 
-def _pooled(scores: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
-    """The rows, with those that pool whole-pipeline seeds behind those of each group."""
+def _pooled(scores: pd.DataFrame, parameters: Sequence[str], seeds: Sequence[str]) -> pd.DataFrame:
+    """The rows, with those that pool runs behind those of each group."""
     records: list[Any] = []
     for group, own in scores.groupby("group", sort=False):
         records += own.to_dict("records")
         if own["variant"].nunique() < 2:
             continue
         for key, runs in own.groupby(KEY, sort=False):
-            named = {"variant": "", "group": group, "interval": PIPELINES} | dict(zip(KEY, key, strict=True))
+            named = {"variant": "", "group": group, "interval": RUNS} | dict(zip(KEY, key, strict=True))
             named |= {column: runs.iloc[0][column] for column in parameters}
-            counts = {"seeds": runs["seeds"].sum(), "pipelines": int(runs["score"].notna().sum())}
+            counts = {"seeds": runs["seeds"].sum(), "runs": int(runs["score"].notna().sum())}
             records.append(named | pool(runs) | counts)
     frame = _frame(records, list(scores.columns))
     # Seeds stay whole beside pooled rows, which have none.
-    return frame.astype({SEED: "Int64"}) if SEED in frame else frame
+    return frame.astype(dict.fromkeys(seeds, "Int64"))
 
 
 def _records(measured: pd.DataFrame, columns: Sequence[str]) -> list[dict[Any, Any]]:

@@ -222,6 +222,13 @@ def test_a_grid_over_the_seed_makes_everything_anew_that_uses_it(toy: ToyStudy) 
     assert [variant.group for variant in series.variants] == ["scale=1", "scale=2"] * 2
 
 
+def test_a_grid_over_the_seed_of_a_stage_repeats_its_variants(toy: ToyStudy) -> None:
+    path = toy.write("grid: {make.seed: [0, 10], add.scale: [1, 2]}\n")
+    series = prepare_study(path, [], toy.stages, toy.config_dir)
+    assert [variant.name for variant in series.variants][:2] == ["seed=0,scale=1", "seed=0,scale=2"]
+    assert [variant.group for variant in series.variants] == ["scale=1", "scale=2"] * 2
+
+
 def test_a_study_that_grows_by_a_key_keeps_what_it_has(toy: ToyStudy) -> None:
     path = toy.write("grid: {add.scale: [1, 2]}\n")
     toy.study(path)

@@ -1,4 +1,4 @@
-"""The comparison of a study: its tables, how it pools whole pipelines, what its page shows and says is missing."""
+"""The comparison of a study: its tables, how it pools runs of several seeds, what its page shows and what it lacks."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,7 +97,7 @@ def variant(group: str, artifacts: dict[str, list[str]], **parameters: str) -> V
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> tuple[Path, dict[str, VariantConfig]]:
-    """Two latents, two horizons, three whole-pipeline seeds; the model of each latent and seed is shared."""
+    """Two latents, two horizons, three seeds; the model of each latent and seed is shared."""
     tmp_path = tmp_path_factory.mktemp("study")
     variants = {}
     for seed in range(3):
@@ -136,17 +136,17 @@ def compared(study) -> tuple[Path, str, str]:
     return (study[0], *compare(*study))
 
 
-def test_whole_pipelines_are_pooled_with_an_interval_over_them(compared) -> None:
+def test_runs_of_several_seeds_are_pooled_with_an_interval_over_them(compared) -> None:
     folder, *_ = compared
     frame = read_study(folder)
     assert list(frame.columns) == [
         "variant", "group", "latent", "horizon", "seed", "row", "algorithm", "task", "score", "low", "high", "interval",
-        "return_mean", "success_rate", "episodes", "seeds", "pipelines",
+        "return_mean", "success_rate", "episodes", "seeds", "runs",
     ]  # fmt: skip
     group = frame[(frame.group == "latent=simnorm,horizon=4") & (frame.algorithm == "pwm")]
 
     one = group[(group.variant == "latent=simnorm,horizon=4,seed=1") & (group.task == CUP)].iloc[0]
-    assert (one.score, one.episodes, one.seeds, one.pipelines) == (pytest.approx(0.85), 20, 2, 1)
+    assert (one.score, one.episodes, one.seeds, one.runs) == (pytest.approx(0.85), 20, 2, 1)
     # Of two seeds 0.01 beside their mean: t(0.975, 1) = 12.7062.
     assert (one.low, one.high) == (pytest.approx(0.85 - 0.127062), pytest.approx(0.85 + 0.127062))
     assert one.interval == "policy seeds"
@@ -155,15 +155,28 @@ def test_whole_pipelines_are_pooled_with_an_interval_over_them(compared) -> None
     assert mean.low < mean.score < mean.high
 
     pooled = group[(group.variant == "") & (group.row == "mean")].iloc[0]
-    # Means of the pipelines: 0.4, 0.45, 0.5; t(0.975, 2) = 4.3027, s = 0.05.
+    # Means of the runs: 0.4, 0.45, 0.5; t(0.975, 2) = 4.3027, s = 0.05.
     assert pooled.score == pytest.approx(0.45)
     half = 4.3027 * 0.05 / np.sqrt(3)
     assert (pooled.low, pooled.high) == (pytest.approx(0.45 - half, abs=1e-5), pytest.approx(0.45 + half, abs=1e-5))
-    assert (pooled.interval, pooled.pipelines, pooled.seeds, pooled.episodes) == ("whole pipelines", 3, 6, 120)
+    assert (pooled.interval, pooled.runs, pooled.seeds, pooled.episodes) == ("runs", 3, 6, 120)
     assert pd.isna(pooled.seed)
     of_task = group[(group.variant == "") & (group.task == CUP)].iloc[0]
     assert (of_task.score, of_task.return_mean) == (pytest.approx(0.85), pytest.approx(850))
     assert ",4,1,task," in (folder / "compare" / "study.csv").read_text()  # a seed is a whole number
+
+
+def test_models_of_several_seeds_are_pooled_too(study) -> None:
+    folder, variants = study
+    renamed = {
+        name: replace(one, parameters={**one.parameters, "pretrain.seed": one.parameters["seed"]})
+        for name, one in variants.items()
+    }
+    for one in renamed.values():
+        del one.parameters["seed"]
+    results = read_results(renamed, folder)
+    assert (results.parameters, results.axis) == (["latent", "horizon"], "horizon")
+    assert set(results.headline["runs"]) == {3}
 
 
 def test_the_headline_is_the_pooled_row_where_there_is_one(study) -> None:
@@ -171,7 +184,7 @@ def test_the_headline_is_the_pooled_row_where_there_is_one(study) -> None:
     some = {name: one for name, one in variants.items() if one.parameters["seed"] == "0" or "simnorm" in name}
     headline = read_results(some, folder).headline
     means = headline[(headline["row"] == "mean") & (headline["algorithm"] == "pwm")].set_index("group")
-    assert means["pipelines"].to_dict() == {
+    assert means["runs"].to_dict() == {
         "latent=simnorm,horizon=4": 3, "latent=simnorm,horizon=16": 3,
         "latent=mish,horizon=4": 1, "latent=mish,horizon=16": 1,
     }  # fmt: skip
@@ -242,7 +255,7 @@ def test_a_variant_without_results_is_named_and_the_others_are_shown(study, tmp_
     frame = read_study(folder)
     assert name not in set(frame.variant)
     pooled = frame[(frame.group == "latent=mish,horizon=4") & (frame.variant == "") & (frame.row == "mean")]
-    assert pooled[pooled.algorithm == "pwm"].pipelines.tolist() == [2]
+    assert pooled[pooled.algorithm == "pwm"].runs.tolist() == [2]
 
 
 def test_nothing_but_models_is_a_comparison_too(tmp_path: Path) -> None:
