@@ -104,6 +104,10 @@ class StartedTogether(LightningEnvironment):
         return self._launch.rank // self._devices
 
 
+OF_GLOO = ("gloo", "Application timeout caused pair closure")
+"""Words of its errors: nearly all name its source file. The second reaches a wait that another one's timeout ends."""
+
+
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
     """Undo what connects this process to the others when the block ends, and name a lost connection as what it is.
@@ -116,7 +120,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+        if isinstance(error, distributed.DistError) or any(words in str(error) for words in OF_GLOO):
             raise StageError(
                 "lost the connection to another training process; see the output of that process. The same command "
                 f"continues from the last checkpoint ({_first_line(error)})"

@@ -17,6 +17,7 @@ from orrery.pipeline.logging import ConsoleProgress
 from orrery.pipeline.ranks import Launch, check_launch, follow, launched
 from orrery.pipeline.runner import run
 from orrery.pipeline.stage import Context, Stage
+from orrery.stages.training.ranks import connected
 from rich.console import Console
 
 from .toy_stages import Make
@@ -175,3 +176,18 @@ def test_a_number_of_processes_that_no_stage_asks_for(load, monkeypatch, capsys)
         monkeypatch.setenv(name, str(value))
     assert main(["study", "anything"], stages=STAGES) == 2
     assert "start it once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("[gloo/transport/tcp/pair.cc:534] Connection closed by peer", StageError),
+        ("Application timeout caused pair closure", StageError),  # of a wait that another timeout ended
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
+    ],
+)
+def test_a_lost_connection_is_named(monkeypatch, message: str, expected: type[Exception]) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(expected) as raised, connected():
+        raise RuntimeError(message)
+    assert ("lost the connection to another training process" in str(raised.value)) == (expected is StageError)
